@@ -1,0 +1,171 @@
+//! Every hot operation of the CPU backend at the shapes of a real model (135 million parameters), one thread. It never
+//! judges: it prints times, GB/s of what an operation must move at least, and products or values a second.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use cuckoo_kernels::cpu::{Buffer, Matrix};
+use cuckoo_kernels::ops::{Heads, KvShape, MatrixSource, Rope, RopePairs, Span, StepLayout};
+use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenCounts};
+use cuckoo_kernels::{Cpu, Ops, Quant};
+use half::f16;
+
+const HIDDEN: usize = 576;
+const FFN: usize = 1536;
+const VOCABULARY: usize = 49152;
+const HEADS: Heads = Heads { query: 9, kv: 3, dim: 64 };
+
+/// Numbers without a pattern that a processor could learn (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z ^ (z >> 29)
+    }
+
+    fn value(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// A matrix and its bytes in a file.
+fn matrix(ops: &mut Cpu, quant: Quant, rows: usize, cols: usize) -> (Matrix, usize) {
+    let mut random = Random(7);
+    let mut data = Vec::with_capacity(rows * quant.row_bytes(cols));
+    for _ in 0..rows * cols / quant.block() {
+        let v = random.value() / 64.0;
+        match quant {
+            Quant::F32 => data.extend(v.to_le_bytes()),
+            Quant::Q4_1 => data.extend([v, -8.0 * v].map(|v| f16::from_f32(v).to_le_bytes()).concat()),
+            _ => data.extend(f16::from_f32(v).to_le_bytes()),
+        }
+        data.resize_with(data.len().next_multiple_of(quant.block_bytes()), || random.bits() as u8);
+    }
+    let source = MatrixSource { quant, rows, cols, data: &data };
+    (ops.matrix(&[source]).expect("the matrix fits"), data.len())
+}
+
+/// Random activations.
+fn activations(ops: &mut Cpu, rows: usize, cols: usize) -> Buffer {
+    let (table, _) = matrix(ops, Quant::F32, rows, cols);
+    let mut out = ops.buffer(rows, cols).expect("the buffer fits");
+    ops.embed(&table, &(0..rows as u32).collect::<Vec<_>>(), &mut out).expect("the CPU has no faults");
+    out
+}
+
+/// Weights are read once for all rows; an element is a multiplication or an addition.
+fn linear(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let shapes = [
+        ("qkv", Quant::Q4_1, HEADS.qkv_cols(), HIDDEN),
+        ("output", Quant::Q4_1, HIDDEN, HIDDEN),
+        ("gate_up", Quant::Q4_1, 2 * FFN, HIDDEN),
+        ("down", Quant::Q4_1, HIDDEN, FFN),
+        ("head", Quant::Q8_0, VOCABULARY, HIDDEN),
+        ("float", Quant::F16, 2 * FFN, HIDDEN),
+    ];
+    for (name, quant, rows, cols) in shapes {
+        let (w, w_bytes) = matrix(&mut ops, quant, rows, cols);
+        let mut group = c.benchmark_group(format!("linear/{name}"));
+        group.sample_size(20);
+        for tokens in [1, 4, 16, 128] {
+            let x = activations(&mut ops, tokens, cols);
+            let mut out = ops.buffer(tokens, rows).expect("the buffer fits");
+            let bytes = (w_bytes + 4 * tokens * (rows + cols)) as u64;
+            group.throughput(Throughput::ElementsAndBytes { elements: (2 * tokens * rows * cols) as u64, bytes });
+            group.bench_function(BenchmarkId::from_parameter(tokens), |b| b.iter(|| ops.linear(&x, &w, &mut out)));
+        }
+    }
+}
+
+/// One layer: decode rows at some depth, and a prompt. An element is a multiplication or an addition.
+fn attention(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let blocks: Vec<u32> = (0..128).map(|b| b * 37 % 128).collect();
+    let shape = KvShape { layers: 1, kv_heads: HEADS.kv, head_dim: HEADS.dim, blocks: blocks.len() };
+    let mut cache = ops.kv_cache(shape).expect("the cache fits");
+    let rope = Rope { base: 1e5, dims: HEADS.dim, pairs: RopePairs::Adjacent, factors: None, positions: 2048 };
+    let rope = ops.rope_table(&rope).expect("the table fits");
+    let mut all = activations(&mut ops, 2048, HEADS.qkv_cols());
+    let span = Span { first_row: 0, rows: 2048, first_position: 0, first_block: 0 };
+    let step = StepLayout { spans: &[span], blocks: &blocks };
+    ops.rope_store(&rope, &step, HEADS, &mut all, &mut cache, 0).expect("the CPU has no faults");
+
+    let mut group = c.benchmark_group("attention");
+    for (name, rows, first_position) in [("decode", 1, 127), ("decode", 1, 1023), ("prompt", 128, 0)] {
+        let span = Span { rows, first_position, ..span };
+        let step = StepLayout { spans: &[span], blocks: &blocks };
+        let mut qkv = activations(&mut ops, rows, HEADS.qkv_cols());
+        let mut out = ops.buffer(rows, HIDDEN).expect("the buffer fits");
+        let pairs: usize = (first_position + 1..=first_position + rows).sum();
+        let elements = (4 * pairs * HEADS.query * HEADS.dim) as u64;
+        let bytes = (8 * rows * HIDDEN + 4 * (first_position + rows) * HEADS.kv * HEADS.dim) as u64;
+        group.throughput(Throughput::ElementsAndBytes { elements, bytes });
+        let depth = first_position + rows;
+        group.bench_function(BenchmarkId::new(name, depth), |b| {
+            b.iter(|| ops.attention(&step, HEADS, 0.125, &qkv, &cache, 0, &mut out));
+        });
+        group.throughput(Throughput::Bytes((8 * rows * 768 + 4 * rows * HEADS.kv * HEADS.dim) as u64));
+        group.bench_function(BenchmarkId::new(format!("{name}_rope_store"), depth), |b| {
+            b.iter(|| ops.rope_store(&rope, &step, HEADS, &mut qkv, &mut cache, 0));
+        });
+    }
+}
+
+/// Operations that treat rows by themselves.
+fn rows(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let (table, _) = matrix(&mut ops, Quant::Q8_0, VOCABULARY, HIDDEN);
+    let weight = ops.vector(&[1.0; HIDDEN]).expect("the vector fits");
+    let mut group = c.benchmark_group("rows");
+    for rows in [1, 128] {
+        let (x, gate_up) = (activations(&mut ops, rows, HIDDEN), activations(&mut ops, rows, 2 * FFN));
+        let mut hidden = ops.buffer(rows, HIDDEN).expect("the buffer fits");
+        let mut narrow = ops.buffer(rows, FFN).expect("the buffer fits");
+        let tokens: Vec<u32> = (0..rows as u32).map(|t| t * 379 % VOCABULARY as u32).collect();
+        group.throughput(Throughput::Bytes((rows * (Quant::Q8_0.row_bytes(HIDDEN) + 4 * HIDDEN)) as u64));
+        group.bench_function(BenchmarkId::new("embed", rows), |b| b.iter(|| ops.embed(&table, &tokens, &mut hidden)));
+        group.throughput(Throughput::Bytes((8 * rows * HIDDEN + 4 * HIDDEN) as u64));
+        group.bench_function(BenchmarkId::new("norm", rows), |b| b.iter(|| ops.norm(&x, &weight, 1e-5, &mut hidden)));
+        group.throughput(Throughput::Bytes((12 * rows * FFN) as u64));
+        group.bench_function(BenchmarkId::new("swiglu", rows), |b| b.iter(|| ops.swiglu(&gate_up, &mut narrow)));
+    }
+}
+
+/// One token from a whole vocabulary, the logits spread like a model's.
+fn sample(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let mut random = Random(3);
+    let bell = |random: &mut Random| (0..6).map(|_| random.value()).sum::<f32>() * 2.0;
+    let logits: Vec<u8> = (0..VOCABULARY).flat_map(|_| bell(&mut random).to_le_bytes()).collect();
+    let source = MatrixSource { quant: Quant::F32, rows: 1, cols: VOCABULARY, data: &logits };
+    let table = ops.matrix(&[source]).expect("the matrix fits");
+    let mut x = ops.buffer(1, VOCABULARY).expect("the buffer fits");
+    ops.embed(&table, &[0], &mut x).expect("the CPU has no faults");
+    let counts = TokenCounts::default();
+    let plain = SamplingParams::default();
+    let ways = [
+        ("greedy", SamplingParams { temperature: 0.0, ..plain.clone() }),
+        ("plain", plain.clone()),
+        ("top_k", SamplingParams { top_k: 40, ..plain.clone() }),
+        ("top_p", SamplingParams { top_p: 0.9, ..plain.clone() }),
+        ("min_p", SamplingParams { min_p: 0.05, ..plain }),
+    ];
+    let mut group = c.benchmark_group("sample");
+    group.throughput(Throughput::Bytes(4 * VOCABULARY as u64));
+    for (name, params) in &ways {
+        let mut position = 0;
+        group.bench_function(*name, |b| {
+            b.iter(|| {
+                position += 1;
+                let request = SampleRequest { row: 0, params, seed: 1, position, counts: &counts };
+                black_box(ops.sample(&x, &[request]))
+            });
+        });
+    }
+}
+
+criterion_group!(ops, linear, attention, rows, sample);
+criterion_main!(ops);

@@ -1,0 +1,253 @@
+//! The CPU backend: quantized weights in tiles, AVX2 found at run time or plain Rust, a pool of threads. Results do not
+//! depend on any of these, bit for bit. It never reads the environment; callers say how many threads.
+
+mod attention;
+mod disjoint;
+mod kv_cache;
+mod lanes;
+mod linear;
+mod pool;
+mod rows;
+mod weights;
+
+pub use self::kv_cache::{KvCache, RopeTable};
+pub use self::pool::Pool;
+pub use self::weights::Matrix;
+
+use self::disjoint::Disjoint;
+use self::lanes::Level;
+use self::linear::Activations;
+use self::weights::zeroed;
+use crate::ops::{Heads, KvShape, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::sampling::{self, SampleRequest, Sampled};
+
+pub(crate) use self::weights::check_source;
+
+/// Instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// Anything.
+    Portable,
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub fn detect() -> Self {
+        if Level::new(Self::Avx2).is_some() { Self::Avx2 } else { Self::Portable }
+    }
+}
+
+/// A processor's cores as a backend.
+pub struct Cpu {
+    pool: Pool,
+    isa: Isa,
+    level: Level,
+    /// Quantized activations of the product that is being computed.
+    quantized: Vec<Activations>,
+}
+
+/// A vector of weights.
+pub struct Vector(Vec<f32>);
+
+/// Activations.
+pub struct Buffer {
+    /// `capacity` rows.
+    data: Vec<f32>,
+    cols: usize,
+    /// Rows in use.
+    rows: usize,
+}
+
+impl Buffer {
+    fn used(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    /// Declares `rows` to be in use and returns them.
+    fn begin(&mut self, rows: usize) -> &mut [f32] {
+        assert!(
+            rows * self.cols <= self.data.len(),
+            "{rows} rows do not fit a buffer of {}",
+            self.data.len() / self.cols
+        );
+        self.rows = rows;
+        &mut self.data[..rows * self.cols]
+    }
+}
+
+impl Cpu {
+    /// `threads` threads (the caller's among them) and the best instruction set of this processor.
+    pub fn new(threads: usize) -> Self {
+        Self::with_isa(threads, Isa::detect())
+    }
+
+    /// With a given instruction set, for comparisons.
+    ///
+    /// # Panics
+    /// If the processor does not have it.
+    pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        let level = Level::new(isa).expect("the instruction set asked for is one of this processor's");
+        Self { pool: Pool::new(threads), isa, level, quantized: Vec::new() }
+    }
+
+    /// Calls `f` for every row of `out` (in use: `rows`), in parallel where there is enough to do.
+    fn for_rows(&mut self, rows: usize, out: &mut Buffer, f: impl Fn(usize, &mut [f32]) + Sync) {
+        let cols = out.cols;
+        let each = (rows::VALUES_EACH / cols).max(1);
+        let data = Disjoint::new(out.begin(rows));
+        self.pool.run(rows.div_ceil(each), &|chunk| {
+            for row in chunk * each..rows.min((chunk + 1) * each) {
+                // SAFETY: every row belongs to one chunk.
+                f(row, unsafe { data.range(row * cols..(row + 1) * cols) });
+            }
+        });
+    }
+
+    fn multiply(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer, add: bool) {
+        assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
+        assert_eq!(out.cols, w.rows, "a product has as many columns as the weights have rows");
+        assert!(!add || out.rows == x.rows, "rows are added to as many rows");
+        let out = out.begin(x.rows);
+        linear::linear(&mut self.pool, self.level, (x.used(), &mut self.quantized), w, (out, add));
+    }
+}
+
+impl Ops for Cpu {
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Buffer = Buffer;
+    type KvCache = KvCache;
+    type RopeTable = RopeTable;
+
+    fn describe(&self) -> String {
+        let isa = match self.isa {
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        };
+        let threads = self.pool.threads();
+        format!("cpu {isa} x{threads} thread{}", if threads == 1 { "" } else { "s" })
+    }
+
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
+        Matrix::load(&mut self.pool, parts)
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vector, OpsError> {
+        Ok(Vector(values.to_vec()))
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
+        Ok(Buffer { data: zeroed(rows.saturating_mul(cols), "a buffer of activations")?, cols, rows: 0 })
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        KvCache::new(shape)
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable, OpsError> {
+        RopeTable::new(rope)
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(out.cols, table.cols, "embeddings are as wide as their table");
+        self.for_rows(tokens.len(), out, |i, out| table.row(tokens[i] as usize, out));
+        Ok(())
+    }
+
+    fn norm(&mut self, x: &Buffer, weight: &Vector, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols == weight.0.len() && x.cols == out.cols && x.cols.is_multiple_of(8), "norm keeps the shape");
+        let level = self.level;
+        let row = |i: usize| &x.used()[i * x.cols..][..x.cols];
+        self.for_rows(x.rows, out, |i, out| rows::norm(level, row(i), &weight.0, epsilon, out));
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        self.multiply(x, w, out, false);
+        Ok(())
+    }
+
+    fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        self.multiply(x, w, out, true);
+        Ok(())
+    }
+
+    fn rope_store(
+        &mut self,
+        table: &RopeTable,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Buffer,
+        cache: &mut KvCache,
+        layer: usize,
+    ) -> Result<(), OpsError> {
+        check_heads(step, heads, qkv, cache);
+        let rows = qkv.rows;
+        kv_cache::rope_store(&mut self.pool, table, step, heads, qkv.begin(rows), (cache, layer));
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        scale: f32,
+        qkv: &Buffer,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_heads(step, heads, qkv, cache);
+        assert_eq!(out.cols, heads.query * heads.dim, "attention gives one output a query head");
+        let (out, pool) = (out.begin(qkv.rows), &mut self.pool);
+        attention::attention((pool, self.level), step, (heads, scale), qkv.used(), (cache, layer), out);
+        Ok(())
+    }
+
+    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(gate_up.cols == 2 * out.cols && out.cols.is_multiple_of(8), "a row is a gate and as many values");
+        let level = self.level;
+        let row = |i: usize| &gate_up.used()[i * gate_up.cols..][..gate_up.cols];
+        self.for_rows(gate_up.rows, out, |i, out| rows::swiglu(level, row(i), out));
+        Ok(())
+    }
+
+    fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(x.cols, out.cols, "gathered rows keep their width");
+        self.for_rows(rows.len(), out, |i, out| out.copy_from_slice(&x.used()[rows[i] * x.cols..][..x.cols]));
+        Ok(())
+    }
+
+    fn read(&mut self, x: &Buffer) -> Result<Vec<f32>, OpsError> {
+        Ok(x.used().to_vec())
+    }
+
+    fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
+        let mut drawn: Vec<_> = requests.iter().map(|_| None).collect();
+        let to = Disjoint::new(&mut drawn);
+        self.pool.run(requests.len(), &|i| {
+            let logits = &logits.used()[requests[i].row * logits.cols..][..logits.cols];
+            // SAFETY: every chunk of the job is another request.
+            let to = unsafe { to.range(i..i + 1) };
+            to[0] = Some(sampling::draw(logits, &requests[i]));
+        });
+        drawn.into_iter().map(|d| d.expect("every chunk has run")).collect()
+    }
+}
+
+fn check_heads(step: &StepLayout<'_>, heads: Heads, qkv: &Buffer, cache: &KvCache) {
+    assert!(heads.query.is_multiple_of(heads.kv) && heads.dim.is_multiple_of(8), "{heads:?} cannot be computed with");
+    assert_eq!(qkv.cols, heads.qkv_cols(), "a row is [query | key | value]");
+    // What the kernels' chunks rely on when they write at the same time.
+    let end = step.spans.iter().fold(0, |row, span| {
+        assert!(span.first_row == row && span.rows > 0, "spans follow each other without gaps");
+        row + span.rows
+    });
+    assert_eq!(qkv.rows, end, "every row belongs to a span");
+    assert!(cache.shape.kv_heads == heads.kv && cache.shape.head_dim == heads.dim, "the cache is for other heads");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! Causal attention over paged keys and values. A query sees its blocks in order of position, with a running maximum, and
+//! goes through the same arithmetic whether it is alone or one of many that share the loads of a block.
+
+use super::disjoint::Disjoint;
+use super::kv_cache::KvCache;
+use super::lanes::{Kernel, LANES, Lanes, Level};
+use super::pool::Pool;
+use crate::ops::{Heads, KV_BLOCK_TOKENS, Span, StepLayout};
+
+/// Rows of a span that go through the blocks together: enough that a block is loaded from far away seldom, few enough
+/// that a prompt makes chunks for all threads.
+const ROWS_EACH: usize = 16;
+
+/// Queries that share the loads of one pass over a block; their sums fill half of the registers.
+const QUERIES: usize = 4;
+
+/// [`crate::ops::Ops::attention`], on the rows of `qkv`.
+pub(super) fn attention(
+    (pool, level): (&mut Pool, Level),
+    step: &StepLayout<'_>,
+    (heads, scale): (Heads, f32),
+    qkv: &[f32],
+    (cache, layer): (&KvCache, usize),
+    out: &mut [f32],
+) {
+    let out = Disjoint::new(out);
+    let mut chunks = Vec::new();
+    for span in step.spans {
+        for first in (0..span.rows).step_by(ROWS_EACH) {
+            chunks.extend((0..heads.kv).map(|head| (span, first, head)));
+        }
+    }
+    pool.run(chunks.len(), &|i| {
+        let (span, first, kv_head) = chunks[i];
+        let rows = (span.rows - first).min(ROWS_EACH);
+        let blocks = &step.blocks[span.first_block..];
+        level.run(Rows { heads, scale, qkv, cache, layer, out: &out, span, first, rows, kv_head, blocks });
+    });
+}
+
+/// Some rows of a span, for all query heads that share a key/value head.
+struct Rows<'a> {
+    heads: Heads,
+    scale: f32,
+    qkv: &'a [f32],
+    cache: &'a KvCache,
+    layer: usize,
+    out: &'a Disjoint<'a, f32>,
+    span: &'a Span,
+    first: usize,
+    rows: usize,
+    kv_head: usize,
+    blocks: &'a [u32],
+}
+
+/// One query's softmax so far.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The highest score.
+    max: f32,
+    /// Sum of `exp(score - max)`.
+    sum: f32,
+}
+
+impl Kernel for Rows<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let group = self.heads.query / self.heads.kv;
+        let queries = self.rows * group;
+        let first_position = self.span.first_position + self.first;
+        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
+        (0..queries).for_each(|q| self.sums(q).fill(0.0));
+        for b in 0..(first_position + self.rows).div_ceil(KV_BLOCK_TOKENS) {
+            let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
+            let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS, first_position, group };
+            // Later rows see more: those that see this block are a suffix.
+            let mut q = (b * KV_BLOCK_TOKENS).saturating_sub(first_position) * group;
+            while q + QUERIES <= queries {
+                self.fold::<L, QUERIES>(l, &block, q, &mut running);
+                q += QUERIES;
+            }
+            match queries - q {
+                3 => self.fold::<L, 3>(l, &block, q, &mut running),
+                2 => self.fold::<L, 2>(l, &block, q, &mut running),
+                1 => self.fold::<L, 1>(l, &block, q, &mut running),
+                _ => (),
+            }
+        }
+        for (q, running) in running.iter().enumerate() {
+            let inverse = l.splat(1.0 / running.sum);
+            for v in self.sums(q).as_chunks_mut::<LANES>().0 {
+                l.store(l.mul(l.load(v), inverse), v);
+            }
+        }
+    }
+}
+
+/// 16 positions of a sequence.
+struct Block<'a> {
+    /// `[dim][16]`.
+    keys: &'a [u16],
+    /// `[16][dim]`.
+    values: &'a [u16],
+    /// Position of the first.
+    begin: usize,
+    /// Position of the first row of the chunk.
+    first_position: usize,
+    /// Query heads that share the block.
+    group: usize,
+}
+
+impl Block<'_> {
+    /// How many of the 16 positions a query sees.
+    fn seen(&self, query: usize) -> usize {
+        (self.first_position + query / self.group + 1 - self.begin).min(KV_BLOCK_TOKENS)
+    }
+}
+
+type Scores = [f32; KV_BLOCK_TOKENS];
+
+impl Rows<'_> {
+    /// Row and query head of a query of this chunk.
+    fn place(&self, query: usize) -> (usize, usize) {
+        let group = self.heads.query / self.heads.kv;
+        (self.span.first_row + self.first + query / group, self.kv_head * group + query % group)
+    }
+
+    fn query(&self, query: usize) -> &[f32] {
+        let (row, head) = self.place(query);
+        &self.qkv[row * self.heads.qkv_cols() + head * self.heads.dim..][..self.heads.dim]
+    }
+
+    /// Where the weighted sum of a query's values grows: its place in the output.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "parts of a shared output; callers hold one query's at a time")]
+    fn sums(&self, query: usize) -> &mut [f32] {
+        let (row, head) = self.place(query);
+        let at = row * self.heads.query * self.heads.dim + head * self.heads.dim;
+        // SAFETY: a row and head belong to one chunk, and within it no two results of this function for the same query
+        // are alive at once.
+        unsafe { self.out.range(at..at + self.heads.dim) }
+    }
+
+    /// Folds a block into the results of queries `first .. first + N`.
+    #[inline(always)]
+    fn fold<L: Lanes, const N: usize>(&self, l: L, block: &Block<'_>, first: usize, running: &mut [Running]) {
+        let q: [&[f32]; N] = std::array::from_fn(|n| self.query(first + n));
+        let seen: [usize; N] = std::array::from_fn(|n| block.seen(first + n));
+        let mut weights = scores(l, block.keys, q, self.scale);
+        let mut rescale = [0.0; N];
+        for n in 0..N {
+            rescale[n] = soften(l, &mut weights[n], seen[n], &mut running[first + n]);
+        }
+        let mut out: [&mut [f32]; N] = std::array::from_fn(|n| self.sums(first + n));
+        if seen == [KV_BLOCK_TOKENS; N] {
+            add_values(l, block.values, &weights, rescale, KV_BLOCK_TOKENS, &mut out);
+        } else {
+            // What lies beyond may be anything, NaN included: it is not even multiplied by zero.
+            for n in 0..N {
+                let out = std::array::from_mut(&mut out[n]);
+                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n], out);
+            }
+        }
+    }
+}
+
+/// `scale * (q . k)` for the 16 keys of a block, summed in the order of the head's values.
+#[inline(always)]
+fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], scale: f32) -> [Scores; N] {
+    let mut sums = [[l.splat(0.0); 2]; N];
+    let (keys, _) = keys.as_chunks::<LANES>();
+    for (d, k) in keys.as_chunks::<2>().0.iter().enumerate() {
+        let k = [l.load_f16(&k[0]), l.load_f16(&k[1])];
+        for n in 0..N {
+            let q = l.splat(q[n][d]);
+            sums[n] = [l.fma(q, k[0], sums[n][0]), l.fma(q, k[1], sums[n][1])];
+        }
+    }
+    let mut scores = [[0.0; KV_BLOCK_TOKENS]; N];
+    for n in 0..N {
+        let (halves, _) = scores[n].as_chunks_mut::<LANES>();
+        for (to, sum) in halves.iter_mut().zip(sums[n]) {
+            l.store(l.mul(sum, l.splat(scale)), to);
+        }
+    }
+    scores
+}
+
+/// Turns the first `seen` scores into weights under the new running maximum, the others into 0. Returns what earlier
+/// sums are to be multiplied by.
+#[inline(always)]
+fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: usize, running: &mut Running) -> f32 {
+    scores[seen..].fill(f32::NEG_INFINITY);
+    let (halves, _) = scores.as_chunks_mut::<LANES>();
+    let [a, b] = [l.load(&halves[0]), l.load(&halves[1])];
+    let highest = l.largest(l.max(a, b));
+    let max = if highest > running.max { highest } else { running.max };
+    let less = l.splat(-max);
+    let [a, b] = [l.exp(l.add(a, less)), l.exp(l.add(b, less))];
+    l.store(a, &mut halves[0]);
+    l.store(b, &mut halves[1]);
+    let rescale = {
+        let mut lanes = [0.0; LANES];
+        l.store(l.exp(l.splat(running.max - max)), &mut lanes);
+        lanes[0]
+    };
+    *running = Running { max, sum: running.sum * rescale + l.sum(l.add(a, b)) };
+    rescale
+}
+
+/// `out = out * rescale`, then `+= weight * value` in order of position, for the first `seen` values of a block.
+#[inline(always)]
+fn add_values<L: Lanes, const N: usize>(
+    l: L,
+    values: &[u16],
+    weights: &[Scores; N],
+    rescale: [f32; N],
+    seen: usize,
+    out: &mut [&mut [f32]; N],
+) {
+    let dim = values.len() / KV_BLOCK_TOKENS;
+    let mut at = 0;
+    // Two vectors at a time keep enough sums in flight to hide the latency of an addition.
+    while at + 2 * LANES <= dim {
+        add_columns::<L, N, 2>(l, (values, dim, at), weights, rescale, seen, out);
+        at += 2 * LANES;
+    }
+    if at < dim {
+        add_columns::<L, N, 1>(l, (values, dim, at), weights, rescale, seen, out);
+    }
+}
+
+/// [`add_values`] for `8 * C` columns beginning at `at`.
+#[inline(always)]
+fn add_columns<L: Lanes, const N: usize, const C: usize>(
+    l: L,
+    (values, dim, at): (&[u16], usize, usize),
+    weights: &[Scores; N],
+    rescale: [f32; N],
+    seen: usize,
+    out: &mut [&mut [f32]; N],
+) {
+    let mut sums = [[l.splat(0.0); C]; N];
+    for n in 0..N {
+        let (old, _) = out[n][at..at + C * LANES].as_chunks::<LANES>();
+        for c in 0..C {
+            sums[n][c] = l.mul(l.load(&old[c]), l.splat(rescale[n]));
+        }
+    }
+    for j in 0..seen {
+        let (v, _) = values[j * dim + at..][..C * LANES].as_chunks::<LANES>();
+        for c in 0..C {
+            let v = l.load_f16(&v[c]);
+            for n in 0..N {
+                sums[n][c] = l.fma(l.splat(weights[n][j]), v, sums[n][c]);
+            }
+        }
+    }
+    for n in 0..N {
+        let (new, _) = out[n][at..at + C * LANES].as_chunks_mut::<LANES>();
+        for c in 0..C {
+            l.store(sums[n][c], &mut new[c]);
+        }
+    }
+}

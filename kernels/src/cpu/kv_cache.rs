@@ -1,0 +1,163 @@
+//! Paged keys and values in `f16`, and the rotation that goes before storing them. Never decides which block is whose.
+//!
+//! A block holds, for one layer and one key/value head, keys as `[dim][16 tokens]` and then values as
+//! `[16 tokens][dim]`: scores then come out one token to a lane, and no sum ever runs across lanes.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::disjoint::Disjoint;
+use super::pool::Pool;
+use super::weights::zeroed;
+use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, Rope, RopePairs, Span, StepLayout};
+
+/// Keys and values of all layers.
+pub struct KvCache {
+    pub(super) shape: KvShape,
+    /// Bits of `f16`.
+    data: Vec<u16>,
+}
+
+impl KvCache {
+    pub(super) fn new(shape: KvShape) -> Result<Self, OpsError> {
+        assert_eq!(shape.head_dim % 8, 0, "a head has a multiple of 8 values");
+        let len = [shape.blocks, shape.block_bytes() / 2].into_iter().fold(1, usize::saturating_mul);
+        Ok(Self { shape, data: zeroed(len, "the KV cache")? })
+    }
+
+    /// Values of one key or value block.
+    fn plane(&self) -> usize {
+        KV_BLOCK_TOKENS * self.shape.head_dim
+    }
+
+    /// Where the keys of a block begin; its values follow.
+    fn keys_at(&self, layer: usize, block: u32, head: usize) -> usize {
+        let s = &self.shape;
+        assert!(
+            layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads,
+            "block {block} is not in the cache"
+        );
+        ((layer * s.blocks + block as usize) * s.kv_heads + head) * 2 * self.plane()
+    }
+
+    /// Keys `[dim][16]` and values `[16][dim]`.
+    pub(super) fn block(&self, layer: usize, block: u32, head: usize) -> (&[u16], &[u16]) {
+        let at = self.keys_at(layer, block, head);
+        self.data[at..at + 2 * self.plane()].split_at(self.plane())
+    }
+}
+
+/// Cosines and sines of every position.
+pub struct RopeTable {
+    /// `[position][dims / 2]` of (cosine, sine).
+    turns: Vec<(f32, f32)>,
+    half: usize,
+    pairs: RopePairs,
+}
+
+impl RopeTable {
+    pub(super) fn new(rope: &Rope) -> Result<Self, OpsError> {
+        assert_eq!(rope.dims % 2, 0, "a rotation turns pairs");
+        let half = rope.dims / 2;
+        let factor = |i: usize| rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| f64::from(rope.base).powf(-2.0 * i as f64 / rope.dims as f64) / factor(i)).collect();
+        let mut turns = zeroed(rope.positions.saturating_mul(half), "the rotation table")?;
+        for (i, turn) in turns.iter_mut().enumerate() {
+            let (sine, cosine) = ((i / half) as f64 * frequencies[i % half]).sin_cos();
+            *turn = (cosine as f32, sine as f32);
+        }
+        Ok(Self { turns, half, pairs: rope.pairs })
+    }
+
+    /// Rotates one head.
+    fn rotate(&self, head: &mut [f32], position: usize) {
+        let turns = &self.turns[position * self.half..][..self.half];
+        for (i, &(cosine, sine)) in turns.iter().enumerate() {
+            let (a, b) = match self.pairs {
+                RopePairs::Adjacent => (2 * i, 2 * i + 1),
+                RopePairs::Halves => (i, i + self.half),
+            };
+            (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
+        }
+    }
+}
+
+/// A row of a step: its span and its place in it.
+pub(super) fn span_of<'a>(step: &StepLayout<'a>, row: usize) -> &'a Span {
+    &step.spans[step.spans.partition_point(|s| s.first_row + s.rows <= row)]
+}
+
+/// [`crate::ops::Ops::rope_store`] on the rows of `qkv`.
+pub(super) fn rope_store(
+    pool: &mut Pool,
+    table: &RopeTable,
+    step: &StepLayout<'_>,
+    heads: Heads,
+    qkv: &mut [f32],
+    (cache, layer): (&mut KvCache, usize),
+) {
+    const ROWS_EACH: usize = 4;
+    let (cols, rows) = (heads.qkv_cols(), step.rows());
+    let (qkv, places) = (Disjoint::new(qkv), Places::of(cache, step, layer));
+    let data = Disjoint::new(&mut cache.data);
+    pool.run(rows.div_ceil(ROWS_EACH), &|chunk| {
+        for row in chunk * ROWS_EACH..rows.min((chunk + 1) * ROWS_EACH) {
+            // SAFETY: every row belongs to one chunk.
+            let qkv = unsafe { qkv.range(row * cols..(row + 1) * cols) };
+            let span = span_of(step, row);
+            let position = span.first_position + row - span.first_row;
+            let (rotated, values) = qkv.split_at_mut((heads.query + heads.kv) * heads.dim);
+            rotated.chunks_exact_mut(heads.dim).for_each(|head| table.rotate(head, position));
+            let keys = &rotated[heads.query * heads.dim..];
+            // SAFETY: `Places::of` has made sure that no two rows of the step store at the same place.
+            unsafe { places.store(&data, row, position % KV_BLOCK_TOKENS, keys, values) };
+        }
+    });
+}
+
+/// Where the rows of a step store.
+struct Places {
+    /// First key of head 0, for each row.
+    at: Vec<usize>,
+    dim: usize,
+}
+
+impl Places {
+    fn of(cache: &KvCache, step: &StepLayout<'_>, layer: usize) -> Self {
+        let at = step.spans.iter().flat_map(|span| {
+            (span.first_position..span.first_position + span.rows)
+                .map(|position| cache.keys_at(layer, step.blocks[span.first_block + position / KV_BLOCK_TOKENS], 0))
+        });
+        let at: Vec<usize> = at.collect();
+        let positions = step.spans.iter().flat_map(|span| span.first_position..span.first_position + span.rows);
+        let mut slots: Vec<_> = at.iter().copied().zip(positions.map(|p| p % KV_BLOCK_TOKENS)).collect();
+        slots.sort_unstable();
+        assert!(slots.windows(2).all(|w| w[0] != w[1]), "two rows of a step store at the same place of the KV cache");
+        Self { at, dim: cache.shape.head_dim }
+    }
+
+    /// Stores the keys and values of all heads of a row at `slot` of its block.
+    ///
+    /// # Safety
+    /// No other thread touches that slot meanwhile.
+    unsafe fn store(&self, data: &Disjoint<'_, u16>, row: usize, slot: usize, keys: &[f32], values: &[f32]) {
+        let dim = self.dim;
+        let mut halves = vec![f16::ZERO; dim];
+        for (head, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+            let at = self.at[row] + head * 2 * dim * KV_BLOCK_TOKENS;
+            halves.convert_from_f32_slice(keys);
+            for (d, key) in halves.iter().enumerate() {
+                let place = at + d * KV_BLOCK_TOKENS + slot;
+                // SAFETY: one element of the slot that is ours by the contract.
+                let to = unsafe { data.range(place..place + 1) };
+                to[0] = key.to_bits();
+            }
+            halves.convert_from_f32_slice(values);
+            let place = at + (KV_BLOCK_TOKENS + slot) * dim;
+            // SAFETY: the values of the same slot.
+            let to = unsafe { data.range(place..place + dim) };
+            to.copy_from_slice(bytemuck::cast_slice(&halves));
+        }
+    }
+}

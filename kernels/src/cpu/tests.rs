@@ -1,0 +1,465 @@
+//! Every operation against the f64 oracle, and the backend against itself bit for bit: alone and batched, whole and in
+//! chunks, on any number of threads, with any instruction set.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use half::f16;
+
+use super::*;
+use crate::ops::{KV_BLOCK_TOKENS, RopePairs, Span};
+use crate::quant::{Quant, dequantize_row};
+use crate::reference::{Reference, Rounding};
+
+/// SplitMix64: numbers for tests, the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Between -1 and 1.
+    fn value(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+
+    /// A matrix whose values are about as large as those of models.
+    fn matrix(&mut self, quant: Quant, rows: usize, cols: usize) -> OwnedMatrix {
+        let mut data = Vec::new();
+        for _ in 0..rows * cols / quant.block() {
+            let v = self.value() / 8.0;
+            match quant {
+                Quant::F32 => data.extend(v.to_le_bytes()),
+                Quant::F16 => data.extend(f16::from_f32(v).to_le_bytes()),
+                Quant::BF16 => data.extend(half::bf16::from_f32(v).to_le_bytes()),
+                Quant::Q4_0 | Quant::Q8_0 => data.extend(f16::from_f32(v / 8.0).to_le_bytes()),
+                Quant::Q4_1 => data.extend([v / 8.0, -v / 2.0].map(|v| f16::from_f32(v).to_le_bytes()).concat()),
+            }
+            data.resize_with(data.len().next_multiple_of(quant.block_bytes()), || self.bits() as u8);
+        }
+        OwnedMatrix { quant, rows, cols, data }
+    }
+}
+
+struct OwnedMatrix {
+    quant: Quant,
+    rows: usize,
+    cols: usize,
+    data: Vec<u8>,
+}
+
+impl OwnedMatrix {
+    fn source(&self) -> MatrixSource<'_> {
+        MatrixSource { quant: self.quant, rows: self.rows, cols: self.cols, data: &self.data }
+    }
+}
+
+/// Puts values into a buffer by the only door there is.
+fn upload<O: Ops>(ops: &mut O, values: &[f32], cols: usize) -> O::Buffer {
+    let rows = values.len() / cols;
+    let source = MatrixSource { quant: Quant::F32, rows, cols, data: bytemuck::cast_slice(values) };
+    let table = ops.matrix(&[source]).unwrap();
+    let mut out = ops.buffer(rows, cols).unwrap();
+    ops.embed(&table, &(0..rows as u32).collect::<Vec<_>>(), &mut out).unwrap();
+    out
+}
+
+fn backends() -> Vec<Cpu> {
+    let best = Isa::detect();
+    vec![
+        Cpu::with_isa(1, best),
+        Cpu::with_isa(1, Isa::Portable),
+        Cpu::with_isa(2, best),
+        Cpu::with_isa(3, best),
+        Cpu::with_isa(3, Isa::Portable),
+    ]
+}
+
+/// Mean square of the difference by mean square of what is expected.
+fn nmse(got: &[f32], expect: &[f32]) -> f64 {
+    assert_eq!(got.len(), expect.len());
+    let square = |v: f64| v * v;
+    let error: f64 = got.iter().zip(expect).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    error / expect.iter().map(|v| square(f64::from(*v))).sum::<f64>().max(f64::MIN_POSITIVE)
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Runs `f` on every backend, checks that all agree bit for bit, and with the oracle within `tolerance` (NMSE).
+macro_rules! agree {
+    ($tolerance:expr, $ops:ident => $result:expr) => {{
+        let oracle: Vec<f32> = {
+            let $ops = &mut Reference::new(Rounding::AsBackends);
+            $result
+        };
+        let mut first: Option<Vec<f32>> = None;
+        for mut backend in backends() {
+            let name = backend.describe();
+            let got: Vec<f32> = {
+                let $ops = &mut backend;
+                $result
+            };
+            let error = nmse(&got, &oracle);
+            assert!(error < $tolerance, "{name}: {error:e} off the oracle");
+            let first = first.get_or_insert_with(|| got.clone());
+            assert_eq!(bits(first), bits(&got), "{name} differs from the first backend");
+        }
+    }};
+}
+
+#[test]
+fn linear_in_all_formats_and_ragged_shapes() {
+    let mut random = Random(1);
+    for (i, quant) in Quant::ALL.into_iter().enumerate() {
+        for (rows, cols) in [(1, 32), (5, 96), (8, 64), (19, 1536), (64, 576), (33, 160)] {
+            let w = random.matrix(quant, rows, cols);
+            // A second part of another format, after a part whose last tile may be incomplete.
+            let v = random.matrix(Quant::ALL[(i + 4) % 6], 11, cols);
+            for tokens in [1, 2, 3, 5, 8, 17] {
+                let x = random.values(tokens * cols);
+                agree!(2e-12, ops => {
+                    let x = upload(ops, &x, cols);
+                    let w = ops.matrix(&[w.source(), v.source()]).unwrap();
+                    let mut out = ops.buffer(tokens + 1, rows + 11).unwrap();
+                    ops.linear(&x, &w, &mut out).unwrap();
+                    ops.linear_add(&x, &w, &mut out).unwrap();
+                    ops.read(&out).unwrap()
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_the_dequantized_rows() {
+    let mut random = Random(2);
+    for quant in Quant::ALL {
+        let (a, b) = (random.matrix(quant, 13, 64), random.matrix(Quant::Q8_0, 6, 64));
+        let mut expect = Vec::new();
+        let tokens = [18u32, 0, 12, 13, 5, 12];
+        for &token in &tokens {
+            let (m, row) = if token < 13 { (&a, token as usize) } else { (&b, token as usize - 13) };
+            let (mut values, bytes) = ([0.0; 64], m.quant.row_bytes(64));
+            dequantize_row(m.quant, &m.data[row * bytes..][..bytes], &mut values);
+            expect.extend(values);
+        }
+        for mut ops in backends() {
+            let table = ops.matrix(&[a.source(), b.source()]).unwrap();
+            let mut out = ops.buffer(6, 64).unwrap();
+            ops.embed(&table, &tokens, &mut out).unwrap();
+            assert_eq!(bits(&ops.read(&out).unwrap()), bits(&expect), "{quant}");
+        }
+    }
+}
+
+#[test]
+fn norm_swiglu_gather() {
+    let mut random = Random(3);
+    for cols in [32, 96, 576, 1536] {
+        for rows in [1, 2, 3, 17, 40] {
+            let x: Vec<f32> = random.values(rows * cols).iter().map(|v| v * 20.0).collect();
+            let weight = random.values(cols);
+            agree!(1e-13, ops => {
+                let x = upload(ops, &x, cols);
+                let weight = ops.vector(&weight).unwrap();
+                let mut out = ops.buffer(rows, cols).unwrap();
+                ops.norm(&x, &weight, 1e-5, &mut out).unwrap();
+                ops.read(&out).unwrap()
+            });
+            agree!(1e-13, ops => {
+                let x = upload(ops, &x, cols);
+                let mut out = ops.buffer(rows, cols / 2).unwrap();
+                ops.swiglu(&x, &mut out).unwrap();
+                ops.read(&out).unwrap()
+            });
+            let picked: Vec<usize> = (0..rows).rev().step_by(2).collect();
+            agree!(f64::MIN_POSITIVE, ops => {
+                let x = upload(ops, &x, cols);
+                let mut out = ops.buffer(rows, cols).unwrap();
+                ops.gather(&x, &picked, &mut out).unwrap();
+                ops.read(&out).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
+fn swiglu_at_the_ends() {
+    let mut gate_up = vec![1.0f32; 64];
+    gate_up[..8].copy_from_slice(&[-200.0, -88.5, -87.0, 200.0, 0.0, -1e30, 1e30, f32::NAN]);
+    for mut ops in backends() {
+        let x = upload(&mut ops, &gate_up, 64);
+        let mut out = ops.buffer(1, 32).unwrap();
+        ops.swiglu(&x, &mut out).unwrap();
+        let y = ops.read(&out).unwrap();
+        assert!(y[..3].iter().all(|v| v.abs() < 1e-35) && y[5].abs() < 1e-6, "{y:?}");
+        assert_eq!((y[3], y[4], y[6]), (200.0, 0.0, 1e30));
+        assert!(y[7].is_nan());
+    }
+}
+
+/// One layer of a model: everything that a forward pass does, in small.
+struct Layer {
+    heads: Heads,
+    rope: Rope,
+    embedding: OwnedMatrix,
+    qkv: [OwnedMatrix; 3],
+    output: OwnedMatrix,
+    gate_up: OwnedMatrix,
+    down: OwnedMatrix,
+    norm: Vec<f32>,
+}
+
+const HIDDEN: usize = 96;
+const FFN: usize = 160;
+
+impl Layer {
+    fn new(heads: Heads, pairs: RopePairs, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let factors = (pairs == RopePairs::Halves).then(|| vec![1.5; heads.dim / 4]);
+        Self {
+            heads,
+            rope: Rope { base: 10000.0, dims: heads.dim / 2, pairs, factors, positions: 256 },
+            embedding: random.matrix(Quant::Q8_0, 40, HIDDEN),
+            qkv: [
+                random.matrix(Quant::Q4_1, heads.query * heads.dim, HIDDEN),
+                random.matrix(Quant::Q4_0, heads.kv * heads.dim, HIDDEN),
+                random.matrix(Quant::Q8_0, heads.kv * heads.dim, HIDDEN),
+            ],
+            output: random.matrix(Quant::Q4_1, HIDDEN, heads.query * heads.dim),
+            gate_up: random.matrix(Quant::Q4_1, 2 * FFN, HIDDEN),
+            down: random.matrix(Quant::BF16, HIDDEN, FFN),
+            norm: random.values(HIDDEN).iter().map(|v| v + 2.0).collect(),
+        }
+    }
+
+    /// Feeds sequences in the steps given, each a list of (sequence, tokens to take), and returns what came out at every
+    /// (sequence, position). Blocks are handed out in a scattered order and were full of NaN before.
+    fn run<O: Ops>(&self, ops: &mut O, steps: &[Vec<(usize, usize)>]) -> BTreeMap<(usize, usize), Vec<f32>> {
+        const BLOCKS: usize = 24;
+        let layer = 1;
+        let kv = KvShape { layers: 2, kv_heads: self.heads.kv, head_dim: self.heads.dim, blocks: BLOCKS };
+        let (mut cache, rope) = (ops.kv_cache(kv).unwrap(), ops.rope_table(&self.rope).unwrap());
+        let nan = vec![f32::NAN; BLOCKS * KV_BLOCK_TOKENS * self.heads.qkv_cols()];
+        let mut nan = upload(ops, &nan, self.heads.qkv_cols());
+        let whole = Span { first_row: 0, rows: 2 * KV_BLOCK_TOKENS, first_position: 0, first_block: 0 };
+        let blocks: Vec<u32> = (0..BLOCKS as u32).collect();
+        let spans: Vec<Span> =
+            (0..BLOCKS / 2).map(|i| Span { first_row: i * whole.rows, first_block: 2 * i, ..whole }).collect();
+        let layout = StepLayout { spans: &spans, blocks: &blocks };
+        ops.rope_store(&rope, &layout, self.heads, &mut nan, &mut cache, layer).unwrap();
+
+        let (mut tables, mut lengths) = (vec![Vec::new(); 8], [0; 8]);
+        let (mut results, mut taken) = (BTreeMap::new(), 0u32);
+        for step in steps {
+            let (mut spans, mut blocks, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+            for &(sequence, rows) in step {
+                let span = Span {
+                    first_row: tokens.len(),
+                    rows,
+                    first_position: lengths[sequence],
+                    first_block: blocks.len(),
+                };
+                while tables[sequence].len() < span.blocks() {
+                    tables[sequence].push(taken * 7 % BLOCKS as u32);
+                    taken += 1;
+                }
+                blocks.extend(&tables[sequence]);
+                tokens.extend((0..rows).map(|i| ((lengths[sequence] + i) * 5 + sequence * 11) as u32 % 40));
+                lengths[sequence] += rows;
+                spans.push(span);
+            }
+            let out =
+                self.forward(ops, &StepLayout { spans: &spans, blocks: &blocks }, &tokens, (&rope, &mut cache, layer));
+            for (span, &(sequence, _)) in spans.iter().zip(step) {
+                for i in 0..span.rows {
+                    let row = &out[(span.first_row + i) * HIDDEN..][..HIDDEN];
+                    results.insert((sequence, span.first_position + i), row.to_vec());
+                }
+            }
+        }
+        results
+    }
+
+    fn forward<O: Ops>(
+        &self,
+        ops: &mut O,
+        step: &StepLayout<'_>,
+        tokens: &[u32],
+        (rope, cache, layer): (&O::RopeTable, &mut O::KvCache, usize),
+    ) -> Vec<f32> {
+        let (heads, rows) = (self.heads, tokens.len());
+        let [table, output, gate_up, down] =
+            [&self.embedding, &self.output, &self.gate_up, &self.down].map(|m| ops.matrix(&[m.source()]).unwrap());
+        let qkv_weights = ops.matrix(&[self.qkv[0].source(), self.qkv[1].source(), self.qkv[2].source()]).unwrap();
+        let norm = ops.vector(&self.norm).unwrap();
+        let [mut x, mut y, mut qkv, mut mixed, mut wide, mut narrow] =
+            [HIDDEN, HIDDEN, heads.qkv_cols(), heads.query * heads.dim, 2 * FFN, FFN]
+                .map(|cols| ops.buffer(rows, cols).unwrap());
+        ops.embed(&table, tokens, &mut x).unwrap();
+        ops.norm(&x, &norm, 1e-5, &mut y).unwrap();
+        ops.linear(&y, &qkv_weights, &mut qkv).unwrap();
+        ops.rope_store(rope, step, heads, &mut qkv, cache, layer).unwrap();
+        ops.attention(step, heads, 0.3, &qkv, cache, layer, &mut mixed).unwrap();
+        ops.linear_add(&mixed, &output, &mut x).unwrap();
+        ops.norm(&x, &norm, 1e-5, &mut y).unwrap();
+        ops.linear(&y, &gate_up, &mut wide).unwrap();
+        ops.swiglu(&wide, &mut narrow).unwrap();
+        ops.linear_add(&narrow, &down, &mut x).unwrap();
+        ops.read(&x).unwrap()
+    }
+}
+
+/// Sequence 0 has 70 tokens, sequence 1 has 33, sequence 2 has 17: all alone; in two chunkings; mixed in odd ways.
+fn schedules() -> Vec<Vec<Vec<(usize, usize)>>> {
+    let one_by_one = |s, n| (0..n).map(move |_| vec![(s, 1)]);
+    vec![
+        vec![vec![(0, 70)], vec![(1, 33)], vec![(2, 17)]],
+        one_by_one(2, 17).chain(one_by_one(0, 70)).chain(one_by_one(1, 33)).collect(),
+        vec![vec![(0, 7), (1, 16), (2, 17)], vec![(1, 1), (0, 63)], vec![(1, 16)]],
+        (0..70)
+            .map(|i| [(0, 70), (1, 33), (2, 17)].into_iter().filter(|&(_, n)| i < n).map(|(s, _)| (s, 1)).collect())
+            .collect(),
+    ]
+}
+
+fn compositions_agree(heads: Heads, pairs: RopePairs, seed: u64) {
+    let layer = Layer::new(heads, pairs, seed);
+    let oracle = layer.run(&mut Reference::new(Rounding::AsBackends), &schedules()[0]);
+    let mut first = None;
+    for (i, schedule) in schedules().iter().enumerate() {
+        for mut ops in backends() {
+            let name = format!("{heads:?}, schedule {i}, {}", ops.describe());
+            let got = layer.run(&mut ops, schedule);
+            assert_eq!(got.len(), 120, "{name}");
+            for (place, row) in &got {
+                let error = nmse(row, &oracle[place]);
+                assert!(error < 1e-8, "{name}: {error:e} off the oracle at {place:?}");
+            }
+            let first = first.get_or_insert_with(|| got.clone());
+            assert!(first.iter().all(|(place, row)| bits(row) == bits(&got[place])), "{name} differs");
+        }
+    }
+}
+
+#[test]
+fn a_layer_is_the_same_however_it_is_batched() {
+    compositions_agree(Heads { query: 9, kv: 3, dim: 32 }, RopePairs::Adjacent, 4);
+    compositions_agree(Heads { query: 4, kv: 4, dim: 24 }, RopePairs::Halves, 5);
+    compositions_agree(Heads { query: 8, kv: 1, dim: 16 }, RopePairs::Halves, 6);
+}
+
+/// The oracle without rounding is close to the one with it: the rounding is where it should be and no more.
+#[test]
+fn rounding_is_small() {
+    let layer = Layer::new(Heads { query: 6, kv: 2, dim: 32 }, RopePairs::Adjacent, 7);
+    let run = |rounding| layer.run(&mut Reference::new(rounding), &schedules()[0]);
+    let (exact, rounded) = (run(Rounding::None), run(Rounding::AsBackends));
+    let flat = |m: &BTreeMap<_, Vec<f32>>| m.values().flatten().copied().collect::<Vec<f32>>();
+    let error = nmse(&flat(&rounded), &flat(&exact));
+    assert!(error > 0.0 && error < 1e-7, "{error:e}");
+}
+
+#[test]
+fn sampling_is_the_same_on_every_backend() {
+    let logits = Random(8).values(5 * 1024);
+    let params = crate::sampling::SamplingParams { temperature: 0.7, top_p: 0.95, ..Default::default() };
+    let counts = crate::sampling::TokenCounts::default();
+    let requests: Vec<_> = (0..40)
+        .map(|i| SampleRequest { row: i % 5, params: &params, seed: 9, position: i as u64, counts: &counts })
+        .collect();
+    agree!(f64::MIN_POSITIVE, ops => {
+        let logits = upload(ops, &logits, 1024);
+        ops.sample(&logits, &requests).unwrap().iter().map(|s| s.token as f32).collect()
+    });
+    let mut broken = logits.clone();
+    broken[3 * 1024 + 7] = f32::NAN;
+    let mut ops = Cpu::new(2);
+    let broken = upload(&mut ops, &broken, 1024);
+    assert!(matches!(ops.sample(&broken, &requests), Err(OpsError::Fault(_))));
+}
+
+#[test]
+fn broken_activations_show_in_every_product() {
+    let mut x = vec![1.0f32; 64];
+    x[40] = f32::NAN;
+    for quant in Quant::ALL {
+        let w = Random(10).matrix(quant, 9, 64);
+        for mut ops in backends() {
+            let (x, w) = (upload(&mut ops, &x, 64), ops.matrix(&[w.source()]).unwrap());
+            let mut out = ops.buffer(1, 9).unwrap();
+            ops.linear(&x, &w, &mut out).unwrap();
+            assert!(ops.read(&out).unwrap().iter().all(|v| v.is_nan()), "{quant} {}", ops.describe());
+        }
+    }
+}
+
+#[test]
+fn a_step_may_have_no_rows() {
+    let w = Random(11).matrix(Quant::Q4_1, 12, 32);
+    agree!(f64::MIN_POSITIVE, ops => {
+        let (w, norm) = (ops.matrix(&[w.source()]).unwrap(), ops.vector(&[1.0; 32]).unwrap());
+        let [mut x, mut y, mut z] = [32, 32, 12].map(|cols| ops.buffer(4, cols).unwrap());
+        ops.embed(&w, &[], &mut x).unwrap();
+        ops.norm(&x, &norm, 1e-5, &mut y).unwrap();
+        ops.gather(&y, &[], &mut x).unwrap();
+        ops.linear(&x, &w, &mut z).unwrap();
+        ops.linear_add(&x, &w, &mut z).unwrap();
+        assert!(ops.sample(&z, &[]).unwrap().is_empty());
+        ops.read(&z).unwrap()
+    });
+}
+
+/// Two sequences that write to one block would race; the step is refused as the bug it is.
+#[test]
+#[should_panic(expected = "same place of the KV cache")]
+fn sequences_cannot_write_to_the_same_slot() {
+    let (mut ops, heads) = (Cpu::new(2), Heads { query: 1, kv: 1, dim: 16 });
+    let rope = Rope { base: 1e4, dims: 16, pairs: RopePairs::Halves, factors: None, positions: 16 };
+    let rope = ops.rope_table(&rope).unwrap();
+    let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: 2 }).unwrap();
+    let mut qkv = upload(&mut ops, &[0.5; 2 * 96], 96);
+    qkv.cols = heads.qkv_cols();
+    let span = Span { first_row: 0, rows: 1, first_position: 3, first_block: 0 };
+    let spans = [span, Span { first_row: 1, first_block: 1, ..span }];
+    let step = StepLayout { spans: &spans, blocks: &[1, 1] };
+    ops.rope_store(&rope, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+}
+
+#[test]
+fn contradictory_matrices_are_refused() {
+    let data = vec![0u8; 4096];
+    let source = |quant, rows, cols, bytes| MatrixSource { quant, rows, cols, data: &data[..bytes] };
+    let bad = [
+        vec![source(Quant::F32, 2, 48, 384)],
+        vec![source(Quant::Q4_1, 2, 64, 79)],
+        vec![source(Quant::Q4_1, 0, 64, 0)],
+        vec![source(Quant::Q4_1, 2, 0, 0)],
+        vec![source(Quant::Q4_1, usize::MAX, 64, 80)],
+        vec![source(Quant::Q8_0, 2, 64, 136), source(Quant::Q8_0, 2, 32, 68)],
+    ];
+    for parts in bad {
+        let results = [Cpu::new(1).matrix(&parts).err(), Reference::new(Rounding::None).matrix(&parts).err()];
+        for error in results {
+            assert!(matches!(error, Some(OpsError::BadMatrix { .. })), "{parts:?}: {error:?}");
+        }
+    }
+    assert!(Cpu::new(1).matrix(&[source(Quant::Q4_1, 2, 64, 80)]).is_ok());
+}
+
+#[test]
+fn more_memory_than_there_is_is_an_error() {
+    let shape = KvShape { layers: 1 << 20, kv_heads: 1 << 10, head_dim: 64, blocks: 1 << 30 };
+    assert!(matches!(Cpu::new(1).kv_cache(shape), Err(OpsError::OutOfMemory { .. })));
+    assert!(matches!(Cpu::new(1).buffer(usize::MAX / 2, 64), Err(OpsError::OutOfMemory { .. })));
+}

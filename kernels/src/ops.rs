@@ -1,0 +1,270 @@
+//! The operations a model is made of: one trait, one contract per operation. Backends implement it; the forward pass is
+//! written once over it. An operation never knows which model, sequence or peer it works for.
+//!
+//! # Numerics
+//!
+//! The reduction order of every operation depends on shapes and on positions inside a sequence only: never on how many
+//! rows share the step, on where a prompt was cut into chunks, or on the number of threads. So *batched equals alone*
+//! and *chunked prefill equals whole*, bit for bit, within one backend.
+//!
+//! Values are rounded to less than `f32` in two places, and every backend rounds at the same two:
+//! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 16-bit
+//!   integers with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized
+//!   weights; floating-point weights meet activations as they are;
+//! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
+
+use crate::quant::Quant;
+use crate::sampling::{SampleRequest, Sampled};
+
+/// Columns that share one activation scale.
+pub const ACTIVATION_BLOCK: usize = 32;
+
+/// Token positions in one KV block, on every backend.
+pub const KV_BLOCK_TOKENS: usize = 16;
+
+/// A matrix as it lies in a model file: row-major, each row quantized by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixSource<'a> {
+    /// How values are stored.
+    pub quant: Quant,
+    /// Output features.
+    pub rows: usize,
+    /// Input features; a multiple of [`ACTIVATION_BLOCK`].
+    pub cols: usize,
+    /// `rows * quant.row_bytes(cols)` bytes.
+    pub data: &'a [u8],
+}
+
+/// Consecutive rows of one sequence inside a step: a decode is a span of one row, a prefill chunk a span of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First row of the step that belongs to this span.
+    pub first_row: usize,
+    /// Rows in this span, at least one.
+    pub rows: usize,
+    /// Position in the sequence of the first row; row `i` stands at `first_position + i`.
+    pub first_position: usize,
+    /// Where this sequence's block table begins in [`StepLayout::blocks`].
+    pub first_block: usize,
+}
+
+impl Span {
+    /// KV blocks that hold positions `0 ..= last` of this span.
+    pub fn blocks(&self) -> usize {
+        (self.first_position + self.rows).div_ceil(KV_BLOCK_TOKENS)
+    }
+}
+
+/// Which rows of a step belong to which sequence, and where their keys and values live.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLayout<'a> {
+    /// In row order, without gaps: span `i + 1` begins where span `i` ends.
+    pub spans: &'a [Span],
+    /// Concatenated block tables. Block `b` of a span is `blocks[span.first_block + b]`.
+    pub blocks: &'a [u32],
+}
+
+impl StepLayout<'_> {
+    /// Rows of the whole step.
+    pub fn rows(&self) -> usize {
+        self.spans.last().map_or(0, |s| s.first_row + s.rows)
+    }
+}
+
+/// Attention geometry. A row of the fused projection is `[query | key | value]`, heads contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads; a multiple of `kv`.
+    pub query: usize,
+    /// Key/value heads (grouped-query attention).
+    pub kv: usize,
+    /// Values per head; a multiple of 8.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Columns of the fused projection.
+    pub fn qkv_cols(&self) -> usize {
+        (self.query + 2 * self.kv) * self.dim
+    }
+}
+
+/// Which two values of a head a rotation turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `(2i, 2i + 1)`: llama weights as GGUF stores them.
+    Adjacent,
+    /// `(i, i + dims / 2)`: the GPT-NeoX convention (qwen, gemma, phi).
+    Halves,
+}
+
+/// Rotary position embedding (Su et al., arXiv 2104.09864).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series of wavelengths.
+    pub base: f32,
+    /// Leading values of each head that are rotated; even.
+    pub dims: usize,
+    /// Pairing.
+    pub pairs: RopePairs,
+    /// Divides frequency `i` by `factors[i]` where present (`rope_freqs.weight`, llama-3.1 scaling); `dims / 2` long.
+    pub factors: Option<Vec<f32>>,
+    /// Positions that will ever be asked for; backends precompute a table of this length.
+    pub positions: usize,
+}
+
+/// Extent of one paged KV cache. Keys and values are `f16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Values per head.
+    pub head_dim: usize,
+    /// Blocks of [`KV_BLOCK_TOKENS`] positions, shared by all sequences.
+    pub blocks: usize,
+}
+
+impl KvShape {
+    /// Bytes that one block takes over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.layers * self.kv_heads * self.head_dim * 2 * KV_BLOCK_TOKENS * 2
+    }
+}
+
+/// A device that could not do what was asked of it. Wrong shapes are bugs and panic; this is the world's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum OpsError {
+    /// Asked for more memory than there is.
+    #[error("{what} needs {bytes} bytes and the device refused them")]
+    OutOfMemory {
+        /// What was to be placed there.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+    /// This backend cannot compute with such weights.
+    #[error(
+        "weights of type {0} cannot be computed with yet; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+    )]
+    Unsupported(Quant),
+    /// A matrix that contradicts itself.
+    #[error("matrix of {rows}x{cols} {quant}: {why}")]
+    BadMatrix {
+        /// Output features.
+        rows: usize,
+        /// Input features.
+        cols: usize,
+        /// Storage format.
+        quant: Quant,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The device failed while running.
+    #[error("device fault: {0}")]
+    Fault(String),
+}
+
+/// A backend: memory on a device, and the operations that work on it.
+///
+/// A `Buffer` is `f32`, row-major, created with a capacity in rows; operations that write one set how many rows are in
+/// use. Buffers of one call never alias except where a contract says so.
+pub trait Ops {
+    /// A weight matrix in the backend's own layout, quantized as in the file.
+    type Matrix;
+    /// A vector of `f32` weights.
+    type Vector;
+    /// Activations.
+    type Buffer;
+    /// Paged keys and values of all layers.
+    type KvCache;
+    /// A prepared rotation table.
+    type RopeTable;
+
+    /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
+    fn describe(&self) -> String;
+
+    /// Loads matrices stacked by rows, in order, as one: fused query/key/value, gate/up. All parts have equal `cols`.
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError>;
+    /// Loads a vector.
+    fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError>;
+    /// Allocates activations of `rows` (capacity) by `cols`.
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
+    /// Allocates a KV cache; contents are unspecified until stored.
+    fn kv_cache(&mut self, shape: KvShape) -> Result<Self::KvCache, OpsError>;
+    /// Prepares a rotation.
+    fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError>;
+
+    /// `out[i] = table[tokens[i]]`, dequantized to `f32`.
+    ///
+    /// Every token is below `table.rows`. Minimum bytes: `tokens * (row_bytes + 4 * cols)`.
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] = x[i] * weight / sqrt(mean(x[i]^2) + epsilon)` (RMSNorm, arXiv 1910.07467).
+    ///
+    /// Minimum bytes: `8 * rows * cols + 4 * cols`.
+    fn norm(
+        &mut self,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
+
+    /// `out[i] = w * x[i]`. For quantized weights rows of `x` are quantized as the module says: exact integer dot products
+    /// per block, scales combined in `f32` in block order.
+    ///
+    /// Minimum bytes: `bytes(w) + 4 * rows * (w.cols + w.rows)`.
+    fn linear(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] += w * x[i]`: [`Ops::linear`], rounded to `f32`, then added.
+    fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// Rotates queries and keys of `qkv` in place by their positions, then stores keys and values of `layer` at those
+    /// positions in the blocks that `step` names.
+    ///
+    /// Minimum bytes: `8 * rows * (query + kv) * dim + 4 * rows * kv * dim`.
+    fn rope_store(
+        &mut self,
+        table: &Self::RopeTable,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+        layer: usize,
+    ) -> Result<(), OpsError>;
+
+    /// Causal attention of every row over positions `0 ..= own` of its sequence, read from the cache:
+    /// `out[i] = softmax(scale * q k) v`, heads side by side. KV blocks are folded in order of position with a running
+    /// maximum (Milakov and Gimelshein, arXiv 1805.02867), the same for a decode row and a prefill row.
+    ///
+    /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `4 * kv * dim` a position.
+    #[allow(clippy::too_many_arguments, reason = "what attention depends on; each argument is one thing")]
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        scale: f32,
+        qkv: &Self::Buffer,
+        cache: &Self::KvCache,
+        layer: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
+
+    /// `out[i] = silu(gate) * up` where a row of `gate_up` is `[gate | up]` (SwiGLU, arXiv 2002.05202).
+    ///
+    /// Minimum bytes: `12 * rows * cols(out)`.
+    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// Copies the rows in use to the host, row-major.
+    fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError>;
+
+    /// Draws one token for each request from the row of logits it names; see [`crate::sampling`].
+    ///
+    /// Minimum bytes: `4 * vocabulary` a request.
+    fn sample(&mut self, logits: &Self::Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError>;
+}

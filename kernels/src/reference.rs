@@ -1,0 +1,387 @@
+//! The oracle: every operation as its contract reads, in `f64`, naively. Never fast, never clever: where a backend and
+//! this disagree by more than rounding, the backend is wrong.
+
+use half::f16;
+
+use crate::cpu::check_source;
+use crate::ops::{
+    ACTIVATION_BLOCK, Heads, KV_BLOCK_TOKENS, KvShape, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+};
+use crate::quant::{Quant, dequantize_row, quantize_activations};
+use crate::sampling::{self, SampleRequest, Sampled};
+
+/// Where values are rounded to less than `f64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Where [`crate::ops`] says that every backend rounds.
+    AsBackends,
+    /// Nowhere.
+    None,
+}
+
+/// The f64 backend.
+pub struct Reference {
+    rounding: Rounding,
+    threads: usize,
+}
+
+/// Rows as the file has them; dequantized whenever they are used.
+pub struct Matrix {
+    rows: Vec<(Quant, Box<[u8]>)>,
+    cols: usize,
+}
+
+impl Matrix {
+    fn row(&self, row: usize) -> Vec<f64> {
+        let (quant, bytes) = &self.rows[row];
+        let mut values = vec![0.0f32; self.cols];
+        dequantize_row(*quant, bytes, &mut values);
+        values.into_iter().map(f64::from).collect()
+    }
+}
+
+/// Activations, one vector a row.
+pub struct Buffer {
+    capacity: usize,
+    cols: usize,
+    rows: Vec<Vec<f64>>,
+}
+
+impl Buffer {
+    fn set(&mut self, rows: Vec<Vec<f64>>) {
+        assert!(rows.len() <= self.capacity, "{} rows do not fit a buffer of {}", rows.len(), self.capacity);
+        assert!(rows.iter().all(|r| r.len() == self.cols), "rows of other than {} columns", self.cols);
+        self.rows = rows;
+    }
+}
+
+/// `[layer][block][slot][kv head]` of keys and values.
+pub struct KvCache {
+    shape: KvShape,
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+}
+
+impl KvCache {
+    fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
+        let s = &self.shape;
+        assert!(
+            layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads,
+            "block {block} is not in the cache"
+        );
+        ((layer * s.blocks + block as usize) * KV_BLOCK_TOKENS + slot) * s.kv_heads + head
+    }
+}
+
+/// Block and slot of every position `0 .. end` of a span's sequence.
+fn places(step: &StepLayout<'_>, first_block: usize, end: usize) -> Vec<(u32, usize)> {
+    (0..end).map(|p| (step.blocks[first_block + p / KV_BLOCK_TOKENS], p % KV_BLOCK_TOKENS)).collect()
+}
+
+impl Reference {
+    /// With all the cores of this machine.
+    pub fn new(rounding: Rounding) -> Self {
+        Self { rounding, threads: std::thread::available_parallelism().map_or(1, usize::from) }
+    }
+
+    /// A row of activations as the products see it.
+    fn activations(&self, row: &[f64], quant: Quant) -> Vec<f64> {
+        if self.rounding == Rounding::None || quant.is_float() {
+            return row.to_vec();
+        }
+        let single: Vec<f32> = row.iter().map(|&v| v as f32).collect();
+        let (mut q, mut scales) = (vec![0; row.len()], vec![0.0; row.len() / ACTIVATION_BLOCK]);
+        quantize_activations(&single, &mut q, &mut scales);
+        q.iter().enumerate().map(|(i, &q)| f64::from(q) * f64::from(scales[i / ACTIVATION_BLOCK])).collect()
+    }
+
+    /// `[w row][x row]`.
+    fn product(&self, x: &Buffer, w: &Matrix) -> Vec<Vec<f64>> {
+        assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
+        let tokens = x.rows.len();
+        // Transposed, so that one row of weights meets all tokens at once.
+        let transposed = |quant| {
+            let rows: Vec<Vec<f64>> = x.rows.iter().map(|row| self.activations(row, quant)).collect();
+            (0..w.cols * tokens).map(|i| rows[i % tokens][i / tokens]).collect::<Vec<f64>>()
+        };
+        let (rounded, exact) = (transposed(Quant::Q8_0), transposed(Quant::F32));
+        let mut out = vec![vec![0.0; tokens]; w.rows.len()];
+        let each = w.rows.len().div_ceil(self.threads).max(1);
+        std::thread::scope(|scope| {
+            for (i, out) in out.chunks_mut(each).enumerate() {
+                let (rounded, exact) = (&rounded, &exact);
+                scope.spawn(move || {
+                    for (j, sums) in out.iter_mut().enumerate() {
+                        let row = i * each + j;
+                        let x = if w.rows[row].0.is_float() { exact } else { rounded };
+                        for (weight, x) in w.row(row).iter().zip(x.chunks_exact(tokens.max(1))) {
+                            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += weight * x);
+                        }
+                    }
+                });
+            }
+        });
+        out
+    }
+
+    fn round_kv(&self, v: &[f64]) -> Vec<f64> {
+        match self.rounding {
+            Rounding::None => v.to_vec(),
+            Rounding::AsBackends => v.iter().map(|&v| f64::from(f16::from_f32(v as f32))).collect(),
+        }
+    }
+}
+
+impl Ops for Reference {
+    type Matrix = Matrix;
+    type Vector = Vec<f64>;
+    type Buffer = Buffer;
+    type KvCache = KvCache;
+    type RopeTable = Rope;
+
+    fn describe(&self) -> String {
+        match self.rounding {
+            Rounding::AsBackends => "reference f64, rounded as backends round".into(),
+            Rounding::None => "reference f64".into(),
+        }
+    }
+
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
+        let cols = parts.first().map_or(0, |p| p.cols);
+        let mut rows = Vec::new();
+        for part in parts {
+            check_source(part, cols)?;
+            let bytes = part.data.chunks_exact(part.quant.row_bytes(cols));
+            rows.extend(bytes.map(|row| (part.quant, row.into())));
+        }
+        Ok(Matrix { rows, cols })
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vec<f64>, OpsError> {
+        Ok(values.iter().map(|&v| f64::from(v)).collect())
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
+        Ok(Buffer { capacity: rows, cols, rows: Vec::new() })
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        let empty = vec![Vec::new(); shape.layers * shape.blocks * KV_BLOCK_TOKENS * shape.kv_heads];
+        Ok(KvCache { shape, keys: empty.clone(), values: empty })
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<Rope, OpsError> {
+        Ok(rope.clone())
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(tokens.iter().map(|&t| table.row(t as usize)).collect());
+        Ok(())
+    }
+
+    fn norm(&mut self, x: &Buffer, weight: &Vec<f64>, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        let rows = x.rows.iter().map(|row| {
+            let mean = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
+            let inverse = 1.0 / (mean + f64::from(epsilon)).sqrt();
+            row.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        let product = self.product(x, w);
+        out.set((0..x.rows.len()).map(|t| product.iter().map(|p| p[t]).collect()).collect());
+        Ok(())
+    }
+
+    fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
+        let product = self.product(x, w);
+        for (t, row) in out.rows.iter_mut().enumerate() {
+            row.iter_mut().zip(&product).for_each(|(out, p)| *out += p[t]);
+        }
+        Ok(())
+    }
+
+    fn rope_store(
+        &mut self,
+        rope: &Rope,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Buffer,
+        cache: &mut KvCache,
+        layer: usize,
+    ) -> Result<(), OpsError> {
+        assert_eq!(qkv.rows.len(), step.rows(), "every row belongs to a span");
+        let dim = heads.dim;
+        for span in step.spans {
+            let places = places(step, span.first_block, span.first_position + span.rows);
+            for i in 0..span.rows {
+                let position = span.first_position + i;
+                let row = &mut qkv.rows[span.first_row + i];
+                let (rotated, values) = row.split_at_mut((heads.query + heads.kv) * dim);
+                rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                let keys = rotated[heads.query * dim..].chunks_exact(dim);
+                for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
+                    let at = cache.at(layer, places[position].0, places[position].1, head);
+                    cache.keys[at] = self.round_kv(key);
+                    cache.values[at] = self.round_kv(value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        scale: f32,
+        qkv: &Buffer,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let mut rows = Vec::new();
+        for span in step.spans {
+            for i in 0..span.rows {
+                let places = places(step, span.first_block, span.first_position + i + 1);
+                let mut row = Vec::new();
+                for (head, query) in qkv.rows[span.first_row + i].chunks_exact(heads.dim).take(heads.query).enumerate()
+                {
+                    let kv_head = head / (heads.query / heads.kv);
+                    let at: Vec<usize> = places.iter().map(|&(b, slot)| cache.at(layer, b, slot, kv_head)).collect();
+                    row.extend(attend(query, f64::from(scale), &at, cache));
+                }
+                rows.push(row);
+            }
+        }
+        out.set(rows);
+        Ok(())
+    }
+
+    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+        let rows = gate_up.rows.iter().map(|row| {
+            let (gate, up) = row.split_at(row.len() / 2);
+            gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(rows.iter().map(|&row| x.rows[row].clone()).collect());
+        Ok(())
+    }
+
+    fn read(&mut self, x: &Buffer) -> Result<Vec<f32>, OpsError> {
+        Ok(x.rows.iter().flatten().map(|&v| v as f32).collect())
+    }
+
+    fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
+        let draw = |request: &SampleRequest<'_>| {
+            let row: Vec<f32> = logits.rows[request.row].iter().map(|&v| v as f32).collect();
+            sampling::draw(&row, request)
+        };
+        requests.iter().map(draw).collect()
+    }
+}
+
+fn rotate(rope: &Rope, head: &mut [f64], position: usize) {
+    assert!(position < rope.positions, "position {position} is beyond the table");
+    for i in 0..rope.dims / 2 {
+        let factor = rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
+        let angle = position as f64 * f64::from(rope.base).powf(-2.0 * i as f64 / rope.dims as f64) / factor;
+        let (a, b) = match rope.pairs {
+            RopePairs::Adjacent => (2 * i, 2 * i + 1),
+            RopePairs::Halves => (i, i + rope.dims / 2),
+        };
+        let (sine, cosine) = angle.sin_cos();
+        (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
+    }
+}
+
+/// Softmax of the scores of one query against the keys `at`, times their values.
+fn attend(query: &[f64], scale: f64, at: &[usize], cache: &KvCache) -> Vec<f64> {
+    let dot = |key: &[f64]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+    let scores: Vec<f64> = at.iter().map(|&i| scale * dot(&cache.keys[i])).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut out = vec![0.0; query.len()];
+    for (weight, &i) in weights.iter().zip(at) {
+        out.iter_mut().zip(&cache.values[i]).for_each(|(out, v)| *out += weight / total * v);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ops::Span;
+
+    /// Values worked out by hand, so that the oracle is not only compared with what was written after it.
+    #[test]
+    fn small_cases_by_hand() {
+        let mut ops = Reference::new(Rounding::None);
+        let mut identity = vec![0.0f32; 32 * 32];
+        (0..32).for_each(|i| identity[33 * i] = (i + 1) as f32);
+        let source = MatrixSource { quant: Quant::F32, rows: 32, cols: 32, data: bytemuck::cast_slice(&identity) };
+        let w = ops.matrix(&[source]).unwrap();
+        let (mut x, mut y) = (ops.buffer(2, 32).unwrap(), ops.buffer(2, 32).unwrap());
+        ops.embed(&w, &[2, 0], &mut x).unwrap();
+        assert_eq!(ops.read(&x).unwrap()[..4], [0.0, 0.0, 3.0, 0.0]);
+        ops.linear(&x, &w, &mut y).unwrap();
+        assert_eq!(y.rows[0][2], 9.0);
+        ops.linear_add(&x, &w, &mut y).unwrap();
+        assert_eq!((y.rows[0][2], y.rows[1][0], y.rows[1][1]), (18.0, 2.0, 0.0));
+        let ones = ops.vector(&[2.0; 32]).unwrap();
+        ops.norm(&x, &ones, 0.0, &mut y).unwrap();
+        assert!((y.rows[0][2] - 2.0 * 32f64.sqrt()).abs() < 1e-12);
+        let mut half = ops.buffer(2, 16).unwrap();
+        x.rows[0][16 + 2] = 5.0;
+        ops.swiglu(&x, &mut half).unwrap();
+        assert!((half.rows[0][2] - 15.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn attention_by_hand() {
+        let mut ops = Reference::new(Rounding::AsBackends);
+        let heads = Heads { query: 2, kv: 1, dim: 8 };
+        let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 8, blocks: 3 }).unwrap();
+        let rope = Rope { base: 10000.0, dims: 2, pairs: RopePairs::Halves, factors: None, positions: 40 };
+        let span = Span { first_row: 0, rows: 2, first_position: 0, first_block: 0 };
+        let step = StepLayout { spans: &[span], blocks: &[2] };
+        let mut qkv = ops.buffer(2, heads.qkv_cols()).unwrap();
+        // Queries look at value 7, which is not rotated; values are the position plus one.
+        let row = |v: f64| {
+            let mut row = vec![0.0; 32];
+            (row[7], row[15], row[23]) = (1.0, 0.0, v);
+            row[24..].fill(v);
+            row
+        };
+        qkv.set(vec![row(1.0), row(2.0)]);
+        ops.rope_store(&rope, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+        let mut out = ops.buffer(2, 16).unwrap();
+        ops.attention(&step, heads, 1.0, &qkv, &cache, 0, &mut out).unwrap();
+        assert_eq!(out.rows[0], vec![1.0; 16]);
+        let (a, b) = (1f64.exp(), 2f64.exp());
+        assert!((out.rows[1][0] - (a + 2.0 * b) / (a + b)).abs() < 1e-12);
+        assert!((out.rows[1][8] - 1.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn rotation_by_hand() {
+        let rope = |pairs| Rope { base: 100.0, dims: 4, pairs, factors: Some(vec![1.0, 2.0]), positions: 9 };
+        let mut head = [1.0, 0.0, 1.0, 0.0, 5.0];
+        rotate(&rope(RopePairs::Adjacent), &mut head, 3);
+        let expect = [3f64.cos(), 3f64.sin(), 0.15f64.cos(), 0.15f64.sin(), 5.0];
+        assert!(head.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-12));
+        let mut head = [1.0, 1.0, 0.0, 0.0, 5.0];
+        rotate(&rope(RopePairs::Halves), &mut head, 3);
+        let expect = [3f64.cos(), 0.15f64.cos(), 3f64.sin(), 0.15f64.sin(), 5.0];
+        assert!(head.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-12));
+    }
+}

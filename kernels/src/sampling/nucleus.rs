@@ -1,0 +1,115 @@
+//! Top-p: which tokens are the most probable that together reach a probability. It sorts only the few on the border.
+
+/// Width of a bucket of logarithms of probabilities, below the highest: an eighth.
+const BUCKETS_EACH: f32 = 8.0;
+
+/// Tokens less probable than `e^-40` of the best share the last bucket: together they weigh less than a rounding.
+const BUCKETS: usize = 40 * BUCKETS_EACH as usize + 1;
+
+/// Indices, in no order, of the shortest prefix of tokens, most probable first and lower indices first among equals,
+/// whose share of all probability reaches `p`; at least one. `most` is the highest logit.
+pub(super) fn nucleus(logits: &[f32], most: f32, temperature: f64, p: f32) -> Vec<usize> {
+    // Finite, so that the best token keeps its zero however small the temperature is.
+    let sharpness = ((1.0 / temperature) as f32).min(f32::MAX);
+    let below = |logit: f32| (logit - most) * sharpness;
+    let (mut sums, mut total) = ([0.0f64; BUCKETS], 0.0);
+    for chunk in logits.chunks(16) {
+        // In a loop of its own, which the compiler turns into vectors.
+        let mut weights = [0.0; 16];
+        for (weight, &logit) in weights.iter_mut().zip(chunk) {
+            *weight = exp(below(logit));
+        }
+        for (&weight, &logit) in weights.iter().zip(chunk) {
+            sums[bucket(below(logit))] += f64::from(weight);
+        }
+    }
+    for sum in sums {
+        total += sum;
+    }
+    let (goal, mut sum, mut border) = (f64::from(p) * total, 0.0, 0);
+    while border + 1 < BUCKETS && sum + sums[border] < goal {
+        sum += sums[border];
+        border += 1;
+    }
+    let (mut chosen, mut last) = (Vec::new(), Vec::new());
+    for (i, &logit) in logits.iter().enumerate() {
+        match bucket(below(logit)) {
+            b if b < border => chosen.push(i),
+            b if b == border => last.push(i),
+            _ => (),
+        }
+    }
+    last.sort_unstable_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    for i in last {
+        if sum >= goal && !chosen.is_empty() {
+            break;
+        }
+        sum += f64::from(exp(below(logits[i])));
+        chosen.push(i);
+    }
+    chosen
+}
+
+fn bucket(below: f32) -> usize {
+    // The conversion saturates: minus infinity lands in the last bucket.
+    ((-below * BUCKETS_EACH) as usize).min(BUCKETS - 1)
+}
+
+/// `e^x` for `x <= 0`, within 2 units in the last place; 0 below -80. Cephes' polynomial without branches, fused
+/// operations or library calls, so that it is fast and the same on every machine.
+fn exp(x: f32) -> f32 {
+    const LEAST: f32 = -80.0;
+    /// Adding this to a small number leaves it rounded in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x > LEAST { x } else { LEAST };
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = (clamped - n * (355.0 / 512.0)) + n * 2.121_944_4e-4;
+    let p =
+        ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1) * r;
+    let p = ((p + 0.5) * r * r + r) + 1.0;
+    let power = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    if x < LEAST { 0.0 } else { p * power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn exp_is_accurate(x in -80f32..0.0) {
+            let exact = f64::from(x).exp();
+            prop_assert!((f64::from(exp(x)) - exact).abs() <= exact * 2.4e-7);
+        }
+
+        /// Against a plain sort of everything. A border within rounding of the goal may fall on either side.
+        #[test]
+        fn it_is_the_sorted_prefix(
+            logits in prop::collection::vec(-30f32..3.0, 1..1500), p in 0.01f32..0.99, temperature in 0.3f64..3.0,
+        ) {
+            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weight = |i: usize| (f64::from(logits[i] - most) / temperature).exp();
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            let total: f64 = order.iter().map(|&i| weight(i)).sum();
+            let mut got = nucleus(&logits, most, temperature, p);
+            let mass = |n: usize| order[..n].iter().map(|&i| weight(i)).sum::<f64>() / total;
+            prop_assert!(mass(got.len()) > f64::from(p) - 1e-6, "too few");
+            prop_assert!(got.len() == 1 || mass(got.len() - 1) < f64::from(p) + 1e-6, "too many");
+            let mut prefix = order[..got.len()].to_vec();
+            prefix.sort_unstable();
+            got.sort_unstable();
+            prop_assert_eq!(got, prefix);
+        }
+    }
+
+    #[test]
+    fn the_ends() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(nucleus(&[f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY], 3.0, 1e-45, 0.5), [1]);
+        assert_eq!(nucleus(&[1.0, 1.0, 1.0, 1.0], 1.0, 1.0, 0.5), [0, 1]);
+    }
+}

@@ -1,0 +1,40 @@
+//! What a model is on disk and on the network. No tensor is computed here.
+//!
+//! ```text
+//! a name ──builtin──▶ source ──fetch──▶ shelf (weights by hash) ──▶ gguf ──▶ arch       sizes, proved against tensors
+//!                                         │                            ├───▶ tokenizer  text ⇄ tokens
+//!                                      manifest (signed)               └───▶ template   messages ▶ prompt
+//! ```
+//!
+//! Everything read here was written by strangers: sizes are bounded before memory is taken, arithmetic is checked,
+//! and every refusal says what was wrong and what to do.
+#![forbid(unsafe_code)]
+
+pub mod builtin;
+
+pub mod source;
+
+pub mod shelf;
+
+pub mod manifest;
+
+mod digest;
+
+pub mod gguf;
+
+pub mod arch;
+
+pub mod tokenizer;
+
+pub mod template;
+
+pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
+
+pub use arch::{ArchError, ArchSpec};
+pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
+pub use template::{ChatTemplate, Message, TemplateError};
+pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};
+pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
+pub use manifest::{Manifest, ManifestError, SignedManifest};
+pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
+pub use source::{FetchConfig, FetchError, ParseSourceError, Source};

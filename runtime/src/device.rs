@@ -1,0 +1,167 @@
+//! One device of a miner: supervises the batcher, which decides, and the executor, which computes. A fault in either
+//! restarts both, and the link offers the device anew.
+
+mod batch;
+mod batcher;
+mod executor;
+mod kv_cache;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
+use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use crate::link::LinkMsg;
+
+pub use batch::{Batch, BatchLimits, Draw, StepPlan};
+pub(crate) use batcher::BatcherMsg;
+pub use executor::Engine;
+pub use kv_cache::KvCache;
+
+/// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
+const RESTARTS_MAX: usize = 3;
+/// See [`RESTARTS_MAX`].
+const RESTART_WINDOW: Duration = Duration::from_secs(30);
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// This machine's processors.
+    Cpu {
+        /// Threads that work on a step.
+        threads: usize,
+    },
+}
+
+/// One model on one device.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// What computes.
+    pub kind: DeviceKind,
+    /// The weights file.
+    pub weights: PathBuf,
+    /// Its header.
+    pub gguf: Arc<Gguf>,
+    /// Its architecture.
+    pub spec: ArchSpec,
+    /// Its hash.
+    pub hash: WeightsHash,
+    /// What the miner asks for its tokens.
+    pub ask: Price,
+    /// Extent of the batch.
+    pub limits: BatchLimits,
+}
+
+impl DeviceConfig {
+    fn executor_args(&self) -> executor::ExecutorArgs {
+        executor::ExecutorArgs {
+            device: self.kind,
+            weights: self.weights.clone(),
+            gguf: self.gguf.clone(),
+            spec: self.spec.clone(),
+            limits: self.limits,
+        }
+    }
+
+    fn offer(&self) -> Offer {
+        Offer {
+            replica: ReplicaId(0),
+            weights: self.hash,
+            context_tokens: self.limits.context_tokens,
+            block_tokens: cuckoo_kernels::ops::KV_BLOCK_TOKENS as u32,
+            ask: self.ask,
+            window: Window::default(),
+        }
+    }
+}
+
+/// Messages of a device: none, it only supervises.
+pub(crate) enum DeviceMsg {}
+
+pub(crate) struct Device;
+
+/// What a device starts with.
+pub(crate) struct DeviceArgs {
+    /// Its number in the miner.
+    pub(crate) index: usize,
+    pub(crate) config: DeviceConfig,
+    pub(crate) link: ActorRef<LinkMsg>,
+}
+
+pub(crate) struct State {
+    args: DeviceArgs,
+    pair: Pair,
+    restarts: Vec<Instant>,
+}
+
+/// The two children.
+struct Pair {
+    batcher: ActorCell,
+    executor: ActorCell,
+}
+
+impl Actor for Device {
+    type Msg = DeviceMsg;
+    type State = State;
+    type Arguments = DeviceArgs;
+
+    async fn pre_start(&self, me: ActorRef<DeviceMsg>, args: DeviceArgs) -> Result<State, ActorProcessingErr> {
+        let pair = Pair::start(&me, &args).await?;
+        Ok(State { args, pair, restarts: Vec::new() })
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<DeviceMsg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (who, why) = match event {
+            SupervisionEvent::ActorFailed(who, why) => (who, why.to_string()),
+            SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned())),
+            _ => return Ok(()),
+        };
+        if !state.pair.holds(&who) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        state.restarts.retain(|t| now.duration_since(*t) < RESTART_WINDOW);
+        if state.restarts.len() >= RESTARTS_MAX {
+            return Err(format!("device {} failed {RESTARTS_MAX} times in a row: {why}", state.args.index).into());
+        }
+        state.restarts.push(now);
+        tracing::error!(device = state.args.index, why, "device fault; restarting it");
+        state.pair.stop();
+        state.pair = Pair::start(&me, &state.args).await?;
+        Ok(())
+    }
+}
+
+impl Pair {
+    async fn start(me: &ActorRef<DeviceMsg>, args: &DeviceArgs) -> Result<Self, ActorProcessingErr> {
+        let spawner = ThreadLocalActorSpawner::new();
+        let (executor, _) =
+            executor::Executor::spawn_linked(None, args.config.executor_args(), me.get_cell(), spawner).await?;
+        let batcher_args = batcher::BatcherArgs {
+            executor: executor.clone(),
+            limits: args.config.limits,
+            offer: args.config.offer(),
+        };
+        let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
+        args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
+        Ok(Self { batcher: batcher.get_cell(), executor: executor.get_cell() })
+    }
+
+    fn holds(&self, who: &ActorCell) -> bool {
+        who.get_id() == self.batcher.get_id() || who.get_id() == self.executor.get_id()
+    }
+
+    fn stop(&self) {
+        self.batcher.kill();
+        self.executor.kill();
+    }
+}

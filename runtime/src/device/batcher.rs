@@ -1,0 +1,179 @@
+//! The actor around [`Batch`]: keeps one step running on the executor and sends each step's news to the link.
+
+use std::time::Duration;
+
+use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, Window};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::batch::{Batch, BatchLimits, StepPlan};
+use super::executor::ExecutorMsg;
+
+/// How soon a full outlet is tried again.
+const OUTLET_RETRY: Duration = Duration::from_millis(1);
+
+/// Messages of the batcher. Those from the link are bounded by the window and by credits.
+pub(crate) enum BatcherMsg {
+    /// A scheduler is there: forget everything that was, and offer.
+    Attach {
+        /// Name on the new connection.
+        replica: ReplicaId,
+        /// Where frames go.
+        outlet: mpsc::Sender<ReplicaFrame>,
+    },
+    /// The scheduler is gone, and every sequence with it.
+    Detach,
+    /// Run a sequence.
+    Assign(Assign),
+    /// Stop a sequence.
+    Cancel(SequenceId),
+    /// A sequence may send more.
+    Credit(SequenceId, u32),
+    /// The executor finished a step.
+    Stepped {
+        /// What was computed.
+        plan: StepPlan,
+        /// One token for each draw.
+        drawn: Vec<u32>,
+    },
+    /// The outlet was full; try again.
+    Retry,
+    /// Accept nothing more, and tell when all sequences have ended.
+    Drain,
+}
+
+/// What a batcher starts with.
+#[derive(Clone)]
+pub(super) struct BatcherArgs {
+    pub(super) executor: ActorRef<ExecutorMsg>,
+    pub(super) limits: BatchLimits,
+    /// Replica and window are filled in at each attachment.
+    pub(super) offer: Offer,
+}
+
+pub(super) struct Batcher;
+
+pub(super) struct State {
+    args: BatcherArgs,
+    batch: Batch,
+    outlet: Option<mpsc::Sender<ReplicaFrame>>,
+    /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
+    unsent: Option<ReplicaFrame>,
+    announced: Window,
+    /// The step that runs belongs to the batch of this many attachments ago: none, or its results are void.
+    running: Option<Running>,
+    draining: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Running {
+    /// For the sequences that are here now.
+    Current,
+    /// For sequences of a lost connection.
+    Void,
+}
+
+impl Actor for Batcher {
+    type Msg = BatcherMsg;
+    type State = State;
+    type Arguments = BatcherArgs;
+
+    async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
+        Ok(State {
+            batch: Batch::new(args.limits),
+            args,
+            outlet: None,
+            unsent: None,
+            announced: Window::default(),
+            running: None,
+            draining: false,
+        })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<BatcherMsg>,
+        message: BatcherMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
+            BatcherMsg::Detach => state.detach(),
+            BatcherMsg::Assign(assign) => state.batch.assign(assign),
+            BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
+            BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
+            BatcherMsg::Stepped { plan, drawn } => {
+                if state.running.take() == Some(Running::Current) {
+                    state.batch.apply(plan, &drawn);
+                }
+            }
+            BatcherMsg::Retry => {}
+            BatcherMsg::Drain => state.draining = true,
+        }
+        state.publish(&me);
+        state.launch(&me)
+    }
+}
+
+impl State {
+    fn attach(&mut self, replica: ReplicaId, outlet: mpsc::Sender<ReplicaFrame>) {
+        self.detach();
+        self.announced = self.batch.window();
+        let offer = Offer { replica, window: self.announced, ..self.args.offer.clone() };
+        // The outlet is fresh and empty; if its reader is gone already, the next frame finds out.
+        let _ = outlet.try_send(ReplicaFrame::Offer(offer));
+        self.outlet = Some(outlet);
+    }
+
+    fn detach(&mut self) {
+        self.outlet = None;
+        self.unsent = None;
+        self.batch = Batch::new(self.args.limits);
+        self.running = self.running.map(|_| Running::Void);
+    }
+
+    /// Sends news and windows, if there are any.
+    fn publish(&mut self, me: &ActorRef<BatcherMsg>) {
+        let Some(outlet) = self.outlet.clone() else { return };
+        if let Some(frame) = self.unsent.take() {
+            self.send(&outlet, frame, me);
+        }
+        if self.unsent.is_some() {
+            return;
+        }
+        let items = self.batch.take_news();
+        let window = self.batch.window();
+        if !items.is_empty() || window != self.announced {
+            self.announced = window;
+            let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
+            self.send(&outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
+        }
+        if self.draining && self.batch.sequences() == (0, 0) && self.unsent.is_none() {
+            self.outlet = None;
+        }
+    }
+
+    fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
+        match outlet.try_send(frame) {
+            Ok(()) => {}
+            Err(TrySendError::Full(frame)) => {
+                self.unsent = Some(frame);
+                me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
+            }
+            Err(TrySendError::Closed(_)) => self.detach(),
+        }
+    }
+
+    /// Starts the next step, unless one runs or the last one's news have not left.
+    fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
+        if self.running.is_some() || self.unsent.is_some() {
+            return Ok(());
+        }
+        if let Some(plan) = self.batch.plan() {
+            self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
+            self.running = Some(Running::Current);
+        }
+        Ok(())
+    }
+}

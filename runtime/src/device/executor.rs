@@ -1,0 +1,130 @@
+//! The actor that owns a device's memory and runs its steps, on a thread of its own: a step blocks, and must block
+//! nothing else. Decides nothing.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use cuckoo_kernels::ops::{OpsError, StepLayout};
+use cuckoo_kernels::sampling::SampleRequest;
+use cuckoo_kernels::{Cpu, Ops};
+use cuckoo_models::{ArchSpec, Gguf};
+use ractor::thread_local::ThreadLocalActor;
+use ractor::{ActorProcessingErr, ActorRef};
+
+use super::DeviceKind;
+use super::batch::{BatchLimits, StepPlan};
+use super::batcher::BatcherMsg;
+use crate::forward::{LoadError, Model, Workspace, kv_shape};
+
+/// Messages of the executor.
+pub(super) enum ExecutorMsg {
+    /// Compute, draw, and tell `reply_to`.
+    Run {
+        /// What to compute.
+        plan: StepPlan,
+        /// Who asked.
+        reply_to: ActorRef<BatcherMsg>,
+    },
+}
+
+/// What to load, and where.
+#[derive(Clone)]
+pub(super) struct ExecutorArgs {
+    pub(super) device: DeviceKind,
+    pub(super) weights: PathBuf,
+    pub(super) gguf: std::sync::Arc<Gguf>,
+    pub(super) spec: ArchSpec,
+    pub(super) limits: BatchLimits,
+}
+
+#[derive(Default)]
+pub(super) struct Executor;
+
+impl ThreadLocalActor for Executor {
+    type Msg = ExecutorMsg;
+    type State = Box<dyn Stepper>;
+    type Arguments = ExecutorArgs;
+
+    async fn pre_start(&self, _me: ActorRef<ExecutorMsg>, args: ExecutorArgs) -> Result<Self::State, ActorProcessingErr> {
+        Ok(match args.device {
+            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), &args)?),
+        })
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<ExecutorMsg>,
+        message: ExecutorMsg,
+        engine: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ExecutorMsg::Run { plan, reply_to } => {
+                // A fault fails this actor; its supervisor starts the device afresh.
+                let drawn = engine.step(&plan)?;
+                // A batcher that is gone has nobody to tell.
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, drawn });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A loaded model on some backend.
+pub(super) trait Stepper {
+    /// Computes a step and draws its tokens.
+    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError>;
+}
+
+/// One model on one backend, with the memory that its batch needs.
+pub struct Engine<O: Ops> {
+    ops: O,
+    model: Model<O>,
+    work: Workspace<O>,
+    cache: O::KvCache,
+}
+
+impl<O: Ops> Engine<O> {
+    fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
+        let file = File::open(&args.weights)?;
+        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
+    }
+
+    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need.
+    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
+        let rows = limits.step_tokens_max as usize;
+        let work = Workspace::new(&mut ops, spec, rows, limits.sequences_max as usize)?;
+        let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
+        tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
+        Ok(Self { ops, model, work, cache })
+    }
+
+    /// Computes the rows of `plan` and draws a token for each of its draws.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+        let layout = StepLayout { spans: &plan.spans, blocks: &plan.blocks };
+        let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
+        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &plan.tokens, &layout, &wanted)?;
+        if plan.draws.is_empty() {
+            return Ok(Vec::new());
+        }
+        let requests: Vec<SampleRequest<'_>> = plan
+            .draws
+            .iter()
+            .enumerate()
+            .map(|(row, d)| SampleRequest { row, params: &d.params, seed: d.seed, position: d.position, counts: &d.counts })
+            .collect();
+        let drawn = self.ops.sample(&self.work.logits, &requests)?;
+        Ok(drawn.into_iter().map(|s| s.token).collect())
+    }
+
+    /// Logits of the last step's draws, row-major.
+    pub fn logits(&mut self) -> Result<Vec<f32>, OpsError> {
+        self.ops.read(&self.work.logits)
+    }
+}
+
+impl<O: Ops> Stepper for Engine<O> {
+    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+        Engine::step(self, plan)
+    }
+}

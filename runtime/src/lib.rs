@@ -1,0 +1,25 @@
+//! Everything a miner runs.
+//!
+//! ```text
+//! Miner
+//! ├─ Link      the connection to the scheduler; lost ▶ made again
+//! └─ Device    one a model and device; a fault in either child restarts both
+//!     ├─ Batcher    Batch + KvCache: decides each step
+//!     └─ Executor   own thread: weights, KV memory, the forward pass
+//!
+//! scheduler ─Assign▶ Link ▶ Batcher ─StepPlan▶ Executor ▶ forward ▶ kernels
+//!           ◀─Step── Link ◀ Batcher ◀──tokens──┘
+//! ```
+//!
+//! The cores are pure and exported: [`Batch`], [`KvCache`], [`forward`]. The actors are private shells around them.
+
+#![forbid(unsafe_code)]
+
+mod device;
+pub mod forward;
+mod link;
+mod miner;
+
+pub use device::{Batch, BatchLimits, DeviceConfig, DeviceKind, Draw, Engine, KvCache, StepPlan};
+pub use link::LinkStatus;
+pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

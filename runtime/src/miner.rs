@@ -1,0 +1,223 @@
+//! The root of a miner's actor tree, and the way in for the command.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_wire::message::{Price, WeightsHash};
+use cuckoo_wire::{Address, Identity};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind};
+use crate::forward::{Workspace, kv_shape};
+use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
+
+/// How a miner runs.
+#[derive(Clone, Debug)]
+pub struct MineConfig {
+    /// Who it is; its earnings go to the account of this key.
+    pub identity: Identity,
+    /// Whom it works for.
+    pub scheduler: Address,
+    /// What its owner calls it.
+    pub name: String,
+    /// What it serves, each on this machine's processors.
+    pub models: Vec<ModelConfig>,
+    /// What it asks.
+    pub ask: Price,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Sequences that run at once, a model.
+    pub batch_sequences_max: u32,
+    /// Rows of one step.
+    pub step_tokens_max: u32,
+    /// Bytes for keys and values, a model.
+    pub kv_bytes_max: u64,
+}
+
+/// A weights file whose hash has been verified.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// Its hash.
+    pub hash: WeightsHash,
+}
+
+/// Why a miner did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum MineError {
+    /// The file cannot be read as a model.
+    #[error("{path}: {why}")]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Too little memory was allowed.
+    #[error("{path}: {allowed} bytes for keys and values hold no sequence: at least {needed} are needed")]
+    KvMemory {
+        /// The file.
+        path: PathBuf,
+        /// What was allowed.
+        allowed: u64,
+        /// One block.
+        needed: u64,
+    },
+    /// Loading failed.
+    #[error("the miner could not start: {0}")]
+    Start(String),
+    /// The scheduler will not have this miner.
+    #[error("refused by the scheduler: {0}")]
+    Refused(String),
+    /// A device keeps failing.
+    #[error("the miner failed: {0}")]
+    Failed(String),
+}
+
+/// A running miner. Dropping it does not stop it; [`Miner::stop`] does.
+#[derive(Debug)]
+pub struct Miner {
+    root: ActorRef<RootMsg>,
+    finished: JoinHandle<()>,
+    status: watch::Receiver<LinkStatus>,
+    failure: watch::Receiver<Option<String>>,
+}
+
+/// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
+pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
+    let devices = config.models.iter().map(|m| device_config(&config, m)).collect::<Result<Vec<_>, _>>()?;
+    let (status_in, status) = watch::channel(LinkStatus::Connecting);
+    let (failure_in, failure) = watch::channel(None);
+    let link = LinkArgs {
+        identity: config.identity,
+        scheduler: config.scheduler,
+        name: config.name,
+        status: status_in,
+    };
+    let args = RootArgs { devices, link, failure: failure_in };
+    let (root, finished) =
+        Actor::spawn(None, Root, args).await.map_err(|e| MineError::Start(e.to_string()))?;
+    Ok(Miner { root, finished, status, failure })
+}
+
+impl Miner {
+    /// How it stands with its scheduler, now and later.
+    pub fn status(&self) -> watch::Receiver<LinkStatus> {
+        self.status.clone()
+    }
+
+    /// Waits until it ends by itself: never, unless it is refused or keeps failing.
+    pub async fn ended(&mut self) -> MineError {
+        let _ = (&mut self.finished).await;
+        if let LinkStatus::Refused(why) = &*self.status.borrow() {
+            return MineError::Refused(why.clone());
+        }
+        MineError::Failed(self.failure.borrow().clone().unwrap_or_else(|| "stopped".to_owned()))
+    }
+
+    /// Accepts nothing more, finishes what runs within `patience`, and stops.
+    pub async fn stop(self, patience: Duration) {
+        let mut status = self.status.clone();
+        if self.root.cast(RootMsg::Drain).is_ok() {
+            let done = |s: &LinkStatus| !matches!(s, LinkStatus::Connected { .. });
+            let _ = tokio::time::timeout(patience, status.wait_for(done)).await;
+        }
+        self.root.stop(None);
+        let _ = self.finished.await;
+    }
+}
+
+fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfig, MineError> {
+    let failed = |why: String| MineError::Model { path: model.path.clone(), why };
+    let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
+    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    let limits = limits(config, &spec, &model.path)?;
+    Ok(DeviceConfig {
+        kind: DeviceKind::Cpu { threads: config.threads },
+        weights: model.path.clone(),
+        gguf: Arc::new(gguf),
+        spec,
+        hash: model.hash,
+        ask: config.ask,
+        limits,
+    })
+}
+
+/// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.
+fn limits(config: &MineConfig, spec: &ArchSpec, path: &std::path::Path) -> Result<BatchLimits, MineError> {
+    let block = kv_shape(spec, 1).block_bytes() as u64;
+    let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
+    let wanted = context_blocks * u64::from(config.batch_sequences_max);
+    let blocks = wanted.min(config.kv_bytes_max / block);
+    if blocks == 0 {
+        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed: block });
+    }
+    let step_tokens_max = config.step_tokens_max.max(config.batch_sequences_max);
+    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, config.batch_sequences_max as usize);
+    tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
+    Ok(BatchLimits {
+        sequences_max: config.batch_sequences_max,
+        step_tokens_max,
+        kv_blocks: blocks as u32,
+        context_tokens: (spec.context_tokens as u64).min(blocks * KV_BLOCK_TOKENS as u64) as u32,
+    })
+}
+
+#[derive(Debug)]
+enum RootMsg {
+    Drain,
+}
+
+struct RootArgs {
+    devices: Vec<DeviceConfig>,
+    link: LinkArgs,
+    failure: watch::Sender<Option<String>>,
+}
+
+struct Root;
+
+struct RootState {
+    link: ActorRef<LinkMsg>,
+    failure: watch::Sender<Option<String>>,
+}
+
+impl Actor for Root {
+    type Msg = RootMsg;
+    type State = RootState;
+    type Arguments = RootArgs;
+
+    async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
+        let (link, _) = Actor::spawn_linked(None, Link, args.link, me.get_cell()).await?;
+        for (index, config) in args.devices.into_iter().enumerate() {
+            let args = DeviceArgs { index, config, link: link.clone() };
+            Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
+        }
+        Ok(RootState { link, failure: args.failure })
+    }
+
+    async fn handle(&self, _me: ActorRef<RootMsg>, message: RootMsg, state: &mut RootState) -> Result<(), ActorProcessingErr> {
+        match message {
+            RootMsg::Drain => Ok(state.link.cast(LinkMsg::Drain)?),
+        }
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<RootMsg>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
+        if let SupervisionEvent::ActorFailed(_, why) = event {
+            state.failure.send_replace(Some(why.to_string()));
+            me.stop(Some(why.to_string()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! The models that can be asked for: manifests on the shelf, with what the edge needs of their weights files: the
+//! tokenizer, the template and the sizes. New manifests are picked up while running.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cuckoo_models::{ArchSpec, ChatTemplate, Gguf, Shelf, SignedManifest, Tokenizer};
+use cuckoo_wire::limits::STOP_TOKENS_MAX;
+use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
+use cuckoo_wire::{PeerId, PublicKey};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
+use tokio::sync::watch;
+
+use crate::dispatcher::Quote;
+
+/// How often the shelf is looked through for new manifests.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A model that can be asked for.
+pub(crate) struct Model {
+    manifest: SignedManifest,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    context_tokens: u32,
+}
+
+type Models = BTreeMap<String, Arc<Model>>;
+
+/// Messages of the catalog.
+pub(crate) enum CatalogMsg {
+    /// Look through the shelf.
+    Rescan,
+}
+
+pub(crate) struct Catalog;
+
+pub(crate) struct State {
+    shelf: PathBuf,
+    models: watch::Sender<Arc<Models>>,
+    /// Manifests that could not be served, so that each is reported once.
+    refused: BTreeMap<String, String>,
+}
+
+/// Read access to the catalog.
+#[derive(Clone)]
+pub(crate) struct CatalogHandle(watch::Receiver<Arc<Models>>);
+
+impl CatalogHandle {
+    /// Reads the shelf in `dir` and goes on watching it.
+    pub(crate) async fn start(dir: PathBuf, supervisor: ActorCell) -> Result<Self, ractor::SpawnErr> {
+        let (models_in, models) = watch::channel(Arc::new(Models::new()));
+        Actor::spawn_linked(None, Catalog, (dir, models_in), supervisor).await?;
+        Ok(Self(models))
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Model>> {
+        self.0.borrow().get(name).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Model>> {
+        self.0.borrow().values().cloned().collect()
+    }
+}
+
+impl Actor for Catalog {
+    type Msg = CatalogMsg;
+    type State = State;
+    type Arguments = (PathBuf, watch::Sender<Arc<Models>>);
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<CatalogMsg>,
+        (shelf, models): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        let mut state = State { shelf, models, refused: BTreeMap::new() };
+        state.rescan().await?;
+        me.send_interval(RESCAN_INTERVAL, || CatalogMsg::Rescan);
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<CatalogMsg>,
+        message: CatalogMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let CatalogMsg::Rescan = message;
+        state.rescan().await
+    }
+}
+
+impl State {
+    /// Loads what is new on the shelf, on a thread that may block.
+    async fn rescan(&mut self) -> Result<(), ActorProcessingErr> {
+        let (dir, known) = (self.shelf.clone(), self.models.borrow().clone());
+        let mut refused = std::mem::take(&mut self.refused);
+        let (models, refused) = tokio::task::spawn_blocking(move || {
+            let models = scan(&dir, &known, &mut refused);
+            (models, refused)
+        })
+        .await?;
+        self.refused = refused;
+        if let Some(models) = models {
+            self.models.send_replace(Arc::new(models));
+        }
+        Ok(())
+    }
+}
+
+/// The catalog as the shelf has it now, or `None` if nothing changed.
+fn scan(dir: &PathBuf, known: &Models, refused: &mut BTreeMap<String, String>) -> Option<Models> {
+    let opened = Shelf::open(dir).and_then(|shelf| Ok((shelf.manifests()?, shelf)));
+    let (manifests, shelf) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::warn!(%error, "the shelf of models cannot be read");
+            return None;
+        }
+    };
+    let mut models = known.clone();
+    for manifest in manifests {
+        let name = manifest.manifest.name.clone();
+        if models.contains_key(&name) {
+            continue;
+        }
+        match Model::load(&shelf, manifest) {
+            Ok(model) => {
+                tracing::info!(name, "model in the catalog");
+                refused.remove(&name);
+                models.insert(name, Arc::new(model));
+            }
+            Err(why) => {
+                if refused.insert(name.clone(), why.clone()).as_ref() != Some(&why) {
+                    tracing::warn!(name, why, "a model on the shelf cannot be served");
+                }
+            }
+        }
+    }
+    (models.len() != known.len()).then_some(models)
+}
+
+impl Model {
+    fn load(shelf: &Shelf, manifest: SignedManifest) -> Result<Self, String> {
+        manifest.verify().map_err(|e| e.to_string())?;
+        let shelved = shelf.find(&manifest.manifest.weights).map_err(|e| e.to_string())?;
+        let shelved = shelved.ok_or("its weights are not on the shelf: pull the model again")?;
+        let gguf = Gguf::open(&shelved.path).map_err(|e| e.to_string())?;
+        let spec = ArchSpec::from_gguf(&gguf).map_err(|e| e.to_string())?;
+        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
+        let template = match gguf.str("tokenizer.chat_template") {
+            Some(_) => Some(ChatTemplate::from_gguf(&gguf).map_err(|e| e.to_string())?),
+            None => None,
+        };
+        let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+        Ok(Self { manifest, tokenizer, template, context_tokens })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.manifest.manifest.name
+    }
+
+    pub(crate) fn weights(&self) -> WeightsHash {
+        WeightsHash(self.manifest.manifest.weights.0)
+    }
+
+    pub(crate) fn author(&self) -> PeerId {
+        PublicKey(self.manifest.manifest.author).peer_id()
+    }
+
+    pub(crate) fn royalty_bps(&self) -> u16 {
+        self.manifest.manifest.royalty_bps
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Prompt and output together.
+    pub(crate) fn context_tokens(&self) -> u32 {
+        self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+    }
+
+    /// Tokens that end a sequence, sorted.
+    pub(crate) fn stop_tokens(&self) -> Vec<u32> {
+        let mut ids = self.tokenizer.eos_ids().to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.truncate(STOP_TOKENS_MAX);
+        ids
+    }
+
+    /// The tokens of a prompt. Special tokens written out in it count as such, as in the prompts that models train on.
+    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Refusal> {
+        let refuse = |param: &str, why: String| Refusal::invalid(param, why);
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Text(text) => {
+                let tokens = self.tokenizer.encode(text, true).map_err(|e| refuse("prompt", e.to_string()))?;
+                Ok(self.with_bos(tokens))
+            }
+            Prompt::Chat(messages) => {
+                let Some(template) = &self.template else {
+                    return Err(refuse("messages", "this model has no chat template: use completions".to_owned()));
+                };
+                let messages: Vec<cuckoo_models::Message> = messages
+                    .iter()
+                    .map(|m| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() })
+                    .collect();
+                let text = template.render(&messages, true).map_err(|e| refuse("messages", e.to_string()))?;
+                let tokens = self.tokenizer.encode(&text, true).map_err(|e| refuse("messages", e.to_string()))?;
+                Ok(self.with_bos(tokens))
+            }
+        }
+    }
+
+    /// Adds the beginning-of-sequence token where the model wants one and the template has not written it already.
+    fn with_bos(&self, tokens: Vec<u32>) -> Vec<u32> {
+        match self.tokenizer.bos() {
+            Some(bos) if self.tokenizer.add_bos() && tokens.first() != Some(&bos) => {
+                std::iter::once(bos).chain(tokens).collect()
+            }
+            _ => tokens,
+        }
+    }
+
+    pub(crate) fn info(&self, quote: &Quote) -> ModelInfo {
+        let m = &self.manifest.manifest;
+        ModelInfo {
+            name: m.name.clone(),
+            context_tokens: self.context_tokens(),
+            quantization: m.quantization.clone(),
+            license: m.license.clone(),
+            author: self.author(),
+            royalty_bps: m.royalty_bps,
+            created_unix: m.created_unix,
+            replicas: quote.replicas,
+            lowest_ask: quote.lowest_ask,
+        }
+    }
+}

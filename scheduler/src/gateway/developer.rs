@@ -1,0 +1,154 @@
+//! One developer's connection: a stream a call. A request is a function, held here; its text goes straight from
+//! [`Market::serve`] to its stream.
+
+use std::time::Duration;
+
+use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX, REPLY_QUEUE};
+use cuckoo_wire::message::{Call, Generate, Refusal, RefusalCode, Reply};
+use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::market::Market;
+
+/// How long a stream may take to say what it wants.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Messages of a developer's connection.
+pub(crate) enum DeveloperMsg {
+    /// It ended.
+    Over,
+}
+
+/// What it starts with.
+pub(crate) struct DeveloperArgs {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) market: Market,
+}
+
+pub(crate) struct Developer;
+
+pub(crate) struct State {
+    connection: quinn::Connection,
+    _streams: JoinSet<()>,
+}
+
+impl Actor for Developer {
+    type Msg = DeveloperMsg;
+    type State = State;
+    type Arguments = DeveloperArgs;
+
+    async fn pre_start(&self, me: ActorRef<DeveloperMsg>, args: DeveloperArgs) -> Result<State, ActorProcessingErr> {
+        let mut streams = JoinSet::new();
+        let connection = args.connection.clone();
+        streams.spawn(async move {
+            accept(args).await;
+            let _ = me.cast(DeveloperMsg::Over);
+        });
+        Ok(State { connection, _streams: streams })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<DeveloperMsg>,
+        message: DeveloperMsg,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let DeveloperMsg::Over = message;
+        me.stop(None);
+        Ok(())
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        Close::Shutdown.close(&self.connection, "the scheduler is going down");
+    }
+}
+
+async fn accept(args: DeveloperArgs) {
+    let Some(peer) = peer_of(&args.connection) else { return };
+    let mut calls = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = args.connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let (connection, market) = (args.connection.clone(), args.market.clone());
+                    calls.spawn(async move {
+                        if let Err(error) = answer(send, recv, market, peer).await {
+                            tracing::debug!(%error, "call broke");
+                            // Another version or garbage: the connection has no future. A vanished reader is no fault.
+                            if !matches!(error, FrameError::Io(_)) {
+                                Close::Protocol.close(&connection, &error.to_string());
+                            }
+                        }
+                    });
+                }
+                Err(_) => return,
+            },
+            Some(_) = calls.join_next(), if !calls.is_empty() => {}
+        }
+    }
+}
+
+async fn answer(
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    market: Market,
+    peer: PeerId,
+) -> Result<(), FrameError> {
+    let mut reader = FrameReader::new(recv, CALL_FRAME_BYTES_MAX);
+    let mut writer = FrameWriter::new(send, REPLY_FRAME_BYTES_MAX);
+    let call = match tokio::time::timeout(CALL_TIMEOUT, reader.next::<Call>()).await {
+        Ok(call) => call?,
+        Err(_) => return writer.send(&Reply::Refused(Refusal::new(RefusalCode::InvalidRequest, "no call came"))).await,
+    };
+    match call {
+        None => Ok(()),
+        Some(Call::Generate(request)) => generate(writer, market, request).await,
+        Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
+        Some(Call::Wallet { api_key, entries_max }) => {
+            let reply = match market.wallet(peer, api_key.as_ref(), entries_max).await {
+                Ok(wallet) => Reply::Wallet(wallet),
+                Err(refusal) => Reply::Refused(refusal),
+            };
+            finish(writer, reply).await
+        }
+    }
+}
+
+async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Result<(), FrameError> {
+    writer.send(&reply).await?;
+    let _ = writer.get_mut().finish();
+    Ok(())
+}
+
+/// Relays a request's replies until they end, the developer goes, or it takes nothing for too long.
+async fn generate(
+    mut writer: FrameWriter<quinn::SendStream>,
+    market: Market,
+    request: Generate,
+) -> Result<(), FrameError> {
+    let (replies_in, mut replies) = mpsc::channel(REPLY_QUEUE);
+    // Not tied to this stream: when the receiver goes, the request cancels itself and settles.
+    tokio::spawn(async move { market.serve(request, replies_in).await });
+    let gone = writer.get_mut().stopped();
+    tokio::pin!(gone);
+    loop {
+        let reply = tokio::select! {
+            _ = &mut gone => return Ok(()),
+            reply = replies.recv() => reply,
+        };
+        let Some(reply) = reply else { break };
+        match tokio::time::timeout(DEVELOPER_STALL_MAX, writer.send(&reply)).await {
+            Ok(sent) => sent?,
+            Err(_) => {
+                let _ = writer.get_mut().reset(quinn::VarInt::from_u32(Close::Busy as u32));
+                return Ok(());
+            }
+        }
+    }
+    let _ = writer.get_mut().finish();
+    Ok(())
+}

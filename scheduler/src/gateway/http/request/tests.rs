@@ -1,0 +1,284 @@
+//! What the door makes of bodies: every field, good and bad. Never needs a market.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn read(surface: Surface, body: Value) -> Result<Asked, Refusal> {
+    translate(surface, body.as_object().unwrap().clone(), ApiKey("ck_1".to_owned()))
+}
+
+/// A chat with these fields besides.
+fn chat(extra: Value) -> Result<Asked, Refusal> {
+    let mut body = json!({"model": "wren", "messages": [{"role": "user", "content": "hi"}]});
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    read(Surface::Chat, body)
+}
+
+/// A completion of this prompt.
+fn completion(prompt: Value) -> Result<Asked, Refusal> {
+    read(Surface::Completion, json!({"model": "wren", "prompt": prompt}))
+}
+
+/// The turns of a chat of these messages.
+fn turns(messages: Value) -> Result<Vec<(String, String)>, Refusal> {
+    match chat(json!({"messages": messages}))?.generate.prompt {
+        Prompt::Chat(turns) => Ok(turns.into_iter().map(|turn| (turn.role, turn.content)).collect()),
+        other => panic!("a chat became {other:?}"),
+    }
+}
+
+#[track_caller]
+fn refused_for(param: &str, result: Result<Asked, Refusal>) -> String {
+    let refusal = result.expect_err("it is to be refused");
+    assert_eq!(refusal.param.as_deref(), Some(param), "{}", refusal.message);
+    assert_eq!(refusal.code, cuckoo_wire::message::RefusalCode::InvalidRequest);
+    refusal.message
+}
+
+#[test]
+fn a_bare_request_gets_the_usual_values() {
+    let asked = chat(json!({})).unwrap();
+    let expected = Generate {
+        api_key: ApiKey("ck_1".to_owned()),
+        model: "wren".to_owned(),
+        prompt: Prompt::Chat(vec![cuckoo_wire::message::ChatMessage { role: "user".into(), content: "hi".into() }]),
+        sampling: Sampling::default(),
+        stop: Vec::new(),
+        max_tokens: None,
+        ignore_eos: false,
+        max_price: None,
+    };
+    assert_eq!(asked.generate, expected);
+    assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
+    assert!(!asked.stream && !asked.include_usage && asked.ignored.header().is_none());
+}
+
+#[test]
+fn every_field_gets_through() {
+    let asked = chat(json!({
+        "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1,
+        "presence_penalty": -1, "frequency_penalty": 0.25, "seed": -2, "stop": ["a", "b"], "logit_bias": {"12": -100, "3": 1.5},
+        "stream": true, "stream_options": {"include_usage": true}, "n": 1, "ignore_eos": true,
+        "max_price": {"prompt": "0.02", "completion": 0.06},
+    }))
+    .unwrap();
+    let sampling = Sampling {
+        temperature: 0.5,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.05,
+        repetition_penalty: 1.1,
+        presence_penalty: -1.0,
+        frequency_penalty: 0.25,
+        logit_bias: BTreeMap::from([(3, 1.5), (12, -100.0)]),
+        seed: Some(u64::MAX - 1),
+    };
+    assert_eq!(asked.generate.sampling, sampling);
+    assert_eq!(asked.generate.stop, ["a", "b"]);
+    assert_eq!(asked.generate.max_tokens, Some(7));
+    assert!(asked.generate.ignore_eos && asked.stream && asked.include_usage);
+    let price = Price { input_per_mtok: 20_000_000, output_per_mtok: 60_000_000 };
+    assert_eq!(asked.generate.max_price, Some(price));
+    assert!(asked.ignored.header().is_none());
+}
+
+#[test]
+fn what_is_out_of_range_is_named() {
+    for (param, value) in [
+        ("temperature", json!(-1)),
+        ("temperature", json!(2.01)),
+        ("temperature", json!(1e308)),
+        ("temperature", json!("0.5")),
+        ("temperature", json!([])),
+        ("top_p", json!(0)),
+        ("top_p", json!(1.1)),
+        ("top_k", json!(-1)),
+        ("top_k", json!(1.5)),
+        ("top_k", json!(4_294_967_296_u64)),
+        ("min_p", json!(-0.1)),
+        ("repetition_penalty", json!(0)),
+        ("presence_penalty", json!(3)),
+        ("frequency_penalty", json!(-3)),
+        ("seed", json!(1.5)),
+        ("seed", json!("1")),
+        ("max_tokens", json!(0)),
+        ("max_tokens", json!(-5)),
+        ("max_completion_tokens", json!(0)),
+        ("stop", json!("")),
+        ("stop", json!(vec!["x"; limits::STOPS_MAX + 1])),
+        ("stop", json!("x".repeat(limits::STOP_BYTES_MAX + 1))),
+        ("stop[1]", json!(["a", 1])),
+        ("logit_bias", json!({"1": 101})),
+        ("logit_bias", json!({"1": "1"})),
+        ("logit_bias", json!({"-1": 1})),
+        ("logit_bias", json!({"07": 1})),
+        ("logit_bias", json!({"the": 1})),
+        ("logit_bias", json!([])),
+        ("stream", json!("yes")),
+        ("ignore_eos", json!(1)),
+        ("max_price", json!(5)),
+        ("max_price.prompt", json!({"prompt": "-1"})),
+        ("max_price.completion", json!({"completion": 0.000_000_000_1})),
+        ("max_price", json!({"prompt": "100000"})),
+        ("model", json!("")),
+        ("model", json!(7)),
+        ("model", json!("x".repeat(limits::NAME_BYTES_MAX + 1))),
+        ("stream_options", json!({"include_usage": true})),
+    ] {
+        refused_for(param, chat(json!({param.split(['.', '[']).next().unwrap(): value})));
+    }
+    refused_for("max_completion_tokens", chat(json!({"max_tokens": 5, "max_completion_tokens": 6})));
+    assert_eq!(chat(json!({"max_tokens": 5, "max_completion_tokens": 5})).unwrap().generate.max_tokens, Some(5));
+    let options = json!({"stream": true, "stream_options": {"include_usage": "yes"}});
+    refused_for("stream_options.include_usage", chat(options));
+}
+
+#[test]
+fn what_would_change_the_answer_is_refused() {
+    for (param, value) in [
+        ("n", json!(2)),
+        ("n", json!(1_000_000_000)),
+        ("n", json!(-1)),
+        ("best_of", json!(2)),
+        ("echo", json!(true)),
+        ("suffix", json!("end")),
+        ("logprobs", json!(true)),
+        ("logprobs", json!(0)),
+        ("top_logprobs", json!(5)),
+        ("tools", json!([{"type": "function"}])),
+        ("tool_choice", json!("auto")),
+        ("tool_choice", json!({"type": "function"})),
+        ("response_format", json!({"type": "json_object"})),
+        ("modalities", json!(["text", "audio"])),
+        ("truncation", json!("auto")),
+        ("provider", json!({"only": ["x"]})),
+    ] {
+        let message = refused_for(param, chat(json!({param: value})));
+        assert!(message.contains("not supported"), "{message}");
+    }
+}
+
+#[test]
+fn what_asks_for_nothing_is_fine() {
+    let neutral = json!({
+        "n": 1, "best_of": 1, "echo": false, "suffix": null, "logprobs": false, "top_logprobs": null, "tools": [],
+        "tool_choice": "none", "response_format": {"type": "text"}, "modalities": ["text"], "temperature": null,
+        "stop": null, "logit_bias": null, "stream_options": null, "max_price": null, "seed": null,
+    });
+    assert!(chat(neutral).unwrap().ignored.header().is_none());
+}
+
+#[test]
+fn what_is_not_used_is_listed() {
+    let asked = chat(json!({
+        "user": "me", "store": true, "metadata": {"a": 1}, "stream": true, "stream_options": {"include_obfuscation": false},
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {}}], "name": "Ann"}],
+        "max_price": {"request": 1},
+    }));
+    let listed = asked.unwrap().ignored.header().unwrap();
+    let expected = "max_price.request, messages[].content[].cache_control, messages[].name, metadata, store, \
+                    stream_options.include_obfuscation, user";
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn messages_are_text_with_a_role() {
+    let got = turns(json!([
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": "three", "refusal": null, "tool_calls": []},
+    ]));
+    let expected = [("system", "Be brief."), ("user", "one\ntwo"), ("assistant", "three")];
+    assert_eq!(got.unwrap(), expected.map(|(role, content)| (role.to_owned(), content.to_owned())));
+    for (param, message) in [
+        ("messages[0].role", json!({"content": "x"})),
+        ("messages[0].role", json!({"role": "alien", "content": "x"})),
+        ("messages[0].role", json!({"role": "tool", "content": "x"})),
+        ("messages[0].role", json!({"role": 1, "content": "x"})),
+        ("messages[0].content", json!({"role": "user"})),
+        ("messages[0].content", json!({"role": "assistant", "content": null})),
+        ("messages[0].content", json!({"role": "user", "content": 5})),
+        ("messages[0].content[0].type", json!({"role": "user", "content": [{"type": "image_url", "image_url": {}}]})),
+        ("messages[0].content[0].type", json!({"role": "user", "content": [{"text": "x"}]})),
+        ("messages[0].content[0].text", json!({"role": "user", "content": [{"type": "text"}]})),
+        ("messages[0].content[0]", json!({"role": "user", "content": ["x"]})),
+        ("messages[0].tool_calls", json!({"role": "assistant", "content": "x", "tool_calls": [{}]})),
+        ("messages[0]", json!("hi")),
+    ] {
+        let refusal = turns(json!([message])).unwrap_err();
+        assert_eq!(refusal.param.as_deref(), Some(param), "{}", refusal.message);
+    }
+    let user = json!({"role": "user", "content": "x"});
+    for bad in [json!([]), json!("hi"), json!(null), json!(vec![user; limits::CHAT_MESSAGES_MAX + 1])] {
+        assert_eq!(turns(bad).unwrap_err().param.as_deref(), Some("messages"));
+    }
+    let long = turns(json!([{"role": "user", "content": "x".repeat(limits::PROMPT_BYTES_MAX + 1)}])).unwrap_err();
+    assert_eq!(long.param.as_deref(), Some("messages"), "the field by its name in this interface");
+}
+
+#[test]
+fn a_completion_has_one_prompt() {
+    let prompt = |value| completion(value).map(|asked| asked.generate.prompt);
+    assert_eq!(prompt(json!("once")).unwrap(), Prompt::Text("once".to_owned()));
+    assert_eq!(prompt(json!(["once"])).unwrap(), Prompt::Text("once".to_owned()));
+    assert_eq!(prompt(json!([1, 2, 3])).unwrap(), Prompt::Tokens(vec![1, 2, 3]));
+    assert_eq!(prompt(json!([5])).unwrap(), Prompt::Tokens(vec![5]));
+    assert_eq!(prompt(json!([[1, 2]])).unwrap(), Prompt::Tokens(vec![1, 2]));
+    for bad in
+        [json!(null), json!(""), json!([]), json!([[]]), json!(5), json!({}), json!(["a", "b"]), json!([[1], [2]])]
+    {
+        refused_for("prompt", completion(bad));
+    }
+    refused_for("prompt", completion(json!(vec![1; limits::PROMPT_TOKENS_MAX + 1])));
+    refused_for("prompt[1]", completion(json!([1, -1])));
+    refused_for("prompt[1]", completion(json!([1, "a"])));
+    refused_for("prompt[0]", completion(json!([4_294_967_296_u64])));
+}
+
+#[test]
+fn refusals_name_the_field_that_was_sent() {
+    for name in ["messages", "prompt"] {
+        let param = |surface: Surface| surface.rename(Refusal::invalid(name, "too long")).param.unwrap();
+        assert_eq!((param(Surface::Chat).as_str(), param(Surface::Completion).as_str()), ("messages", "prompt"));
+    }
+    assert_eq!(Surface::Chat.rename(Refusal::invalid("seed", "x")).param.as_deref(), Some("seed"));
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 6, |inner| {
+        let name = prop_oneof![Just("role".to_owned()), Just("type".to_owned()), ".{0,6}".prop_map(String::from)];
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            proptest::collection::btree_map(name, inner, 0..5).prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever a known field holds, the answer is a request in range or a refusal that names the field.
+    #[test]
+    fn noise_in_a_field_never_panics(which in 0..SUPPORTED_PARAMETERS.len() + 3, value in any_json()) {
+        let named = [&SUPPORTED_PARAMETERS[..], &["messages", "model", "tools"]].concat()[which];
+        match chat(json!({named: value})) {
+            Ok(asked) => prop_assert!(asked.generate.check().is_ok()),
+            Err(refusal) => {
+                let param = refusal.param.unwrap_or_default();
+                prop_assert!(param.starts_with(named), "{} for {}", param, named);
+            }
+        }
+    }
+
+    #[test]
+    fn a_prompt_of_noise_never_panics(value in any_json()) {
+        let _ = completion(value);
+    }
+}

@@ -1,0 +1,79 @@
+//! Fields of OpenAI's and of other servers' interfaces that would change the answer and that this door cannot honour.
+//! Never a reason to refuse a value that asks for nothing.
+
+use cuckoo_wire::message::Refusal;
+
+use super::super::fields::{self, Fields};
+
+/// Each field with the values, as JSON, that ask for nothing. `null` always does.
+const UNSUPPORTED: [(&str, &[&str]); 45] = [
+    // More than one answer, or another answer than the one continuation.
+    ("n", &["1"]),
+    ("best_of", &["1"]),
+    ("use_beam_search", &["false"]),
+    ("echo", &["false"]),
+    ("suffix", &["\"\""]),
+    // Probabilities.
+    ("logprobs", &["false"]),
+    ("top_logprobs", &["0"]),
+    ("prompt_logprobs", &[]),
+    ("return_token_ids", &["false"]),
+    ("return_tokens_as_token_ids", &["false"]),
+    // Tools.
+    ("tools", &["[]"]),
+    ("tool_choice", &["\"none\""]),
+    ("functions", &["[]"]),
+    ("function_call", &["\"none\""]),
+    ("web_search_options", &[]),
+    // Constrained output.
+    ("response_format", &["{\"type\":\"text\"}"]),
+    ("structured_outputs", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("grammar", &["\"\""]),
+    ("json_schema", &[]),
+    ("allowed_token_ids", &[]),
+    ("bad_words", &["[]"]),
+    // Other than text.
+    ("modalities", &["[\"text\"]"]),
+    ("audio", &[]),
+    // Other sampling and other ends.
+    ("typical_p", &["1", "1.0"]),
+    ("top_a", &["0", "0.0"]),
+    ("mirostat", &["0"]),
+    ("dry_multiplier", &["0", "0.0"]),
+    ("xtc_probability", &["0", "0.0"]),
+    ("min_tokens", &["0"]),
+    ("stop_token_ids", &["[]"]),
+    ("include_stop_str_in_output", &["false"]),
+    ("length_penalty", &["1", "1.0"]),
+    ("repeat_penalty", &["1", "1.0"]),
+    // Another prompt than the one sent.
+    ("truncation", &["\"disabled\""]),
+    ("truncate_prompt_tokens", &[]),
+    ("transforms", &["[]"]),
+    ("add_generation_prompt", &["true"]),
+    ("continue_final_message", &["false"]),
+    ("chat_template", &[]),
+    ("chat_template_kwargs", &["{}"]),
+    // Conditions on who may answer.
+    ("provider", &["{}"]),
+];
+
+/// Takes these fields out, and refuses the first that asks for something.
+pub(super) fn refuse(fields: &mut Fields) -> Result<(), Refusal> {
+    for (name, neutral) in UNSUPPORTED {
+        let Some(value) = fields.take(name) else { continue };
+        if !neutral.contains(&value.to_string().as_str()) {
+            let instead = match neutral.first() {
+                Some(neutral) => format!("leave it out or send {neutral}"),
+                None => "leave it out".to_owned(),
+            };
+            let got = fields::quoted(&value);
+            return Err(Refusal::invalid(name, format!("{name} is {got}, which is not supported: {instead}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! One miner's connection: greets it, passes its offers and windows to the dispatcher, and splits its step frames
+//! straight into the requests' channels. After placement a token meets no mailbox.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuckoo_wire::limits::{
+    ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
+};
+use cuckoo_wire::message::{
+    Assign, End, Hello, Invalid, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
+};
+use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
+use parking_lot::Mutex;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::dispatcher::{DispatcherMsg, LinkId, ReplicaKey};
+use crate::market::Market;
+
+/// News of one sequence, from its miner.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) end: Option<End>,
+}
+
+/// A miner's connection, as placements use it.
+pub(crate) struct MinerLink {
+    id: LinkId,
+    peer: PeerId,
+    connection: quinn::Connection,
+    control: mpsc::Sender<ToMiner>,
+    sequences: Mutex<Sequences>,
+    sequences_made: AtomicU64,
+}
+
+/// What runs on a miner. One lock holds both, so that no sequence joins a replica that has just gone.
+#[derive(Default)]
+struct Sequences {
+    replicas: HashSet<ReplicaId>,
+    entries: HashMap<SequenceId, Entry>,
+}
+
+/// Where one sequence's tokens go.
+struct Entry {
+    replica: ReplicaId,
+    received: u32,
+    credited: u32,
+    news: mpsc::Sender<News>,
+}
+
+/// A sequence on a miner; dropping it cancels what still runs. Its channel ends without a last item if the miner is lost.
+pub(crate) struct Running {
+    link: Arc<MinerLink>,
+    replica: ReplicaId,
+    sequence: SequenceId,
+    news: mpsc::Receiver<News>,
+    credited: u32,
+    taken: u32,
+}
+
+impl MinerLink {
+    /// Who the miner is.
+    pub(crate) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Sends an assignment and opens the channel of its tokens.
+    pub(crate) fn assign(self: &Arc<Self>, mut assign: Assign) -> Running {
+        let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
+        // Every item but the last has at least one token, and tokens are bounded by credit.
+        let (news_in, news) = mpsc::channel(CREDIT_TOKENS as usize + 1);
+        let replica = assign.replica;
+        assign.sequence = sequence;
+        assign.credit = CREDIT_TOKENS;
+        let mut sequences = self.sequences.lock();
+        // On a replica that has gone since the board chose it, the channel ends at once and the request moves on.
+        if sequences.replicas.contains(&replica) {
+            sequences.entries.insert(sequence, Entry { replica, received: 0, credited: CREDIT_TOKENS, news: news_in });
+            self.send(ToMiner::Assign(assign));
+        }
+        drop(sequences);
+        Running { link: self.clone(), replica, sequence, news, credited: CREDIT_TOKENS, taken: 0 }
+    }
+
+    /// Queues a control message. The queue holds more than a window allows, so a full one is a miner that does not read.
+    fn send(&self, message: ToMiner) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
+            Close::Protocol.close(&self.connection, "the control stream is not being read");
+        }
+    }
+
+    /// Hands a step's items to their requests.
+    fn split(&self, replica: ReplicaId, items: Vec<StepItem>) -> Result<(), Invalid> {
+        let mut sequences = self.sequences.lock();
+        for item in items {
+            // Ended and abandoned sequences may still have news under way.
+            let Some(entry) = sequences.entries.get_mut(&item.sequence) else { continue };
+            if entry.replica != replica || entry.received != item.first {
+                return Err(Invalid(format!(
+                    "sequence {} continues at token {} where {} was expected",
+                    item.sequence.0, item.first, entry.received
+                )));
+            }
+            if item.tokens.is_empty() && item.end.is_none() {
+                return Err(Invalid("an item without news".to_owned()));
+            }
+            entry.received += item.tokens.len() as u32;
+            if entry.received > entry.credited {
+                return Err(Invalid(format!("sequence {} sent more tokens than its credit", item.sequence.0)));
+            }
+            let ended = item.end.is_some();
+            // Within its credit a channel always has room; one whose request has just gone is no fault of the miner.
+            let _ = entry.news.try_send(News { tokens: item.tokens, end: item.end });
+            if ended {
+                sequences.entries.remove(&item.sequence);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the channels of a replica that is gone.
+    fn lose_replica(&self, replica: ReplicaId) {
+        let mut sequences = self.sequences.lock();
+        sequences.replicas.remove(&replica);
+        sequences.entries.retain(|_, entry| entry.replica != replica);
+    }
+}
+
+impl Running {
+    /// Who runs it.
+    pub(crate) fn miner(&self) -> PeerId {
+        self.link.peer
+    }
+
+    /// The next news, or `None` if the miner was lost.
+    pub(crate) async fn next(&mut self) -> Option<News> {
+        self.news.recv().await
+    }
+
+    /// The developer has taken so many tokens more: the miner may send as many again.
+    pub(crate) fn credit(&mut self, tokens: u32) {
+        self.taken += tokens;
+        // Half a window at a time keeps the miner busy and credits rare.
+        if self.taken + CREDIT_TOKENS >= self.credited + CREDIT_TOKENS / 2 {
+            self.credited = self.taken + CREDIT_TOKENS;
+            if let Some(entry) = self.link.sequences.lock().entries.get_mut(&self.sequence) {
+                entry.credited = self.credited;
+            }
+            let (replica, sequence) = (self.replica, self.sequence);
+            self.link.send(ToMiner::Credit { replica, sequence, tokens: self.credited });
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An entry that is still there has not ended.
+        if self.link.sequences.lock().entries.remove(&self.sequence).is_some() {
+            let (replica, sequence) = (self.replica, self.sequence);
+            self.link.send(ToMiner::Cancel { replica, sequence });
+        }
+    }
+}
+
+/// Messages of a miner's connection.
+pub(crate) enum MinerMsg {
+    /// It ended.
+    Over(String),
+}
+
+/// What it starts with.
+pub(crate) struct MinerArgs {
+    pub(crate) id: LinkId,
+    pub(crate) connection: quinn::Connection,
+    pub(crate) market: Market,
+    pub(crate) name: String,
+}
+
+pub(crate) struct Miner;
+
+pub(crate) struct State {
+    connection: quinn::Connection,
+    _tasks: JoinSet<()>,
+}
+
+impl Actor for Miner {
+    type Msg = MinerMsg;
+    type State = State;
+    type Arguments = MinerArgs;
+
+    async fn pre_start(&self, me: ActorRef<MinerMsg>, args: MinerArgs) -> Result<State, ActorProcessingErr> {
+        let mut tasks = JoinSet::new();
+        let connection = args.connection.clone();
+        tasks.spawn(async move {
+            let connection = args.connection.clone();
+            let why = serve(args).await;
+            let why = match (why, connection.close_reason()) {
+                (_, Some(reason)) => reason.to_string(),
+                (Err(error), None) => {
+                    Close::Protocol.close(&connection, &error.to_string());
+                    error.to_string()
+                }
+                (Ok(()), None) => "over".to_owned(),
+            };
+            let _ = me.cast(MinerMsg::Over(why));
+        });
+        Ok(State { connection, _tasks: tasks })
+    }
+
+    async fn handle(&self, me: ActorRef<MinerMsg>, message: MinerMsg, _state: &mut State) -> Result<(), ActorProcessingErr> {
+        let MinerMsg::Over(why) = message;
+        tracing::info!(why, "miner left");
+        me.stop(None);
+        Ok(())
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        Close::Shutdown.close(&self.connection, "the scheduler is going down");
+    }
+}
+
+/// Takes the link off the books however its connection ends.
+struct Registered {
+    link: Arc<MinerLink>,
+    market: Market,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.market.dispatcher().tell(DispatcherMsg::LinkLost(self.link.id));
+        *self.link.sequences.lock() = Sequences::default();
+    }
+}
+
+async fn serve(args: MinerArgs) -> Result<(), FrameError> {
+    let MinerArgs { id, connection, market, name } = args;
+    let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(&connection, name));
+    let (mut control_out, mut control_in) = greeting.await.map_err(|_| silent())??;
+    let peer = peer_of(&connection).ok_or(FrameError::Malformed)?;
+    let (control, mut queued) = mpsc::channel(CONTROL_QUEUE);
+    let link = Arc::new(MinerLink {
+        id,
+        peer,
+        connection: connection.clone(),
+        control,
+        sequences: Mutex::default(),
+        sequences_made: AtomicU64::new(1),
+    });
+    let registered = Registered { link: link.clone(), market: market.clone() };
+    let mut replicas: JoinSet<Result<(), FrameError>> = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni() => {
+                let stream = stream.map_err(std::io::Error::from)?;
+                replicas.spawn(serve_replica(link.clone(), market.clone(), stream));
+            }
+            Some(ended) = replicas.join_next(), if !replicas.is_empty() => {
+                if let Ok(Err(error)) = ended {
+                    return Err(error);
+                }
+            }
+            Some(message) = queued.recv() => {
+                control_out.feed(&message).await?;
+                while let Ok(message) = queued.try_recv() {
+                    control_out.feed(&message).await?;
+                }
+                control_out.flush().await?;
+            }
+            said = control_in.next::<Hello>() => {
+                drop(registered);
+                return match said? {
+                    None => Ok(()),
+                    Some(_) => Err(FrameError::Malformed),
+                };
+            }
+        }
+    }
+}
+
+async fn greet(
+    connection: &quinn::Connection,
+    name: String,
+) -> Result<(FrameWriter<quinn::SendStream>, FrameReader<quinn::RecvStream>), FrameError> {
+    let (send, recv) = connection.accept_bi().await.map_err(std::io::Error::from)?;
+    let mut reader = FrameReader::new(recv, MINER_FRAME_BYTES_MAX);
+    let mut writer = FrameWriter::new(send, ASSIGN_FRAME_BYTES_MAX);
+    let hello = reader.next::<Hello>().await?.ok_or(FrameError::Malformed)?;
+    hello.check().map_err(invalid)?;
+    tracing::info!(miner = hello.name, program = hello.program, "miner joined");
+    writer.send(&ToMiner::Welcome { scheduler: name }).await?;
+    Ok((writer, reader))
+}
+
+/// One replica's stream, from its offer to its end.
+async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::RecvStream) -> Result<(), FrameError> {
+    let mut reader = FrameReader::new(stream, MINER_FRAME_BYTES_MAX);
+    let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, reader.next::<ReplicaFrame>()).await.map_err(|_| silent())??;
+    let Some(ReplicaFrame::Offer(offer)) = first else { return Err(FrameError::Malformed) };
+    offer.check().map_err(invalid)?;
+    let key = ReplicaKey { link: link.id, replica: offer.replica };
+    link.sequences.lock().replicas.insert(offer.replica);
+    let mut replica = ReplicaStream { key, link, market };
+    replica.market.dispatcher().tell(DispatcherMsg::Offer(key, offer, replica.link.clone()));
+    while let Some(frame) = reader.next::<ReplicaFrame>().await? {
+        match frame {
+            ReplicaFrame::Step(step) => replica.step(step)?,
+            ReplicaFrame::Drain => replica.market.dispatcher().tell(DispatcherMsg::Drain(key)),
+            ReplicaFrame::Offer(_) => return Err(FrameError::Malformed),
+        }
+    }
+    Ok(())
+}
+
+struct ReplicaStream {
+    key: ReplicaKey,
+    link: Arc<MinerLink>,
+    market: Market,
+}
+
+impl ReplicaStream {
+    fn step(&mut self, step: Step) -> Result<(), FrameError> {
+        step.check().map_err(invalid)?;
+        self.market.metrics().step(&self.link.peer, &step);
+        self.link.split(self.key.replica, step.items).map_err(invalid)?;
+        self.market.dispatcher().tell(DispatcherMsg::Grant(self.key, step.window));
+        Ok(())
+    }
+}
+
+impl Drop for ReplicaStream {
+    fn drop(&mut self) {
+        self.market.dispatcher().tell(DispatcherMsg::ReplicaLost(self.key));
+        self.link.lose_replica(self.key.replica);
+    }
+}
+
+fn invalid(why: Invalid) -> FrameError {
+    FrameError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, why))
+}
+
+fn silent() -> FrameError {
+    FrameError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the peer said nothing"))
+}

@@ -1,0 +1,57 @@
+//! Tables of API keys. Sees hashes only, never a key.
+
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use super::super::super::account::Account;
+use super::super::StoredKey;
+use super::{Failure, rows};
+
+/// Whether `fingerprint` is the one that is kept, now or from before.
+pub(super) async fn pin_pepper(connection: &mut SqliteConnection, fingerprint: &[u8; 32]) -> Result<bool, Failure> {
+    let insert = sqlx::query("INSERT INTO pepper (id, fingerprint) VALUES (1, ?1) ON CONFLICT (id) DO NOTHING");
+    insert.bind(fingerprint.as_slice()).execute(&mut *connection).await?;
+    let kept: Vec<u8> =
+        sqlx::query_scalar("SELECT fingerprint FROM pepper WHERE id = 1").fetch_one(&mut *connection).await?;
+    Ok(kept == fingerprint)
+}
+
+pub(super) async fn add(connection: &mut SqliteConnection, key: &StoredKey) -> Result<(), Failure> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    // A fresh client has a fresh account: a collision of random ids is an error, never a shared account.
+    let account: i64 = sqlx::query_scalar("INSERT INTO account (name, balance) VALUES (?1, 0) RETURNING id")
+        .bind(Account::Client(key.client).to_string())
+        .fetch_one(&mut *tx)
+        .await?;
+    sqlx::query("INSERT INTO api_key (hash, prefix, client, label, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)")
+        .bind(key.hash.as_slice())
+        .bind(key.prefix.as_str())
+        .bind(account)
+        .bind(key.label.as_str())
+        .bind(key.created_ms)
+        .execute(&mut *tx)
+        .await?;
+    Ok(tx.commit().await?)
+}
+
+pub(super) async fn list(connection: &mut SqliteConnection, prefix: Option<&str>) -> Result<Vec<StoredKey>, Failure> {
+    let by_prefix = "SELECT k.hash, k.prefix, a.name, k.label, k.created_ms FROM api_key AS k \
+                     JOIN account AS a ON a.id = k.client WHERE k.prefix = ?1 ORDER BY k.created_ms";
+    let all = "SELECT k.hash, k.prefix, a.name, k.label, k.created_ms FROM api_key AS k \
+               JOIN account AS a ON a.id = k.client ORDER BY k.created_ms";
+    let query = match prefix {
+        Some(prefix) => sqlx::query(by_prefix).bind(prefix),
+        None => sqlx::query(all),
+    };
+    let rows = query.fetch_all(connection).await?;
+    let key = |row: &_| {
+        Ok(StoredKey {
+            hash: rows::bytes(rows::get(row, 0)?)?,
+            prefix: rows::get(row, 1)?,
+            client: rows::client(rows::get(row, 2)?)?,
+            label: rows::get(row, 3)?,
+            created_ms: rows::get(row, 4)?,
+        })
+    };
+    rows.iter().map(key).collect()
+}

@@ -1,0 +1,121 @@
+//! What a request needs of the scheduler, in one place: shared handles, no state of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cuckoo_wire::PeerId;
+use cuckoo_wire::limits::NANO_PER_CREDIT;
+use cuckoo_wire::message::{ApiKey, ModelInfo, Price, Refusal, RefusalCode, Wallet, WeightsHash};
+use tokio::sync::Semaphore;
+
+use crate::catalog::CatalogHandle;
+use crate::dispatcher::{DispatcherHandle, Ticket};
+use crate::ledger::{Account, ClientId, LedgerHandle};
+use crate::metrics::Metrics;
+
+/// Prompts that are rendered and tokenized at a time; the rest wait. Tokenizing is work for processors, and more of it
+/// at once only makes each slower.
+const TOKENIZING_MAX: usize = 2;
+/// Entries of a wallet at most.
+const WALLET_ENTRIES_MAX: u32 = 100;
+/// What a hold assumes where nobody has offered a price yet: 10 credits per million tokens.
+const PRICE_UNKNOWN: Price =
+    Price { input_per_mtok: 10 * NANO_PER_CREDIT, output_per_mtok: 10 * NANO_PER_CREDIT };
+
+/// Shared by everything that serves requests.
+#[derive(Clone)]
+pub(crate) struct Market(Arc<Shared>);
+
+struct Shared {
+    catalog: CatalogHandle,
+    dispatcher: DispatcherHandle,
+    ledger: LedgerHandle,
+    metrics: Arc<Metrics>,
+    tokenizing: Semaphore,
+    tickets: AtomicU64,
+}
+
+impl Market {
+    pub(crate) fn new(
+        catalog: CatalogHandle,
+        dispatcher: DispatcherHandle,
+        ledger: LedgerHandle,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (tokenizing, tickets) = (Semaphore::new(TOKENIZING_MAX), AtomicU64::new(1));
+        Self(Arc::new(Shared { catalog, dispatcher, ledger, metrics, tokenizing, tickets }))
+    }
+
+    pub(crate) fn catalog(&self) -> &CatalogHandle {
+        &self.0.catalog
+    }
+
+    pub(crate) fn dispatcher(&self) -> &DispatcherHandle {
+        &self.0.dispatcher
+    }
+
+    pub(crate) fn ledger(&self) -> &LedgerHandle {
+        &self.0.ledger
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn tokenizing(&self) -> &Semaphore {
+        &self.0.tokenizing
+    }
+
+    pub(crate) fn next_ticket(&self) -> Ticket {
+        Ticket(self.0.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Whose key this is.
+    pub(crate) async fn client_of(&self, key: &ApiKey) -> Result<ClientId, Refusal> {
+        let client = self.0.ledger.authenticate(key).await.map_err(Refusal::from)?;
+        client.ok_or_else(|| {
+            Refusal::new(RefusalCode::InvalidApiKey, "the API key is not known here: check it, or ask for a new one")
+        })
+    }
+
+    /// Whether this is anybody's key.
+    pub(crate) async fn authenticate(&self, key: &ApiKey) -> Result<(), Refusal> {
+        self.client_of(key).await.map(|_| ())
+    }
+
+    /// What a request that names no limit may be charged: the dearest ask on offer.
+    pub(crate) async fn going_price(&self, weights: WeightsHash) -> Price {
+        self.0.dispatcher.quote(weights).await.highest_ask.unwrap_or(PRICE_UNKNOWN)
+    }
+
+    /// The catalog, with what miners offer now.
+    pub(crate) async fn models(&self) -> Vec<ModelInfo> {
+        let mut models = Vec::new();
+        for model in self.0.catalog.all() {
+            let quote = self.0.dispatcher.quote(model.weights()).await;
+            models.push(model.info(&quote));
+        }
+        models
+    }
+
+    /// Accounts of a peer's key, and of an API key.
+    pub(crate) async fn wallet(&self, peer: PeerId, key: Option<&ApiKey>, entries: u32) -> Result<Wallet, Refusal> {
+        let mut accounts = Account::of_peer(peer).to_vec();
+        if let Some(key) = key {
+            accounts.push(Account::Client(self.client_of(key).await?));
+        }
+        self.0.ledger.wallet(accounts, entries.min(WALLET_ENTRIES_MAX)).await.map_err(Refusal::from)
+    }
+
+    pub(crate) fn metrics_text(&self) -> String {
+        self.0.metrics.render()
+    }
+
+    /// Whether requests can be served at all. An owner of shared truth that failed has stopped the process.
+    pub(crate) fn healthy(&self) -> Result<(), String> {
+        match self.0.catalog.all().is_empty() {
+            true => Err("no model is in the catalog".to_owned()),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Tokens to text as it may be shown: whole characters only, and nothing that may turn out to begin a stop string. Pure.
+
+use cuckoo_models::Decoder;
+
+/// The text side of one request's output.
+#[derive(Debug)]
+pub(crate) struct Output {
+    decoder: Decoder,
+    scanner: StopScanner,
+}
+
+impl Output {
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>) -> Self {
+        Self { decoder, scanner: StopScanner::new(stops) }
+    }
+
+    /// What one more token shows.
+    pub(crate) fn push(&mut self, token: u32) -> Scanned {
+        match self.decoder.push(token) {
+            Some(piece) => self.scanner.push(&piece),
+            None => Scanned { text: String::new(), stopped: false },
+        }
+    }
+
+    /// What was held back, once nothing more can come.
+    pub(crate) fn finish(&mut self) -> String {
+        let mut text = self.scanner.finish();
+        text.push_str(&self.decoder.finish().unwrap_or_default());
+        text
+    }
+}
+
+/// Looks for the first of several stop strings across pieces of text, and holds back no more than could begin one.
+#[derive(Debug)]
+pub(crate) struct StopScanner {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What may be shown after a piece of text.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Scanned {
+    /// Text that is certainly before any stop string.
+    pub(crate) text: String,
+    /// Whether a stop string was found: nothing after it counts.
+    pub(crate) stopped: bool,
+}
+
+impl StopScanner {
+    pub(crate) fn new(stops: Vec<String>) -> Self {
+        Self { stops, held: String::new() }
+    }
+
+    /// Takes the next piece in.
+    pub(crate) fn push(&mut self, piece: &str) -> Scanned {
+        self.held.push_str(piece);
+        let first = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min();
+        if let Some(at) = first {
+            self.held.truncate(at);
+            return Scanned { text: std::mem::take(&mut self.held), stopped: true };
+        }
+        let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        let shown = self.held.len() - keep;
+        let held = self.held.split_off(shown);
+        Scanned { text: std::mem::replace(&mut self.held, held), stopped: false }
+    }
+
+    /// What was held back, once nothing more can come.
+    pub(crate) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Length of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let candidates = stop.char_indices().map(|(i, _)| i).filter(|i| *i > 0 && *i <= text.len());
+    candidates.filter(|i| text.ends_with(&stop[..*i])).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut scanner = StopScanner::new(stops.iter().map(|s| (*s).to_owned()).collect());
+        let mut out = String::new();
+        for piece in pieces {
+            let scanned = scanner.push(piece);
+            out.push_str(&scanned.text);
+            if scanned.stopped {
+                return (out, true);
+            }
+        }
+        out.push_str(&scanner.finish());
+        (out, false)
+    }
+
+    #[test]
+    fn finds_stops_across_pieces_and_shows_what_cannot_be_one() {
+        assert_eq!(run(&["END"], &["a E", "N", "D b"]), ("a ".to_owned(), true));
+        assert_eq!(run(&["END"], &["a E", "N", "X"]), ("a ENX".to_owned(), false));
+        assert_eq!(run(&["日本"], &["x日", "曜"]), ("x日曜".to_owned(), false));
+        assert_eq!(run(&["b", "ab"], &["xa", "b"]), ("x".to_owned(), true), "the earliest match wins");
+        assert_eq!(run(&[], &["a", "b"]), ("ab".to_owned(), false));
+        let mut scanner = StopScanner::new(vec!["\n\n".to_owned()]);
+        assert_eq!(scanner.push("one"), Scanned { text: "one".to_owned(), stopped: false });
+    }
+
+    proptest! {
+        /// However the text is cut, the outcome is that of the whole.
+        #[test]
+        fn cuts_do_not_matter(text in "[ab日\n]{0,40}", stops in prop::collection::vec("[ab日\n]{1,4}", 0..4), cuts in prop::collection::vec(0usize..40, 0..10)) {
+            let chars: Vec<char> = text.chars().collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(chars.len())).collect();
+            cuts.extend([0, chars.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<String> = cuts.windows(2).map(|w| chars[w[0]..w[1]].iter().collect()).collect();
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            let first = stops.iter().filter_map(|s| text.find(s)).min();
+            // Pieces may reveal a stop that ends earlier before one that begins earlier is complete.
+            let (out, stopped) = run(&stops, &pieces);
+            prop_assert_eq!(stopped, first.is_some());
+            match first {
+                None => prop_assert_eq!(out, text),
+                Some(_) => prop_assert!(text.starts_with(&out) && stops.iter().any(|s| text[out.len()..].starts_with(s))),
+            }
+        }
+    }
+}

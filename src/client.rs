@@ -1,0 +1,232 @@
+//! A developer's side of a connection: one stream a call. Knows nothing of miners and money but what replies say.
+
+use std::time::Duration;
+
+use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
+use cuckoo_wire::message::{
+    ApiKey, Call, ChatMessage, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId, Sampling, Usage,
+    Wallet,
+};
+use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
+
+/// A connection to a scheduler. Cheap to clone; calls run side by side.
+#[derive(Clone, Debug)]
+pub struct Client {
+    connection: quinn::Connection,
+}
+
+/// A request for tokens, as the protocol carries it. Start from [`Request::chat`] or [`Request::completion`] and set
+/// what differs.
+#[derive(Clone, Debug)]
+pub struct Request(pub Generate);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] QuicError),
+    /// The scheduler said no, and why.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The connection broke, or the other end speaks another protocol.
+    #[error("the connection to the scheduler broke: {0}")]
+    Broken(String),
+}
+
+/// More output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// Index of the first token in the output.
+    pub first: u32,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// What they add to the text: whole characters, possibly none.
+    pub text: String,
+}
+
+/// A running request. Dropping it cancels it.
+#[derive(Debug)]
+pub struct Generation {
+    request: RequestId,
+    prompt_tokens: u32,
+    replies: FrameReader<quinn::RecvStream>,
+    connection: quinn::Connection,
+    finished: Option<(FinishReason, Usage)>,
+}
+
+impl Request {
+    /// One question to a chat model.
+    pub fn chat(api_key: impl Into<String>, model: impl Into<String>, question: impl Into<String>) -> Self {
+        let turn = ChatMessage { role: "user".to_owned(), content: question.into() };
+        Self::new(api_key, model, Prompt::Chat(vec![turn]))
+    }
+
+    /// A text to be continued.
+    pub fn completion(api_key: impl Into<String>, model: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::new(api_key, model, Prompt::Text(text.into()))
+    }
+
+    /// Any prompt, with defaults for everything else.
+    pub fn new(api_key: impl Into<String>, model: impl Into<String>, prompt: Prompt) -> Self {
+        Self(Generate {
+            api_key: ApiKey(api_key.into()),
+            model: model.into(),
+            prompt,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            max_tokens: None,
+            ignore_eos: false,
+            max_price: None,
+        })
+    }
+
+    /// At most so many tokens.
+    pub fn max_tokens(mut self, tokens: u32) -> Self {
+        self.0.max_tokens = Some(tokens);
+        self
+    }
+
+    /// How tokens are drawn.
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.0.sampling = sampling;
+        self
+    }
+}
+
+impl Client {
+    /// Connects to the scheduler at `address`, and to no other: its key is part of the address.
+    pub async fn connect(address: &Address, identity: &Identity) -> Result<Self, ClientError> {
+        Ok(Self { connection: connect(address, identity, Role::Developer).await? })
+    }
+
+    /// Starts a request. Returns when it is paid for and queued.
+    pub async fn generate(&self, request: Request) -> Result<Generation, ClientError> {
+        let mut replies = self.call(&Call::Generate(request.0)).await?;
+        match self.reply(&mut replies).await? {
+            Reply::Accepted { request, prompt_tokens } => {
+                let connection = self.connection.clone();
+                Ok(Generation { request, prompt_tokens, replies, connection, finished: None })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The catalog.
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        let mut replies = self.call(&Call::Models).await?;
+        match self.reply(&mut replies).await? {
+            Reply::Models(models) => Ok(models),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Balances and last entries of this client's identity, and of an API key's account.
+    pub async fn wallet(&self, api_key: Option<ApiKey>, entries_max: u32) -> Result<Wallet, ClientError> {
+        let mut replies = self.call(&Call::Wallet { api_key, entries_max }).await?;
+        match self.reply(&mut replies).await? {
+            Reply::Wallet(wallet) => Ok(wallet),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Says goodbye; requests that still run are cancelled.
+    pub fn close(self) {
+        Close::Done.close(&self.connection, "bye");
+    }
+
+    async fn call(&self, call: &Call) -> Result<FrameReader<quinn::RecvStream>, ClientError> {
+        let (send, recv) = self.connection.open_bi().await.map_err(|e| ClientError::Broken(e.to_string()))?;
+        let mut writer = FrameWriter::new(send, CALL_FRAME_BYTES_MAX);
+        if let Err(error) = writer.send(call).await {
+            return Err(broken(&self.connection, error).await);
+        }
+        let _ = writer.get_mut().finish();
+        Ok(FrameReader::new(recv, REPLY_FRAME_BYTES_MAX))
+    }
+
+    async fn reply(&self, replies: &mut FrameReader<quinn::RecvStream>) -> Result<Reply, ClientError> {
+        next(replies, &self.connection).await
+    }
+}
+
+impl Generation {
+    /// The request's id, for support and logs.
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// Tokens of the prompt, as billed.
+    pub fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
+    }
+
+    /// The next piece of output, or `None` when it has finished. Nothing is lost if this is dropped midway.
+    pub async fn next(&mut self) -> Result<Option<Delta>, ClientError> {
+        if self.finished.is_some() {
+            return Ok(None);
+        }
+        match next(&mut self.replies, &self.connection).await? {
+            Reply::Delta { first, tokens, text } => Ok(Some(Delta { first, tokens, text })),
+            Reply::Finished { reason, usage } => {
+                self.finished = Some((reason, usage));
+                Ok(None)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The output as a stream of pieces.
+    pub fn into_stream(self) -> impl futures_util::Stream<Item = Result<Delta, ClientError>> {
+        futures_util::stream::try_unfold(self, |mut generation| async move {
+            Ok(generation.next().await?.map(|delta| (delta, generation)))
+        })
+    }
+
+    /// All of the remaining text.
+    pub async fn text(&mut self) -> Result<String, ClientError> {
+        let mut text = String::new();
+        while let Some(delta) = self.next().await? {
+            text.push_str(&delta.text);
+        }
+        Ok(text)
+    }
+
+    /// Why the output ended, once it has.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finished.as_ref().map(|(reason, _)| *reason)
+    }
+
+    /// What was used and paid, once the output has ended.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.finished.as_ref().map(|(_, usage)| usage)
+    }
+}
+
+async fn next(
+    replies: &mut FrameReader<quinn::RecvStream>,
+    connection: &quinn::Connection,
+) -> Result<Reply, ClientError> {
+    match replies.next::<Reply>().await {
+        Ok(Some(Reply::Refused(refusal))) => Err(ClientError::Refused(refusal)),
+        Ok(Some(reply)) => Ok(reply),
+        Ok(None) => Err(ClientError::Broken("the answer ended in the middle".to_owned())),
+        Err(error) => Err(broken(connection, error).await),
+    }
+}
+
+/// The reason a connection was closed with says more than the error of a stream on it.
+async fn broken(connection: &quinn::Connection, error: FrameError) -> ClientError {
+    // The stream's error may come a moment before the close that explains it.
+    let closed = tokio::time::timeout(Duration::from_millis(200), connection.closed()).await;
+    ClientError::Broken(match closed {
+        Ok(quinn::ConnectionError::ApplicationClosed(closed)) => {
+            Close::of(&closed).map_or_else(|| error.to_string(), |(_, why)| why)
+        }
+        _ => error.to_string(),
+    })
+}
+
+fn unexpected() -> ClientError {
+    ClientError::Broken("the scheduler answered something that was not asked".to_owned())
+}

@@ -1,0 +1,103 @@
+//! `cuckoo ask` and `cuckoo chat`: one question or many, to any scheduler.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context, bail};
+use cuckoo::{ApiKey, ChatMessage, Client, Prompt};
+use tokio::sync::mpsc;
+
+use super::{asked_to_stop, generate};
+use crate::args::{AskArgs, ChatArgs, Common, Target};
+use crate::home::Home;
+
+/// Connects to the scheduler that was named, or to the one that ran here last.
+pub(super) async fn connect(home: &Home, target: &Target) -> anyhow::Result<(Client, Option<ApiKey>)> {
+    let last = home.last_scheduler()?;
+    let address = match (&target.scheduler, &last) {
+        (Some(address), _) => address.clone(),
+        (None, Some(last)) => last.address()?,
+        (None, None) => bail!("no scheduler has run here: start one with `cuckoo up`, or name one with --scheduler"),
+    };
+    // A key belongs to the scheduler that made it.
+    let own = last.as_ref().filter(|l| l.address().is_ok_and(|a| a.peer == address.peer)).map(|l| l.api_key());
+    let key = target.api_key.clone().map(ApiKey).or(own);
+    let client = Client::connect(&address, &home.identity()?).await.context("is the scheduler running?")?;
+    Ok((client, key))
+}
+
+fn paying(key: Option<ApiKey>) -> anyhow::Result<ApiKey> {
+    key.context("no API key for this scheduler: give one with --api-key, or in CUCKOO_API_KEY")
+}
+
+pub(super) async fn ask(common: &Common, args: AskArgs) -> anyhow::Result<()> {
+    let home = Home::open(common)?;
+    let (client, key) = connect(&home, &args.target).await?;
+    let key = paying(key)?;
+    let model = generate::model(&client, &args.generation).await?;
+    let prompt = Prompt::Chat(vec![ChatMessage { role: "user".to_owned(), content: args.question }]);
+    let answer = tokio::select! {
+        answer = generate::stream(&client, &key, &model, prompt, &args.generation, common.json) => answer?,
+        () = asked_to_stop() => bail!("cancelled"),
+    };
+    answer.report(common.json);
+    client.close();
+    Ok(())
+}
+
+pub(super) async fn chat(common: &Common, args: ChatArgs) -> anyhow::Result<()> {
+    let home = Home::open(common)?;
+    let (client, key) = connect(&home, &args.target).await?;
+    let key = paying(key)?;
+    let model = generate::model(&client, &args.generation).await?;
+    let mut history: Vec<ChatMessage> = args
+        .system
+        .map(|text| ChatMessage { role: "system".to_owned(), content: text })
+        .into_iter()
+        .collect();
+    let interactive = std::io::stdin().is_terminal();
+    if interactive {
+        eprintln!("talking with {model}; Ctrl-D or /exit ends, Ctrl-C stops an answer");
+    }
+    let mut lines = lines();
+    loop {
+        if interactive {
+            eprint!("> ");
+            std::io::stderr().flush()?;
+        }
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            () = asked_to_stop() => None,
+        };
+        let Some(line) = line.filter(|l| l.trim() != "/exit") else { break };
+        if line.trim().is_empty() {
+            continue;
+        }
+        history.push(ChatMessage { role: "user".to_owned(), content: line });
+        let prompt = Prompt::Chat(history.clone());
+        let answer = tokio::select! {
+            answer = generate::stream(&client, &key, &model, prompt, &args.generation, common.json) => answer?,
+            () = asked_to_stop() => {
+                eprintln!("\n(stopped)");
+                history.pop();
+                continue;
+            }
+        };
+        answer.report(common.json);
+        history.push(ChatMessage { role: "assistant".to_owned(), content: answer.text });
+    }
+    client.close();
+    Ok(())
+}
+
+/// Lines of standard input, read on a thread that may block.
+fn lines() -> mpsc::Receiver<String> {
+    let (lines_in, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if lines_in.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}

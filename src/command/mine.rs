@@ -1,0 +1,94 @@
+//! `cuckoo mine`: a miner for some scheduler. Shares its start with `cuckoo up`.
+
+use std::num::NonZero;
+
+use anyhow::bail;
+use cuckoo_runtime::{LinkStatus, MineConfig, Miner, ModelConfig, mine};
+use cuckoo_wire::message::WeightsHash;
+use cuckoo_wire::{Address, Identity};
+use serde_json::json;
+
+use super::{DRAIN_MAX, asked_to_stop, drain};
+use crate::args::{Common, MineArgs, Mining};
+use crate::home::Home;
+use crate::provision;
+
+pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
+    let home = Home::open(common)?;
+    let identity = home.identity()?;
+    let weights = match provision::model(&home, common, &identity, &args.mining.model).await {
+        Ok(provisioned) => provisioned.weights,
+        Err(error) => return Err(error),
+    };
+    let peer = identity.peer_id();
+    if !common.json {
+        println!("  miner   {} ({peer})", args.name);
+        println!("  model   {} from {}", args.mining.model, weights.path.display());
+    }
+    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0) };
+    let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
+    let mut status = miner.status();
+    let mut was_connected = false;
+    loop {
+        let now = status.borrow_and_update().clone();
+        let connected = matches!(now, LinkStatus::Connected { replicas: 1.. });
+        if connected != was_connected {
+            was_connected = connected;
+            report(connected, &peer.to_string(), common.json);
+        }
+        tokio::select! {
+            () = asked_to_stop() => break,
+            error = miner.ended() => return Err(error.into()),
+            changed = status.changed() => if changed.is_err() { return Err(miner.ended().await.into()) },
+        }
+    }
+    drain(miner.stop(DRAIN_MAX)).await;
+    Ok(())
+}
+
+fn report(connected: bool, peer: &str, json: bool) {
+    match (json, connected) {
+        (true, _) => println!("{}", json!({"event": if connected { "ready" } else { "disconnected" }, "peer": peer})),
+        (false, true) => println!("  ready: earning as soon as somebody asks; Ctrl-C drains"),
+        (false, false) => println!("  the link is lost; trying again"),
+    }
+}
+
+/// Loads the model and links up with the scheduler.
+pub(super) async fn start(
+    identity: Identity,
+    scheduler: Address,
+    name: String,
+    model: ModelConfig,
+    mining: &Mining,
+) -> anyhow::Result<Miner> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let config = MineConfig {
+        identity,
+        scheduler,
+        name,
+        models: vec![model],
+        ask: mining.ask(),
+        threads: mining.threads.map_or(processors, usize::from),
+        batch_sequences_max: mining.batch,
+        step_tokens_max: mining.step_tokens,
+        kv_bytes_max: mining.kv_memory << 20,
+    };
+    Ok(mine(config).await?)
+}
+
+/// Waits until the miner is at work.
+pub(super) async fn connected(miner: &mut Miner) -> anyhow::Result<()> {
+    let mut status = miner.status();
+    let ready = async {
+        let at_work = |s: &LinkStatus| matches!(s, LinkStatus::Connected { replicas: 1.. } | LinkStatus::Refused(_));
+        status.wait_for(at_work).await.map(|s| s.clone())
+    };
+    tokio::select! {
+        status = ready => match status {
+            Ok(LinkStatus::Refused(why)) => bail!("refused by the scheduler: {why}"),
+            _ => Ok(()),
+        },
+        error = miner.ended() => Err(error.into()),
+    }
+}

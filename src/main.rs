@@ -1,0 +1,44 @@
+//! The `cuckoo` command: verbs only. What they do lies in `command`.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod command;
+mod home;
+mod provision;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.common.log);
+    let Ok(filter) = filter else {
+        eprintln!("error: --log {:?} is not a filter: try info, or cuckoo_scheduler=debug", cli.common.log);
+        return ExitCode::from(2);
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no threads for I/O: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // Spawned, because calls to actors from the thread that blocks here are an order of magnitude slower.
+    let outcome = runtime.block_on(async { tokio::spawn(command::run(cli)).await });
+    // What still blocks (a terminal's input, a download) must not hold the end up.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(command::exit_code(&error))
+        }
+        Err(panic) => {
+            eprintln!("error: this is a bug: {panic}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The real model on the CPU backend: against the f64 reference, and bit for bit against itself however it is batched,
+//! cut into chunks, spread over threads or resumed.
+
+use std::fs::File;
+
+use cuckoo_kernels::ops::{Span, StepLayout};
+use cuckoo_kernels::reference::Rounding;
+use cuckoo_kernels::{Cpu, Ops, Reference};
+use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_runtime::forward::{Model, Workspace, kv_shape};
+use cuckoo_runtime::{Batch, BatchLimits, Engine};
+use cuckoo_wire::message::{Assign, End, ReplicaId, Sampling, SequenceId, StepItem};
+
+use crate::support::weights;
+
+const TEXTS: [&str; 3] = [
+    "The cuckoo lays its eggs in the nests of other birds, which then raise the young as their own. Most species live in trees,",
+    "fn main() {\n    let numbers = vec![1, 2, 3];\n    let total: i32 = numbers.iter().sum();\n    println!(\"{total}\");\n}\n",
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris, which lies on the river Seine.",
+];
+
+struct Files {
+    gguf: Gguf,
+    file: File,
+    spec: ArchSpec,
+    tokenizer: Tokenizer,
+}
+
+fn files() -> Files {
+    let path = weights();
+    let gguf = Gguf::open(&path).unwrap();
+    Files {
+        spec: ArchSpec::from_gguf(&gguf).unwrap(),
+        tokenizer: Tokenizer::from_gguf(&gguf).unwrap(),
+        file: File::open(&path).unwrap(),
+        gguf,
+    }
+}
+
+/// Logits of every position of `tokens`, computed as one chunk.
+fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
+    let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
+    let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
+    let mut cache = ops.kv_cache(kv_shape(&files.spec, blocks.len())).unwrap();
+    let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
+    let wanted: Vec<usize> = (0..tokens.len()).collect();
+    let step = StepLayout { spans: &spans, blocks: &blocks };
+    model.forward(&mut ops, &mut work, &mut cache, tokens, &step, &wanted).unwrap();
+    ops.read(&work.logits).unwrap().chunks(files.spec.vocab).map(<[f32]>::to_vec).collect()
+}
+
+fn log_probability(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    f64::from(logits[token as usize] - max) - sum.ln()
+}
+
+/// The best token and its lead over the second.
+fn best(logits: &[f32]) -> (usize, f32) {
+    let (mut first, mut second) = ((0, f32::MIN), f32::MIN);
+    for (i, l) in logits.iter().enumerate() {
+        if *l > first.1 {
+            second = first.1;
+            first = (i, *l);
+        } else if *l > second {
+            second = *l;
+        }
+    }
+    (first.0, first.1 - second)
+}
+
+#[test]
+fn logits_agree_with_the_reference() {
+    let files = files();
+    let (mut squares, mut norm, mut differences) = (0.0f64, 0.0f64, Vec::new());
+    for text in TEXTS {
+        let tokens = files.tokenizer.encode(text, true).unwrap();
+        let cpu = logits(Cpu::new(2), &files, &tokens);
+        let rounded = logits(Reference::new(Rounding::AsBackends), &files, &tokens);
+        let exact = logits(Reference::new(Rounding::None), &files, &tokens);
+        for (at, (ours, reference)) in cpu.iter().zip(&rounded).enumerate() {
+            for (a, b) in ours.iter().zip(reference) {
+                squares += f64::from(a - b).powi(2);
+                norm += f64::from(*b).powi(2);
+            }
+            let (token, margin) = best(reference);
+            assert!(margin < 0.01 || best(ours).0 == token, "position {at} of {text:?}: lead {margin}");
+            if let Some(next) = tokens.get(at + 1) {
+                differences.push((log_probability(ours, *next) - log_probability(&exact[at], *next)).abs());
+            }
+        }
+    }
+    let nmse = squares / norm;
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    println!("NMSE {nmse:.3e} against the reference; log-probabilities differ by {mean:.6} nats from unrounded ones");
+    assert!(nmse <= 1e-6, "NMSE {nmse:e}");
+    assert!(mean <= 0.058 / 2.0, "mean difference of log-probabilities: {mean}");
+}
+
+/// How a generation is run.
+#[derive(Clone, Copy)]
+struct Shape {
+    threads: usize,
+    batch: u32,
+    step_tokens: u32,
+}
+
+const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512 };
+
+/// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Output {
+    tokens: Vec<u32>,
+    logits: Vec<u64>,
+    end: Option<End>,
+}
+
+fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sampling) -> Assign {
+    Assign {
+        replica: ReplicaId(0),
+        sequence: SequenceId(id as u64),
+        prompt_tokens: prompt as u32,
+        max_new,
+        seed: sampling.seed.unwrap_or(0),
+        sampling: sampling.clone(),
+        stop_tokens: vec![],
+        credit: 10_000,
+        blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
+        tokens: tokens.to_vec(),
+    }
+}
+
+fn fnv(values: &[f32]) -> u64 {
+    values.iter().fold(0xcbf2_9ce4_8422_2325, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
+    let limits = BatchLimits {
+        sequences_max: shape.batch,
+        step_tokens_max: shape.step_tokens,
+        kv_blocks: 512,
+        context_tokens: 8_192,
+    };
+    let mut engine = Engine::new(Cpu::new(shape.threads), &files.gguf, &files.file, &files.spec, limits).unwrap();
+    let mut batch = Batch::new(limits);
+    let mut outputs = vec![Output::default(); assigns.len()];
+    let mut left = assigns.into_iter();
+    loop {
+        while batch.sequences().0 + batch.sequences().1 < shape.batch as usize {
+            let Some(next) = left.next() else { break };
+            batch.assign(next);
+        }
+        let Some(plan) = batch.plan() else { break };
+        let drawn = engine.step(&plan).unwrap();
+        if !plan.draws.is_empty() {
+            let logits = engine.logits().unwrap();
+            for (draw, row) in plan.draws.iter().zip(logits.chunks(files.spec.vocab)) {
+                outputs[draw.sequence.0 as usize].logits.push(fnv(row));
+            }
+        }
+        batch.apply(plan, &drawn);
+        for StepItem { sequence, first, tokens, end } in batch.take_news() {
+            let output = &mut outputs[sequence.0 as usize];
+            assert_eq!(output.tokens.len(), first as usize, "gapless");
+            output.tokens.extend(tokens);
+            output.end = end.or(output.end.take());
+        }
+    }
+    assert_eq!(batch.blocks_used(), 0, "all blocks return");
+    outputs
+}
+
+fn prompts(files: &Files) -> Vec<Vec<u32>> {
+    let words: Vec<u32> = files.tokenizer.encode(&TEXTS.join("\n").repeat(2), true).unwrap();
+    (0..16).map(|i| words[i * 3..i * 3 + 5 + i * 7].to_vec()).collect()
+}
+
+fn sampled(seed: u64) -> Sampling {
+    Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, frequency_penalty: 0.2, seed: Some(seed), ..Sampling::default() }
+}
+
+#[test]
+fn batched_equals_alone() {
+    let files = files();
+    let assigns: Vec<Assign> =
+        prompts(&files).iter().enumerate().map(|(i, p)| assign(i, p, p.len(), 8 + i as u32, &sampled(i as u64))).collect();
+    let alone = generate(&files, ALONE, assigns.clone());
+    assert!(alone.iter().all(|o| o.end == Some(End::Length)));
+    for batch in [3, 16] {
+        let together = generate(&files, Shape { batch, step_tokens: 48, ..ALONE }, assigns.clone());
+        assert_eq!(alone, together, "batch {batch}");
+    }
+}
+
+#[test]
+fn chunked_equals_whole_on_any_number_of_threads() {
+    let files = files();
+    let prompt = files.tokenizer.encode(&TEXTS.join("\n"), true).unwrap();
+    assert!(prompt.len() > 64);
+    let assigns = vec![assign(0, &prompt, prompt.len(), 10, &sampled(1))];
+    let whole = generate(&files, ALONE, assigns.clone());
+    for step_tokens in [1, 7, 64] {
+        assert_eq!(whole, generate(&files, Shape { step_tokens, ..ALONE }, assigns.clone()), "chunks of {step_tokens}");
+    }
+    for threads in [1, 3] {
+        assert_eq!(whole, generate(&files, Shape { threads, ..ALONE }, assigns.clone()), "{threads} threads");
+    }
+}
+
+#[test]
+fn a_seed_decides_and_a_resumed_sequence_goes_on_the_same() {
+    let files = files();
+    let prompt = &prompts(&files)[5];
+    let run = |seed| generate(&files, ALONE, vec![assign(0, prompt, prompt.len(), 24, &sampled(seed))]).remove(0);
+    let whole = run(7);
+    assert_eq!(whole.tokens, run(7).tokens);
+    assert_ne!(whole.tokens, run(8).tokens);
+    for accepted in [1, 9, 23] {
+        let known = [prompt.as_slice(), &whole.tokens[..accepted]].concat();
+        let rest = assign(0, &known, prompt.len(), 24 - accepted as u32, &sampled(7));
+        let resumed = generate(&files, ALONE, vec![rest]).remove(0);
+        assert_eq!(resumed.tokens, whole.tokens[accepted..], "after {accepted} tokens");
+        assert_eq!(resumed.logits, whole.logits[accepted..]);
+    }
+}

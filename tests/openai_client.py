@@ -1,0 +1,202 @@
+"""What an application does with the official `openai` package, against a running door.
+
+    python3 openai_client.py BASE_URL API_KEY MODEL
+
+Exits with 0 if everything holds, with a traceback if not. Never talks to anything but BASE_URL.
+"""
+
+import asyncio
+import sys
+
+import openai
+
+BASE_URL, API_KEY, MODEL = sys.argv[1:4]
+client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=180)
+
+MESSAGES = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "Name three birds."},
+]
+PROMPT = "The capital of France is"
+# Greedy, and always as long as asked for: what a small model says must not decide what is tested.
+GREEDY = {"temperature": 0, "max_tokens": 16, "extra_body": {"ignore_eos": True}}
+
+
+def chat(**options):
+    return client.chat.completions.create(model=MODEL, messages=MESSAGES, **{**GREEDY, **options})
+
+
+def complete(**options):
+    return client.completions.create(model=MODEL, **{"prompt": PROMPT, **GREEDY, **options})
+
+
+def chat_stream(**options):
+    """Text, finish reason and usage of a streamed chat."""
+    chunks = list(chat(stream=True, **options))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert chunks[0].choices[0].delta.role == "assistant", chunks[0]
+    assert len({c.id for c in chunks}) == 1 and chunks[0].id.startswith("chatcmpl-")
+    assert len(reasons) == 1, reasons
+    return text, reasons[0], [c.usage for c in chunks if c.usage]
+
+
+def complete_stream(**options):
+    """Text, finish reason and usage of a streamed completion."""
+    chunks = list(complete(stream=True, **options))
+    text = "".join(c.choices[0].text for c in chunks if c.choices)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    assert len({c.id for c in chunks}) == 1 and chunks[0].id.startswith("cmpl-")
+    assert len(reasons) == 1, reasons
+    return text, reasons[0], [c.usage for c in chunks if c.usage]
+
+
+def refused(kind, code, param, **options):
+    """The message of an error that the client is to raise."""
+    try:
+        client.chat.completions.create(**{"model": MODEL, "messages": MESSAGES, "max_tokens": 4, **options})
+    except kind as error:
+        assert error.code == code, (error.code, code)
+        assert error.param == param, (error.param, param)
+        assert error.request_id and error.request_id.startswith("req_")
+        return error.message
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def test_models():
+    listed = {model.id: model for model in client.models.list()}
+    assert MODEL in listed, listed.keys()
+    model = client.models.retrieve(MODEL)
+    assert model == listed[MODEL]
+    assert model.object == "model" and model.context_length == model.max_model_len > 0
+    try:
+        client.models.retrieve("nobody/nothing")
+        raise AssertionError("a model that does not exist")
+    except openai.NotFoundError as error:
+        assert error.code == "model_not_found"
+
+
+def test_chat():
+    whole = chat()
+    choice = whole.choices[0]
+    assert whole.object == "chat.completion" and whole.model == MODEL and whole.system_fingerprint
+    assert choice.message.role == "assistant" and choice.message.content
+    assert choice.finish_reason == "length"
+    assert whole.usage.completion_tokens == 16
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 16
+    assert float(whole.usage.cost) > 0
+    text, reason, usages = chat_stream(stream_options={"include_usage": True})
+    assert text == choice.message.content, (text, choice.message.content)
+    assert reason == "length"
+    assert len(usages) == 1 and usages[0].total_tokens == whole.usage.total_tokens
+    assert chat_stream()[2] == [], "usage that nobody asked for"
+
+
+def test_completions():
+    whole = complete()
+    assert whole.object == "text_completion" and whole.choices[0].text
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 16
+    text, reason, usages = complete_stream(stream_options={"include_usage": True})
+    assert (text, reason) == (whole.choices[0].text, "length")
+    assert len(usages) == 1 and usages[0].prompt_tokens == whole.usage.prompt_tokens
+    assert complete(prompt=[PROMPT]).choices[0].text == whole.choices[0].text
+    ids = complete(prompt=[1, 2, 3, 4], max_tokens=3)
+    assert ids.usage.prompt_tokens == 4 and ids.usage.completion_tokens == 3
+
+
+def test_seeds():
+    for seed in (7, -7):
+        warm = {"temperature": 1.0, "seed": seed}
+        first = chat(**warm).choices[0].message.content
+        assert chat(**warm).choices[0].message.content == first
+        assert chat_stream(**warm)[0] == first
+    others = {chat(temperature=1.5, seed=seed).choices[0].message.content for seed in range(4)}
+    assert len(others) > 1, "the seed changes nothing"
+
+
+def test_max_tokens():
+    for name in ("max_tokens", "max_completion_tokens"):
+        options = {"max_tokens": openai.NOT_GIVEN, name: 3}
+        whole = chat(**options)
+        assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 3
+
+
+def test_stop():
+    text = chat().choices[0].message.content
+    stop = text[len(text) // 2 :][:3]
+    expected = text[: text.index(stop)]
+    whole = chat(stop=stop)
+    assert whole.choices[0].message.content == expected, (whole.choices[0].message.content, expected)
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage.completion_tokens <= 16
+    streamed, reason, _ = chat_stream(stop=["\0never", stop])
+    assert (streamed, reason) == (expected, "stop")
+
+
+def test_logit_bias():
+    bias = {"98": 100}
+    unit = complete(logit_bias=bias, max_tokens=1).choices[0].text
+    assert unit, "token 98 has text"
+    assert complete(logit_bias=bias, max_tokens=5).choices[0].text == unit * 5
+
+
+def test_parts_and_headers():
+    parts = [MESSAGES[0], {"role": "user", "content": [{"type": "text", "text": MESSAGES[1]["content"]}]}]
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=parts, user="me", store=True, **GREEDY)
+    assert raw.headers["x-cuckoo-ignored"] == "store, user"
+    assert raw.headers["x-request-id"].startswith("req_")
+    assert raw.parse().choices[0].message.content == chat().choices[0].message.content
+
+
+def test_errors():
+    refused(openai.NotFoundError, "model_not_found", "model", model="nobody")
+    assert "-1" in refused(openai.BadRequestError, "invalid_request", "temperature", temperature=-1)
+    refused(openai.BadRequestError, "invalid_request", "tools", tools=[{"type": "function", "function": {"name": "f"}}])
+    refused(openai.BadRequestError, "invalid_request", "n", n=2)
+    refused(openai.BadRequestError, "invalid_request", "temperature", temperature=-1, stream=True)
+
+    context = client.models.retrieve(MODEL).context_length
+    try:
+        complete(prompt=[1] * (context + 5), max_tokens=2)
+        raise AssertionError("a prompt beyond the context")
+    except openai.BadRequestError as error:
+        assert error.code == "context_length_exceeded" and error.param == "prompt"
+        assert str(context) in error.message and str(context + 5) in error.message, error.message
+    long = [{"role": "user", "content": "bird " * (2 * context)}]
+    message = refused(openai.BadRequestError, "context_length_exceeded", "messages", messages=long)
+    assert str(context) in message, message
+
+    stranger = client.with_options(api_key="ck_nobody")
+    for attempt in (stranger.models.list, lambda: stranger.completions.create(model=MODEL, prompt=PROMPT)):
+        try:
+            attempt()
+            raise AssertionError("a key that does not exist")
+        except openai.AuthenticationError as error:
+            assert error.status_code == 401 and error.code == "invalid_api_key"
+
+
+def test_leaving_early():
+    with chat(stream=True, max_tokens=2000) as stream:
+        for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                break
+    assert chat(max_tokens=2).usage.completion_tokens == 2
+
+
+def test_many_at_once():
+    async def answers():
+        async with openai.AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=180) as many:
+            create = many.chat.completions.create
+            return await asyncio.gather(*(create(model=MODEL, messages=MESSAGES, **GREEDY) for _ in range(6)))
+
+    alone = chat().choices[0].message.content
+    for answer in asyncio.run(answers()):
+        assert answer.choices[0].message.content == alone, "company changes an answer"
+
+
+if __name__ == "__main__":
+    for name, test in list(globals().items()):
+        if name.startswith("test_"):
+            test()
+            print("ok", name)
+    print("openai", openai.__version__)

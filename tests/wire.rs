@@ -1,0 +1,165 @@
+//! The bytes of every message, so that a change of the protocol cannot go unnoticed; and noise for the decoders.
+
+use std::collections::BTreeMap;
+
+use cuckoo_wire::message::*;
+use cuckoo_wire::{FrameError, PeerId, decode, encode};
+use proptest::prelude::*;
+
+const MAX: usize = 1 << 20;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[track_caller]
+fn snapshot<T>(message: &T, bytes: &str)
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let encoded = encode(message, MAX).unwrap();
+    assert_eq!(hex(&encoded), bytes, "{message:?}: the protocol changed; raise PROTOCOL_VERSION");
+    assert_eq!(decode::<T>(&encoded).unwrap(), *message);
+}
+
+fn sampling() -> Sampling {
+    Sampling { temperature: 0.5, top_k: 40, logit_bias: BTreeMap::from([(7, -1.0)]), seed: Some(300), ..Sampling::default() }
+}
+
+const SAMPLING: &str = "0000003f280000803f000000000000803f00000000000000000107000080bf01ac02";
+const PRICE: Price = Price { input_per_mtok: 1_000_000, output_per_mtok: 2 };
+
+#[test]
+fn calls_have_these_bytes() {
+    snapshot(&Call::Models, "0101");
+    let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
+    snapshot(&wallet, "010201016b03");
+    let chat = Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]);
+    let generate = |prompt| {
+        Call::Generate(Generate {
+            api_key: ApiKey("k".into()),
+            model: "m".into(),
+            prompt,
+            sampling: sampling(),
+            stop: vec!["x".into()],
+            max_tokens: Some(5),
+            ignore_eos: true,
+            max_price: Some(PRICE),
+        })
+    };
+    let tail = format!("{SAMPLING}0101780105010 1c0843d02").replace(' ', "");
+    snapshot(&generate(chat), &format!("0100016b016d00010475736572026869{tail}"));
+    snapshot(&generate(Prompt::Text("hi".into())), &format!("0100016b016d01026869{tail}"));
+    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0100016b016d020201ac02{tail}"));
+}
+
+#[test]
+fn replies_have_these_bytes() {
+    let id = RequestId([9; 16]);
+    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0100{}04", "09".repeat(16)));
+    snapshot(&Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into() }, "01010102050602c3a9");
+    let usage = Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
+    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "01020101020304050607");
+    let refusal = Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()) };
+    snapshot(&Reply::Refused(refusal), "01030b016d010170");
+    let info = ModelInfo {
+        name: "m".into(),
+        context_tokens: 1,
+        quantization: "q".into(),
+        license: "l".into(),
+        author: PeerId([8; 32]),
+        royalty_bps: 2,
+        created_unix: 3,
+        replicas: 4,
+        lowest_ask: None,
+    };
+    snapshot(&Reply::Models(vec![info]), &format!("010401016d010171016c{}02030400", "08".repeat(32)));
+    let entry = WalletEntry {
+        at_ms: -1,
+        account: "a".into(),
+        counterparty: "b".into(),
+        amount: 2,
+        kind: "k".into(),
+        request: Some(id),
+    };
+    let wallet = Wallet { balances: vec![("a".into(), -3)], entries: vec![entry] };
+    snapshot(&Reply::Wallet(wallet), &format!("01050101610501010161016204016b01{}", "09".repeat(16)));
+}
+
+#[test]
+fn a_miners_messages_have_these_bytes() {
+    snapshot(&Hello { name: "n".into(), program: "p".into() }, "01016e0170");
+    let offer = Offer {
+        replica: ReplicaId(1),
+        weights: WeightsHash([2; 32]),
+        context_tokens: 3,
+        block_tokens: 16,
+        ask: PRICE,
+        window: Window { sequences: 4, blocks: 300 },
+    };
+    snapshot(&ReplicaFrame::Offer(offer), &format!("010001{}0310c0843d0204ac02", "02".repeat(32)));
+    let item = |end| StepItem { sequence: SequenceId(1), first: 2, tokens: vec![3], end };
+    let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
+    let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
+    snapshot(&ReplicaFrame::Step(step), "01010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str());
+    snapshot(&ReplicaFrame::Drain, "0102");
+}
+
+#[test]
+fn messages_to_a_miner_have_these_bytes() {
+    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "01000173");
+    let refusal = Refusal::new(RefusalCode::NotAllowed, "no");
+    snapshot(&ToMiner::Refused(refusal), "010108026e6f00");
+    let (replica, sequence) = (ReplicaId(1), SequenceId(2));
+    let assign = Assign {
+        replica,
+        sequence,
+        tokens: vec![3, 4],
+        prompt_tokens: 1,
+        max_new: 5,
+        sampling: sampling(),
+        seed: 6,
+        stop_tokens: vec![7],
+        credit: 64,
+        blocks: 8,
+    };
+    snapshot(&ToMiner::Assign(assign), &format!("0102010202030401 05{SAMPLING}0601074008").replace(' ', ""));
+    snapshot(&ToMiner::Cancel { replica, sequence }, "01030102");
+    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "010401028001");
+}
+
+#[test]
+fn another_version_is_named() {
+    let error = decode::<Call>(&[9, 1]).unwrap_err();
+    assert!(matches!(error, FrameError::Version { theirs: 9 }));
+    assert!(error.to_string().contains("version 9") && error.to_string().contains("update"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn noise_never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..400), version in any::<bool>()) {
+        if version && !bytes.is_empty() {
+            bytes[0] = cuckoo_wire::limits::PROTOCOL_VERSION;
+        }
+        let _ = decode::<Call>(&bytes).map(|c| if let Call::Generate(g) = c { _ = g.check() });
+        let _ = decode::<Reply>(&bytes);
+        let _ = decode::<ToMiner>(&bytes).map(|m| if let ToMiner::Assign(a) = m { _ = a.check() });
+        let _ = decode::<ReplicaFrame>(&bytes).map(|f| if let ReplicaFrame::Step(s) = f { _ = s.check() });
+        let _ = decode::<Hello>(&bytes).map(|h| h.check());
+    }
+
+    /// A message with a few bytes changed is refused or is another message; it is never a crash, and never huge.
+    #[test]
+    fn damaged_messages_never_panic(at in 0usize..200, with in any::<u8>(), cut in 0usize..200) {
+        let step = Step {
+            items: (0..20).map(|i| StepItem { sequence: SequenceId(i), first: 0, tokens: vec![1; 5], end: None }).collect(),
+            ..Step::default()
+        };
+        let mut bytes = encode(&ReplicaFrame::Step(step), MAX).unwrap().to_vec();
+        let at = 1 + at % (bytes.len() - 1);
+        bytes[at] = with;
+        let _ = decode::<ReplicaFrame>(&bytes);
+        bytes.truncate(cut);
+        let _ = decode::<ReplicaFrame>(&bytes);
+    }
+}

@@ -1,0 +1,548 @@
+//! Every message, by direction. Fixed-width types only; money in integers; new enum variants go at the end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::PeerId;
+use crate::limits;
+
+mod check;
+pub use check::Invalid;
+
+// ---------------------------------------------------------------- words that both legs use
+
+/// One request, as the developer and the books know it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(pub [u8; 16]);
+
+/// One placement of a request on one miner's connection. A request that is placed again gets a new one, so tokens of
+/// an abandoned placement can never be taken for those of its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SequenceId(pub u64);
+
+/// One model loaded on one device of a miner; fresh on every load, within one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReplicaId(pub u32);
+
+/// BLAKE3 of a weights file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WeightsHash(pub [u8; 32]);
+
+/// Nano-credits per million tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Price {
+    /// For each million prompt tokens.
+    pub input_per_mtok: u64,
+    /// For each million generated tokens.
+    pub output_per_mtok: u64,
+}
+
+/// How tokens are drawn. Ranges are checked by [`Sampling::check`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 (greedy) to 2.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// Above 0, at most 1.
+    pub top_p: f32,
+    /// 0 to 1.
+    pub min_p: f32,
+    /// Above 0, at most 2; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// -2 to 2.
+    pub presence_penalty: f32,
+    /// -2 to 2.
+    pub frequency_penalty: f32,
+    /// Token id to -100 … 100.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// The same seed gives the same tokens; `None` lets the scheduler choose one.
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: None,
+        }
+    }
+}
+
+/// Why something was not done, in terms that stay the same across versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people: what was wrong and what to do.
+    pub message: String,
+    /// The field at fault, by its name in the HTTP interface.
+    pub param: Option<String>,
+}
+
+/// The kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// A value is out of range or makes no sense.
+    InvalidRequest,
+    /// Prompt and output do not fit the model's context.
+    ContextLengthExceeded,
+    /// No such API key.
+    InvalidApiKey,
+    /// The account cannot pay for the worst case.
+    InsufficientCredit,
+    /// No such model.
+    ModelNotFound,
+    /// Too many requests are waiting.
+    QueueFull,
+    /// No miner could take the request in time.
+    NoCapacity,
+    /// Miners failed and nobody could go on.
+    MinerFailed,
+    /// The peer may not use this door.
+    NotAllowed,
+    /// The developer took nothing for too long.
+    Stalled,
+    /// The scheduler is going down or its disk failed.
+    Unavailable,
+    /// A bug.
+    Internal,
+}
+
+// ---------------------------------------------------------------- developer → scheduler
+
+/// The one frame that a developer's stream begins with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Call {
+    /// Generate tokens. Answered by [`Reply::Accepted`], [`Reply::Delta`]…, [`Reply::Finished`].
+    Generate(Generate),
+    /// List models. Answered by [`Reply::Models`].
+    Models,
+    /// Balances and last entries of the caller's key and of the API key's account. Answered by [`Reply::Wallet`].
+    Wallet {
+        /// The developer's account, where wanted.
+        api_key: Option<ApiKey>,
+        /// How many entries.
+        entries_max: u32,
+    },
+}
+
+/// One request for tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generate {
+    /// Who pays.
+    pub api_key: ApiKey,
+    /// The model's name in the catalog.
+    pub model: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How.
+    pub sampling: Sampling,
+    /// Output ends before any of these.
+    pub stop: Vec<String>,
+    /// At most so many tokens; `None` allows what the context leaves.
+    pub max_tokens: Option<u32>,
+    /// Go on past the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// Use only miners that ask at most this.
+    pub max_price: Option<Price>,
+}
+
+/// An API key in the clear; never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey(pub String);
+
+/// What is to be continued; never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Prompt {
+    /// Rendered by the model's chat template.
+    Chat(Vec<ChatMessage>),
+    /// Tokenized as it is.
+    Text(String),
+    /// Taken as it is.
+    Tokens(Vec<u32>),
+}
+
+/// One turn of a chat.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+// ---------------------------------------------------------------- scheduler → developer
+
+/// Frames of the answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The request is paid for and waits for its first token.
+    Accepted {
+        /// Its id.
+        request: RequestId,
+        /// Tokens of the prompt, as billed.
+        prompt_tokens: u32,
+    },
+    /// More output.
+    Delta {
+        /// Index of the first token in the output.
+        first: u32,
+        /// Ids; may be empty where text was held back.
+        tokens: Vec<u32>,
+        /// Whole characters that they added; may be empty.
+        text: String,
+    },
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it cost.
+        usage: Usage,
+    },
+    /// The end, without success.
+    Refused(Refusal),
+    /// The catalog.
+    Models(Vec<ModelInfo>),
+    /// The accounts.
+    Wallet(Wallet),
+}
+
+/// Why output ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string was found.
+    Stop,
+    /// The token limit or the context was reached.
+    Length,
+}
+
+/// What a request used, what it cost, and who got it. Amounts in nano-credits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Prompt tokens billed.
+    pub prompt_tokens: u32,
+    /// Generated tokens billed.
+    pub completion_tokens: u32,
+    /// What the developer paid: the sum of the three below.
+    pub cost: u64,
+    /// To the miners.
+    pub miner: u64,
+    /// To the model's author.
+    pub author: u64,
+    /// To the network.
+    pub network: u64,
+    /// How often the request moved to another miner.
+    pub migrations: u32,
+}
+
+/// A model that can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// Prompt and output together.
+    pub context_tokens: u32,
+    /// As the file says, e.g. `Q4_1`.
+    pub quantization: String,
+    /// SPDX identifier.
+    pub license: String,
+    /// Who is paid the royalty.
+    pub author: PeerId,
+    /// Its share of the cost, in hundredths of a percent.
+    pub royalty_bps: u16,
+    /// The manifest's time stamp, Unix seconds.
+    pub created_unix: u64,
+    /// Replicas that serve it now.
+    pub replicas: u32,
+    /// The lowest ask, if anybody serves it.
+    pub lowest_ask: Option<Price>,
+}
+
+/// Accounts of one caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wallet {
+    /// Name and balance in nano-credits.
+    pub balances: Vec<(String, i64)>,
+    /// The last entries of those accounts, newest first.
+    pub entries: Vec<WalletEntry>,
+}
+
+/// One posting, from the side of one account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalletEntry {
+    /// When, Unix milliseconds.
+    pub at_ms: i64,
+    /// The account.
+    pub account: String,
+    /// Where it came from or went to.
+    pub counterparty: String,
+    /// Positive when received.
+    pub amount: i64,
+    /// What for, e.g. `settle`.
+    pub kind: String,
+    /// The request it belongs to.
+    pub request: Option<RequestId>,
+}
+
+// ---------------------------------------------------------------- miner → scheduler
+
+/// The first frame of a miner's control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// What its owner calls it.
+    pub name: String,
+    /// Version of the program, for people.
+    pub program: String,
+}
+
+/// Frames of a replica's stream: an offer, then steps. The stream ends with the replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ReplicaFrame {
+    /// The first frame.
+    Offer(Offer),
+    /// One decode step, or news of the window.
+    Step(Step),
+    /// Nothing more will be accepted: the miner finishes what it has and leaves.
+    Drain,
+}
+
+/// A loaded model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its name on this connection.
+    pub replica: ReplicaId,
+    /// What it runs.
+    pub weights: WeightsHash,
+    /// Longest sequence.
+    pub context_tokens: u32,
+    /// Tokens in a KV block.
+    pub block_tokens: u32,
+    /// What it asks.
+    pub ask: Price,
+    /// What it accepts now.
+    pub window: Window,
+}
+
+/// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
+/// or overtaken grant is harmless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// Sequences.
+    pub sequences: u64,
+    /// KV blocks, at [`Assign::blocks`] a sequence.
+    pub blocks: u64,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What is accepted after it.
+    pub window: Window,
+    /// Sequences of the last step's batch.
+    pub batch: u32,
+    /// KV blocks in use.
+    pub blocks_used: u64,
+    /// Sequences with news.
+    pub items: Vec<StepItem>,
+}
+
+/// News of one sequence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepItem {
+    /// Which.
+    pub sequence: SequenceId,
+    /// How many tokens it had sent before these.
+    pub first: u32,
+    /// Drawn tokens, at most [`limits::STEP_TOKENS_MAX`].
+    pub tokens: Vec<u32>,
+    /// Set on the last item of a sequence.
+    pub end: Option<End>,
+}
+
+/// Why a sequence ended on its miner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// The last token is one of the stop tokens.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+    /// The scheduler cancelled it.
+    Cancelled,
+    /// This miner cannot run it, now or ever; somebody else may.
+    Failed(String),
+}
+
+// ---------------------------------------------------------------- scheduler → miner
+
+/// Frames of the control stream, towards the miner.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToMiner {
+    /// The miner is in.
+    Welcome {
+        /// The scheduler's name for people.
+        scheduler: String,
+    },
+    /// The miner is not.
+    Refused(Refusal),
+    /// Run this.
+    Assign(Assign),
+    /// Stop this.
+    Cancel {
+        /// Where.
+        replica: ReplicaId,
+        /// Which.
+        sequence: SequenceId,
+    },
+    /// A sequence may have sent so many tokens in all.
+    Credit {
+        /// Where.
+        replica: ReplicaId,
+        /// Which.
+        sequence: SequenceId,
+        /// Cumulative.
+        tokens: u32,
+    },
+}
+
+/// One sequence for one replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assign {
+    /// Where.
+    pub replica: ReplicaId,
+    /// Its name on this connection.
+    pub sequence: SequenceId,
+    /// Everything known: the prompt, then tokens accepted from an earlier miner.
+    pub tokens: Vec<u32>,
+    /// How many of `tokens` are the prompt; penalties tell prompt from output.
+    pub prompt_tokens: u32,
+    /// Draw at most so many.
+    pub max_new: u32,
+    /// How.
+    pub sampling: Sampling,
+    /// Key of the generator; with the position it determines each draw.
+    pub seed: u64,
+    /// Tokens that end the sequence, sorted.
+    pub stop_tokens: Vec<u32>,
+    /// May have sent so many tokens before hearing [`ToMiner::Credit`].
+    pub credit: u32,
+    /// What it takes from the window: blocks for `tokens` and `max_new`.
+    pub blocks: u32,
+}
+
+impl Assign {
+    /// Blocks that a sequence of `tokens` known and `max_new` more tokens needs at most.
+    pub fn blocks_for(tokens: u32, max_new: u32, block_tokens: u32) -> u32 {
+        (tokens + max_new).div_ceil(block_tokens)
+    }
+}
+
+// ---------------------------------------------------------------- how they print
+
+impl RequestId {
+    /// A fresh one, not guessable.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "req_{}", crate::identity::hex(&self.0))
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for WeightsHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::identity::hex(&self.0))
+    }
+}
+
+impl fmt::Debug for WeightsHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeightsHash({}…)", crate::identity::hex(&self.0[..4]))
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+impl fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chat(m) => write!(f, "Chat({} messages)", m.len()),
+            Self::Text(t) => write!(f, "Text({} bytes)", t.len()),
+            Self::Tokens(t) => write!(f, "Tokens({})", t.len()),
+        }
+    }
+}
+
+impl fmt::Debug for ChatMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChatMessage({}, {} bytes)", self.role, self.content.len())
+    }
+}
+
+impl Refusal {
+    /// A refusal that names no field.
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), param: None }
+    }
+
+    /// A value that cannot be used.
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self { code: RefusalCode::InvalidRequest, message: message.into(), param: Some(param.to_owned()) }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Price {
+    /// What tokens cost, in nano-credits, rounded down.
+    pub fn cost(&self, input_tokens: u32, output_tokens: u32) -> u64 {
+        let exact = u128::from(self.input_per_mtok) * u128::from(input_tokens)
+            + u128::from(self.output_per_mtok) * u128::from(output_tokens);
+        u64::try_from(exact / 1_000_000).unwrap_or(u64::MAX)
+    }
+
+    /// What tokens cost at most, in nano-credits: rounded up, so that parts paid for one by one never exceed it.
+    pub fn ceiling(&self, input_tokens: u32, output_tokens: u32) -> u64 {
+        let exact = u128::from(self.input_per_mtok) * u128::from(input_tokens)
+            + u128::from(self.output_per_mtok) * u128::from(output_tokens);
+        u64::try_from(exact.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+
+    /// Whether this asks no more than `limit` in either part.
+    pub fn within(&self, limit: &Price) -> bool {
+        self.input_per_mtok <= limit.input_per_mtok && self.output_per_mtok <= limit.output_per_mtok
+    }
+
+    /// Whether both parts are within what the protocol allows.
+    pub fn is_sane(&self) -> bool {
+        self.input_per_mtok <= limits::PRICE_PER_MTOK_MAX && self.output_per_mtok <= limits::PRICE_PER_MTOK_MAX
+    }
+}
