@@ -77,7 +77,7 @@ fn models_that_are_not_models_are_refused() {
     fails_with(&publish("text.gguf", b"hello"), &["GGUF"]);
     let mut corrupt = whole[..1 << 20].to_vec();
     corrupt[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-    fails_with(&publish("corrupt.gguf", &corrupt), &["tensors"]);
+    fails_with(&publish("corrupt.gguf", &corrupt), &["tensor count"]);
 }
 
 #[test]
@@ -161,9 +161,12 @@ fn the_market_of_one_is_usable_from_the_same_machine() {
     assert!(wallet.contains("client:") && wallet.contains("miner:") && wallet.contains("settle"), "{wallet}");
 
     let mut chat = cuckoo();
-    chat.args(["chat", "--max-tokens", "16", "--home"]).arg(home).stdin(Stdio::piped()).stdout(Stdio::piped());
+    chat.args(["chat", "--json", "--max-tokens", "16", "--home"]).arg(home).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut chat = chat.stderr(Stdio::piped()).spawn().unwrap();
-    chat.stdin.take().unwrap().write_all(b"My name is Ada. Say hello to me.\nWhat is my name?\n/exit\n").unwrap();
+    chat.stdin.take().unwrap().write_all(b"Name a bird.\n\nAnother one.\n/exit\nnot read\n").unwrap();
     let said = text(&chat.wait_with_output().unwrap());
-    assert!(said.contains("Ada"), "{said}");
+    let turns: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(turns.len(), 2, "{said}");
+    let tokens = |turn: usize, name: &str| turns[turn][name].as_u64().unwrap();
+    assert!(tokens(1, "prompt_tokens") > tokens(0, "prompt_tokens") + tokens(0, "completion_tokens"), "history counts");
 }

@@ -8,6 +8,8 @@ mod support;
 mod tidy;
 /// Every message's bytes; decoders fed noise.
 mod wire;
+/// The real model's file: sizes, damage, tokens.
+mod files;
 /// The real model: against the f64 reference, and bit for bit against itself.
 mod model;
 /// The command as people use it, and what it says when something is wrong.

@@ -31,12 +31,16 @@ pub(crate) fn shelf() -> &'static Path {
     static SHELF: OnceLock<PathBuf> = OnceLock::new();
     SHELF.get_or_init(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shelf");
-        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shelf-home");
-        let pulled = cuckoo().args(["models", "pull", MODEL, "--home"]).arg(&home).arg("--models-dir").arg(&dir).output();
+        let pulled = cuckoo().args(["models", "pull", MODEL, "--home"]).arg(author_home()).arg("--models-dir").arg(&dir).output();
         let pulled = pulled.expect("the command runs");
         assert!(pulled.status.success(), "the model did not come: {}", String::from_utf8_lossy(&pulled.stderr));
         dir
     })
+}
+
+/// The data directory of whoever signed the test model's manifest.
+pub(crate) fn author_home() -> &'static Path {
+    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/author"))
 }
 
 /// The test model's file.
@@ -94,6 +98,12 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// The data directory of a process that has ended.
+    pub(crate) fn into_home(mut self) -> TempDir {
+        self.kill();
+        std::mem::replace(&mut self.home, tempfile::tempdir().unwrap())
     }
 
     /// SIGINT, then waits for the end.

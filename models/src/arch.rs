@@ -81,7 +81,9 @@ impl ArchSpec {
         let heads = keys.size("attention.head_count", HEADS_MAX)?;
         let kv_heads = keys.size_or("attention.head_count_kv", HEADS_MAX, heads)?;
         if heads % kv_heads != 0 {
-            return Err(ArchError::Inconsistent(format!("{heads} query heads do not divide among {kv_heads} kv heads")));
+            return Err(ArchError::Inconsistent(format!(
+                "{heads} query heads do not divide among {kv_heads} kv heads"
+            )));
         }
         if keys.absent("attention.key_length") && hidden % heads != 0 {
             return Err(ArchError::Inconsistent(format!("width {hidden} does not divide among {heads} heads")));
@@ -254,12 +256,7 @@ impl Keys<'_> {
         if (min..=max).contains(&value) {
             return Ok(value); // A NaN is in no range.
         }
-        Err(ArchError::OutOfBounds {
-            key: name,
-            value: value.to_string(),
-            min: min.to_string(),
-            max: max.to_string(),
-        })
+        Err(ArchError::OutOfBounds { key: name, value: value.to_string(), min: min.to_string(), max: max.to_string() })
     }
 
     /// What would change results silently if it were ignored.

@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, fs::File, io, ops::Range, os::unix::fs::FileExt
 
 mod kind;
 mod read;
-mod write;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use kind::GgmlType;
 pub use write::GgufWriter;

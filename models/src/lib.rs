@@ -31,10 +31,10 @@ pub mod template;
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
 pub use arch::{ArchError, ArchSpec};
-pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
-pub use template::{ChatTemplate, Message, TemplateError};
-pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
+pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
 pub use manifest::{Manifest, ManifestError, SignedManifest};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
+pub use template::{ChatTemplate, Message, TemplateError};
+pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};

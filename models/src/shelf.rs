@@ -26,8 +26,8 @@ mod staging;
 #[cfg(test)]
 mod tests;
 
-pub use intake::{Digests, Phase, Progress};
 pub(crate) use intake::Origin;
+pub use intake::{Digests, Phase, Progress};
 use record::Record;
 pub(crate) use staging::Staging;
 

@@ -101,8 +101,11 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
         status: status_in,
     };
     let args = RootArgs { devices, link, failure: failure_in };
-    let (root, finished) =
-        Actor::spawn(None, Root, args).await.map_err(|e| MineError::Start(e.to_string()))?;
+    let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match &*status.borrow() {
+        // The scheduler may say no before everything is loaded.
+        LinkStatus::Refused(why) => MineError::Refused(why.clone()),
+        _ => MineError::Start(error.to_string()),
+    })?;
     Ok(Miner { root, finished, status, failure })
 }
 

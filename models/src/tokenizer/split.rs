@@ -49,11 +49,7 @@ impl Splitter {
 }
 
 /// Applies `len`, the length of the first word of a non-empty text, until nothing is left.
-fn each<E>(
-    mut text: &str,
-    len: impl Fn(&str) -> usize,
-    word: &mut impl FnMut(&str) -> Result<(), E>,
-) -> Result<(), E> {
+fn each<E>(mut text: &str, len: impl Fn(&str) -> usize, word: &mut impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
     while !text.is_empty() {
         let (head, tail) = text.split_at(len(text));
         assert!(!head.is_empty(), "a word has at least one character");
@@ -106,7 +102,9 @@ fn digits_word(text: &str, digits_max: usize) -> usize {
     let letters_follow = rest.chars().next().is_some_and(|c| class(c) == Class::Letter);
     match class(first) {
         Class::Letter => return run_len(text, Class::Letter),
-        Class::Number => return text.char_indices().take(digits_max).take_while(is_number).map(end).last().unwrap_or(0),
+        Class::Number => {
+            return text.char_indices().take(digits_max).take_while(is_number).map(end).last().unwrap_or(0);
+        }
         Class::Space | Class::Other if letters_follow && !matches!(first, '\r' | '\n') => {
             return first.len_utf8() + run_len(rest, Class::Letter);
         }

@@ -366,3 +366,6 @@ fn params(s: &Sampling) -> SamplingParams {
     }
 }
 
+
+#[cfg(test)]
+mod tests;

@@ -61,9 +61,17 @@ pub(super) struct State {
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
     announced: Window,
-    /// The step that runs belongs to the batch of this many attachments ago: none, or its results are void.
+    /// The step that runs.
     running: Option<Running>,
-    draining: bool,
+    draining: Draining,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Draining {
+    No,
+    /// The scheduler has not heard of it yet.
+    Asked,
+    Announced,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -87,7 +95,7 @@ impl Actor for Batcher {
             unsent: None,
             announced: Window::default(),
             running: None,
-            draining: false,
+            draining: Draining::No,
         })
     }
 
@@ -109,7 +117,7 @@ impl Actor for Batcher {
                 }
             }
             BatcherMsg::Retry => {}
-            BatcherMsg::Drain => state.draining = true,
+            BatcherMsg::Drain => state.draining = Draining::Asked,
         }
         state.publish(&me);
         state.launch(&me)
@@ -149,7 +157,12 @@ impl State {
             let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
             self.send(&outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
         }
-        if self.draining && self.batch.sequences() == (0, 0) && self.unsent.is_none() {
+        if self.draining == Draining::Asked && self.unsent.is_none() {
+            self.draining = Draining::Announced;
+            self.send(&outlet, ReplicaFrame::Drain, me);
+        }
+        if self.draining == Draining::Announced && self.batch.sequences() == (0, 0) && self.unsent.is_none() {
+            // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
             self.outlet = None;
         }
     }

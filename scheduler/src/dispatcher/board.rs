@@ -76,8 +76,6 @@ pub struct Quote {
     pub replicas: u32,
     /// The cheapest of them.
     pub lowest_ask: Option<Price>,
-    /// The dearest part of any ask.
-    pub highest_ask: Option<Price>,
     /// The longest context on offer.
     pub context_tokens: u32,
 }
@@ -236,7 +234,6 @@ impl Board {
                 Some(low) if total(&low) <= total(&r.offer.ask) => low,
                 _ => r.offer.ask,
             }),
-            highest_ask: Some(q.highest_ask.map_or(r.offer.ask, |high| high.max(r.offer.ask))),
             context_tokens: q.context_tokens.max(r.offer.context_tokens),
         })
     }

@@ -79,11 +79,12 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(id) => write!(f, "client:{id}"),
-            Self::Hold(request) => write!(f, "hold:{request}"),
-            Self::MinerPending(peer) => write!(f, "miner:{peer}:pending"),
-            Self::MinerPayable(peer) => write!(f, "miner:{peer}:payable"),
-            Self::AuthorPending(peer) => write!(f, "author:{peer}:pending"),
-            Self::AuthorPayable(peer) => write!(f, "author:{peer}:payable"),
+            // Names are made for every posting, so digits come from a table and not from `fmt`.
+            Self::Hold(request) => write!(f, "hold:req_{}", hex(&request.0)),
+            Self::MinerPending(peer) => write!(f, "miner:{}:pending", hex(&peer.0)),
+            Self::MinerPayable(peer) => write!(f, "miner:{}:payable", hex(&peer.0)),
+            Self::AuthorPending(peer) => write!(f, "author:{}:pending", hex(&peer.0)),
+            Self::AuthorPayable(peer) => write!(f, "author:{}:payable", hex(&peer.0)),
             Self::NetFee => f.write_str("net:fee"),
             Self::NetAudit => f.write_str("net:audit"),
             Self::NetReliability => f.write_str("net:reliability"),
@@ -159,7 +160,9 @@ mod tests {
             assert_eq!(account.to_string().parse::<Account>().unwrap(), account);
         }
         assert_eq!(Account::Client(ClientId([0x0f; 8])).to_string(), "client:0f0f0f0f0f0f0f0f");
-        assert_eq!(Account::MinerPending(peer).to_string(), format!("miner:{}:pending", "a7".repeat(32)));
+        assert_eq!(Account::MinerPending(peer).to_string(), format!("miner:{peer}:pending"));
+        let request = RequestId([0xfe; 16]);
+        assert_eq!(Account::Hold(request).to_string(), format!("hold:{request}"));
     }
 
     #[test]

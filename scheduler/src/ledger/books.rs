@@ -91,8 +91,8 @@ pub struct Settlement {
     pub royalty_bps: u16,
 }
 
-/// One miner's part. Output is paid by accepted tokens; the prompt is paid to the miner that finished, which is the last
-/// one that delivered a token (or the last one, where nobody did).
+/// One miner's part. Output is paid by accepted tokens; the prompt is paid to the miner that finished, which is the
+/// last one that delivered a token (or the last one, where nobody did).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attempt {
     /// Who.

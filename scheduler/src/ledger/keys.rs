@@ -1,8 +1,8 @@
 //! API keys: how they are made, checked and recognized. Never keeps or prints a key; what is kept is a hash that is
 //! worthless without the pepper.
 //!
-//! A key is `ck_live_`, 27 characters of 160 random bits in base 62, and 6 characters of CRC-32 over all before, so that
-//! a mistyped key is refused without asking the database and secret scanners can tell a key from noise.
+//! A key is `ck_live_`, 27 characters of 160 random bits in base 62, and 6 characters of CRC-32 over all before, so
+//! that a mistyped key is refused without asking the database and secret scanners can tell a key from noise.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};

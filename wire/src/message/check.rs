@@ -1,6 +1,6 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
-use super::{Assign, ChatMessage, Generate, Hello, Offer, Price, Prompt, Refusal, RefusalCode, Sampling, Step};
+use super::{Assign, ChatMessage, Generate, Hello, Offer, Prompt, Refusal, RefusalCode, Sampling, Step};
 use crate::limits;
 
 /// A peer's message that breaks the protocol's rules: the link is closed with this text.
@@ -147,16 +147,6 @@ impl Assign {
             }
             () if self.stop_tokens.len() > limits::STOP_TOKENS_MAX => Err(Invalid("too many stop tokens".to_owned())),
             () => self.sampling.check().map_err(|r| Invalid(r.message)),
-        }
-    }
-}
-
-impl Price {
-    /// The dearer of two, part by part.
-    pub fn max(self, other: Price) -> Price {
-        Price {
-            input_per_mtok: self.input_per_mtok.max(other.input_per_mtok),
-            output_per_mtok: self.output_per_mtok.max(other.output_per_mtok),
         }
     }
 }
