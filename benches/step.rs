@@ -97,8 +97,8 @@ fn main() {
     let gguf = Gguf::open(&path).expect("a model");
     let spec = ArchSpec::from_gguf(&gguf).expect("a llama");
     let file = File::open(&path).expect("the file is there");
-    let threads = support::argument("--threads")
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads =
+        support::argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let engine = Engine::new(Cpu::new(threads), &gguf, &file, &spec, limits(256)).expect("it loads");
     let (decode_tokens, rounds) = match support::is_test() {
         true => (2, 1),
@@ -124,7 +124,9 @@ fn decoding(bench: &mut Bench, threads: usize) {
 }
 
 fn joining(bench: &mut Bench) {
-    println!("a prompt of {LONG_PROMPT_TOKENS} tokens joins 8 that decode: time to its first token, longest step of theirs");
+    println!(
+        "a prompt of {LONG_PROMPT_TOKENS} tokens joins 8 that decode: time to its first token, longest step of theirs"
+    );
     let budgets = if support::is_test() { &BUDGETS[3..] } else { &BUDGETS[..] };
     let mut rows: Vec<[Vec<f64>; 3]> = budgets.iter().map(|_| Default::default()).collect();
     for _ in 0..bench.rounds.min(5) {

@@ -46,8 +46,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Waits for Ctrl-C or SIGTERM.
 async fn asked_to_stop() {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         // Without signals a process can only be killed.
         return std::future::pending().await;

@@ -72,9 +72,11 @@ impl Home {
     pub(crate) fn last_scheduler(&self) -> anyhow::Result<Option<LastScheduler>> {
         let path = self.last_path();
         match std::fs::read(&path) {
-            Ok(json) => Ok(Some(serde_json::from_slice(&json).with_context(|| {
-                format!("{} is damaged: delete it and start the scheduler again", path.display())
-            })?)),
+            Ok(json) => {
+                Ok(Some(serde_json::from_slice(&json).with_context(|| {
+                    format!("{} is damaged: delete it and start the scheduler again", path.display())
+                })?))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
         }

@@ -56,10 +56,10 @@ pub(crate) async fn model(
 ) -> anyhow::Result<Provisioned> {
     // A published name needs no source.
     let shelf = Shelf::open(home.models_dir())?;
-    if let Ok(Some(signed)) = shelf.manifest(model) {
-        if let Some(weights) = shelf.find(&signed.manifest.weights)? {
-            return Ok(Provisioned { weights, name: model.to_owned() });
-        }
+    if let Ok(Some(signed)) = shelf.manifest(model)
+        && let Some(weights) = shelf.find(&signed.manifest.weights)?
+    {
+        return Ok(Provisioned { weights, name: model.to_owned() });
     }
     let (weights, resolved) = weights(home, common, model).await?;
     if let Some(signed) = shelf.manifests()?.into_iter().find(|m| m.manifest.weights == weights.hash) {

@@ -123,7 +123,8 @@ fn absurd_arguments_are_refused() {
     let nobody = run(home.path(), &["ask", "hi"]);
     fails_with(&nobody, &["cuckoo up"]);
     let peer = "0".repeat(64);
-    let gone = run(home.path(), &["ask", "hi", "--scheduler", &format!("cuckoo://{peer}@127.0.0.1:9"), "--api-key", "k"]);
+    let gone =
+        run(home.path(), &["ask", "hi", "--scheduler", &format!("cuckoo://{peer}@127.0.0.1:9"), "--api-key", "k"]);
     fails_with(&gone, &["127.0.0.1:9"]);
 }
 
@@ -137,12 +138,24 @@ fn a_published_model_pays_its_author() {
     std::fs::write(&file, bytes).unwrap();
     let published = run(
         author.path(),
-        &["models", "publish", file.to_str().unwrap(), "--name", "my-model", "--license", "Apache-2.0", "--royalty", "12.5"],
+        &[
+            "models",
+            "publish",
+            file.to_str().unwrap(),
+            "--name",
+            "my-model",
+            "--license",
+            "Apache-2.0",
+            "--royalty",
+            "12.5",
+        ],
     );
     assert!(text(&published).contains("my-model"));
     assert!(text(&run(author.path(), &["models", "list"])).contains("royalty 12.5 %"));
-    let output =
-        run(author.path(), &["up", "--model", "my-model", "--ask", "Say hello.", "--once", "--json", "--max-tokens", "20"]);
+    let output = run(
+        author.path(),
+        &["up", "--model", "my-model", "--ask", "Say hello.", "--once", "--json", "--max-tokens", "20"],
+    );
     let printed = text(&output);
     let answer: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     let nano = |name: &str| answer[name].as_u64().unwrap();
@@ -156,12 +169,18 @@ fn the_market_of_one_is_usable_from_the_same_machine() {
     let home = up.home.path();
     assert!(text(&run(home, &["ask", "What is the capital of France?", "--max-tokens", "24"])).contains("Paris"));
     let remote = text(&run(home, &["models", "list", "--remote"]));
-    assert!(remote.contains(MODEL) && remote.contains("1 replicas") && remote.contains("from 0.01 in / 0.04 out"), "{remote}");
+    assert!(
+        remote.contains(MODEL) && remote.contains("1 replicas") && remote.contains("from 0.01 in / 0.04 out"),
+        "{remote}"
+    );
     let wallet = text(&run(home, &["wallet"]));
     assert!(wallet.contains("client:") && wallet.contains("miner:") && wallet.contains("settle"), "{wallet}");
 
     let mut chat = cuckoo();
-    chat.args(["chat", "--json", "--max-tokens", "16", "--home"]).arg(home).stdin(Stdio::piped()).stdout(Stdio::piped());
+    chat.args(["chat", "--json", "--max-tokens", "16", "--home"])
+        .arg(home)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut chat = chat.stderr(Stdio::piped()).spawn().unwrap();
     chat.stdin.take().unwrap().write_all(b"Name a bird.\n\nAnother one.\n/exit\nnot read\n").unwrap();
     let said = text(&chat.wait_with_output().unwrap());

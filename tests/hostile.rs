@@ -139,8 +139,16 @@ async fn miners_that_claim_too_much_are_shut_out_and_unpaid() {
     type Cheat = fn(cuckoo_wire::message::Assign) -> Vec<StepItem>;
     let cheats: [(&str, Cheat, &str); 3] = [
         ("tokens beyond the credit", |a| many(&a), "credit"),
-        ("a gap in the stream", |a| vec![StepItem { sequence: a.sequence, first: 3, tokens: vec![1], end: None }], "expected"),
-        ("an item without news", |a| vec![StepItem { sequence: a.sequence, first: 0, tokens: vec![], end: None }], "without news"),
+        (
+            "a gap in the stream",
+            |a| vec![StepItem { sequence: a.sequence, first: 3, tokens: vec![1], end: None }],
+            "expected",
+        ),
+        (
+            "an item without news",
+            |a| vec![StepItem { sequence: a.sequence, first: 0, tokens: vec![], end: None }],
+            "without news",
+        ),
     ];
     for (what, cheat, word) in cheats {
         let mut miner = FakeMiner::join(&address(&ready), &Identity::generate(), 4).await;

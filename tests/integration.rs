@@ -1,22 +1,23 @@
 //! The one integration binary; each module says what it proves.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::disallowed_methods, reason = "tests may block, and make environments for the processes they start")]
 
 mod support;
 
-/// Style and direction: sizes of files and functions, banned words, who depends on whom.
-mod tidy;
-/// Every message's bytes; decoders fed noise.
-mod wire;
-/// The real model's file: sizes, damage, tokens.
-mod files;
-/// The real model: against the f64 reference, and bit for bit against itself.
-mod model;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
-/// A scheduler, miners and clients over loopback QUIC.
-mod network;
+/// The real model's file: sizes, damage, tokens.
+mod files;
 /// Peers that break the rules.
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.
 mod http;
+/// The real model: against the f64 reference, and bit for bit against itself.
+mod model;
+/// A scheduler, miners and clients over loopback QUIC.
+mod network;
+/// Style and direction: sizes of files and functions, banned words, who depends on whom.
+mod tidy;
+/// Every message's bytes; decoders fed noise.
+mod wire;

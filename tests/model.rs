@@ -177,14 +177,24 @@ fn prompts(files: &Files) -> Vec<Vec<u32>> {
 }
 
 fn sampled(seed: u64) -> Sampling {
-    Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, frequency_penalty: 0.2, seed: Some(seed), ..Sampling::default() }
+    Sampling {
+        temperature: 0.9,
+        top_p: 0.95,
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.2,
+        seed: Some(seed),
+        ..Sampling::default()
+    }
 }
 
 #[test]
 fn batched_equals_alone() {
     let files = files();
-    let assigns: Vec<Assign> =
-        prompts(&files).iter().enumerate().map(|(i, p)| assign(i, p, p.len(), 8 + i as u32, &sampled(i as u64))).collect();
+    let assigns: Vec<Assign> = prompts(&files)
+        .iter()
+        .enumerate()
+        .map(|(i, p)| assign(i, p, p.len(), 8 + i as u32, &sampled(i as u64)))
+        .collect();
     let alone = generate(&files, ALONE, assigns.clone());
     assert!(alone.iter().all(|o| o.end == Some(End::Length)));
     for batch in [3, 16] {

@@ -124,7 +124,8 @@ async fn sixty_four_streams_fill_two_miners_and_the_books_balance() {
     // One request by hand: prices are 0.01 and 0.04 credits a million, so 10,000 and 40,000 nano-credits a thousand.
     let u = &usages[0];
     let cost = u64::from(u.prompt_tokens) * 10 + 10 * 40;
-    let (author, fee, audit, reliability) = (cost * 800 / 10_000, cost * 500 / 10_000, cost * 300 / 10_000, cost * 200 / 10_000);
+    let (author, fee, audit, reliability) =
+        (cost * 800 / 10_000, cost * 500 / 10_000, cost * 300 / 10_000, cost * 200 / 10_000);
     assert_eq!((u.cost, u.author, u.network), (cost, author, fee + audit + reliability));
     assert_eq!(u.miner, cost - author - fee - audit - reliability);
 
@@ -137,7 +138,9 @@ async fn sixty_four_streams_fill_two_miners_and_the_books_balance() {
     assert_eq!(sum(&after, "author:") - sum(&before, "author:"), total(|u| u.author));
     assert!(market.miners.iter().all(|m| sum_of(&after, m) > 0), "both earned: {after:?}");
     let settled = get(market.http(), "/metrics");
-    assert!(settled.contains(&format!("cuckoo_settled_nanocredits_total{{party=\"developer\"}} {}", total(|u| u.cost))));
+    assert!(
+        settled.contains(&format!("cuckoo_settled_nanocredits_total{{party=\"developer\"}} {}", total(|u| u.cost)))
+    );
 }
 
 /// What one miner earned.

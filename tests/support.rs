@@ -22,7 +22,9 @@ pub(crate) fn cuckoo() -> Command {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("HOME", std::env::home_dir().unwrap_or_default());
     // A proxy or an index of the user's pip applies to tests as well.
-    std::env::vars_os().filter(|(k, _)| k.to_string_lossy().starts_with("PIP_")).for_each(|(k, v)| _ = command.env(k, v));
+    std::env::vars_os()
+        .filter(|(k, _)| k.to_string_lossy().starts_with("PIP_"))
+        .for_each(|(k, v)| _ = command.env(k, v));
     command
 }
 
@@ -31,7 +33,12 @@ pub(crate) fn shelf() -> &'static Path {
     static SHELF: OnceLock<PathBuf> = OnceLock::new();
     SHELF.get_or_init(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shelf");
-        let pulled = cuckoo().args(["models", "pull", MODEL, "--home"]).arg(author_home()).arg("--models-dir").arg(&dir).output();
+        let pulled = cuckoo()
+            .args(["models", "pull", MODEL, "--home"])
+            .arg(author_home())
+            .arg("--models-dir")
+            .arg(&dir)
+            .output();
         let pulled = pulled.expect("the command runs");
         assert!(pulled.status.success(), "the model did not come: {}", String::from_utf8_lossy(&pulled.stderr));
         dir

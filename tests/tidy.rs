@@ -24,7 +24,9 @@ fn root() -> &'static Path {
 fn sources() -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     let mut folders: Vec<PathBuf> =
-        ["src", "wire", "models", "kernels", "runtime", "scheduler", "tests", "benches", "fuzz"].map(|f| root().join(f)).into();
+        ["src", "wire", "models", "kernels", "runtime", "scheduler", "tests", "benches", "fuzz"]
+            .map(|f| root().join(f))
+            .into();
     while let Some(folder) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };
         for entry in entries {
@@ -63,7 +65,9 @@ fn files_and_lines_are_short_and_say_what_they_are() {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.len() <= LINES_MAX, "{path:?} has {} lines: find a seam", lines.len());
         let is_part_of_a_test = path.ends_with("tests.rs") || path.components().any(|c| c.as_os_str() == "tests");
-        let header = lines.first().is_some_and(|l| l.starts_with("//!")) || is_part_of_a_test || lines.first() == Some(&"#![no_main]");
+        let header = lines.first().is_some_and(|l| l.starts_with("//!"))
+            || is_part_of_a_test
+            || lines.first() == Some(&"#![no_main]");
         assert!(header, "{path:?} does not begin with what it is");
         for (i, line) in lines.iter().enumerate() {
             assert!(line.chars().count() <= LINE_CHARS_MAX, "{path:?}:{} is too long", i + 1);
@@ -89,7 +93,9 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
         if !lines[body].ends_with('{') {
             continue;
         }
-        if let Some((to, _)) = rest().skip(body - from + 1).find(|(_, l)| at_indent(l) && l.trim_start().starts_with('}')) {
+        if let Some((to, _)) =
+            rest().skip(body - from + 1).find(|(_, l)| at_indent(l) && l.trim_start().starts_with('}'))
+        {
             found.push((from + 1, to - from + 1));
         }
     }
@@ -111,7 +117,13 @@ fn functions_are_short() {
 
 #[test]
 fn nothing_is_left_open() {
-    let words = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[ig", "nore")];
+    let words = [
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("FIX", "ME"),
+        concat!("XX", "X"),
+        concat!("#[ig", "nore"),
+    ];
     for (path, text) in sources() {
         for word in words {
             assert!(!text.contains(word), "{path:?} contains {word}");
@@ -134,8 +146,7 @@ fn unsafe_stays_in_the_kernels() {
 fn the_architecture_fits_in_a_sitting() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     assert!(text.lines().count() <= 200);
-    let unbounded = sources().into_iter().filter(|(p, t)| {
-        !p.starts_with("tests") && t.contains(concat!("unbounded", "_channel"))
-    });
+    let unbounded =
+        sources().into_iter().filter(|(p, t)| !p.starts_with("tests") && t.contains(concat!("unbounded", "_channel")));
     assert_eq!(unbounded.map(|(p, _)| p).collect::<Vec<_>>(), Vec::<PathBuf>::new(), "every queue has a bound");
 }

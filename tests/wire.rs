@@ -23,7 +23,13 @@ where
 }
 
 fn sampling() -> Sampling {
-    Sampling { temperature: 0.5, top_k: 40, logit_bias: BTreeMap::from([(7, -1.0)]), seed: Some(300), ..Sampling::default() }
+    Sampling {
+        temperature: 0.5,
+        top_k: 40,
+        logit_bias: BTreeMap::from([(7, -1.0)]),
+        seed: Some(300),
+        ..Sampling::default()
+    }
 }
 
 const SAMPLING: &str = "0000003f280000803f000000000000803f00000000000000000107000080bf01ac02";
@@ -58,7 +64,8 @@ fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
     snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0100{}04", "09".repeat(16)));
     snapshot(&Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into() }, "01010102050602c3a9");
-    let usage = Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
+    let usage =
+        Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
     snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "01020101020304050607");
     let refusal = Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()) };
     snapshot(&Reply::Refused(refusal), "01030b016d010170");
@@ -101,7 +108,10 @@ fn a_miners_messages_have_these_bytes() {
     let item = |end| StepItem { sequence: SequenceId(1), first: 2, tokens: vec![3], end };
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
-    snapshot(&ReplicaFrame::Step(step), "01010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str());
+    snapshot(
+        &ReplicaFrame::Step(step),
+        "01010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str(),
+    );
     snapshot(&ReplicaFrame::Drain, "0102");
 }
 

@@ -146,11 +146,8 @@ impl Pair {
         let spawner = ThreadLocalActorSpawner::new();
         let (executor, _) =
             executor::Executor::spawn_linked(None, args.config.executor_args(), me.get_cell(), spawner).await?;
-        let batcher_args = batcher::BatcherArgs {
-            executor: executor.clone(),
-            limits: args.config.limits,
-            offer: args.config.offer(),
-        };
+        let batcher_args =
+            batcher::BatcherArgs { executor: executor.clone(), limits: args.config.limits, offer: args.config.offer() };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
         Ok(Self { batcher: batcher.get_cell(), executor: executor.get_cell() })

@@ -5,7 +5,7 @@ use std::fs::File;
 use cuckoo_kernels::ops::{Heads, KvShape, MatrixSource, OpsError, Rope, RopePairs, StepLayout};
 use cuckoo_kernels::quant::dequantize_row;
 use cuckoo_kernels::{Ops, Quant};
-use cuckoo_models::{ArchSpec, Gguf, GgmlType, TensorInfo};
+use cuckoo_models::{ArchSpec, GgmlType, Gguf, TensorInfo};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,9 @@ pub enum LoadError {
     #[error(transparent)]
     Ops(#[from] OpsError),
     /// The backend has no arithmetic for them.
-    #[error("tensor {tensor} is stored as {kind}, which cannot be computed with yet; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q8_0")]
+    #[error(
+        "tensor {tensor} is stored as {kind}, which cannot be computed with yet; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+    )]
     Unsupported {
         /// The tensor.
         tensor: String,

@@ -106,7 +106,12 @@ impl Actor for Link {
         Ok(state)
     }
 
-    async fn handle(&self, me: ActorRef<LinkMsg>, message: LinkMsg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<LinkMsg>,
+        message: LinkMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         while state.tasks.try_join_next().is_some() {}
         match message {
             LinkMsg::Ready { device, batcher } => {

@@ -94,12 +94,8 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     let devices = config.models.iter().map(|m| device_config(&config, m)).collect::<Result<Vec<_>, _>>()?;
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
-    let link = LinkArgs {
-        identity: config.identity,
-        scheduler: config.scheduler,
-        name: config.name,
-        status: status_in,
-    };
+    let link =
+        LinkArgs { identity: config.identity, scheduler: config.scheduler, name: config.name, status: status_in };
     let args = RootArgs { devices, link, failure: failure_in };
     let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match &*status.borrow() {
         // The scheduler may say no before everything is loaded.
@@ -162,7 +158,8 @@ fn limits(config: &MineConfig, spec: &ArchSpec, path: &std::path::Path) -> Resul
         return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed: block });
     }
     let step_tokens_max = config.step_tokens_max.max(config.batch_sequences_max);
-    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, config.batch_sequences_max as usize);
+    let work =
+        Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, config.batch_sequences_max as usize);
     tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
     Ok(BatchLimits {
         sequences_max: config.batch_sequences_max,
@@ -204,7 +201,12 @@ impl Actor for Root {
         Ok(RootState { link, failure: args.failure })
     }
 
-    async fn handle(&self, _me: ActorRef<RootMsg>, message: RootMsg, state: &mut RootState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _me: ActorRef<RootMsg>,
+        message: RootMsg,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             RootMsg::Drain => Ok(state.link.cast(LinkMsg::Drain)?),
         }

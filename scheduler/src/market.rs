@@ -21,8 +21,7 @@ const WALLET_ENTRIES_MAX: u32 = 100;
 /// How much dearer than the cheapest miner one may be for requests that name no limit.
 const PRICE_SLACK: u64 = 2;
 /// What a hold assumes where nobody has offered a price yet: 10 credits per million tokens.
-const PRICE_UNKNOWN: Price =
-    Price { input_per_mtok: 10 * NANO_PER_CREDIT, output_per_mtok: 10 * NANO_PER_CREDIT };
+const PRICE_UNKNOWN: Price = Price { input_per_mtok: 10 * NANO_PER_CREDIT, output_per_mtok: 10 * NANO_PER_CREDIT };
 
 /// Shared by everything that serves requests.
 #[derive(Clone)]

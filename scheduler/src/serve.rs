@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, End, FinishReason, Generate, Price, Refusal, RefusalCode, Reply, ReplicaId, RequestId, Sampling,
+    Assign, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId, Sampling,
     SequenceId, Usage,
 };
 use tokio::sync::mpsc;
@@ -194,12 +194,8 @@ impl Job {
     /// What the board and a miner must know to go on from here.
     fn assignment(&self) -> (Need, Assign) {
         let left = self.max_new - self.accepted();
-        let need = Need {
-            weights: self.model.weights(),
-            tokens: self.tokens.len() as u32,
-            max_new: left,
-            limit: self.limit,
-        };
+        let need =
+            Need { weights: self.model.weights(), tokens: self.tokens.len() as u32, max_new: left, limit: self.limit };
         let assign = Assign {
             // Where, and under which name, is decided by the placement.
             replica: ReplicaId(0),

@@ -49,11 +49,8 @@ pub(super) async fn chat(common: &Common, args: ChatArgs) -> anyhow::Result<()> 
     let (client, key) = connect(&home, &args.target).await?;
     let key = paying(key)?;
     let model = generate::model(&client, &args.generation).await?;
-    let mut history: Vec<ChatMessage> = args
-        .system
-        .map(|text| ChatMessage { role: "system".to_owned(), content: text })
-        .into_iter()
-        .collect();
+    let mut history: Vec<ChatMessage> =
+        args.system.map(|text| ChatMessage { role: "system".to_owned(), content: text }).into_iter().collect();
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         eprintln!("talking with {model}; Ctrl-D or /exit ends, Ctrl-C stops an answer");

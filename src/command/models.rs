@@ -69,7 +69,8 @@ async fn list_remote(home: &Home, target: &Target, as_json: bool) -> anyhow::Res
             );
             continue;
         }
-        let ask = ask.map_or_else(|| "nobody serves it".to_owned(), |(i, o)| format!("from {i} in / {o} out per million"));
+        let ask =
+            ask.map_or_else(|| "nobody serves it".to_owned(), |(i, o)| format!("from {i} in / {o} out per million"));
         println!("{:<28} {:<6} context {:<7} {} replicas  {ask}", m.name, m.quantization, m.context_tokens, m.replicas);
     }
     client.close();
@@ -105,10 +106,15 @@ fn publish(
     let signed = provision::manifest(&weights, name, license, royalty, &identity)?;
     shelf.put_manifest(&signed)?;
     match as_json {
-        true => println!("{}", json!({"name": name, "manifest": signed.id().to_string(), "weights": weights.hash.to_string()})),
+        true => println!(
+            "{}",
+            json!({"name": name, "manifest": signed.id().to_string(), "weights": weights.hash.to_string()})
+        ),
         false => {
             println!("published {name}: manifest {}, weights {}", signed.id(), weights.hash);
-            println!("a scheduler on this machine offers it within seconds; serve it with `cuckoo mine --model {name} --join …`");
+            println!(
+                "a scheduler on this machine offers it within seconds; serve it with `cuckoo mine --model {name} --join …`"
+            );
         }
     }
     Ok(())

@@ -115,7 +115,9 @@ impl Started {
         println!("\n  export OPENAI_BASE_URL={http}/v1 OPENAI_API_KEY={}", self.key.0);
         println!("  curl {http}/v1/chat/completions -H 'Authorization: Bearer {}' \\", self.key.0);
         println!("    -H 'Content-Type: application/json' \\");
-        println!("    -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name a bird.\"}}]}}'");
+        println!(
+            "    -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name a bird.\"}}]}}'"
+        );
         println!("\n  another miner:  cuckoo mine --join {}", self.join);
     }
 }

@@ -23,7 +23,9 @@ pub struct Address {
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// Not in the form.
-    #[error("'{0}' is not a scheduler's address: it looks like cuckoo://<64 hex digits>@host:port, as `cuckoo up` prints it")]
+    #[error(
+        "'{0}' is not a scheduler's address: it looks like cuckoo://<64 hex digits>@host:port, as `cuckoo up` prints it"
+    )]
     Malformed(String),
     /// The host has no address.
     #[error("cannot find the address of {host}: {source}")]

@@ -21,7 +21,9 @@ pub enum FrameError {
         max: usize,
     },
     /// The other end speaks another version.
-    #[error("the peer speaks protocol version {theirs}, this is version {PROTOCOL_VERSION}: update the older of the two")]
+    #[error(
+        "the peer speaks protocol version {theirs}, this is version {PROTOCOL_VERSION}: update the older of the two"
+    )]
     Version {
         /// What it sent.
         theirs: u8,

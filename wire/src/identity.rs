@@ -43,7 +43,9 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// Others can read the key.
-    #[error("key file {path} can be read by others (mode {mode:03o}): run `chmod 600 {path}`, or delete it for a new identity")]
+    #[error(
+        "key file {path} can be read by others (mode {mode:03o}): run `chmod 600 {path}`, or delete it for a new identity"
+    )]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -84,16 +86,15 @@ impl Identity {
         let identity = Self::generate();
         // The key appears under its name complete or not at all, and the first of two starting processes wins.
         let staged = path.with_extension(format!("new-{}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged).map_err(io)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged).map_err(io)?;
         writeln!(file, "{KEY_FILE_MAGIC} {}", hex(identity.key.as_bytes())).map_err(io)?;
         file.sync_all().map_err(io)?;
         let linked = std::fs::hard_link(&staged, path);
         std::fs::remove_file(&staged).map_err(io)?;
         match linked {
             Ok(()) => Ok(identity),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                Self::read(path, File::open(path).map_err(io)?)
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Self::read(path, File::open(path).map_err(io)?),
             Err(e) => Err(io(e)),
         }
     }

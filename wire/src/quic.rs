@@ -113,7 +113,11 @@ pub enum QuicError {
 }
 
 /// Listens for both roles on one UDP port.
-pub fn listen(at: SocketAddr, identity: &Identity, admission: Arc<dyn Admission>) -> Result<quinn::Endpoint, QuicError> {
+pub fn listen(
+    at: SocketAddr,
+    identity: &Identity,
+    admission: Arc<dyn Admission>,
+) -> Result<quinn::Endpoint, QuicError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Admitted { algorithms: provider.signature_verification_algorithms, admission };
     let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
@@ -163,9 +167,7 @@ fn explain(error: &quinn::ConnectionError) -> String {
         quinn::ConnectionError::TransportError(e) if e.reason.contains("ApplicationVerificationFailure") => {
             "another peer than the address names answers there: ask for the current address".to_owned()
         }
-        quinn::ConnectionError::ApplicationClosed(c) => {
-            Close::of(c).map_or_else(|| error.to_string(), |(_, why)| why)
-        }
+        quinn::ConnectionError::ApplicationClosed(c) => Close::of(c).map_or_else(|| error.to_string(), |(_, why)| why),
         other => other.to_string(),
     }
 }

@@ -219,6 +219,7 @@ fn spin_until(ready: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    #![allow(clippy::disallowed_methods, reason = "tests sleep on threads of their own")]
     use super::*;
     use std::sync::atomic::AtomicUsize;
 

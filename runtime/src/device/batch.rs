@@ -177,10 +177,13 @@ impl Batch {
         let needed = Assign::blocks_for(known, assign.max_new, KV_BLOCK_TOKENS as u32);
         match () {
             () if self.find(assign.sequence).is_some() => Err("the sequence is already here".to_owned()),
-            () if known + assign.max_new > self.limits.context_tokens => {
-                Err(format!("{known} tokens and {} new ones exceed the context of {}", assign.max_new, self.limits.context_tokens))
+            () if known + assign.max_new > self.limits.context_tokens => Err(format!(
+                "{known} tokens and {} new ones exceed the context of {}",
+                assign.max_new, self.limits.context_tokens
+            )),
+            () if assign.blocks != needed => {
+                Err(format!("{} blocks for a sequence that needs {needed}", assign.blocks))
             }
-            () if assign.blocks != needed => Err(format!("{} blocks for a sequence that needs {needed}", assign.blocks)),
             () if self.taken.sequences >= self.window.sequences
                 || self.taken.blocks + u64::from(needed) > self.window.blocks =>
             {
@@ -365,7 +368,6 @@ fn params(s: &Sampling) -> SamplingParams {
         logit_bias: s.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
     }
 }
-
 
 #[cfg(test)]
 mod tests;

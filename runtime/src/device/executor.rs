@@ -45,7 +45,11 @@ impl ThreadLocalActor for Executor {
     type State = Box<dyn Stepper>;
     type Arguments = ExecutorArgs;
 
-    async fn pre_start(&self, _me: ActorRef<ExecutorMsg>, args: ExecutorArgs) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _me: ActorRef<ExecutorMsg>,
+        args: ExecutorArgs,
+    ) -> Result<Self::State, ActorProcessingErr> {
         Ok(match args.device {
             DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), &args)?),
         })
@@ -111,7 +115,13 @@ impl<O: Ops> Engine<O> {
             .draws
             .iter()
             .enumerate()
-            .map(|(row, d)| SampleRequest { row, params: &d.params, seed: d.seed, position: d.position, counts: &d.counts })
+            .map(|(row, d)| SampleRequest {
+                row,
+                params: &d.params,
+                seed: d.seed,
+                position: d.position,
+                counts: &d.counts,
+            })
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
         Ok(drawn.into_iter().map(|s| s.token).collect())

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cuckoo_wire::limits::{
     ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
 };
-use cuckoo_wire::message::{
-    Assign, End, Hello, Invalid, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
-};
+use cuckoo_wire::message::{Assign, End, Hello, Invalid, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -211,7 +209,12 @@ impl Actor for Miner {
         Ok(State { connection, _tasks: tasks })
     }
 
-    async fn handle(&self, me: ActorRef<MinerMsg>, message: MinerMsg, _state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<MinerMsg>,
+        message: MinerMsg,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         let MinerMsg::Over(why) = message;
         tracing::info!(why, "miner left");
         me.stop(None);
@@ -300,7 +303,8 @@ async fn greet(
 /// One replica's stream, from its offer to its end.
 async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::RecvStream) -> Result<(), FrameError> {
     let mut reader = FrameReader::new(stream, MINER_FRAME_BYTES_MAX);
-    let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, reader.next::<ReplicaFrame>()).await.map_err(|_| silent())??;
+    let first =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, reader.next::<ReplicaFrame>()).await.map_err(|_| silent())??;
     let Some(ReplicaFrame::Offer(offer)) = first else { return Err(FrameError::Malformed) };
     offer.check().map_err(invalid)?;
     let key = ReplicaKey { link: link.id, replica: offer.replica };

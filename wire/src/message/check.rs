@@ -141,7 +141,9 @@ impl Assign {
             () if known == 0 || known > limits::PROMPT_TOKENS_MAX => {
                 Err(Invalid(format!("an assignment of {known} tokens")))
             }
-            () if self.prompt_tokens as usize > known => Err(Invalid("the prompt is longer than the tokens".to_owned())),
+            () if self.prompt_tokens as usize > known => {
+                Err(Invalid("the prompt is longer than the tokens".to_owned()))
+            }
             () if self.max_new == 0 || self.max_new as usize > limits::PROMPT_TOKENS_MAX => {
                 Err(Invalid(format!("{} new tokens", self.max_new)))
             }
