@@ -47,7 +47,7 @@ pub(crate) fn shelf() -> &'static Path {
 
 /// The data directory of whoever signed the test model's manifest.
 pub(crate) fn author_home() -> &'static Path {
-    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/author"))
+    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/shelf/author"))
 }
 
 /// The test model's file.

@@ -8,7 +8,7 @@ use cuckoo_models::Shelf;
 /// The shelf that tests use as well, with the default model on it.
 pub(crate) fn shelf() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shelf");
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("author");
+    let home = dir.join("author");
     let mut pull = Command::new(env!("CARGO_BIN_EXE_cuckoo"));
     pull.args(["models", "pull", "smollm2-135m-instruct", "--home"]).arg(home).arg("--models-dir").arg(&dir);
     let pulled = pull.output().expect("the command runs");
