@@ -150,7 +150,7 @@ impl State {
         self.tasks.spawn(async move {
             let mut pause = BACKOFF_MIN;
             let outcome = loop {
-                match Session::open(number, &address, &identity, &name, &me).await {
+                match Session::open(number, &address, &identity, &name).await {
                     Ok(session) => break LinkMsg::Connected(session),
                     Err(SessionError::Refused(why)) => break LinkMsg::Refused(why),
                     Err(SessionError::Failed(why)) => {

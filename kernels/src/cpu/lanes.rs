@@ -53,8 +53,8 @@ pub(super) trait Lanes: Copy {
     fn to_i32(self, a: Self::F) -> Self::I;
     /// `acc + w[2i] * low(pair) + w[2i + 1] * high(pair)` in every lane `i`, where `pair` holds two `i16`.
     fn dot(self, acc: Self::I, w: Self::W, pair: i32) -> Self::I;
-    /// Splits each of 16 words into its four nibbles, lowest first.
-    fn nibbles(self, packed: &[u16; 16]) -> [Self::W; 4];
+    /// Nibble `N` of each of 16 words, counted from the lowest.
+    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> Self::W;
     /// Splits each of 16 words into its two signed bytes, lower first.
     fn bytes(self, packed: &[u16; 16]) -> [Self::W; 2];
 

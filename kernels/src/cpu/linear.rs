@@ -15,8 +15,8 @@ use crate::quant::activation_scale;
 /// Activations that one chunk keeps coming back to: about half of a 512 KiB second-level cache.
 const TOKENS_BYTES: usize = 256 << 10;
 
-/// How far ahead weights are asked for: the processor's own prefetcher stops at every page, and a product of one row runs
-/// at the speed of memory.
+/// How far ahead the weights of a single tile are asked for: the processor's own prefetcher stops at every page, and a
+/// product of one row runs at the speed of memory.
 const AHEAD_BYTES: usize = 2048;
 
 /// Multiplications that make a chunk worth handing to a thread: some ten microseconds.
@@ -187,8 +187,10 @@ impl<B: QuantizedBlock> QuantizedTiles<'_, B> {
         for b in 0..n {
             let tiles: [&B; R] = std::array::from_fn(|r| &blocks[r][b]);
             if first {
+                // Tiles that are read side by side are followed by as many that will be.
+                let ahead = if R == 1 { AHEAD_BYTES } else { R * n * size_of::<B>() };
                 for tile in tiles {
-                    prefetch_after(l, tile);
+                    prefetch_after(l, tile, ahead);
                 }
             }
             let mut dots = [[l.isplat(0); T]; R];
@@ -220,11 +222,11 @@ impl<B: QuantizedBlock> QuantizedTiles<'_, B> {
     }
 }
 
-/// Asks for the block that lies [`AHEAD_BYTES`] after this one.
+/// Asks for the block that lies `ahead` bytes after this one.
 #[inline(always)]
-fn prefetch_after<L: Lanes, B>(l: L, block: &B) {
+fn prefetch_after<L: Lanes, B>(l: L, block: &B, ahead: usize) {
     for line in (0..size_of::<B>()).step_by(64) {
-        l.prefetch(std::ptr::from_ref(block).cast::<u8>().wrapping_add(AHEAD_BYTES + line));
+        l.prefetch(std::ptr::from_ref(block).cast::<u8>().wrapping_add(ahead + line));
     }
 }
 

@@ -206,16 +206,29 @@ fn dot_nibbles<L: Lanes, const R: usize, const T: usize>(
     dots: &mut [[L::I; T]; R],
 ) {
     for v in 0..4 {
-        let mut words = [l.nibbles(&q[0][v]); R];
-        for r in 1..R {
-            words[r] = l.nibbles(&q[r][v]);
-        }
-        for n in 0..4 {
-            for t in 0..T {
-                for r in 0..R {
-                    dots[r][t] = l.dot(dots[r][t], words[r][n], x[t][4 * v + n]);
-                }
-            }
+        // One nibble after the other, so that few words are alive at a time.
+        dot_nibble::<L, 0, R, T>(l, q, x, v, dots);
+        dot_nibble::<L, 1, R, T>(l, q, x, v, dots);
+        dot_nibble::<L, 2, R, T>(l, q, x, v, dots);
+        dot_nibble::<L, 3, R, T>(l, q, x, v, dots);
+    }
+}
+
+#[inline(always)]
+fn dot_nibble<L: Lanes, const N: usize, const R: usize, const T: usize>(
+    l: L,
+    q: [&Nibbles; R],
+    x: [&[i32; 16]; T],
+    v: usize,
+    dots: &mut [[L::I; T]; R],
+) {
+    let mut words = [l.nibble::<N>(&q[0][v]); R];
+    for r in 1..R {
+        words[r] = l.nibble::<N>(&q[r][v]);
+    }
+    for t in 0..T {
+        for r in 0..R {
+            dots[r][t] = l.dot(dots[r][t], words[r], x[t][4 * v + N]);
         }
     }
 }

@@ -38,7 +38,6 @@ impl Session {
         address: &Address,
         identity: &Identity,
         name: &str,
-        _me: &ActorRef<LinkMsg>,
     ) -> Result<Self, SessionError> {
         let connection = cuckoo_wire::connect(address, identity, Role::Miner)
             .await

@@ -150,20 +150,21 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn dot(self, acc: __m256i, w: __m256i, pair: i32) -> __m256i {
-        proven!(self, _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(pair))))
+        proven!(self, in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)))))
     }
 
     #[inline(always)]
-    fn nibbles(self, packed: &[u16; 16]) -> [__m256i; 4] {
+    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> __m256i {
+        const { assert!(N < 4, "a word has four nibbles") };
         proven!(self, {
             let v = _mm256_loadu_si256(packed.as_ptr().cast());
             let mask = _mm256_set1_epi16(15);
-            [
-                _mm256_and_si256(v, mask),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask),
-                _mm256_and_si256(_mm256_srli_epi16::<8>(v), mask),
-                _mm256_srli_epi16::<12>(v),
-            ]
+            match N {
+                0 => _mm256_and_si256(v, mask),
+                1 => _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask),
+                2 => _mm256_and_si256(_mm256_srli_epi16::<8>(v), mask),
+                _ => _mm256_srli_epi16::<12>(v),
+            }
         })
     }
 
@@ -180,4 +181,16 @@ impl Lanes for Avx2 {
         // A hint: it does not fault and reads nothing into the program, whatever the address.
         proven!(self, _mm_prefetch::<_MM_HINT_T0>(address.cast()));
     }
+}
+
+/// The same value, to be computed where it stands. Left to itself the compiler sums integer products in trees, which take
+/// more registers than there are: accumulators then go through memory, and every addition waits for a store.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut v: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    v
 }

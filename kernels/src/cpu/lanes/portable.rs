@@ -117,8 +117,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn nibbles(self, packed: &[u16; 16]) -> [Self::W; 4] {
-        std::array::from_fn(|n| packed.map(|w| ((w >> (4 * n)) & 15) as i16))
+    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> Self::W {
+        packed.map(|w| ((w >> (4 * N)) & 15) as i16)
     }
 
     #[inline(always)]

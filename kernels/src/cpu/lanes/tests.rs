@@ -53,7 +53,8 @@ struct Integers<'a> {
 impl Kernel for Integers<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let [a, b, c, d] = l.nibbles(&self.packed);
+        let (a, b) = (l.nibble::<0>(&self.packed), l.nibble::<1>(&self.packed));
+        let (c, d) = (l.nibble::<2>(&self.packed), l.nibble::<3>(&self.packed));
         let [e, f] = l.bytes(&self.packed);
         for w in [a, b, c, d, e, f] {
             let mut v = [0; 8];
