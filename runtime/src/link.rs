@@ -164,7 +164,7 @@ impl State {
         });
     }
 
-    fn connected(&mut self, me: &ActorRef<LinkMsg>, session: Session) {
+    fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session) {
         tracing::info!(scheduler = %self.args.scheduler, "linked");
         self.tasks.spawn(session.read(me.clone()));
         self.session = Some(session);

@@ -3,9 +3,7 @@
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{Hello, ReplicaFrame, ReplicaId, ToMiner};
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, Role};
-use parking_lot::Mutex;
 use ractor::ActorRef;
-use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::LinkMsg;
@@ -26,7 +24,7 @@ pub(crate) struct Session {
     number: u64,
     connection: quinn::Connection,
     /// Taken by the one reader.
-    control: Arc<Mutex<Option<FrameReader<quinn::RecvStream>>>>,
+    control: Option<FrameReader<quinn::RecvStream>>,
     /// Ends the control stream when the session goes.
     _control_out: FrameWriter<quinn::SendStream>,
 }
@@ -45,7 +43,7 @@ impl Session {
         let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(&connection, name)).await;
         let failure = match greeting {
             Ok(Ok((control, _control_out))) => {
-                return Ok(Self { number, connection, control: Arc::new(Mutex::new(Some(control))), _control_out });
+                return Ok(Self { number, connection, control: Some(control), _control_out });
             }
             Ok(Err(Greeting::Refused(why))) => return Err(SessionError::Refused(why)),
             Ok(Err(Greeting::Broken(error))) => error.to_string(),
@@ -67,8 +65,8 @@ impl Session {
     }
 
     /// Hands everything that the scheduler says to the link, until the connection ends.
-    pub(crate) fn read(&self, link: ActorRef<LinkMsg>) -> impl Future<Output = ()> + Send + 'static {
-        let control = self.control.lock().take().expect("one reader a session");
+    pub(crate) fn read(&mut self, link: ActorRef<LinkMsg>) -> impl Future<Output = ()> + Send + 'static {
+        let control = self.control.take().expect("one reader a session");
         let (number, connection) = (self.number, self.connection.clone());
         async move {
             let why = forward(control, &link).await;
