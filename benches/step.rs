@@ -7,7 +7,7 @@ mod support;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use cuckoo_kernels::Cpu;
+use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_runtime::{Batch, BatchLimits, Engine};
 use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId};
@@ -18,7 +18,7 @@ const PROMPT_TOKENS: u32 = 32;
 const LONG_PROMPT_TOKENS: u32 = 512;
 
 struct Bench {
-    engine: Engine<Cpu>,
+    engine: Engine<Timed<Cpu>>,
     /// Steps and tokens are cut down when the run only checks that it works.
     decode_tokens: u32,
     rounds: usize,
@@ -99,13 +99,14 @@ fn main() {
     let file = File::open(&path).expect("the file is there");
     let threads =
         support::argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let engine = Engine::new(Cpu::new(threads), &gguf, &file, &spec, limits(256)).expect("it loads");
+    let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits(256)).expect("it loads");
     let (decode_tokens, rounds) = match support::is_test() {
         true => (2, 1),
         false => (64, support::argument("--rounds").unwrap_or(7)),
     };
     let mut bench = Bench { engine, decode_tokens, rounds };
     decoding(&mut bench, threads);
+    profile(&mut bench);
     joining(&mut bench);
 }
 
@@ -120,6 +121,21 @@ fn decoding(bench: &mut Bench, threads: usize) {
     let medians = rows.map(|mut row| support::quantile(&mut row, 0.5));
     for (n, rate) in BATCHES.iter().zip(medians) {
         println!("  batch {n:>2}: {rate:>7.1} tokens/s, {:.2} x batch 1", rate / medians[0]);
+    }
+}
+
+/// Where a step's time goes, by operation and shape.
+fn profile(bench: &mut Bench) {
+    for n in [1, 16] {
+        bench.engine.backend().take_spent();
+        bench.decode(n);
+        let spent = bench.engine.backend().take_spent();
+        let total: f64 = spent.values().map(|s| s.time.as_secs_f64()).sum();
+        println!("decode of {n}, by operation (prompts included)");
+        for (name, spent) in spent {
+            let (share, each) = (spent.time.as_secs_f64() / total, spent.time / spent.calls as u32);
+            println!("  {name:<28} {:>5.1} %  {:>9.1} µs a call", share * 100.0, each.as_secs_f64() * 1e6);
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The CPU backend: quantized weights in tiles, AVX2 found at run time or plain Rust, a pool of threads. Results do not
 //! depend on any of these, bit for bit. It never reads the environment; callers say how many threads.
 
+mod activations;
+mod arena;
 mod attention;
 mod disjoint;
 mod kv_cache;
@@ -14,9 +16,11 @@ pub use self::kv_cache::{KvCache, RopeTable};
 pub use self::pool::Pool;
 pub use self::weights::Matrix;
 
+use self::activations::Activations;
+use self::arena::Arena;
 use self::disjoint::Disjoint;
 use self::lanes::Level;
-use self::linear::Activations;
+
 use self::weights::zeroed;
 use crate::ops::{Heads, KvShape, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::sampling::{self, SampleRequest, Sampled};
@@ -26,6 +30,8 @@ pub(crate) use self::weights::check_source;
 /// Instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI.
+    Avx512,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// Anything.
@@ -33,9 +39,17 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// Every set, the best first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
     /// The best that this processor has.
     pub fn detect() -> Self {
-        if Level::new(Self::Avx2).is_some() { Self::Avx2 } else { Self::Portable }
+        Self::ALL.into_iter().find(|isa| isa.is_present()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether this processor has it.
+    pub fn is_present(self) -> bool {
+        Level::new(self).is_some()
     }
 }
 
@@ -44,6 +58,8 @@ pub struct Cpu {
     pool: Pool,
     isa: Isa,
     level: Level,
+    /// Where weights lie.
+    arena: Arena,
     /// Quantized activations of the product that is being computed.
     quantized: Vec<Activations>,
 }
@@ -89,7 +105,7 @@ impl Cpu {
     /// If the processor does not have it.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let level = Level::new(isa).expect("the instruction set asked for is one of this processor's");
-        Self { pool: Pool::new(threads), isa, level, quantized: Vec::new() }
+        Self { pool: Pool::new(threads), isa, level, arena: Arena::default(), quantized: Vec::new() }
     }
 
     /// Calls `f` for every row of `out` (in use: `rows`), in parallel where there is enough to do.
@@ -123,6 +139,7 @@ impl Ops for Cpu {
 
     fn describe(&self) -> String {
         let isa = match self.isa {
+            Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Portable => "portable",
         };
@@ -131,7 +148,7 @@ impl Ops for Cpu {
     }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
-        Matrix::load(&mut self.pool, parts)
+        Matrix::load(&mut self.pool, &mut self.arena, parts)
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<Vector, OpsError> {
@@ -143,7 +160,7 @@ impl Ops for Cpu {
     }
 
     fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
-        KvCache::new(shape)
+        KvCache::new(&mut self.arena, shape)
     }
 
     fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable, OpsError> {
@@ -157,7 +174,7 @@ impl Ops for Cpu {
     }
 
     fn norm(&mut self, x: &Buffer, weight: &Vector, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
-        assert!(x.cols == weight.0.len() && x.cols == out.cols && x.cols.is_multiple_of(8), "norm keeps the shape");
+        assert!(x.cols == weight.0.len() && x.cols == out.cols && x.cols.is_multiple_of(16), "norm keeps the shape");
         let level = self.level;
         let row = |i: usize| &x.used()[i * x.cols..][..x.cols];
         self.for_rows(x.rows, out, |i, out| rows::norm(level, row(i), &weight.0, epsilon, out));
@@ -207,7 +224,7 @@ impl Ops for Cpu {
     }
 
     fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
-        assert!(gate_up.cols == 2 * out.cols && out.cols.is_multiple_of(8), "a row is a gate and as many values");
+        assert!(gate_up.cols == 2 * out.cols && out.cols.is_multiple_of(16), "a row is a gate and as many values");
         let level = self.level;
         let row = |i: usize| &gate_up.used()[i * gate_up.cols..][..gate_up.cols];
         self.for_rows(gate_up.rows, out, |i, out| rows::swiglu(level, row(i), out));
@@ -238,7 +255,7 @@ impl Ops for Cpu {
 }
 
 fn check_heads(step: &StepLayout<'_>, heads: Heads, qkv: &Buffer, cache: &KvCache) {
-    assert!(heads.query.is_multiple_of(heads.kv) && heads.dim.is_multiple_of(8), "{heads:?} cannot be computed with");
+    assert!(heads.query.is_multiple_of(heads.kv) && heads.dim.is_multiple_of(16), "{heads:?} cannot be computed with");
     assert_eq!(qkv.cols, heads.qkv_cols(), "a row is [query | key | value]");
     // What the kernels' chunks rely on when they write at the same time.
     let end = step.spans.iter().fold(0, |row, span| {

@@ -18,8 +18,10 @@ pub mod ops;
 pub mod quant;
 pub mod reference;
 pub mod sampling;
+pub mod timed;
 
 pub use cpu::Cpu;
 pub use ops::Ops;
 pub use quant::Quant;
 pub use reference::Reference;
+pub use timed::Timed;

@@ -19,6 +19,9 @@ use crate::sampling::{SampleRequest, Sampled};
 /// Columns that share one activation scale.
 pub const ACTIVATION_BLOCK: usize = 32;
 
+/// Blocks of columns whose products are summed before they are added to the total: 256 columns.
+pub const SEGMENT_BLOCKS: usize = 8;
+
 /// Token positions in one KV block, on every backend.
 pub const KV_BLOCK_TOKENS: usize = 16;
 
@@ -78,7 +81,7 @@ pub struct Heads {
     pub query: usize,
     /// Key/value heads (grouped-query attention).
     pub kv: usize,
-    /// Values per head; a multiple of 8.
+    /// Values per head; a multiple of 16.
     pub dim: usize,
 }
 

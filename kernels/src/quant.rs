@@ -7,11 +7,7 @@ use half::{bf16, f16};
 use crate::ops::ACTIVATION_BLOCK;
 
 /// Largest magnitude of a quantized activation.
-///
-/// Activations are 16-bit, not the customary 8-bit: the rounding noise is 256 times smaller, so results stay within
-/// about 1e-8 (normalized mean square) of the f64 reference, where flips of 8-bit roundings would be amplified layer by
-/// layer until tokens differ. It costs little: on AVX2 one `vpmaddwd` replaces a `vpmaddubsw` and a `vpmaddwd`.
-pub const ACTIVATION_MAX: f32 = 32767.0;
+pub const ACTIVATION_MAX: f32 = 127.0;
 
 /// How the values of a matrix are stored.
 #[allow(non_camel_case_types, reason = "these are the names that people and files use")]
@@ -124,15 +120,15 @@ fn nibbles(packed: &[u8], values: &mut [f32], value: impl Fn(u8) -> f32) {
     }
 }
 
-/// Quantizes a row of activations in blocks of [`ACTIVATION_BLOCK`]: `scale = amax / 32767`,
-/// `q = round_ties_even(x / scale)`.
+/// Quantizes a row of activations in blocks of [`ACTIVATION_BLOCK`]: `scale = amax / 127`,
+/// `q = round_ties_even(x * (1 / scale))`, each operation rounded to `f32`.
 ///
-/// A block of zeros, or one so small that its scale would be subnormal (`amax < 3.9e-34`), gets scale 0 and zeros. A
+/// A block of zeros, or one so small that its scale would be subnormal (`amax < 1.5e-36`), gets scale 0 and zeros. A
 /// block that holds an infinity or NaN gets scale NaN and zeros, so that the fault shows in every product.
 ///
 /// # Panics
 /// If `row.len()` is not a whole number of blocks, or the outputs are not `row.len()` and one value a block long.
-pub fn quantize_activations(row: &[f32], out: &mut [i16], scales: &mut [f32]) {
+pub fn quantize_activations(row: &[f32], out: &mut [i8], scales: &mut [f32]) {
     assert_eq!(row.len() % ACTIVATION_BLOCK, 0, "activations come in blocks of {ACTIVATION_BLOCK}");
     assert_eq!(row.len(), out.len(), "one integer per activation");
     assert_eq!(row.len() / ACTIVATION_BLOCK, scales.len(), "one scale per block");
@@ -142,8 +138,9 @@ pub fn quantize_activations(row: &[f32], out: &mut [i16], scales: &mut [f32]) {
         let amax_bits = x.iter().fold(0, |m, v| m.max(v.abs().to_bits()));
         *scale = activation_scale(amax_bits);
         if *scale > 0.0 {
+            let inverse = 1.0 / *scale;
             for (q, x) in q.iter_mut().zip(x) {
-                *q = (x / *scale).round_ties_even() as i16;
+                *q = (x * inverse).round_ties_even() as i8;
             }
         } else {
             q.fill(0);
@@ -223,10 +220,10 @@ mod tests {
 
     #[test]
     fn odd_blocks_of_activations() {
-        let (mut q, mut s) = ([1i16; 32], [1.0f32]);
+        let (mut q, mut s) = ([1i8; 32], [1.0f32]);
         quantize_activations(&[0.0; 32], &mut q, &mut s);
         assert_eq!((q, s), ([0; 32], [0.0]));
-        quantize_activations(&[1e-36; 32], &mut q, &mut s);
+        quantize_activations(&[1e-37; 32], &mut q, &mut s);
         assert_eq!((q, s), ([0; 32], [0.0]));
         let mut x = [1.0; 32];
         x[7] = f32::NEG_INFINITY;
@@ -237,13 +234,13 @@ mod tests {
     proptest! {
         #[test]
         fn activations_round_to_the_nearest_step(x in prop::collection::vec(-1e3f32..1e3, 64)) {
-            let (mut q, mut s) = ([0i16; 64], [0.0f32; 2]);
+            let (mut q, mut s) = ([0i8; 64], [0.0f32; 2]);
             quantize_activations(&x, &mut q, &mut s);
             for i in 0..64 {
                 let scale = f64::from(s[i / 32]);
                 prop_assert!((f64::from(x[i]) - f64::from(q[i]) * scale).abs() <= scale * 0.501);
             }
-            prop_assert_eq!(q[..32].iter().map(|v| v.unsigned_abs()).max(), Some(32767));
+            prop_assert_eq!(q[..32].iter().map(|v| v.unsigned_abs()).max(), Some(127));
         }
     }
 }

@@ -11,9 +11,6 @@ use crate::ops::{Heads, KV_BLOCK_TOKENS, Span, StepLayout};
 /// that a prompt makes chunks for all threads.
 const ROWS_EACH: usize = 16;
 
-/// Queries that share the loads of one pass over a block; their sums fill half of the registers.
-const QUERIES: usize = 4;
-
 /// [`crate::ops::Ops::attention`], on the rows of `qkv`.
 pub(super) fn attention(
     (pool, level): (&mut Pool, Level),
@@ -75,15 +72,20 @@ impl Kernel for Rows<'_> {
             let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS, first_position, group };
             // Later rows see more: those that see this block are a suffix.
             let mut q = (b * KV_BLOCK_TOKENS).saturating_sub(first_position) * group;
-            while q + QUERIES <= queries {
-                self.fold::<L, QUERIES>(l, &block, q, &mut running);
-                q += QUERIES;
+            while L::QUERIES >= 4 && q + 4 <= queries {
+                self.fold::<L, 4>(l, &block, q, &mut running);
+                q += 4;
             }
-            match queries - q {
-                3 => self.fold::<L, 3>(l, &block, q, &mut running),
-                2 => self.fold::<L, 2>(l, &block, q, &mut running),
-                1 => self.fold::<L, 1>(l, &block, q, &mut running),
-                _ => (),
+            if L::QUERIES >= 4 && q + 3 == queries {
+                self.fold::<L, 3>(l, &block, q, &mut running);
+                q += 3;
+            }
+            while q + 2 <= queries {
+                self.fold::<L, 2>(l, &block, q, &mut running);
+                q += 2;
+            }
+            if q < queries {
+                self.fold::<L, 1>(l, &block, q, &mut running);
             }
         }
         for (q, running) in running.iter().enumerate() {
@@ -167,21 +169,18 @@ impl Rows<'_> {
 /// `scale * (q . k)` for the 16 keys of a block, summed in the order of the head's values.
 #[inline(always)]
 fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], scale: f32) -> [Scores; N] {
-    let mut sums = [[l.splat(0.0); 2]; N];
+    let mut sums = [l.splat(0.0); N];
     let (keys, _) = keys.as_chunks::<LANES>();
-    for (d, k) in keys.as_chunks::<2>().0.iter().enumerate() {
-        let k = [l.load_f16(&k[0]), l.load_f16(&k[1])];
+    let q: [&[f32]; N] = q.map(|q| &q[..keys.len()]);
+    for (d, k) in keys.iter().enumerate() {
+        let k = l.load_f16(k);
         for n in 0..N {
-            let q = l.splat(q[n][d]);
-            sums[n] = [l.fma(q, k[0], sums[n][0]), l.fma(q, k[1], sums[n][1])];
+            sums[n] = l.fma(l.splat(q[n][d]), k, sums[n]);
         }
     }
     let mut scores = [[0.0; KV_BLOCK_TOKENS]; N];
     for n in 0..N {
-        let (halves, _) = scores[n].as_chunks_mut::<LANES>();
-        for (to, sum) in halves.iter_mut().zip(sums[n]) {
-            l.store(l.mul(sum, l.splat(scale)), to);
-        }
+        l.store(l.mul(sums[n], l.splat(scale)), &mut scores[n]);
     }
     scores
 }
@@ -191,20 +190,18 @@ fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], scale: f
 #[inline(always)]
 fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: usize, running: &mut Running) -> f32 {
     scores[seen..].fill(f32::NEG_INFINITY);
-    let (halves, _) = scores.as_chunks_mut::<LANES>();
-    let [a, b] = [l.load(&halves[0]), l.load(&halves[1])];
-    let highest = l.largest(l.max(a, b));
+    let a = l.load(scores);
+    let highest = l.largest(a);
     let max = if highest > running.max { highest } else { running.max };
-    let less = l.splat(-max);
-    let [a, b] = [l.exp(l.add(a, less)), l.exp(l.add(b, less))];
-    l.store(a, &mut halves[0]);
-    l.store(b, &mut halves[1]);
-    let rescale = {
+    let weights = l.exp(l.add(a, l.splat(-max)));
+    l.store(weights, scores);
+    let mut rescale = 1.0; // which is what `exp` gives for a maximum that stays
+    if max != running.max {
         let mut lanes = [0.0; LANES];
         l.store(l.exp(l.splat(running.max - max)), &mut lanes);
-        lanes[0]
-    };
-    *running = Running { max, sum: running.sum * rescale + l.sum(l.add(a, b)) };
+        rescale = lanes[0];
+    }
+    *running = Running { max, sum: running.sum * rescale + l.sum(weights) };
     rescale
 }
 
@@ -220,17 +217,18 @@ fn add_values<L: Lanes, const N: usize>(
 ) {
     let dim = values.len() / KV_BLOCK_TOKENS;
     let mut at = 0;
-    // Two vectors at a time keep enough sums in flight to hide the latency of an addition.
-    while at + 2 * LANES <= dim {
-        add_columns::<L, N, 2>(l, (values, dim, at), weights, rescale, seen, out);
-        at += 2 * LANES;
+    // Several vectors at a time keep enough sums in flight to hide the latency of an addition.
+    while at + 4 * LANES <= dim {
+        add_columns::<L, N, 4>(l, (values, dim, at), weights, rescale, seen, out);
+        at += 4 * LANES;
     }
-    if at < dim {
+    while at + LANES <= dim {
         add_columns::<L, N, 1>(l, (values, dim, at), weights, rescale, seen, out);
+        at += LANES;
     }
 }
 
-/// [`add_values`] for `8 * C` columns beginning at `at`.
+/// [`add_values`] for `16 * C` columns beginning at `at`.
 #[inline(always)]
 fn add_columns<L: Lanes, const N: usize, const C: usize>(
     l: L,

@@ -6,7 +6,9 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::arena::{Arena, Slab};
 use super::disjoint::Disjoint;
+use super::lanes::LANES;
 use super::pool::Pool;
 use super::weights::zeroed;
 use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, Rope, RopePairs, Span, StepLayout};
@@ -15,14 +17,14 @@ use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, Rope, RopePairs, Spa
 pub struct KvCache {
     pub(super) shape: KvShape,
     /// Bits of `f16`.
-    data: Vec<u16>,
+    data: Slab<u16>,
 }
 
 impl KvCache {
-    pub(super) fn new(shape: KvShape) -> Result<Self, OpsError> {
-        assert_eq!(shape.head_dim % 8, 0, "a head has a multiple of 8 values");
+    pub(super) fn new(arena: &mut Arena, shape: KvShape) -> Result<Self, OpsError> {
+        assert_eq!(shape.head_dim % LANES, 0, "a head has a multiple of {LANES} values");
         let len = [shape.blocks, shape.block_bytes() / 2].into_iter().fold(1, usize::saturating_mul);
-        Ok(Self { shape, data: zeroed(len, "the KV cache")? })
+        Ok(Self { shape, data: arena.zeroed(len, "the KV cache")? })
     }
 
     /// Values of one key or value block.
@@ -100,7 +102,7 @@ pub(super) fn rope_store(
     const ROWS_EACH: usize = 4;
     let (cols, rows) = (heads.qkv_cols(), step.rows());
     let (qkv, places) = (Disjoint::new(qkv), Places::of(cache, step, layer));
-    let data = Disjoint::new(&mut cache.data);
+    let data = Disjoint::new(cache.data.as_mut());
     pool.run(rows.div_ceil(ROWS_EACH), &|chunk| {
         for row in chunk * ROWS_EACH..rows.min((chunk + 1) * ROWS_EACH) {
             // SAFETY: every row belongs to one chunk.

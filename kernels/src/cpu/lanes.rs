@@ -1,25 +1,37 @@
-//! Eight lanes of `f32`: the arithmetic that every CPU kernel is written in, once. An instruction set implements
-//! [`Lanes`]; each operation rounds in exactly one way, so all implementations agree bit for bit. Never allocates.
+//! Vectors of 16 lanes: what kernels are written over. An instruction set implements [`Lanes`]; each operation rounds in
+//! exactly one way, so all implementations agree bit for bit. Never allocates.
 //!
 //! No operation of [`Lanes`] stands inside a closure: the compiler may leave a closure out of line, where it is compiled
 //! for no instruction set in particular and every operation becomes a call. Such kernels are right and 30 times slower.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use super::Isa;
 
 /// Lanes of a vector.
-pub(super) const LANES: usize = 8;
+pub(super) const LANES: usize = 16;
+
+/// Columns that one instruction multiplies and adds up in each lane.
+pub(super) const GROUP: usize = 4;
 
 /// An instruction set: a token whose existence proves that the processor has it.
 ///
-/// `F` is 8 `f32`, `I` is 8 `i32`, `W` is 16 `i16`: two for each lane, the earlier column in the lower half.
+/// `F` is 16 `f32`, `I` is 16 `i32`, `B` is 64 bytes: [`GROUP`] for each lane, the earlier column in the lower byte.
 pub(super) trait Lanes: Copy {
     type F: Copy;
     type I: Copy;
-    type W: Copy;
+    type B: Copy;
+
+    /// Rows of activations that can share a load of weights without running out of registers: 8, 4 or 2.
+    const TOKENS: usize;
+    /// Queries that can share the loads of an attention block: 4 or 2.
+    const QUERIES: usize;
+    /// What [`Lanes::dot_signed`] adds to every weight; callers take it off again through the sum of the activations.
+    const SIGNED_BIAS: i32;
 
     fn splat(self, v: f32) -> Self::F;
     fn load(self, v: &[f32; LANES]) -> Self::F;
@@ -28,6 +40,10 @@ pub(super) trait Lanes: Copy {
     fn load_f16(self, v: &[u16; LANES]) -> Self::F;
     /// From the upper halves of singles, exact.
     fn load_bf16(self, v: &[u16; LANES]) -> Self::F;
+    /// From unsigned bytes, exact.
+    fn load_u8(self, v: &[u8; LANES]) -> Self::F;
+    /// From signed bytes, exact.
+    fn load_i8(self, v: &[i8; LANES]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
@@ -48,25 +64,47 @@ pub(super) trait Lanes: Copy {
     fn to_f32(self, v: Self::I) -> Self::F;
     /// The larger of two vectors of non-negative integers, where integers are the bits of `|a|`.
     fn max_magnitude(self, m: Self::I, a: Self::F) -> Self::I;
-    fn istore(self, v: Self::I, to: &mut [i32; LANES]);
+    /// The sum of the lanes.
+    fn isum(self, v: Self::I) -> i32;
+    /// The largest lane.
+    fn ilargest(self, v: Self::I) -> i32;
+    /// Every lane as a byte; lanes are within `i8`.
+    fn store_i8(self, v: Self::I, to: &mut [i8; LANES]);
     /// To the nearest integer, ties to even; lanes are within `i32`.
     fn to_i32(self, a: Self::F) -> Self::I;
-    /// `acc + w[2i] * low(pair) + w[2i + 1] * high(pair)` in every lane `i`, where `pair` holds two `i16`.
-    fn dot(self, acc: Self::I, w: Self::W, pair: i32) -> Self::I;
-    /// Nibble `N` of each of 16 words, counted from the lowest.
-    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> Self::W;
-    /// Splits each of 16 words into its two signed bytes, lower first.
-    fn bytes(self, packed: &[u16; 16]) -> [Self::W; 2];
+
+    fn bytes(self, v: &[u8; GROUP * LANES]) -> Self::B;
+    /// The lower four bits of every byte.
+    fn low(self, v: Self::B) -> Self::B;
+    /// The upper four bits of every byte, moved down.
+    fn high(self, v: Self::B) -> Self::B;
+    /// Bits `FROM .. FROM + COUNT` of every byte of `v`, moved to bit `TO`, joined to what `with` has.
+    fn join<const FROM: u32, const COUNT: u32, const TO: u32>(self, with: Self::B, v: Self::B) -> Self::B;
+    /// `table[b]` for every byte, which is below 16.
+    fn lookup(self, v: Self::B, table: &[i8; 16]) -> Self::B;
+
+    /// Adds to each of the first `tokens` of `to` the products of `N` groups of unsigned weights and signed activations,
+    /// exactly. `N` products of the largest weight and 127, twice, fit 16 bits.
+    fn dot<const N: usize, const T: usize>(self, w: [Self::B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]);
+    /// The same for signed weights, each taken as [`Lanes::SIGNED_BIAS`] more than it is; activations are not -128.
+    fn dot_signed<const N: usize, const T: usize>(self, w: [Self::B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]);
 
     /// Asks for a line of memory that will be read soon. Any address will do.
     fn prefetch(self, address: *const u8);
 
-    /// Adds the lanes up, always in the same order.
+    /// Adds the lanes up: those 8 apart, then 4, 2, 1, as the shuffles of a warp do.
     #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {
         let mut v = [0.0; LANES];
         self.store(a, &mut v);
-        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                v[i] += v[i + half];
+            }
+            half /= 2;
+        }
+        v[0]
     }
 
     /// The largest lane.
@@ -80,14 +118,13 @@ pub(super) trait Lanes: Copy {
     /// `e^x` within 2 units in the last place; 0 below -87.3, at most `e^88` above. The polynomial is `expf` of Cephes.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
-        let clamped = self.min(self.splat(88.0), self.max(self.splat(EXP_LEAST), x));
+        let clamped = self.min(self.splat(EXP_MOST), self.max(self.splat(EXP_LEAST), x));
         let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts, the first exact in few bits, so that the reduced argument keeps all of its own.
-        let r = self.fma(n, self.splat(-355.0 / 512.0), clamped);
-        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
-        let mut p = self.splat(1.987_569_1e-4);
-        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-            p = self.fma(p, r, self.splat(c));
+        let r = self.fma(n, self.splat(EXP_LN2[0]), clamped);
+        let r = self.fma(n, self.splat(EXP_LN2[1]), r);
+        let mut p = self.splat(EXP_TERMS[0]);
+        for c in &EXP_TERMS[1..] {
+            p = self.fma(p, r, self.splat(*c));
         }
         let p = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
         self.zero_below(self.mul(p, self.pow2(n)), x, EXP_LEAST)
@@ -95,7 +132,14 @@ pub(super) trait Lanes: Copy {
 }
 
 /// Below this `e^x` counts as 0: about where it would become subnormal.
-const EXP_LEAST: f32 = -87.3;
+pub(crate) const EXP_LEAST: f32 = -87.3;
+/// Above this `e^x` does not grow.
+pub(crate) const EXP_MOST: f32 = 88.0;
+/// `-ln 2` in two parts, the first exact in few bits, so that the reduced argument keeps all of its own.
+pub(crate) const EXP_LN2: [f32; 2] = [-355.0 / 512.0, 2.121_944_4e-4];
+/// The polynomial's coefficients, highest power first.
+pub(crate) const EXP_TERMS: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// Work that can be done with any instruction set.
 pub(super) trait Kernel {
@@ -107,6 +151,8 @@ pub(super) trait Kernel {
 #[derive(Clone, Copy)]
 pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     Portable(portable::Portable),
 }
@@ -116,9 +162,11 @@ impl Level {
     pub(super) fn new(isa: Isa) -> Option<Self> {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::detect().map(Self::Avx2),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => None,
+            Isa::Avx512 | Isa::Avx2 => None,
             Isa::Portable => Some(Self::Portable(portable::Portable)),
         }
     }
@@ -127,6 +175,8 @@ impl Level {
     #[inline]
     pub(super) fn run(self, kernel: impl Kernel) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(lanes) => lanes.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(lanes) => lanes.run(kernel),
             Self::Portable(lanes) => kernel.run(lanes),

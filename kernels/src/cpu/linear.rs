@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
+use super::activations::{Activations, quantize};
 use super::disjoint::Disjoint;
 use super::lanes::{Kernel, LANES, Lanes, Level};
 use super::pool::Pool;
-use super::weights::{FloatBlock, Matrix, Part, QuantizedBlock, Tiles};
-use crate::ops::ACTIVATION_BLOCK;
-use crate::quant::activation_scale;
+use super::weights::{FloatBlock, IntegerBlock, Matrix, Part, Tiles, with_blocks};
+use crate::ops::{ACTIVATION_BLOCK, SEGMENT_BLOCKS};
 
 /// Activations that one chunk keeps coming back to: about half of a 512 KiB second-level cache.
 const TOKENS_BYTES: usize = 256 << 10;
@@ -21,21 +21,6 @@ const AHEAD_BYTES: usize = 2048;
 
 /// Multiplications that make a chunk worth handing to a thread: some ten microseconds.
 const CHUNK_PRODUCTS: usize = 1 << 18;
-
-/// 32 quantized activations.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Activations {
-    /// Two `i16` in each, the earlier column in the lower half.
-    pairs: [i32; ACTIVATION_BLOCK / 2],
-    /// What one unit is worth.
-    scale: f32,
-    /// `scale * sum`, for formats with a minimum.
-    scaled_sum: f32,
-    /// Sum of the integers, for formats with an offset.
-    sum: i32,
-    unused: u32,
-}
 
 /// `out[i] = w * x[i]`, or `+=` if `add`, for `tokens` rows of `w.cols` values.
 pub(super) fn linear(
@@ -59,14 +44,8 @@ pub(super) fn linear(
         let first = chunk / plan.chunks.len() * plan.tokens_each;
         let tokens = first..tokens.min(first + plan.tokens_each);
         let area = Area { rows: part.rows, first_row: part.first_row, cols: w.cols, tiles: tiles.clone(), tokens };
-        match &part.tiles {
-            Tiles::F32(blocks) => level.run(FloatTiles { area, blocks, x, output: &output }),
-            Tiles::F16(blocks) => level.run(FloatTiles { area, blocks, x, output: &output }),
-            Tiles::Bf16(blocks) => level.run(FloatTiles { area, blocks, x, output: &output }),
-            Tiles::Q4_0(blocks) => level.run(QuantizedTiles { area, blocks, x: quantized, output: &output }),
-            Tiles::Q4_1(blocks) => level.run(QuantizedTiles { area, blocks, x: quantized, output: &output }),
-            Tiles::Q8_0(blocks) => level.run(QuantizedTiles { area, blocks, x: quantized, output: &output }),
-        }
+        with_blocks!(&part.tiles, blocks => level.run(FloatTiles { area, blocks, x, output: &output }),
+            level.run(IntegerTiles { area, blocks, x: quantized, output: &output }));
     });
 }
 
@@ -81,12 +60,11 @@ impl<'a> Plan<'a> {
     fn new(threads: usize, w: &'a Matrix, tokens: usize) -> Self {
         let token_bytes = w.cols / ACTIVATION_BLOCK * size_of::<Activations>();
         // Never so few that the weights are read from memory too often for the arithmetic.
-        let tokens_each = (TOKENS_BYTES / token_bytes / 4 * 4).max(16).min(tokens.next_multiple_of(4).max(4));
+        let tokens_each = (TOKENS_BYTES / token_bytes / 8 * 8).max(16).min(tokens.next_multiple_of(8).max(8));
         // Several chunks a thread, so that one that is slowed down or late leaves its share to the others.
         let products = tokens * w.rows * w.cols / (4 * threads);
         let tiles_each = products.max(CHUNK_PRODUCTS) / (tokens.clamp(1, tokens_each) * w.cols * LANES);
-        // Even, because tiles are computed in pairs.
-        let tiles_each = tiles_each.next_multiple_of(2).max(2);
+        let tiles_each = tiles_each.max(1);
         let mut chunks = Vec::new();
         for part in &w.parts {
             let tiles = part.rows.div_ceil(LANES);
@@ -112,7 +90,7 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Stores 8 rows of one token, or as many as the part has.
+    /// Stores 16 rows of one token, or as many as the part has.
     #[inline(always)]
     fn put<L: Lanes>(&self, l: L, area: &Area, tile: usize, token: usize, v: L::F) {
         let rows = (area.rows - tile * LANES).min(LANES);
@@ -133,91 +111,63 @@ impl Output<'_> {
 }
 
 /// Integer products.
-struct QuantizedTiles<'a, B> {
+struct IntegerTiles<'a, B> {
     area: Area,
     blocks: &'a [B],
     x: &'a [Activations],
     output: &'a Output<'a>,
 }
 
-impl<B: QuantizedBlock> Kernel for QuantizedTiles<'_, B> {
+impl<B: IntegerBlock> Kernel for IntegerTiles<'_, B> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let (tiles, tokens) = (self.area.tiles.clone(), self.area.tokens.clone());
-        for tile in tiles.clone().step_by(2) {
-            let pair = tile + 1 < tiles.end;
-            let mut token = tokens.start;
-            while token + 4 <= tokens.end {
-                if pair {
-                    self.group::<L, 2, 4>(l, tile, token);
-                } else {
-                    self.group::<L, 1, 4>(l, tile, token);
-                }
+        let end = self.area.tokens.end;
+        for tile in self.area.tiles.clone() {
+            let mut token = self.area.tokens.start;
+            while L::TOKENS >= 8 && token + 8 <= end {
+                self.group::<L, 8>(l, tile, token);
+                token += 8;
+            }
+            while L::TOKENS >= 4 && token + 4 <= end {
+                self.group::<L, 4>(l, tile, token);
                 token += 4;
             }
-            for tile in tile..tiles.end.min(tile + 2) {
-                self.rest(l, tile, token);
+            while token + 2 <= end {
+                self.group::<L, 2>(l, tile, token);
+                token += 2;
+            }
+            if token < end {
+                self.group::<L, 1>(l, tile, token);
             }
         }
     }
 }
 
-impl<B: QuantizedBlock> QuantizedTiles<'_, B> {
-    /// One tile times the last tokens, fewer than four. Two tiles would not pay here: the compiler unrolls them whole and
-    /// runs out of registers.
+impl<B: IntegerBlock> IntegerTiles<'_, B> {
+    /// One tile times `T` tokens: segment after segment of columns, in each block after block.
     #[inline(always)]
-    fn rest<L: Lanes>(&self, l: L, tile: usize, mut token: usize) {
-        if token + 2 <= self.area.tokens.end {
-            self.group::<L, 1, 2>(l, tile, token);
-            token += 2;
-        }
-        if token < self.area.tokens.end {
-            self.group::<L, 1, 1>(l, tile, token);
-        }
-    }
-
-    /// `R` tiles times `T` tokens. For every block, in order: the exact integer product, scaled, added; then the minimum.
-    #[inline(always)]
-    fn group<L: Lanes, const R: usize, const T: usize>(&self, l: L, tile: usize, token: usize) {
+    fn group<L: Lanes, const T: usize>(&self, l: L, tile: usize, token: usize) {
         let n = self.area.cols / ACTIVATION_BLOCK;
-        let blocks: [&[B]; R] = std::array::from_fn(|r| &self.blocks[(tile + r) * n..][..n]);
+        let units = n / B::BLOCKS;
+        let blocks = &self.blocks[tile * units..][..units];
         let x: [&[Activations]; T] = std::array::from_fn(|t| &self.x[(token + t) * n..][..n]);
         let first = token == self.area.tokens.start;
-        let mut sums = [[l.splat(0.0); T]; R];
-        for b in 0..n {
-            let tiles: [&B; R] = std::array::from_fn(|r| &blocks[r][b]);
-            if first {
-                // Tiles that are read side by side are followed by as many that will be.
-                let ahead = if R == 1 { AHEAD_BYTES } else { R * n * size_of::<B>() };
-                for tile in tiles {
-                    prefetch_after(l, tile, ahead);
+        let mut totals = [l.splat(0.0); T];
+        for segment in (0..n).step_by(SEGMENT_BLOCKS) {
+            let mut sums = [l.splat(0.0); T];
+            for b in segment..n.min(segment + SEGMENT_BLOCKS) {
+                let unit = &blocks[b / B::BLOCKS];
+                if first && b % B::BLOCKS == 0 {
+                    prefetch_after(l, unit, AHEAD_BYTES);
                 }
+                unit.multiply(l, b % B::BLOCKS, std::array::from_fn(|t| &x[t][b]), &mut sums);
             }
-            let mut dots = [[l.isplat(0); T]; R];
-            if B::OFFSET != 0 {
-                for t in 0..T {
-                    let begin = l.isplat(x[t][b].sum * -B::OFFSET);
-                    for dots in &mut dots {
-                        dots[t] = begin;
-                    }
-                }
-            }
-            B::dot(l, tiles, std::array::from_fn(|t| &x[t][b].pairs), &mut dots);
-            for r in 0..R {
-                let (scale, minimum) = (tiles[r].scale(l), tiles[r].minimum(l));
-                for t in 0..T {
-                    let scale = l.mul(scale, l.splat(x[t][b].scale));
-                    sums[r][t] = l.fma(l.to_f32(dots[r][t]), scale, sums[r][t]);
-                    if let Some(minimum) = minimum {
-                        sums[r][t] = l.fma(minimum, l.splat(x[t][b].scaled_sum), sums[r][t]);
-                    }
-                }
+            for t in 0..T {
+                totals[t] = l.add(totals[t], sums[t]);
             }
         }
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (t, sum) in sums.into_iter().enumerate() {
-                self.output.put(l, &self.area, tile + r, token + t, sum);
-            }
+        for (t, total) in totals.into_iter().enumerate() {
+            self.output.put(l, &self.area, tile, token + t, total);
         }
     }
 }
@@ -274,93 +224,6 @@ impl<B: FloatBlock> FloatTiles<'_, B> {
         for (t, s) in sums.into_iter().enumerate() {
             let sum = l.add(l.add(s[0], s[1]), l.add(s[2], s[3]));
             self.output.put(l, &self.area, tile, token + t, sum);
-        }
-    }
-}
-
-/// [`crate::quant::quantize_activations`], in the layout of the kernels.
-fn quantize(pool: &mut Pool, level: Level, x: &[f32], out: &mut [Activations]) {
-    const BLOCKS_EACH: usize = 512;
-    let to = Disjoint::new(out);
-    pool.run(x.len().div_ceil(BLOCKS_EACH * ACTIVATION_BLOCK), &|chunk| {
-        let x = x.chunks(BLOCKS_EACH * ACTIVATION_BLOCK).nth(chunk).expect("as many chunks as were counted");
-        let first = chunk * BLOCKS_EACH;
-        // SAFETY: every chunk of the job has its own range.
-        let out = unsafe { to.range(first..first + x.len() / ACTIVATION_BLOCK) };
-        level.run(Quantize { x, out });
-    });
-}
-
-struct Quantize<'a> {
-    x: &'a [f32],
-    out: &'a mut [Activations],
-}
-
-impl Kernel for Quantize<'_> {
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let (blocks, _) = self.x.as_chunks::<ACTIVATION_BLOCK>();
-        for (x, out) in blocks.iter().zip(self.out) {
-            *out = quantize_block(l, x);
-        }
-    }
-}
-
-#[inline(always)]
-fn quantize_block<L: Lanes>(l: L, x: &[f32; ACTIVATION_BLOCK]) -> Activations {
-    let (vectors, _) = x.as_chunks::<LANES>();
-    let mut amax = l.isplat(0);
-    for v in vectors {
-        amax = l.max_magnitude(amax, l.load(v));
-    }
-    let mut lanes = [0; LANES];
-    l.istore(amax, &mut lanes);
-    let scale = activation_scale(lanes.into_iter().fold(0, i32::max) as u32);
-    let mut out = Activations { scale, scaled_sum: scale, ..Activations::zeroed() };
-    if scale > 0.0 {
-        let (pairs, _) = out.pairs.as_chunks_mut::<{ LANES / 2 }>();
-        for (v, pairs) in vectors.iter().zip(pairs) {
-            l.istore(l.to_i32(l.div(l.load(v), l.splat(scale))), &mut lanes);
-            out.sum += lanes.iter().sum::<i32>();
-            for (i, pair) in pairs.iter_mut().enumerate() {
-                *pair = (lanes[2 * i] & 0xffff) | lanes[2 * i + 1] << 16;
-            }
-        }
-        out.scaled_sum = scale * out.sum as f32;
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::cpu::Isa;
-    use crate::quant::quantize_activations;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// The kernel's activations are the public function's.
-        #[test]
-        fn activations_agree(mut x in prop::collection::vec(-50f32..50.0, 64), exponent in -45i32..38, bad in 0usize..200) {
-            x.iter_mut().take(32).for_each(|v| *v *= 10f32.powi(exponent));
-            if let Some(v) = x.get_mut(bad) {
-                *v = f32::NAN;
-            }
-            let (mut q, mut scales) = ([0i16; 64], [0f32; 2]);
-            quantize_activations(&x, &mut q, &mut scales);
-            for level in [Isa::Portable, Isa::Avx2].into_iter().filter_map(Level::new) {
-                let mut out = vec![Activations::zeroed(); 2];
-                quantize(&mut Pool::new(1), level, &x, &mut out);
-                for (b, out) in out.iter().enumerate() {
-                    prop_assert_eq!(out.scale.to_bits(), scales[b].to_bits());
-                    let q = &q[b * 32..][..32];
-                    prop_assert_eq!(out.sum, q.iter().map(|&v| i32::from(v)).sum::<i32>());
-                    for (i, pair) in out.pairs.iter().enumerate() {
-                        prop_assert_eq!((*pair as i16, (pair >> 16) as i16), (q[2 * i], q[2 * i + 1]));
-                    }
-                }
-            }
         }
     }
 }

@@ -21,13 +21,13 @@ impl Kernel for Norm<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let (x, weight) = (self.x.as_chunks::<LANES>().0, self.weight.as_chunks::<LANES>().0);
-        // Four sums, so that additions overlap; the order depends on the number of columns alone.
-        let mut squares = [l.splat(0.0); 4];
+        // 32 sums, of the columns equal modulo 32; the order depends on the number of columns alone.
+        let mut squares = [l.splat(0.0); 2];
         for (i, x) in x.iter().enumerate() {
             let x = l.load(x);
-            squares[i % 4] = l.fma(x, x, squares[i % 4]);
+            squares[i % 2] = l.fma(x, x, squares[i % 2]);
         }
-        let squares = l.add(l.add(squares[0], squares[1]), l.add(squares[2], squares[3]));
+        let squares = l.add(squares[0], squares[1]);
         let inverse = l.splat(1.0 / (l.sum(squares) / self.x.len() as f32 + self.epsilon).sqrt());
         for ((x, weight), out) in x.iter().zip(weight).zip(self.out.as_chunks_mut::<LANES>().0) {
             l.store(l.mul(l.mul(l.load(x), inverse), l.load(weight)), out);

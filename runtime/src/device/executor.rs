@@ -127,6 +127,11 @@ impl<O: Ops> Engine<O> {
         Ok(drawn.into_iter().map(|s| s.token).collect())
     }
 
+    /// The backend, for what it can tell about itself.
+    pub fn backend(&mut self) -> &mut O {
+        &mut self.ops
+    }
+
     /// Logits of the last step's draws, row-major.
     pub fn logits(&mut self) -> Result<Vec<f32>, OpsError> {
         self.ops.read(&self.work.logits)

@@ -1,8 +1,9 @@
-//! [`Lanes`] in AVX2, FMA and F16C. Nothing here can run before [`Avx2::detect`] has found all three.
+//! [`Lanes`] in AVX2, FMA and F16C: a vector is two registers. Nothing here can run before [`Avx2::detect`] has found all
+//! three.
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES, Lanes};
+use super::{GROUP, Kernel, LANES, Lanes};
 
 /// Proof that this processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -39,141 +40,238 @@ macro_rules! proven {
     }};
 }
 
+/// The same of both halves of a vector.
+macro_rules! both {
+    ($self:ident, $i:ident => $e:expr) => {
+        proven!(
+            $self,
+            [
+                {
+                    let $i = 0;
+                    $e
+                },
+                {
+                    let $i = 1;
+                    $e
+                }
+            ]
+        )
+    };
+}
+
 impl Lanes for Avx2 {
-    type F = __m256;
-    type I = __m256i;
-    type W = __m256i;
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    const TOKENS: usize = 4;
+    const QUERIES: usize = 2;
+    const SIGNED_BIAS: i32 = 0;
 
     #[inline(always)]
-    fn splat(self, v: f32) -> __m256 {
-        proven!(self, _mm256_set1_ps(v))
+    fn splat(self, v: f32) -> Self::F {
+        both!(self, _i => _mm256_set1_ps(v))
     }
 
     #[inline(always)]
-    fn load(self, v: &[f32; LANES]) -> __m256 {
-        proven!(self, _mm256_loadu_ps(v.as_ptr()))
+    fn load(self, v: &[f32; LANES]) -> Self::F {
+        both!(self, i => _mm256_loadu_ps(v.as_ptr().add(8 * i)))
     }
 
     #[inline(always)]
-    fn store(self, v: __m256, to: &mut [f32; LANES]) {
-        proven!(self, _mm256_storeu_ps(to.as_mut_ptr(), v));
+    fn store(self, v: Self::F, to: &mut [f32; LANES]) {
+        both!(self, i => _mm256_storeu_ps(to.as_mut_ptr().add(8 * i), v[i]));
     }
 
     #[inline(always)]
-    fn load_f16(self, v: &[u16; LANES]) -> __m256 {
-        proven!(self, _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().cast())))
+    fn load_f16(self, v: &[u16; LANES]) -> Self::F {
+        both!(self, i => _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(8 * i).cast())))
     }
 
     #[inline(always)]
-    fn load_bf16(self, v: &[u16; LANES]) -> __m256 {
-        proven!(self, {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast()));
+    fn load_bf16(self, v: &[u16; LANES]) -> Self::F {
+        both!(self, i => {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().add(8 * i).cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         })
     }
 
     #[inline(always)]
-    fn add(self, a: __m256, b: __m256) -> __m256 {
-        proven!(self, _mm256_add_ps(a, b))
+    fn load_u8(self, v: &[u8; LANES]) -> Self::F {
+        both!(self, i => _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(v.as_ptr().add(8 * i).cast()))))
     }
 
     #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
-        proven!(self, _mm256_mul_ps(a, b))
+    fn load_i8(self, v: &[i8; LANES]) -> Self::F {
+        both!(self, i => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(v.as_ptr().add(8 * i).cast()))))
     }
 
     #[inline(always)]
-    fn div(self, a: __m256, b: __m256) -> __m256 {
-        proven!(self, _mm256_div_ps(a, b))
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(self, i => _mm256_add_ps(a[i], b[i]))
     }
 
     #[inline(always)]
-    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        proven!(self, _mm256_fmadd_ps(a, b, c))
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(self, i => _mm256_mul_ps(a[i], b[i]))
     }
 
     #[inline(always)]
-    fn max(self, a: __m256, b: __m256) -> __m256 {
-        proven!(self, _mm256_max_ps(a, b))
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(self, i => _mm256_div_ps(a[i], b[i]))
     }
 
     #[inline(always)]
-    fn min(self, a: __m256, b: __m256) -> __m256 {
-        proven!(self, _mm256_min_ps(a, b))
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(self, i => _mm256_max_ps(a[i], b[i]))
     }
 
     #[inline(always)]
-    fn zero_below(self, v: __m256, x: __m256, limit: f32) -> __m256 {
-        proven!(self, _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit)), v))
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(self, i => _mm256_min_ps(a[i], b[i]))
     }
 
     #[inline(always)]
-    fn round(self, a: __m256) -> __m256 {
-        proven!(self, _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(self, i => _mm256_fmadd_ps(a[i], b[i], c[i]))
     }
 
     #[inline(always)]
-    fn pow2(self, n: __m256) -> __m256 {
-        proven!(self, {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    fn zero_below(self, v: Self::F, x: Self::F, limit: f32) -> Self::F {
+        both!(self, i => _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x[i], _mm256_set1_ps(limit)), v[i]))
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        both!(self, i => _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a[i]))
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: Self::F) -> Self::F {
+        both!(self, i => {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n[i]), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         })
     }
 
     #[inline(always)]
-    fn isplat(self, v: i32) -> __m256i {
-        proven!(self, _mm256_set1_epi32(v))
+    fn isplat(self, v: i32) -> Self::I {
+        both!(self, _i => _mm256_set1_epi32(v))
     }
 
     #[inline(always)]
-    fn to_f32(self, v: __m256i) -> __m256 {
-        proven!(self, _mm256_cvtepi32_ps(v))
+    fn to_f32(self, v: Self::I) -> Self::F {
+        both!(self, i => _mm256_cvtepi32_ps(v[i]))
     }
 
     #[inline(always)]
-    fn max_magnitude(self, m: __m256i, a: __m256) -> __m256i {
-        proven!(self, {
-            let magnitude = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(i32::MAX));
-            _mm256_max_epi32(m, magnitude)
+    fn max_magnitude(self, m: Self::I, a: Self::F) -> Self::I {
+        both!(self, i => {
+            let magnitude = _mm256_and_si256(_mm256_castps_si256(a[i]), _mm256_set1_epi32(i32::MAX));
+            _mm256_max_epi32(m[i], magnitude)
         })
     }
 
     #[inline(always)]
-    fn istore(self, v: __m256i, to: &mut [i32; LANES]) {
-        proven!(self, _mm256_storeu_si256(to.as_mut_ptr().cast(), v));
-    }
-
-    #[inline(always)]
-    fn to_i32(self, a: __m256) -> __m256i {
-        proven!(self, _mm256_cvtps_epi32(a))
-    }
-
-    #[inline(always)]
-    fn dot(self, acc: __m256i, w: __m256i, pair: i32) -> __m256i {
-        proven!(self, in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)))))
-    }
-
-    #[inline(always)]
-    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> __m256i {
-        const { assert!(N < 4, "a word has four nibbles") };
+    fn isum(self, v: Self::I) -> i32 {
         proven!(self, {
-            let v = _mm256_loadu_si256(packed.as_ptr().cast());
-            let mask = _mm256_set1_epi16(15);
-            match N {
-                0 => _mm256_and_si256(v, mask),
-                1 => _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask),
-                2 => _mm256_and_si256(_mm256_srli_epi16::<8>(v), mask),
-                _ => _mm256_srli_epi16::<12>(v),
+            let sum = _mm256_add_epi32(v[0], v[1]);
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+            _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum)))
+        })
+    }
+
+    #[inline(always)]
+    fn ilargest(self, v: Self::I) -> i32 {
+        proven!(self, {
+            let max = _mm256_max_epi32(v[0], v[1]);
+            let max = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
+            let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
+            _mm_cvtsi128_si32(_mm_max_epi32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max)))
+        })
+    }
+
+    #[inline(always)]
+    fn store_i8(self, v: Self::I, to: &mut [i8; LANES]) {
+        proven!(self, {
+            // Packing works within 128 bits, so the middle quarters come out swapped.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(v[0], v[1]));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        });
+    }
+
+    #[inline(always)]
+    fn to_i32(self, a: Self::F) -> Self::I {
+        both!(self, i => _mm256_cvtps_epi32(a[i]))
+    }
+
+    #[inline(always)]
+    fn bytes(self, v: &[u8; GROUP * LANES]) -> Self::B {
+        both!(self, i => _mm256_loadu_si256(v.as_ptr().add(32 * i).cast()))
+    }
+
+    #[inline(always)]
+    fn low(self, v: Self::B) -> Self::B {
+        both!(self, i => _mm256_and_si256(v[i], _mm256_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn high(self, v: Self::B) -> Self::B {
+        both!(self, i => _mm256_and_si256(_mm256_srli_epi16::<4>(v[i]), _mm256_set1_epi8(15)))
+    }
+
+    #[inline(always)]
+    fn join<const FROM: u32, const COUNT: u32, const TO: u32>(self, with: Self::B, v: Self::B) -> Self::B {
+        both!(self, i => {
+            // Shifts of the 16-bit lanes; bits that cross a byte are masked away.
+            let moved = match FROM > TO {
+                true => _mm256_srl_epi16(v[i], _mm_cvtsi32_si128((FROM - TO) as i32)),
+                false => _mm256_sll_epi16(v[i], _mm_cvtsi32_si128((TO - FROM) as i32)),
+            };
+            let mask = _mm256_set1_epi8((((1u32 << COUNT) - 1) << TO) as i8);
+            _mm256_or_si256(with[i], _mm256_and_si256(moved, mask))
+        })
+    }
+
+    #[inline(always)]
+    fn lookup(self, v: Self::B, table: &[i8; 16]) -> Self::B {
+        both!(self, i => {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, v[i])
+        })
+    }
+
+    #[inline(always)]
+    fn dot<const N: usize, const T: usize>(self, w: [Self::B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]) {
+        for half in 0..2 {
+            for t in 0..T {
+                let mut sum = proven!(self, _mm256_maddubs_epi16(w[0][half], _mm256_set1_epi32(x[t][0])));
+                for n in 1..N {
+                    let product = proven!(self, _mm256_maddubs_epi16(w[n][half], _mm256_set1_epi32(x[t][n])));
+                    sum = proven!(self, in_order(_mm256_add_epi16(sum, product)));
+                }
+                let sum = proven!(self, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+                to[t][half] = proven!(self, _mm256_add_epi32(to[t][half], sum));
             }
-        })
+        }
     }
 
     #[inline(always)]
-    fn bytes(self, packed: &[u16; 16]) -> [__m256i; 2] {
-        proven!(self, {
-            let v = _mm256_loadu_si256(packed.as_ptr().cast());
-            [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v)), _mm256_srai_epi16::<8>(v)]
-        })
+    fn dot_signed<const N: usize, const T: usize>(self, w: [Self::B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]) {
+        for half in 0..2 {
+            for n in 0..N {
+                // |w| * (x with the sign of w): at most 128 * 127, twice, which fits 16 bits.
+                let magnitude = proven!(self, _mm256_abs_epi8(w[n][half]));
+                for t in 0..T {
+                    let signed = proven!(self, _mm256_sign_epi8(_mm256_set1_epi32(x[t][n]), w[n][half]));
+                    let pairs = proven!(self, _mm256_maddubs_epi16(magnitude, signed));
+                    let sum = proven!(self, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                    to[t][half] = proven!(self, in_order(_mm256_add_epi32(to[t][half], sum)));
+                }
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,19 +1,24 @@
-//! [`Lanes`] in plain Rust, for any processor: the arithmetic of the AVX2 version, lane by lane. Never fast.
+//! [`Lanes`] in plain Rust, for any processor: the same arithmetic, lane by lane. Never fast.
 
 use half::f16;
 
-use super::{LANES, Lanes};
+use super::{GROUP, LANES, Lanes};
 
 /// Needs nothing.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Portable;
 
 type F = [f32; LANES];
+type B = [u8; GROUP * LANES];
 
 impl Lanes for Portable {
     type F = F;
     type I = [i32; LANES];
-    type W = [i16; 2 * LANES];
+    type B = B;
+
+    const TOKENS: usize = 2;
+    const QUERIES: usize = 2;
+    const SIGNED_BIAS: i32 = 0;
 
     #[inline(always)]
     fn splat(self, v: f32) -> F {
@@ -38,6 +43,16 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(self, v: &[u16; LANES]) -> F {
         v.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+
+    #[inline(always)]
+    fn load_u8(self, v: &[u8; LANES]) -> F {
+        v.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn load_i8(self, v: &[i8; LANES]) -> F {
+        v.map(f32::from)
     }
 
     #[inline(always)]
@@ -101,8 +116,18 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn istore(self, v: Self::I, to: &mut [i32; LANES]) {
-        *to = v;
+    fn isum(self, v: Self::I) -> i32 {
+        v.iter().sum()
+    }
+
+    #[inline(always)]
+    fn ilargest(self, v: Self::I) -> i32 {
+        v.into_iter().fold(i32::MIN, i32::max)
+    }
+
+    #[inline(always)]
+    fn store_i8(self, v: Self::I, to: &mut [i8; LANES]) {
+        *to = v.map(|v| v as i8);
     }
 
     #[inline(always)]
@@ -111,19 +136,52 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot(self, acc: Self::I, w: Self::W, pair: i32) -> Self::I {
-        let (low, high) = (i32::from(pair as i16), pair >> 16);
-        std::array::from_fn(|i| acc[i] + i32::from(w[2 * i]) * low + i32::from(w[2 * i + 1]) * high)
+    fn bytes(self, v: &B) -> B {
+        *v
     }
 
     #[inline(always)]
-    fn nibble<const N: usize>(self, packed: &[u16; 16]) -> Self::W {
-        packed.map(|w| ((w >> (4 * N)) & 15) as i16)
+    fn low(self, v: B) -> B {
+        v.map(|b| b & 15)
     }
 
     #[inline(always)]
-    fn bytes(self, packed: &[u16; 16]) -> [Self::W; 2] {
-        [packed.map(|w| i16::from(w as i8)), packed.map(|w| (w as i16) >> 8)]
+    fn high(self, v: B) -> B {
+        v.map(|b| b >> 4)
+    }
+
+    #[inline(always)]
+    fn join<const FROM: u32, const COUNT: u32, const TO: u32>(self, with: B, v: B) -> B {
+        std::array::from_fn(|i| with[i] | ((v[i] >> FROM) & ((1 << COUNT) - 1)) << TO)
+    }
+
+    #[inline(always)]
+    fn lookup(self, v: B, table: &[i8; 16]) -> B {
+        v.map(|b| table[usize::from(b & 15)] as u8)
+    }
+
+    #[inline(always)]
+    fn dot<const N: usize, const T: usize>(self, w: [B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]) {
+        for (x, to) in x.into_iter().zip(to) {
+            for (w, x) in w.iter().zip(x) {
+                let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+                for (to, w) in to.iter_mut().zip(w.as_chunks::<GROUP>().0) {
+                    *to += (0..GROUP).map(|c| i32::from(w[c]) * x[c]).sum::<i32>();
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn dot_signed<const N: usize, const T: usize>(self, w: [B; N], x: [&[i32; N]; T], to: &mut [Self::I; T]) {
+        for (x, to) in x.into_iter().zip(to) {
+            for (w, x) in w.iter().zip(x) {
+                let x = x.to_le_bytes().map(|x| i32::from(x as i8));
+                for (to, w) in to.iter_mut().zip(w.as_chunks::<GROUP>().0) {
+                    *to += (0..GROUP).map(|c| i32::from(w[c] as i8) * x[c]).sum::<i32>();
+                }
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,0 +1,85 @@
+//! Floating-point weights in tiles: one column of 16 rows after the other.
+
+use bytemuck::{Pod, Zeroable};
+use half::{bf16, f16};
+
+use super::super::lanes::{LANES, Lanes};
+use super::{BLOCK, WeightBlock};
+
+/// A block of floating-point values.
+pub(in crate::cpu) trait FloatBlock: WeightBlock {
+    /// One column of 16 rows.
+    fn column<L: Lanes>(&self, l: L, col: usize) -> L::F;
+}
+
+/// [`crate::Quant::F32`].
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(in crate::cpu) struct F32Block([[f32; LANES]; BLOCK]);
+
+impl WeightBlock for F32Block {
+    fn put(&mut self, lane: usize, bytes: &[u8]) {
+        for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            column[lane] = f32::from_le_bytes(*v);
+        }
+    }
+
+    fn values(&self, lane: usize, out: &mut [f32]) {
+        out.iter_mut().zip(&self.0).for_each(|(v, column)| *v = column[lane]);
+    }
+}
+
+impl FloatBlock for F32Block {
+    #[inline(always)]
+    fn column<L: Lanes>(&self, l: L, col: usize) -> L::F {
+        l.load(&self.0[col])
+    }
+}
+
+/// [`crate::Quant::F16`].
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(in crate::cpu) struct F16Block([[u16; LANES]; BLOCK]);
+
+impl WeightBlock for F16Block {
+    fn put(&mut self, lane: usize, bytes: &[u8]) {
+        for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            column[lane] = u16::from_le_bytes(*v);
+        }
+    }
+
+    fn values(&self, lane: usize, out: &mut [f32]) {
+        out.iter_mut().zip(&self.0).for_each(|(v, column)| *v = f16::from_bits(column[lane]).to_f32());
+    }
+}
+
+impl FloatBlock for F16Block {
+    #[inline(always)]
+    fn column<L: Lanes>(&self, l: L, col: usize) -> L::F {
+        l.load_f16(&self.0[col])
+    }
+}
+
+/// [`crate::Quant::BF16`].
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(in crate::cpu) struct Bf16Block([[u16; LANES]; BLOCK]);
+
+impl WeightBlock for Bf16Block {
+    fn put(&mut self, lane: usize, bytes: &[u8]) {
+        for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            column[lane] = u16::from_le_bytes(*v);
+        }
+    }
+
+    fn values(&self, lane: usize, out: &mut [f32]) {
+        out.iter_mut().zip(&self.0).for_each(|(v, column)| *v = bf16::from_bits(column[lane]).to_f32());
+    }
+}
+
+impl FloatBlock for Bf16Block {
+    #[inline(always)]
+    fn column<L: Lanes>(&self, l: L, col: usize) -> L::F {
+        l.load_bf16(&self.0[col])
+    }
+}

@@ -1,0 +1,149 @@
+//! A backend that measures another: how long each operation took, by what it worked on. Never changes a result.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::ops::{Heads, KvShape, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::sampling::{SampleRequest, Sampled};
+
+/// Calls of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// How many.
+    pub calls: u64,
+    /// How long they took together.
+    pub time: Duration,
+}
+
+/// `O`, measured.
+pub struct Timed<O> {
+    ops: O,
+    spent: BTreeMap<String, Spent>,
+}
+
+/// A matrix with its shape, which names its products.
+pub struct TimedMatrix<M> {
+    matrix: M,
+    name: String,
+}
+
+impl<O: Ops> Timed<O> {
+    /// Measures `ops` from now on.
+    pub fn new(ops: O) -> Self {
+        Self { ops, spent: BTreeMap::new() }
+    }
+
+    /// Time by operation since the last call, in order of names.
+    pub fn take_spent(&mut self) -> BTreeMap<String, Spent> {
+        std::mem::take(&mut self.spent)
+    }
+
+    fn measure<T>(&mut self, name: &str, work: impl FnOnce(&mut O) -> T) -> T {
+        let began = Instant::now();
+        let result = work(&mut self.ops);
+        let time = began.elapsed();
+        if !self.spent.contains_key(name) {
+            self.spent.insert(name.to_owned(), Spent::default());
+        }
+        let spent = self.spent.get_mut(name).expect("inserted above");
+        (spent.calls, spent.time) = (spent.calls + 1, spent.time + time);
+        result
+    }
+}
+
+impl<O: Ops> Ops for Timed<O> {
+    type Matrix = TimedMatrix<O::Matrix>;
+    type Vector = O::Vector;
+    type Buffer = O::Buffer;
+    type KvCache = O::KvCache;
+    type RopeTable = O::RopeTable;
+
+    fn describe(&self) -> String {
+        self.ops.describe()
+    }
+
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError> {
+        let rows: usize = parts.iter().map(|p| p.rows).sum();
+        let name = parts.first().map_or_else(String::new, |p| format!("linear {rows}x{} {}", p.cols, p.quant));
+        Ok(TimedMatrix { matrix: self.ops.matrix(parts)?, name })
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError> {
+        self.ops.vector(values)
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError> {
+        self.ops.buffer(rows, cols)
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<Self::KvCache, OpsError> {
+        self.ops.kv_cache(shape)
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError> {
+        self.ops.rope_table(rope)
+    }
+
+    fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("embed", |ops| ops.embed(&table.matrix, tokens, out))
+    }
+
+    fn norm(
+        &mut self,
+        x: &Self::Buffer,
+        w: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("norm", |ops| ops.norm(x, w, epsilon, out))
+    }
+
+    fn linear(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure(&w.name, |ops| ops.linear(x, &w.matrix, out))
+    }
+
+    fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure(&w.name, |ops| ops.linear_add(x, &w.matrix, out))
+    }
+
+    fn rope_store(
+        &mut self,
+        table: &Self::RopeTable,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Self::Buffer,
+        cache: &mut Self::KvCache,
+        layer: usize,
+    ) -> Result<(), OpsError> {
+        self.measure("rope_store", |ops| ops.rope_store(table, step, heads, qkv, cache, layer))
+    }
+
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        scale: f32,
+        qkv: &Self::Buffer,
+        cache: &Self::KvCache,
+        layer: usize,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("attention", |ops| ops.attention(step, heads, scale, qkv, cache, layer, out))
+    }
+
+    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("swiglu", |ops| ops.swiglu(gate_up, out))
+    }
+
+    fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("gather", |ops| ops.gather(x, rows, out))
+    }
+
+    fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError> {
+        self.ops.read(x)
+    }
+
+    fn sample(&mut self, logits: &Self::Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
+        self.measure("sample", |ops| ops.sample(logits, requests))
+    }
+}
