@@ -126,7 +126,7 @@ proptest! {
                     let products = (0..4 * groups).map(|c| weight(c / 4, w[c % 4]) * i32::from(x[c]));
                     (start + products.sum::<i32>()) as f32
                 };
-                let nibble = |g: usize, b: u8| i32::from(if g % 2 == 0 { b & 15 } else { b >> 4 });
+                let nibble = |g: usize, b: u8| i32::from(if g.is_multiple_of(2) { b & 15 } else { b >> 4 });
                 prop_assert_eq!(out[0][lane], expect(8, -7, &nibble));
                 prop_assert_eq!(out[1][lane], expect(4, -7, &|_, b| i32::from(b & 15 | (b >> 6 & 1) << 4)));
                 prop_assert_eq!(out[2][lane], expect(2, -7, &|_, b| i32::from(b >> 4 | (b & 3) << 4)));
