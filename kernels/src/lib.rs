@@ -1,19 +1,20 @@
-//! Operations on tensors: contracts, an f64 oracle and a CPU backend. This crate never knows a model, a file format's
+//! Operations on tensors: contracts, an f64 oracle, the contract to the bit, and a CPU backend. This crate never knows a model, a file format's
 //! metadata or the network.
 //!
 //! ```text
 //!            Ops  (ops.rs: one trait, one contract per operation)
-//!           ╱   ╲
-//!   Reference    Cpu ── pool (threads) ── lanes (8 x f32: avx2 | portable)
-//!   f64, naive    └─ weights · activations · linear · attention · rows · rope
-//!           ╲   ╱
-//!      quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)
+//!        ╱    │    ╲
+//! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
+//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
+//!
+//!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
 //! ```
 //!
-//! Every fast path is written once over [`cpu`]'s lanes and must agree with [`Reference`] within rounding, and with
-//! itself bit for bit whatever the batch, the chunking, the number of threads or the instruction set.
+//! Every fast path is written once over [`cpu`]'s lanes, agrees with [`Reference`] within rounding and with [`Exact`] bit
+//! for bit, whatever the batch, the chunking, the number of threads or the instruction set.
 
 pub mod cpu;
+pub mod exact;
 pub mod ops;
 pub mod quant;
 pub mod reference;
@@ -21,6 +22,7 @@ pub mod sampling;
 pub mod timed;
 
 pub use cpu::Cpu;
+pub use exact::Exact;
 pub use ops::Ops;
 pub use quant::Quant;
 pub use reference::Reference;

@@ -3,14 +3,15 @@
 //!
 //! # Numerics
 //!
-//! The reduction order of every operation depends on shapes and on positions inside a sequence only: never on how many
-//! rows share the step, on where a prompt was cut into chunks, or on the number of threads. So *batched equals alone*
-//! and *chunked prefill equals whole*, bit for bit, within one backend.
+//! `NUMERICS.md` of this crate fixes the rounding and the order of every operation, and [`crate::exact`] is that page as
+//! code. The order depends on shapes and on positions inside a sequence only: never on how many rows share the step, on
+//! where a prompt was cut into chunks, or on the number of threads. So *batched equals alone* and *chunked prefill equals
+//! whole*, bit for bit, on every backend and between them.
 //!
-//! Values are rounded to less than `f32` in two places, and every backend rounds at the same two:
-//! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 16-bit
-//!   integers with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized
-//!   weights; floating-point weights meet activations as they are;
+//! Values are rounded to less than `f32` in two places:
+//! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 8-bit integers
+//!   with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized weights;
+//!   floating-point weights meet activations as they are;
 //! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
 
 use crate::quant::Quant;

@@ -62,11 +62,12 @@ impl RopeTable {
         assert_eq!(rope.dims % 2, 0, "a rotation turns pairs");
         let half = rope.dims / 2;
         let factor = |i: usize| rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| f64::from(rope.base).powf(-2.0 * i as f64 / rope.dims as f64) / factor(i)).collect();
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| libm::pow(f64::from(rope.base), -2.0 * i as f64 / rope.dims as f64) / factor(i))
+            .collect();
         let mut turns = zeroed(rope.positions.saturating_mul(half), "the rotation table")?;
         for (i, turn) in turns.iter_mut().enumerate() {
-            let (sine, cosine) = ((i / half) as f64 * frequencies[i % half]).sin_cos();
+            let (sine, cosine) = libm::sincos((i / half) as f64 * frequencies[i % half]);
             *turn = (cosine as f32, sine as f32);
         }
         Ok(Self { turns, half, pairs: rope.pairs })

@@ -136,14 +136,13 @@ pub(super) trait Lanes: Copy {
 }
 
 /// Below this `e^x` counts as 0: about where it would become subnormal.
-pub(crate) const EXP_LEAST: f32 = -87.3;
+const EXP_LEAST: f32 = -87.3;
 /// Above this `e^x` does not grow.
-pub(crate) const EXP_MOST: f32 = 88.0;
+const EXP_MOST: f32 = 88.0;
 /// `-ln 2` in two parts, the first exact in few bits, so that the reduced argument keeps all of its own.
-pub(crate) const EXP_LN2: [f32; 2] = [-355.0 / 512.0, 2.121_944_4e-4];
+const EXP_LN2: [f32; 2] = [-355.0 / 512.0, 2.121_944_4e-4];
 /// The polynomial's coefficients, highest power first.
-pub(crate) const EXP_TERMS: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+const EXP_TERMS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// Work that can be done with any instruction set.
 pub(super) trait Kernel {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use half::f16;
 
 use super::*;
+use crate::exact::Exact;
 use crate::ops::{KV_BLOCK_TOKENS, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
@@ -89,14 +90,18 @@ fn bits(v: &[f32]) -> Vec<u32> {
     v.iter().map(|v| v.to_bits()).collect()
 }
 
-/// Runs `f` on every backend, checks that all agree bit for bit, and with the oracle within `tolerance` (NMSE).
+/// Runs `f` on every backend, checks that all agree with the contract bit for bit, and with the oracle within `tolerance`
+/// (NMSE).
 macro_rules! agree {
     ($tolerance:expr, $ops:ident => $result:expr) => {{
         let oracle: Vec<f32> = {
             let $ops = &mut Reference::new(Rounding::AsBackends);
             $result
         };
-        let mut first: Option<Vec<f32>> = None;
+        let exact: Vec<f32> = {
+            let $ops = &mut Exact::new();
+            $result
+        };
         for mut backend in backends() {
             let name = backend.describe();
             let got: Vec<f32> = {
@@ -105,8 +110,7 @@ macro_rules! agree {
             };
             let error = nmse(&got, &oracle);
             assert!(error < $tolerance, "{name}: {error:e} off the oracle");
-            let first = first.get_or_insert_with(|| got.clone());
-            assert_eq!(bits(first), bits(&got), "{name} differs from the first backend");
+            assert_eq!(bits(&exact), bits(&got), "{name} differs from the contract");
         }
     }};
 }
@@ -329,19 +333,16 @@ fn schedules() -> Vec<Vec<Vec<(usize, usize)>>> {
 
 fn compositions_agree(heads: Heads, pairs: RopePairs, seed: u64) {
     let layer = Layer::new(heads, pairs, seed);
-    let oracle = layer.run(&mut Reference::new(Rounding::AsBackends), &schedules()[0]);
-    let mut first = None;
+    let exact = layer.run(&mut Exact::new(), &schedules()[0]);
     for (i, schedule) in schedules().iter().enumerate() {
         for mut ops in backends() {
             let name = format!("{heads:?}, schedule {i}, {}", ops.describe());
             let got = layer.run(&mut ops, schedule);
             assert_eq!(got.len(), 120, "{name}");
-            for (place, row) in &got {
-                let error = nmse(row, &oracle[place]);
-                assert!(error < 1e-4, "{name}: {error:e} off the oracle at {place:?}");
-            }
-            let first = first.get_or_insert_with(|| got.clone());
-            assert!(first.iter().all(|(place, row)| bits(row) == bits(&got[place])), "{name} differs");
+            assert!(
+                got.iter().all(|(place, row)| bits(row) == bits(&exact[place])),
+                "{name} differs from the contract"
+            );
         }
     }
 }
@@ -353,15 +354,15 @@ fn a_layer_is_the_same_however_it_is_batched() {
     compositions_agree(Heads { query: 8, kv: 1, dim: 16 }, RopePairs::Halves, 6);
 }
 
-/// The oracle without rounding is close to the one with it: the rounding is where it should be and no more.
+/// The contract is close to arithmetic without rounding: int8 activations cost what eight bits must, and no more.
 #[test]
 fn rounding_is_small() {
     let layer = Layer::new(Heads { query: 6, kv: 2, dim: 32 }, RopePairs::Adjacent, 7);
-    let run = |rounding| layer.run(&mut Reference::new(rounding), &schedules()[0]);
-    let (exact, rounded) = (run(Rounding::None), run(Rounding::AsBackends));
+    let exact = layer.run(&mut Reference::new(Rounding::None), &schedules()[0]);
+    let rounded = layer.run(&mut Exact::new(), &schedules()[0]);
     let flat = |m: &BTreeMap<_, Vec<f32>>| m.values().flatten().copied().collect::<Vec<f32>>();
     let error = nmse(&flat(&rounded), &flat(&exact));
-    assert!(error > 0.0 && error < 1e-3, "{error:e}");
+    assert!(error > 1e-6 && error < 3e-4, "{error:e}");
 }
 
 #[test]

@@ -1,0 +1,281 @@
+//! The numerics contract of [`crate::ops`], one scalar operation after the other. A backend that rounds where the contract
+//! says, in the order it says, agrees with this bit for bit, whatever its vectors, tiles and threads. Never fast.
+//!
+//! [`crate::Reference`] says what an operation should give; this says which of the many roundings of it is meant. Both are
+//! needed: int8 roundings that flip breed flips, so through a whole model no f64 arithmetic can follow an f32 one.
+
+mod rounding;
+
+use half::f16;
+
+use self::rounding::{Activations, exp, fold, row_product};
+use crate::cpu::check_source;
+use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
+use crate::quant::{Quant, dequantize_row};
+use crate::sampling::{self, SampleRequest, Sampled};
+
+/// The contract as a backend.
+pub struct Exact {
+    threads: usize,
+}
+
+/// Rows as the file has them.
+pub struct Matrix {
+    rows: Vec<(Quant, Box<[u8]>)>,
+    cols: usize,
+}
+
+/// Activations, one vector a row.
+pub struct Buffer {
+    capacity: usize,
+    cols: usize,
+    rows: Vec<Vec<f32>>,
+}
+
+impl Buffer {
+    fn set(&mut self, rows: Vec<Vec<f32>>) {
+        assert!(rows.len() <= self.capacity, "{} rows do not fit a buffer of {}", rows.len(), self.capacity);
+        assert!(rows.iter().all(|r| r.len() == self.cols), "rows of other than {} columns", self.cols);
+        self.rows = rows;
+    }
+}
+
+/// `[layer][block][slot][kv head]` of keys and values.
+pub struct KvCache {
+    shape: KvShape,
+    keys: Vec<Vec<f16>>,
+    values: Vec<Vec<f16>>,
+}
+
+impl KvCache {
+    fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
+        let s = &self.shape;
+        assert!(layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads, "block {block} is not there");
+        ((layer * s.blocks + block as usize) * KV_BLOCK_TOKENS + slot) * s.kv_heads + head
+    }
+}
+
+impl Exact {
+    /// With all the cores of this machine.
+    pub fn new() -> Self {
+        Self { threads: std::thread::available_parallelism().map_or(1, usize::from) }
+    }
+
+    /// `[x row][w row]`.
+    fn product(&self, x: &Buffer, w: &Matrix) -> Vec<Vec<f32>> {
+        assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
+        let x: Vec<Activations> = x.rows.iter().map(|row| Activations::new(row)).collect();
+        let mut columns = vec![vec![0.0; x.len()]; w.rows.len()];
+        let each = w.rows.len().div_ceil(self.threads).max(1);
+        std::thread::scope(|scope| {
+            for (columns, rows) in columns.chunks_mut(each).zip(w.rows.chunks(each)) {
+                let x = &x;
+                scope.spawn(move || {
+                    for (column, (quant, bytes)) in columns.iter_mut().zip(rows) {
+                        row_product(*quant, bytes, x, column);
+                    }
+                });
+            }
+        });
+        (0..x.len()).map(|t| columns.iter().map(|column| column[t]).collect()).collect()
+    }
+}
+
+impl Default for Exact {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ops for Exact {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Buffer = Buffer;
+    type KvCache = KvCache;
+    type RopeTable = Rope;
+
+    fn describe(&self) -> String {
+        "the contract, operation by operation".into()
+    }
+
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
+        let cols = parts.first().map_or(0, |p| p.cols);
+        let mut rows = Vec::new();
+        for part in parts {
+            check_source(part, cols)?;
+            let bytes = part.data.chunks_exact(part.quant.row_bytes(cols));
+            rows.extend(bytes.map(|row| (part.quant, row.into())));
+        }
+        Ok(Matrix { rows, cols })
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
+        Ok(values.to_vec())
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
+        Ok(Buffer { capacity: rows, cols, rows: Vec::new() })
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        let empty = vec![Vec::new(); shape.layers * shape.blocks * KV_BLOCK_TOKENS * shape.kv_heads];
+        Ok(KvCache { shape, keys: empty.clone(), values: empty })
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<Rope, OpsError> {
+        Ok(rope.clone())
+    }
+
+    fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
+        let row = |token: &u32| {
+            let (quant, bytes) = &table.rows[*token as usize];
+            let mut values = vec![0.0; table.cols];
+            dequantize_row(*quant, bytes, &mut values);
+            values
+        };
+        out.set(tokens.iter().map(row).collect());
+        Ok(())
+    }
+
+    fn norm(&mut self, x: &Buffer, weight: &Vec<f32>, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        let rows = x.rows.iter().map(|row| {
+            let mut squares = [0.0f32; 32];
+            row.iter().enumerate().for_each(|(i, v)| squares[i % 32] = v.mul_add(*v, squares[i % 32]));
+            let inverse = 1.0 / (fold(&mut squares) / row.len() as f32 + epsilon).sqrt();
+            row.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(self.product(x, w));
+        Ok(())
+    }
+
+    fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
+        for (row, product) in out.rows.iter_mut().zip(self.product(x, w)) {
+            row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn rope_store(
+        &mut self,
+        rope: &Rope,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Buffer,
+        cache: &mut KvCache,
+        layer: usize,
+    ) -> Result<(), OpsError> {
+        assert_eq!(qkv.rows.len(), step.rows(), "every row belongs to a span");
+        let dim = heads.dim;
+        let halves = |v: &[f32]| v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
+        for span in step.spans {
+            for i in 0..span.rows {
+                let position = span.first_position + i;
+                let block = step.blocks[span.first_block + position / KV_BLOCK_TOKENS];
+                let (rotated, values) = qkv.rows[span.first_row + i].split_at_mut((heads.query + heads.kv) * dim);
+                rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                let keys = rotated[heads.query * dim..].chunks_exact(dim);
+                for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
+                    let at = cache.at(layer, block, position % KV_BLOCK_TOKENS, head);
+                    (cache.keys[at], cache.values[at]) = (halves(key), halves(value));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        scale: f32,
+        qkv: &Buffer,
+        cache: &KvCache,
+        layer: usize,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let mut rows = Vec::new();
+        for span in step.spans {
+            for i in 0..span.rows {
+                let seen = span.first_position + i + 1;
+                let place = |p| (step.blocks[span.first_block + p / KV_BLOCK_TOKENS], p % KV_BLOCK_TOKENS);
+                let queries = qkv.rows[span.first_row + i].chunks_exact(heads.dim).take(heads.query);
+                let row = queries.enumerate().flat_map(|(head, query)| {
+                    let kv_head = head / (heads.query / heads.kv);
+                    let at = |p| cache.at(layer, place(p).0, place(p).1, kv_head);
+                    attend(query, scale, &(0..seen).map(at).collect::<Vec<_>>(), cache)
+                });
+                rows.push(row.collect());
+            }
+        }
+        out.set(rows);
+        Ok(())
+    }
+
+    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+        let rows = gate_up.rows.iter().map(|row| {
+            let (gate, up) = row.split_at(row.len() / 2);
+            gate.iter().zip(up).map(|(g, u)| g / (1.0 + exp(g * -1.0)) * u).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(rows.iter().map(|&row| x.rows[row].clone()).collect());
+        Ok(())
+    }
+
+    fn read(&mut self, x: &Buffer) -> Result<Vec<f32>, OpsError> {
+        Ok(x.rows.concat())
+    }
+
+    fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
+        requests.iter().map(|request| sampling::draw(&logits.rows[request.row], request)).collect()
+    }
+}
+
+/// Angles are f64, their sines and cosines rounded to f32 once.
+fn rotate(rope: &Rope, head: &mut [f32], position: usize) {
+    assert!(position < rope.positions, "position {position} is beyond the table");
+    for i in 0..rope.dims / 2 {
+        let factor = rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
+        let frequency = libm::pow(f64::from(rope.base), -2.0 * i as f64 / rope.dims as f64) / factor;
+        let (sine, cosine) = libm::sincos(position as f64 * frequency);
+        let (sine, cosine) = (sine as f32, cosine as f32);
+        let (a, b) = match rope.pairs {
+            RopePairs::Adjacent => (2 * i, 2 * i + 1),
+            RopePairs::Halves => (i, i + rope.dims / 2),
+        };
+        (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
+    }
+}
+
+/// Softmax of the scores of one query against the keys `at`, times their values: 16 positions after 16, with a running
+/// maximum.
+fn attend(query: &[f32], scale: f32, at: &[usize], cache: &KvCache) -> Vec<f32> {
+    let (mut max, mut total, mut out) = (f32::NEG_INFINITY, 0.0f32, vec![0.0f32; query.len()]);
+    for at in at.chunks(KV_BLOCK_TOKENS) {
+        let mut weights = [f32::NEG_INFINITY; KV_BLOCK_TOKENS];
+        for (weight, &i) in weights.iter_mut().zip(at) {
+            let dot = query.iter().zip(&cache.keys[i]).fold(0.0f32, |sum, (q, k)| q.mul_add(k.to_f32(), sum));
+            *weight = dot * scale;
+        }
+        let before = max;
+        max = weights.iter().fold(max, |m, w| if *w > m { *w } else { m });
+        weights = weights.map(|w| exp(w + -max));
+        let rescale = if max == before { 1.0 } else { exp(before - max) };
+        out.iter_mut().for_each(|v| *v *= rescale);
+        for (weight, &i) in weights.iter().zip(at) {
+            out.iter_mut().zip(&cache.values[i]).for_each(|(v, value)| *v = weight.mul_add(value.to_f32(), *v));
+        }
+        total = total * rescale + fold(&mut weights);
+    }
+    let inverse = 1.0 / total;
+    out.iter().map(|v| v * inverse).collect()
+}
