@@ -64,6 +64,7 @@ impl Matrix {
                 Quant::Q4_0 => Tiles::Q4_0(pack(pool, part)?),
                 Quant::Q4_1 => Tiles::Q4_1(pack(pool, part)?),
                 Quant::Q8_0 => Tiles::Q8_0(pack(pool, part)?),
+                other => return Err(OpsError::Unsupported(other)),
             };
             loaded.push(Part { first_row: rows, rows: part.rows, tiles });
             rows += part.rows;
