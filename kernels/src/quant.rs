@@ -1,13 +1,14 @@
 //! Storage formats of weights as GGUF files define them, and the rounding of activations. Never computes a product.
 //!
 //! ```text
-//! bytes of a row ──blocks──▶ integers and scales ──▶ values
+//! bytes of a row ──blocks──▶ integers and scales ──▶ values      values ──encode──▶ bytes of a row
 //! ```
 //!
 //! [`int_blocks`] is the only reader of quantized bytes: [`dequantize_row`] stands on it, so what is proven of one holds
 //! for the other.
 
 mod blocks;
+mod encode;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use half::{bf16, f16};
 use crate::ops::ACTIVATION_BLOCK;
 
 pub use self::blocks::{IntBlock, IntFormat, int_blocks};
+pub use self::encode::quantize_row;
 
 /// Largest magnitude of a quantized activation.
 ///
