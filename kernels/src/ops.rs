@@ -33,7 +33,7 @@ pub struct MatrixSource<'a> {
     pub quant: Quant,
     /// Output features.
     pub rows: usize,
-    /// Input features; a multiple of [`ACTIVATION_BLOCK`].
+    /// Input features; a multiple of [`ACTIVATION_BLOCK`] and of the format's block.
     pub cols: usize,
     /// `rows * quant.row_bytes(cols)` bytes.
     pub data: &'a [u8],
@@ -148,11 +148,6 @@ pub enum OpsError {
         /// Its size.
         bytes: usize,
     },
-    /// This backend cannot compute with such weights.
-    #[error(
-        "weights of type {0} cannot be computed with yet; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"
-    )]
-    Unsupported(Quant),
     /// A matrix that contradicts itself.
     #[error("matrix of {rows}x{cols} {quant}: {why}")]
     BadMatrix {

@@ -1,4 +1,14 @@
 //! Storage formats of weights as GGUF files define them, and the rounding of activations. Never computes a product.
+//!
+//! ```text
+//! bytes of a row ──blocks──▶ integers and scales ──▶ values      values ──encode──▶ bytes of a row
+//! ```
+//!
+//! [`int_blocks`] is the only reader of quantized bytes: [`dequantize_row`] stands on it, so what is proven of one holds
+//! for the other.
+
+mod blocks;
+mod encode;
 
 use std::fmt;
 
@@ -6,10 +16,18 @@ use half::{bf16, f16};
 
 use crate::ops::ACTIVATION_BLOCK;
 
+pub(crate) use self::blocks::{E2M1_DOUBLED, IQ4_VALUES, half_of_e8m0, small_scales, super_scales};
+pub use self::blocks::{IntBlock, IntFormat, int_blocks};
+pub use self::encode::quantize_row;
+
 /// Largest magnitude of a quantized activation.
 pub const ACTIVATION_MAX: f32 = 127.0;
 
 /// How the values of a matrix are stored.
+///
+/// Layouts are those of the `block_*` structures in ggml's ggml-common.h, fields in the order in which they lie in the
+/// file. Superblocks of 256 have an `f16 d` (and an `f16 dmin`), by which the small integers that scale their groups of
+/// 16 or 32 are multiplied. Bits of `q` are packed so that one shift of consecutive bytes gives consecutive columns.
 #[allow(non_camel_case_types, reason = "these are the names that people and files use")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Quant {
@@ -23,13 +41,57 @@ pub enum Quant {
     Q4_0,
     /// Blocks of 32: `f16 d`, `f16 m`, 16 bytes of nibbles; value `d * q + m`.
     Q4_1,
+    /// Blocks of 32: `f16 d`, 4 bytes of fifth bits, 16 bytes of nibbles; value `d * (q - 16)`.
+    Q5_0,
+    /// Blocks of 32: `f16 d`, `f16 m`, 4 bytes of fifth bits, 16 bytes of nibbles; value `d * q + m`.
+    Q5_1,
     /// Blocks of 32: `f16 d`, 32 signed bytes; value `d * q`.
     Q8_0,
+    /// Superblocks of 256: 16 bytes of a 4-bit scale `sc` (low) and minimum `m` (high) a group of 16, 64 bytes of 2-bit
+    /// `q`, `f16 d`, `f16 dmin`; value `d * sc * q - dmin * m`.
+    Q2_K,
+    /// Superblocks of 256: 32 bytes of third bits, 64 bytes of lower two bits, 12 bytes of 6-bit scales `sc` of groups
+    /// of 16, `f16 d`; value `d * (sc - 32) * (q - 4)`.
+    Q3_K,
+    /// Superblocks of 256: `f16 d`, `f16 dmin`, 12 bytes of 6-bit scales `sc` and minimums `m` of groups of 32, 128 bytes
+    /// of nibbles; value `d * sc * q - dmin * m`.
+    Q4_K,
+    /// Superblocks of 256: `f16 d`, `f16 dmin`, 12 bytes of 6-bit scales `sc` and minimums `m` of groups of 32, 32 bytes
+    /// of fifth bits, 128 bytes of nibbles; value `d * sc * q - dmin * m`.
+    Q5_K,
+    /// Superblocks of 256: 128 bytes of nibbles, 64 bytes of upper two bits, 16 signed bytes `sc` that scale groups of
+    /// 16, `f16 d`; value `d * sc * (q - 32)`.
+    Q6_K,
+    /// Blocks of 32: `f16 d`, 16 bytes of nibbles that choose from the 16 values of `kvalues_iq4nl`; value `d * k[q]`.
+    IQ4_NL,
+    /// Superblocks of 256: `f16 d`, 2 bytes of upper and 4 bytes of lower bits of 6-bit scales `sc` of groups of 32, 128
+    /// bytes of nibbles that choose as those of [`Quant::IQ4_NL`]; value `d * (sc - 32) * k[q]`.
+    IQ4_XS,
+    /// Blocks of 32: a byte `e` (E8M0), 16 bytes of nibbles (E2M1); value `2^(e - 127) * q`. The microscaling format of
+    /// the Open Compute Project, but, as in ggml, `e = 255` is a power of two and not NaN.
+    MXFP4,
 }
 
 impl Quant {
     /// Every format, in the order of declaration.
-    pub const ALL: [Quant; 6] = [Self::F32, Self::F16, Self::BF16, Self::Q4_0, Self::Q4_1, Self::Q8_0];
+    pub const ALL: [Quant; 16] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::MXFP4,
+    ];
 
     /// The one table of formats: name, values in a block, bytes of a block, type number in a GGUF file
     /// (`enum ggml_type` of ggml.h).
@@ -40,11 +102,21 @@ impl Quant {
             Self::BF16 => ("BF16", 1, 2, 30),
             Self::Q4_0 => ("Q4_0", 32, 18, 2),
             Self::Q4_1 => ("Q4_1", 32, 20, 3),
+            Self::Q5_0 => ("Q5_0", 32, 22, 6),
+            Self::Q5_1 => ("Q5_1", 32, 24, 7),
             Self::Q8_0 => ("Q8_0", 32, 34, 8),
+            Self::Q2_K => ("Q2_K", 256, 84, 10),
+            Self::Q3_K => ("Q3_K", 256, 110, 11),
+            Self::Q4_K => ("Q4_K", 256, 144, 12),
+            Self::Q5_K => ("Q5_K", 256, 176, 13),
+            Self::Q6_K => ("Q6_K", 256, 210, 14),
+            Self::IQ4_NL => ("IQ4_NL", 32, 18, 20),
+            Self::IQ4_XS => ("IQ4_XS", 256, 136, 23),
+            Self::MXFP4 => ("MXFP4", 32, 17, 39),
         }
     }
 
-    /// The format with this type number in a GGUF file, or `None` for one that this crate cannot compute with.
+    /// The format with this type number in a GGUF file, or `None` for one that this crate does not know.
     pub fn from_gguf(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|q| q.shape().3 == number)
     }
@@ -78,46 +150,24 @@ impl fmt::Display for Quant {
 
 /// Turns one row of `bytes` into `out.len()` values, bit for bit as ggml does.
 ///
+/// Products of scales and integers are exact in `f32` in every format, so the order of the factors, and whether a
+/// minimum is added by a fused instruction, make no difference.
+///
 /// # Panics
 /// If `out.len()` is not a whole number of blocks or `bytes` is not as long as that row.
 pub fn dequantize_row(quant: Quant, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(out.len() % quant.block(), 0, "a {quant} row of {} values is not a whole number of blocks", out.len());
     assert_eq!(bytes.len(), quant.row_bytes(out.len()), "wrong number of bytes for a {quant} row");
-    let blocks = bytes.chunks_exact(quant.block_bytes()).zip(out.chunks_exact_mut(quant.block()));
-    for (block, values) in blocks {
-        match quant {
-            Quant::F32 => values[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
-            Quant::F16 => values[0] = half_at(block, 0),
-            Quant::BF16 => values[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32(),
-            Quant::Q4_0 => {
-                let d = half_at(block, 0);
-                nibbles(&block[2..], values, |q| d * (f32::from(q) - 8.0));
-            }
-            Quant::Q4_1 => {
-                let (d, m) = (half_at(block, 0), half_at(block, 2));
-                nibbles(&block[4..], values, |q| d * f32::from(q) + m);
-            }
-            Quant::Q8_0 => {
-                let d = half_at(block, 0);
-                for (value, &q) in values.iter_mut().zip(&block[2..]) {
-                    *value = d * f32::from(q as i8);
-                }
-            }
-        }
+    match quant {
+        Quant::F32 => each(bytes, out, |b| f32::from_le_bytes(*b)),
+        Quant::F16 => each(bytes, out, |b| f16::from_le_bytes(*b).to_f32()),
+        Quant::BF16 => each(bytes, out, |b| bf16::from_le_bytes(*b).to_f32()),
+        _ => blocks::dequantize(quant, bytes, out),
     }
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-/// Low nibbles are the first half of a block, high nibbles the second.
-fn nibbles(packed: &[u8], values: &mut [f32], value: impl Fn(u8) -> f32) {
-    let (low, high) = values.split_at_mut(16);
-    for ((&byte, low), high) in packed.iter().zip(low).zip(high) {
-        *low = value(byte & 15);
-        *high = value(byte >> 4);
-    }
+fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn(&[u8; N]) -> f32) {
+    out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, bytes)| *v = value(bytes));
 }
 
 /// Quantizes a row of activations in blocks of [`ACTIVATION_BLOCK`]: `scale = amax / 127`,
@@ -172,10 +222,10 @@ mod tests {
 
     #[test]
     fn shapes_are_those_of_the_format() {
-        let bytes: Vec<usize> = Quant::ALL.iter().map(|q| q.row_bytes(64)).collect();
-        assert_eq!(bytes, [256, 128, 128, 36, 40, 68]);
+        let bytes: Vec<usize> = Quant::ALL.iter().map(|q| q.row_bytes(256)).collect();
+        assert_eq!(bytes, [1024, 512, 512, 144, 160, 176, 192, 272, 84, 110, 144, 176, 210, 144, 136, 136]);
         assert_eq!(Quant::from_gguf(3), Some(Quant::Q4_1));
-        assert_eq!(Quant::from_gguf(14), None);
+        assert_eq!(Quant::from_gguf(15), None);
         assert_eq!(format!("{:>6}", Quant::Q8_0), "  Q8_0");
     }
 

@@ -18,7 +18,7 @@ pub enum LoadError {
     Ops(#[from] OpsError),
     /// The backend has no arithmetic for them.
     #[error(
-        "tensor {tensor} is stored as {kind}, which cannot be computed with yet; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+        "tensor {tensor} is stored as {kind}, which cannot be computed with; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4"
     )]
     Unsupported {
         /// The tensor.
@@ -236,13 +236,6 @@ impl<'a, O: Ops> Loader<'a, O> {
 }
 
 fn quant(info: &TensorInfo) -> Result<Quant, LoadError> {
-    Ok(match info.kind {
-        GgmlType::F32 => Quant::F32,
-        GgmlType::F16 => Quant::F16,
-        GgmlType::BF16 => Quant::BF16,
-        GgmlType::Q4_0 => Quant::Q4_0,
-        GgmlType::Q4_1 => Quant::Q4_1,
-        GgmlType::Q8_0 => Quant::Q8_0,
-        kind => return Err(LoadError::Unsupported { tensor: info.name.clone(), kind }),
-    })
+    Quant::from_gguf(info.kind.code())
+        .ok_or_else(|| LoadError::Unsupported { tensor: info.name.clone(), kind: info.kind })
 }

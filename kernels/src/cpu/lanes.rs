@@ -41,10 +41,8 @@ pub(super) trait Lanes: Copy {
     /// From the upper halves of singles, exact.
     fn load_bf16(self, v: &[u16; LANES]) -> Self::F;
     /// From unsigned bytes, exact.
-    #[allow(dead_code, reason = "formats whose scales or values are bytes")]
     fn load_u8(self, v: &[u8; LANES]) -> Self::F;
     /// From signed bytes, exact.
-    #[allow(dead_code, reason = "formats whose scales or values are bytes")]
     fn load_i8(self, v: &[i8; LANES]) -> Self::F;
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -81,10 +79,8 @@ pub(super) trait Lanes: Copy {
     /// The upper four bits of every byte, moved down.
     fn high(self, v: Self::B) -> Self::B;
     /// Bits `FROM .. FROM + COUNT` of every byte of `v`, moved to bit `TO`, joined to what `with` has.
-    #[allow(dead_code, reason = "formats whose scales or values are bytes")]
     fn join<const FROM: u32, const COUNT: u32, const TO: u32>(self, with: Self::B, v: Self::B) -> Self::B;
     /// `table[b]` for every byte, which is below 16.
-    #[allow(dead_code, reason = "formats whose scales or values are bytes")]
     fn lookup(self, v: Self::B, table: &[i8; 16]) -> Self::B;
 
     /// Adds to each of the first `tokens` of `to` the products of `N` groups of unsigned weights and signed activations,

@@ -37,14 +37,24 @@ impl Random {
         let mut data = Vec::new();
         for _ in 0..rows * cols / quant.block() {
             let v = self.value() / 8.0;
+            let begin = data.len();
+            data.resize_with(begin + quant.block_bytes(), || self.bits() as u8);
+            // All bits are random but those of the scales, which are the size that makes values as large as those of models.
+            let block = &mut data[begin..];
+            let mut put = |at: usize, v: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
             match quant {
-                Quant::F32 => data.extend(v.to_le_bytes()),
-                Quant::F16 => data.extend(f16::from_f32(v).to_le_bytes()),
-                Quant::BF16 => data.extend(half::bf16::from_f32(v).to_le_bytes()),
-                Quant::Q4_0 | Quant::Q8_0 => data.extend(f16::from_f32(v / 8.0).to_le_bytes()),
-                Quant::Q4_1 => data.extend([v / 8.0, -v / 2.0].map(|v| f16::from_f32(v).to_le_bytes()).concat()),
+                Quant::F32 => block.copy_from_slice(&v.to_le_bytes()),
+                Quant::F16 => put(0, v),
+                Quant::BF16 => block.copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+                Quant::Q4_0 | Quant::Q5_0 | Quant::Q8_0 | Quant::IQ4_NL => put(0, v / 16.0),
+                Quant::Q4_1 | Quant::Q5_1 => [(0, v / 8.0), (2, -v / 2.0)].iter().for_each(|(at, v)| put(*at, *v)),
+                Quant::Q4_K | Quant::Q5_K => [(0, v / 300.0), (2, v / 40.0)].iter().for_each(|(at, v)| put(*at, *v)),
+                Quant::Q2_K => [(80, v / 20.0), (82, v / 20.0)].iter().for_each(|(at, v)| put(*at, *v)),
+                Quant::Q3_K => put(108, v / 60.0),
+                Quant::Q6_K => put(208, v / 900.0),
+                Quant::IQ4_XS => put(0, v / 900.0),
+                Quant::MXFP4 => block[0] = 120 + block[0] % 4,
             }
-            data.resize_with(data.len().next_multiple_of(quant.block_bytes()), || self.bits() as u8);
         }
         OwnedMatrix { quant, rows, cols, data }
     }
@@ -118,11 +128,13 @@ macro_rules! agree {
 #[test]
 fn linear_in_all_formats_and_ragged_shapes() {
     let mut random = Random(1);
+    let shapes = [(1, 32), (5, 96), (8, 64), (19, 1536), (64, 576), (33, 160), (17, 256), (3, 768)];
     for (i, quant) in Quant::ALL.into_iter().enumerate() {
-        for (rows, cols) in [(1, 32), (5, 96), (8, 64), (19, 1536), (64, 576), (33, 160)] {
+        for (rows, cols) in shapes.into_iter().filter(|(_, cols)| cols % quant.block() == 0) {
             let w = random.matrix(quant, rows, cols);
             // A second part of another format, after a part whose last tile may be incomplete.
-            let v = random.matrix(Quant::ALL[(i + 4) % 6], 11, cols);
+            let others = Quant::ALL.into_iter().cycle().skip(i + 5);
+            let v = random.matrix(others.into_iter().find(|q| cols % q.block() == 0).unwrap(), 11, cols);
             for tokens in [1, 2, 3, 5, 8, 17] {
                 let x = random.values(tokens * cols);
                 agree!(2e-12, ops => {
@@ -142,18 +154,18 @@ fn linear_in_all_formats_and_ragged_shapes() {
 fn embeddings_are_the_dequantized_rows() {
     let mut random = Random(2);
     for quant in Quant::ALL {
-        let (a, b) = (random.matrix(quant, 13, 64), random.matrix(Quant::Q8_0, 6, 64));
+        let (a, b) = (random.matrix(quant, 13, 256), random.matrix(Quant::Q8_0, 6, 256));
         let mut expect = Vec::new();
         let tokens = [18u32, 0, 12, 13, 5, 12];
         for &token in &tokens {
             let (m, row) = if token < 13 { (&a, token as usize) } else { (&b, token as usize - 13) };
-            let (mut values, bytes) = ([0.0; 64], m.quant.row_bytes(64));
+            let (mut values, bytes) = ([0.0; 256], m.quant.row_bytes(256));
             dequantize_row(m.quant, &m.data[row * bytes..][..bytes], &mut values);
             expect.extend(values);
         }
         for mut ops in backends() {
             let table = ops.matrix(&[a.source(), b.source()]).unwrap();
-            let mut out = ops.buffer(6, 64).unwrap();
+            let mut out = ops.buffer(6, 256).unwrap();
             ops.embed(&table, &tokens, &mut out).unwrap();
             assert_eq!(bits(&ops.read(&out).unwrap()), bits(&expect), "{quant}");
         }
@@ -386,12 +398,12 @@ fn sampling_is_the_same_on_every_backend() {
 
 #[test]
 fn broken_activations_show_in_every_product() {
-    let mut x = vec![1.0f32; 64];
+    let mut x = vec![1.0f32; 256];
     x[40] = f32::NAN;
     for quant in Quant::ALL {
-        let w = Random(10).matrix(quant, 9, 64);
+        let w = Random(10).matrix(quant, 9, 256);
         for mut ops in backends() {
-            let (x, w) = (upload(&mut ops, &x, 64), ops.matrix(&[w.source()]).unwrap());
+            let (x, w) = (upload(&mut ops, &x, 256), ops.matrix(&[w.source()]).unwrap());
             let mut out = ops.buffer(1, 9).unwrap();
             ops.linear(&x, &w, &mut out).unwrap();
             assert!(ops.read(&out).unwrap().iter().all(|v| v.is_nan()), "{quant} {}", ops.describe());

@@ -4,16 +4,20 @@
 
 mod float;
 mod integer;
+mod planes;
+mod products;
+mod superblock;
 
 use bytemuck::{Pod, Zeroable};
 
 pub(super) use self::float::FloatBlock;
 use self::float::{Bf16Block, F16Block, F32Block};
-pub(super) use self::integer::IntegerBlock;
-use self::integer::{Q4_0Block, Q4_1Block, Q8_0Block};
+use self::integer::{Iq4NlBlock, Mxfp4Block, Q4_0Block, Q4_1Block, Q5_0Block, Q5_1Block, Q8_0Block};
+use self::superblock::{Iq4XsBlock, Q2KBlock, Q3KBlock, Q4KBlock, Q5KBlock, Q6KBlock};
+use super::activations::Activations;
 use super::arena::{Arena, Slab};
 use super::disjoint::Disjoint;
-use super::lanes::LANES;
+use super::lanes::{LANES, Lanes};
 use super::pool::Pool;
 use crate::ops::{ACTIVATION_BLOCK, MatrixSource, OpsError};
 use crate::quant::Quant;
@@ -43,7 +47,17 @@ pub(super) enum Tiles {
     Bf16(Slab<Bf16Block>),
     Q4_0(Slab<Q4_0Block>),
     Q4_1(Slab<Q4_1Block>),
+    Q5_0(Slab<Q5_0Block>),
+    Q5_1(Slab<Q5_1Block>),
     Q8_0(Slab<Q8_0Block>),
+    Q2K(Slab<Q2KBlock>),
+    Q3K(Slab<Q3KBlock>),
+    Q4K(Slab<Q4KBlock>),
+    Q5K(Slab<Q5KBlock>),
+    Q6K(Slab<Q6KBlock>),
+    Iq4Nl(Slab<Iq4NlBlock>),
+    Iq4Xs(Slab<Iq4XsBlock>),
+    Mxfp4(Slab<Mxfp4Block>),
 }
 
 /// Runs `$float` or `$integer` with `$blocks` bound to the blocks of whatever format `$tiles` holds.
@@ -55,7 +69,17 @@ macro_rules! with_blocks {
             Tiles::Bf16($blocks) => $float,
             Tiles::Q4_0($blocks) => $integer,
             Tiles::Q4_1($blocks) => $integer,
+            Tiles::Q5_0($blocks) => $integer,
+            Tiles::Q5_1($blocks) => $integer,
             Tiles::Q8_0($blocks) => $integer,
+            Tiles::Q2K($blocks) => $integer,
+            Tiles::Q3K($blocks) => $integer,
+            Tiles::Q4K($blocks) => $integer,
+            Tiles::Q5K($blocks) => $integer,
+            Tiles::Q6K($blocks) => $integer,
+            Tiles::Iq4Nl($blocks) => $integer,
+            Tiles::Iq4Xs($blocks) => $integer,
+            Tiles::Mxfp4($blocks) => $integer,
         }
     };
 }
@@ -74,7 +98,17 @@ impl Matrix {
                 Quant::BF16 => Tiles::Bf16(pack(pool, arena, part)?),
                 Quant::Q4_0 => Tiles::Q4_0(pack(pool, arena, part)?),
                 Quant::Q4_1 => Tiles::Q4_1(pack(pool, arena, part)?),
+                Quant::Q5_0 => Tiles::Q5_0(pack(pool, arena, part)?),
+                Quant::Q5_1 => Tiles::Q5_1(pack(pool, arena, part)?),
                 Quant::Q8_0 => Tiles::Q8_0(pack(pool, arena, part)?),
+                Quant::Q2_K => Tiles::Q2K(pack(pool, arena, part)?),
+                Quant::Q3_K => Tiles::Q3K(pack(pool, arena, part)?),
+                Quant::Q4_K => Tiles::Q4K(pack(pool, arena, part)?),
+                Quant::Q5_K => Tiles::Q5K(pack(pool, arena, part)?),
+                Quant::Q6_K => Tiles::Q6K(pack(pool, arena, part)?),
+                Quant::IQ4_NL => Tiles::Iq4Nl(pack(pool, arena, part)?),
+                Quant::IQ4_XS => Tiles::Iq4Xs(pack(pool, arena, part)?),
+                Quant::MXFP4 => Tiles::Mxfp4(pack(pool, arena, part)?),
             };
             loaded.push(Part { first_row: rows, rows: part.rows, tiles });
             rows += part.rows;
@@ -124,6 +158,7 @@ pub(crate) fn check_source(source: &MatrixSource<'_>, cols: usize) -> Result<(),
 }
 
 fn pack<B: WeightBlock>(pool: &mut Pool, arena: &mut Arena, source: &MatrixSource<'_>) -> Result<Slab<B>, OpsError> {
+    assert_eq!(source.quant, B::QUANT, "every format has its own blocks");
     let (n, row_bytes) = (source.cols / (B::BLOCKS * BLOCK), source.quant.row_bytes(source.cols));
     let tiles = source.rows.div_ceil(LANES);
     let mut blocks = arena.zeroed::<B>(tiles.saturating_mul(n), "a weight matrix")?;
@@ -152,10 +187,19 @@ pub(super) fn zeroed<T: Zeroable>(len: usize, what: &'static str) -> Result<Vec<
 
 /// 16 rows by 32 columns, or by as many such blocks as the format scales together.
 pub(super) trait WeightBlock: Pod + Send + Sync {
+    /// The format.
+    const QUANT: Quant;
     /// Blocks of 32 columns.
     const BLOCKS: usize = 1;
     /// Fills an empty row from its bytes in the file.
     fn put(&mut self, lane: usize, bytes: &[u8]);
     /// The values of a row.
     fn values(&self, lane: usize, out: &mut [f32]);
+}
+
+/// A block of integers with scales.
+pub(super) trait IntegerBlock: WeightBlock {
+    /// Adds the products of block `block` of this unit (0 where a unit is one block) and of one block of `T` rows of
+    /// activations to `sums`, as [`crate::ops::Ops::linear`] says.
+    fn multiply<L: Lanes, const T: usize>(&self, l: L, block: usize, x: [&Activations; T], sums: &mut [L::F; T]);
 }

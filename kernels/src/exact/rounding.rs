@@ -1,7 +1,7 @@
 //! Products, sums and the exponential of the contract. Knows no operation of a model.
 
 use crate::ops::{ACTIVATION_BLOCK, SEGMENT_BLOCKS};
-use crate::quant::{Quant, dequantize_row, quantize_activations};
+use crate::quant::{IntBlock, IntFormat, Quant, dequantize_row, int_blocks, quantize_activations};
 
 /// One row of activations, as it is and as integer products see it.
 pub(super) struct Activations {
@@ -18,28 +18,6 @@ impl Activations {
     }
 }
 
-/// 32 columns of a row of weights: `value = scale * q + minimum`, every part exact.
-struct Block {
-    q: [i32; ACTIVATION_BLOCK],
-    scale: f32,
-    minimum: Option<f32>,
-}
-
-impl Block {
-    fn read(quant: Quant, bytes: &[u8]) -> Self {
-        let half = |at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
-        let nibble = |i: usize, from: usize| i32::from(bytes[from + i % 16] >> (i / 16 * 4) & 15);
-        match quant {
-            Quant::Q4_0 => Self { q: std::array::from_fn(|i| nibble(i, 2) - 8), scale: half(0), minimum: None },
-            Quant::Q4_1 => Self { q: std::array::from_fn(|i| nibble(i, 4)), scale: half(0), minimum: Some(half(2)) },
-            Quant::Q8_0 => {
-                Self { q: std::array::from_fn(|i| i32::from(bytes[2 + i] as i8)), scale: half(0), minimum: None }
-            }
-            Quant::F32 | Quant::F16 | Quant::BF16 => unreachable!("floating-point weights are not integers"),
-        }
-    }
-}
-
 /// One row of weights times every row of activations.
 pub(super) fn row_product(quant: Quant, bytes: &[u8], x: &[Activations], out: &mut [f32]) {
     if quant.is_float() {
@@ -50,9 +28,11 @@ pub(super) fn row_product(quant: Quant, bytes: &[u8], x: &[Activations], out: &m
         }
         return;
     }
-    let blocks: Vec<Block> = bytes.chunks_exact(quant.block_bytes()).map(|b| Block::read(quant, b)).collect();
+    let Some(format) = quant.integers() else { return };
+    let mut blocks = vec![IntBlock::default(); bytes.len() / quant.block_bytes() * quant.block() / ACTIVATION_BLOCK];
+    int_blocks(quant, bytes, &mut blocks);
     for (out, x) in out.iter_mut().zip(x) {
-        *out = integer_product(&blocks, x);
+        *out = integer_product(format, &blocks, x);
     }
 }
 
@@ -63,19 +43,24 @@ fn float_product(weights: &[f32], x: &[f32]) -> f32 {
     (sums[0] + sums[1]) + (sums[2] + sums[3])
 }
 
-/// Segments in order; in each, blocks in order: the integer product scaled, then the minimum.
-fn integer_product(blocks: &[Block], x: &Activations) -> f32 {
+/// Segments in order; in each, blocks in order: integer products scaled, one or, with scales of 16, two; then as many
+/// minimums.
+fn integer_product(format: IntFormat, blocks: &[IntBlock], x: &Activations) -> f32 {
+    let groups = if format.halves { 2 } else { 1 };
+    let width = ACTIVATION_BLOCK / groups;
     let mut total = 0.0f32;
     for (segment, blocks) in blocks.chunks(SEGMENT_BLOCKS).enumerate() {
         let mut sum = 0.0f32;
         for (i, block) in blocks.iter().enumerate() {
             let at = segment * SEGMENT_BLOCKS + i;
             let (q, scale) = (&x.q[at * ACTIVATION_BLOCK..][..ACTIVATION_BLOCK], x.scales[at]);
-            let dot: i32 = block.q.iter().zip(q).map(|(w, x)| w * i32::from(*x)).sum();
-            sum = (dot as f32).mul_add(block.scale * scale, sum);
-            if let Some(minimum) = block.minimum {
-                let scaled_sum = scale * q.iter().map(|x| i32::from(*x)).sum::<i32>() as f32;
-                sum = minimum.mul_add(scaled_sum, sum);
+            for ((group, w), x) in block.q.chunks(width).enumerate().zip(q.chunks(width)) {
+                let dot: i32 = w.iter().zip(x).map(|(w, x)| (i32::from(*w) - format.offset) * i32::from(*x)).sum();
+                sum = (dot as f32).mul_add(block.scale[group] * scale, sum);
+            }
+            for (group, x) in q.chunks(width).enumerate().filter(|_| format.minimums) {
+                let scaled_sum = scale * x.iter().map(|x| i32::from(*x)).sum::<i32>() as f32;
+                sum = block.minimum[group].mul_add(scaled_sum, sum);
             }
         }
         total += sum;

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::super::lanes::{LANES, Lanes};
 use super::{BLOCK, WeightBlock};
+use crate::quant::Quant;
 
 /// A block of floating-point values.
 pub(in crate::cpu) trait FloatBlock: WeightBlock {
@@ -18,6 +19,8 @@ pub(in crate::cpu) trait FloatBlock: WeightBlock {
 pub(in crate::cpu) struct F32Block([[f32; LANES]; BLOCK]);
 
 impl WeightBlock for F32Block {
+    const QUANT: Quant = Quant::F32;
+
     fn put(&mut self, lane: usize, bytes: &[u8]) {
         for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<4>().0) {
             column[lane] = f32::from_le_bytes(*v);
@@ -42,6 +45,8 @@ impl FloatBlock for F32Block {
 pub(in crate::cpu) struct F16Block([[u16; LANES]; BLOCK]);
 
 impl WeightBlock for F16Block {
+    const QUANT: Quant = Quant::F16;
+
     fn put(&mut self, lane: usize, bytes: &[u8]) {
         for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<2>().0) {
             column[lane] = u16::from_le_bytes(*v);
@@ -66,6 +71,8 @@ impl FloatBlock for F16Block {
 pub(in crate::cpu) struct Bf16Block([[u16; LANES]; BLOCK]);
 
 impl WeightBlock for Bf16Block {
+    const QUANT: Quant = Quant::BF16;
+
     fn put(&mut self, lane: usize, bytes: &[u8]) {
         for (column, v) in self.0.iter_mut().zip(bytes.as_chunks::<2>().0) {
             column[lane] = u16::from_le_bytes(*v);
