@@ -18,7 +18,8 @@ pub enum LoadError {
     Ops(#[from] OpsError),
     /// The backend has no arithmetic for them.
     #[error(
-        "tensor {tensor} is stored as {kind}, which cannot be computed with; use a file quantized as one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4"
+        "tensor {tensor} is stored as {kind}, which cannot be computed with; use a file quantized as one of F32, \
+         F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4"
     )]
     Unsupported {
         /// The tensor.
