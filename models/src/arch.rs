@@ -18,14 +18,16 @@ mod hf;
 mod layer;
 mod names;
 mod plain;
+mod quantization;
 #[cfg(test)]
 mod tests;
 
 pub use build::Tensors;
 pub use layer::{
-    AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, Gating, LayerSpec, Linear, Norm, Qkv,
-    SharedExpert, TensorSpec, Up,
+    AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, Gating, LayerSpec, Linear, Norm, Packed,
+    Qkv, SharedExpert, TensorSpec, Up,
 };
+pub use quantization::HfQuantization;
 
 use crate::gguf::{Gguf, TensorInfo};
 
@@ -271,14 +273,15 @@ impl ArchSpec {
     /// Reads and checks the model in `gguf`.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, ArchError> {
         let (facts, family) = from_gguf::facts(gguf)?;
-        build::spec(facts, family, names::Scheme::Gguf, gguf)
+        build::spec(facts, family, names::Scheme::Gguf, None, gguf)
     }
 
     /// Reads and checks a model in the layout of Hugging Face: the text of its `config.json`, and the tensors of its
     /// safetensors files. `pooling` of an encoder stands in another file; see [`ArchSpec::with_pooling_config`].
     pub fn from_hf_config(config: &str, tensors: &dyn Tensors) -> Result<Self, ArchError> {
         let (facts, family) = hf::facts(config, tensors)?;
-        build::spec(facts, family, names::Scheme::Hf, tensors)
+        let quantization = HfQuantization::from_hf_config(config)?;
+        build::spec(facts, family, names::Scheme::Hf, quantization, tensors)
     }
 
     /// Takes an encoder's pooling from the text of `1_Pooling/config.json`, which sentence encoders ship.

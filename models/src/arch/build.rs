@@ -6,9 +6,9 @@ use super::facts::{ExpertFacts, Facts, VOCAB_MAX};
 use super::family::{Family, NormPlaces};
 use super::names::{Names, Role, Scheme};
 use super::{
-    ArchError, ArchSpec, AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, InputSpec, LayerSpec,
-    Linear, Norm, NormKind, OutputSpec, Qkv, RopeFactors, RopePairing, RopeScaling, RopeSpec, SharedExpert, TensorSpec,
-    Up, facts,
+    ArchError, ArchSpec, AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, HfQuantization,
+    InputSpec, LayerSpec, Linear, Norm, NormKind, OutputSpec, Packed, Qkv, RopeFactors, RopePairing, RopeScaling,
+    RopeSpec, SharedExpert, TensorSpec, Up, facts,
 };
 use crate::gguf::Gguf;
 
@@ -35,12 +35,13 @@ pub(super) fn spec(
     facts: Facts,
     family: &'static Family,
     scheme: Scheme,
+    quantization: Option<HfQuantization>,
     tensors: &dyn Tensors,
 ) -> Result<ArchSpec, ArchError> {
     facts.check()?;
     let prefix = prefix(family, scheme, tensors);
     let names = Names { scheme, family, prefix };
-    let mut build = Build { facts: &facts, family, names, tensors, used: BTreeSet::new() };
+    let mut build = Build { facts: &facts, family, names, quantization, tensors, used: BTreeSet::new() };
     let ropes = build.ropes()?;
     let input = build.input()?;
     let output = build.output()?;
@@ -96,6 +97,7 @@ struct Build<'a> {
     facts: &'a Facts,
     family: &'a Family,
     names: Names<'a>,
+    quantization: Option<HfQuantization>,
     tensors: &'a dyn Tensors,
     used: BTreeSet<String>,
 }
@@ -127,9 +129,50 @@ impl Build<'_> {
 
     /// A matrix that must be there; its bias is used where it is there.
     fn linear(&mut self, name: &str, dims: &[usize]) -> Result<Linear, ArchError> {
-        let weight = self.tensor(format!("{name}.weight"), dims)?;
+        let packed = self.packed(name, dims)?;
+        let weight = match packed {
+            Some(Packed::Awq { .. } | Packed::Gptq { .. }) => {
+                TensorSpec { name: format!("{name}.weight"), dims: dims.to_vec() }
+            }
+            Some(Packed::Fp8 { .. }) | None => self.tensor(format!("{name}.weight"), dims)?,
+        };
         let bias = self.optional(format!("{name}.bias"), &dims[1..])?;
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, packed: packed.map(Box::new) })
+    }
+
+    /// What a quantized file has in place of, or beside, a matrix. Any matrix may be left unquantized.
+    fn packed(&mut self, name: &str, dims: &[usize]) -> Result<Option<Packed>, ArchError> {
+        let (Some(quantization), [inputs, outputs]) = (&self.quantization, dims) else { return Ok(None) };
+        let (inputs, outputs) = (*inputs, *outputs);
+        let part = |part: &str| format!("{name}.{part}");
+        let is_packed = self.tensors.dims(&part("qweight")).is_some();
+        match *quantization {
+            HfQuantization::Awq { group } if is_packed => {
+                let group = group.unwrap_or(inputs);
+                Ok(Some(Packed::Awq {
+                    group,
+                    qweight: self.tensor(part("qweight"), &[outputs / 8, inputs])?,
+                    qzeros: self.tensor(part("qzeros"), &[outputs / 8, inputs.div_ceil(group)])?,
+                    scales: self.tensor(part("scales"), &[outputs, inputs.div_ceil(group)])?,
+                }))
+            }
+            HfQuantization::Gptq { group, .. } if is_packed => {
+                let group = group.unwrap_or(inputs);
+                let linear = Packed::Gptq {
+                    group,
+                    qweight: self.tensor(part("qweight"), &[outputs, inputs / 8])?,
+                    qzeros: self.tensor(part("qzeros"), &[outputs / 8, inputs.div_ceil(group)])?,
+                    scales: self.tensor(part("scales"), &[outputs, inputs.div_ceil(group)])?,
+                    g_idx: self.optional(part("g_idx"), &[inputs])?,
+                };
+                Ok(Some(linear))
+            }
+            HfQuantization::Fp8 { block } if self.tensors.dims(&part("weight_scale_inv")).is_some() => {
+                let dims = [inputs.div_ceil(block[0]), outputs.div_ceil(block[1])];
+                Ok(Some(Packed::Fp8 { block, scale: self.tensor(part("weight_scale_inv"), &dims)? }))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn norm(&mut self, role: Role, layer: usize) -> Result<Norm, ArchError> {
@@ -202,7 +245,7 @@ impl Build<'_> {
         let attention = self.attention(layer)?;
         let ffn_norms = self.norms([Role::FfnNorm, Role::FfnAfterNorm, Role::FfnResidualNorm], layer)?;
         let ffn = match self.facts.experts.clone() {
-            Some(experts) => FeedForward::Experts(Box::new(self.experts(&experts, layer)?)),
+            Some(experts) => FeedForward::Experts(self.experts(&experts, layer)?),
             None => FeedForward::Dense(self.dense(layer)?),
         };
         Ok(LayerSpec { attention_norms, attention, ffn_norms, ffn })
@@ -237,12 +280,11 @@ impl Build<'_> {
             q_norm = Some(self.tensor(format!("{}.weight", self.names.of(Role::QNorm, layer)), &[head_dim])?);
             k_norm = Some(self.tensor(format!("{}.weight", self.names.of(Role::KNorm, layer)), &[head_dim])?);
         }
-        let sinks = self.names.of(Role::Sinks, layer);
-        let sinks = match (self.family.sinks, self.names.scheme) {
-            (false, _) => None,
-            (true, Scheme::Gguf) => Some(self.tensor(format!("{sinks}.weight"), &[heads])?),
-            (true, Scheme::Hf) => Some(self.tensor(sinks, &[heads])?),
-        };
+        let mut sinks = None;
+        if self.family.sinks {
+            let suffix = if self.names.scheme == Scheme::Gguf { ".weight" } else { "" };
+            sinks = Some(self.tensor(format!("{}{suffix}", self.names.of(Role::Sinks, layer)), &[heads])?);
+        }
         let window = self.facts.window.as_ref().filter(|(_, layers)| layers[layer]).map(|(window, _)| *window);
         let own_rope = window.is_some() && self.facts.rope.windowed.is_some();
         let rotated = self.family.rope.is_some() && self.facts.rotated[layer];

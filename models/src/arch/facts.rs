@@ -72,7 +72,7 @@ impl Facts {
             )));
         }
         let dims = self.rope.dims;
-        if head_dim % 2 != 0 || dims % 2 != 0 || dims > head_dim {
+        if !head_dim.is_multiple_of(2) || !dims.is_multiple_of(2) || dims > head_dim {
             return Err(ArchError::Inconsistent(format!("heads of {head_dim} with {dims} rotated elements")));
         }
         if let Some(experts) = &self.experts

@@ -16,6 +16,46 @@ pub struct Linear {
     pub weight: TensorSpec,
     /// `[outputs]`; for stacked experts `[outputs, experts]`.
     pub bias: Option<TensorSpec>,
+    /// How the weight is packed in a quantized safetensors file. GGUF files say so by a tensor's type instead.
+    pub packed: Option<Box<Packed>>,
+}
+
+/// A quantized matrix of a safetensors file, in the shapes that GGUF would give them (the file's, turned round).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Packed {
+    /// AWQ, 4 bits: `weight` names no tensor. `w[i, o] = (q - zero) * scale` with `q` the nibble of `o` in
+    /// `qweight[o / 8, i]`; nibbles from the lowest hold outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight.
+    Awq {
+        /// Inputs that share a scale.
+        group: usize,
+        /// `[outputs / 8, inputs]`, 32-bit.
+        qweight: TensorSpec,
+        /// `[outputs / 8, inputs / group]`, 32-bit, in the same order.
+        qzeros: TensorSpec,
+        /// `[outputs, inputs / group]`.
+        scales: TensorSpec,
+    },
+    /// GPTQ, 4 bits: `weight` names no tensor. `w[i, o] = (q - (zero + 1)) * scale` with `q` the nibble `i % 8` from the
+    /// lowest of `qweight[o, i / 8]` and the group of `i` from `g_idx`, where there is one, else `i / group`.
+    Gptq {
+        /// Inputs that share a scale.
+        group: usize,
+        /// `[outputs, inputs / 8]`, 32-bit.
+        qweight: TensorSpec,
+        /// `[outputs / 8, inputs / group]`, 32-bit, the lowest nibble first.
+        qzeros: TensorSpec,
+        /// `[outputs, inputs / group]`.
+        scales: TensorSpec,
+        /// `[inputs]`, 32-bit.
+        g_idx: Option<TensorSpec>,
+    },
+    /// FP8 in blocks: `weight` is F8_E4M3 and is multiplied by the scale of its block.
+    Fp8 {
+        /// Inputs and outputs of a block.
+        block: [usize; 2],
+        /// `[inputs / block, outputs / block]`, rounded up.
+        scale: TensorSpec,
+    },
 }
 
 /// A norm's factors, and for layer norms what is added. Kind and epsilon are the model's: `ArchSpec::norm`.
@@ -73,6 +113,7 @@ pub struct AttentionSpec {
 
 /// The projections of queries, keys and values.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One a layer.
 pub enum Qkv {
     /// Three matrices.
     Separate {
@@ -89,11 +130,12 @@ pub enum Qkv {
 
 /// The feed-forward branch of a layer.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // One a layer.
 pub enum FeedForward {
     /// One network.
     Dense(Dense),
     /// Some of many networks for each token.
-    Experts(Box<Experts>),
+    Experts(Experts),
 }
 
 /// One feed-forward network: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
@@ -109,6 +151,7 @@ pub struct Dense {
 
 /// The first half of a feed-forward network.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One a layer, and the large one is the usual one.
 pub enum Up {
     /// Two matrices `[hidden, width]`.
     Gated {
@@ -159,6 +202,7 @@ pub enum Gating {
 
 /// Where the matrices of experts lie.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // One a layer.
 pub enum ExpertWeights {
     /// All experts of one kind in one tensor, as GGUF files have them: `[inputs, outputs, experts]`.
     Stacked {
