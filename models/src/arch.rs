@@ -1,15 +1,45 @@
-//! What a model computes: its architecture and sizes, read from GGUF metadata and proved against the tensors present.
+//! What a model computes: one description of a transformer, read from metadata and proved against the tensors present.
 //! It holds no weights and computes nothing.
+//!
+//! ```text
+//! GGUF metadata ─▶ from_gguf ─┐                                     ┌▶ sizes, norms, ropes, scales   (ArchSpec)
+//!                             ├▶ Facts + Family ─▶ build + Tensors ─┤
+//! config.json ───▶ hf ────────┘                                     └▶ tensors of every layer        (LayerSpec)
+//! ```
+//!
+//! Families differ in data (`family.rs`), not in code: an engine that computes every field of [`ArchSpec`] computes all
+//! of them.
 
-use crate::gguf::{GgmlType, Gguf, TensorInfo};
+mod build;
+mod facts;
+mod family;
+mod from_gguf;
+mod hf;
+mod layer;
+mod names;
+mod plain;
+mod quantization;
+#[cfg(test)]
+mod tests;
 
-/// The sizes of a model. Every number was checked: bounds, divisibility, and agreement with every tensor's shape.
+pub use build::Tensors;
+pub use layer::{
+    AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, Gating, LayerSpec, Linear, Norm, Packed,
+    Qkv, SharedExpert, TensorSpec, Up,
+};
+pub use quantization::HfQuantization;
+
+use crate::gguf::{Gguf, TensorInfo};
+
+/// A model. Every number was checked: bounds, divisibility, and agreement with every tensor's shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArchSpec {
-    /// The architecture's GGUF name: `llama`.
+    /// The architecture's GGUF name, such as `llama`.
     pub architecture: String,
-    /// Transformer layers.
+    /// Transformer layers: the length of `blocks`.
     pub layers: usize,
+    /// What each layer computes.
+    pub blocks: Vec<LayerSpec>,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Query heads.
@@ -18,31 +48,206 @@ pub struct ArchSpec {
     pub kv_heads: usize,
     /// Elements of a head; even.
     pub head_dim: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the (widest) feed-forward network; of an expert where there are only experts.
     pub ffn: usize,
     /// Tokens in the vocabulary: rows of the embedding and of the output head.
     pub vocab: usize,
     /// The longest sequence the model was trained for, in tokens.
     pub context_tokens: usize,
-    /// The epsilon of RMS norms.
+    /// The kind of the norms of the residual stream.
+    pub norm: NormKind,
+    /// The epsilon of norms.
     pub norm_epsilon: f32,
-    /// The base of rotary position embeddings.
+    /// What is added to the weights of RMS norms, per-head ones included: 1 for gemma in safetensors (in GGUF files it
+    /// has been added), else 0.
+    pub norm_weight_offset: f32,
+    /// The rotations of positions; layers refer to them by index. Empty in BERT.
+    pub ropes: Vec<RopeSpec>,
+    /// The base of the first of `ropes` (the one of layers without a window).
     pub rope_base: f32,
-    /// How many elements of a head are rotated; even, at most `head_dim`. Pairs are (2i, 2i+1), as GGUF stores llama.
+    /// How many elements of a head are rotated; even, at most `head_dim`.
     pub rope_dims: usize,
     /// Whether `rope_freqs.weight` is present: `rope_dims / 2` divisors, one per frequency (llama 3.1 and later).
     pub rope_freqs: bool,
+    /// What products of queries and keys are multiplied by.
+    pub attention_scale: f32,
+    /// `c * tanh(x / c)` on scaled products of queries and keys, before the mask.
+    pub attention_softcap: Option<f32>,
+    /// `c * tanh(x / c)` on logits.
+    pub final_softcap: Option<f32>,
+    /// What token embeddings are multiplied by, before anything is added to them.
+    pub embedding_scale: f32,
+    /// What each branch's result is multiplied by before it is added to the residual stream.
+    pub residual_scale: f32,
+    /// What logits are multiplied by, before `final_softcap`.
+    pub logit_scale: f32,
+    /// The activation of feed-forward networks.
+    pub activation: Activation,
+    /// Whether a token sees only what came before it.
+    pub causal: bool,
+    /// How an encoder's rows become one vector.
+    pub pooling: Pooling,
+    /// The tensors at the model's input.
+    pub input: InputSpec,
+    /// The tensors at the model's output.
+    pub output: OutputSpec,
     /// Whether the output head is the token embedding (there is no `output.weight`).
     pub tied_head: bool,
 }
 
-/// Why a well-formed GGUF file is not a model that can run here.
+/// What turns token ids into the residual stream: the sum of all that is there, then the norm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputSpec {
+    /// `[hidden, vocab]`.
+    pub embedding: TensorSpec,
+    /// `[hidden, context_tokens]`, a row for each position, added.
+    pub positions: Option<TensorSpec>,
+    /// `[hidden, types]`; row 0 is added (a text alone is all of type 0).
+    pub token_types: Option<TensorSpec>,
+    /// On the sum.
+    pub norm: Option<Norm>,
+}
+
+/// What turns the residual stream into logits. An encoder has neither.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputSpec {
+    /// On the residual stream.
+    pub norm: Option<Norm>,
+    /// `[hidden, vocab]`; `None` where it is the embedding (`ArchSpec::tied_head`).
+    pub head: Option<Linear>,
+}
+
+/// Kinds of norms of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) * weight`.
+    Rms,
+    /// `(x - mean) / deviation * weight + bias`.
+    Layer,
+}
+
+/// Activations of feed-forward networks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU by its approximation with `tanh`.
+    GeluTanh,
+    /// GELU by `erf`.
+    GeluErf,
+    /// gpt-oss: with `g = min(gate, limit)` and `u` clamped to `-limit..=limit`, `g * sigmoid(alpha * g) * (u + 1)`.
+    ClampedSwiglu {
+        /// The sigmoid's steepness.
+        alpha: f32,
+        /// Where inputs are cut.
+        limit: f32,
+    },
+}
+
+/// How an encoder's rows become one vector. The codes are those of `pooling_type` in GGUF files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// No vector: logits, or one vector a token.
+    None,
+    /// The mean of all rows.
+    Mean,
+    /// The first row.
+    First,
+    /// The last row.
+    Last,
+}
+
+/// One rotation of positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSpec {
+    /// The base of the frequencies: `base^(-2i / dims)`.
+    pub base: f32,
+    /// How many elements of a head are rotated, from the first; even.
+    pub dims: usize,
+    /// Which elements form a pair.
+    pub pairs: RopePairing,
+    /// How frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+    /// `[dims / 2]` divisors of the frequencies.
+    pub factors: Option<TensorSpec>,
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairing {
+    /// `2i` and `2i + 1`: llama and granite in GGUF files, whose rows were permuted for it.
+    Adjacent,
+    /// `i` and `i + dims / 2`: everything else, and everything in safetensors files.
+    Halves,
+}
+
+/// How frequencies are changed for contexts longer than those first trained on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All are divided by `factor`.
+    Linear {
+        /// How much longer contexts become.
+        factor: f32,
+    },
+    /// YaRN: high frequencies stay, low ones are divided by `factor`, those between are mixed.
+    Yarn {
+        /// How much longer contexts become.
+        factor: f32,
+        /// The context first trained on.
+        original_context: usize,
+        /// Rotations over the original context above which a frequency stays.
+        beta_fast: f32,
+        /// Rotations below which it is divided.
+        beta_slow: f32,
+        /// What sine and cosine are multiplied by: already the whole factor, `1 + 0.1 ln factor` included.
+        attention_factor: f32,
+        /// Whether the ends of the mixed range are rounded outwards to whole dimensions.
+        truncate: bool,
+    },
+    /// llama 3.1 by its rule instead of its tensor of factors: wavelengths below `original_context / high` stay, those
+    /// above `original_context / low` are divided by `factor`, those between are mixed linearly.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f32,
+        /// Where low frequencies begin.
+        low: f32,
+        /// Where high frequencies begin.
+        high: f32,
+        /// The context first trained on.
+        original_context: usize,
+    },
+    /// phi 3: each frequency has a divisor; one list for contexts up to `original_context`, one for longer ones. Which
+    /// is used must be decided once for a device, not by a sequence's length: cached keys are rotated already.
+    LongRope {
+        /// The context first trained on.
+        original_context: usize,
+        /// Divisors for contexts up to it.
+        short: RopeFactors,
+        /// Divisors for longer ones.
+        long: RopeFactors,
+        /// What sine and cosine are multiplied by.
+        attention_factor: f32,
+    },
+}
+
+/// `dims / 2` divisors of frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeFactors {
+    /// In the weights.
+    Tensor(TensorSpec),
+    /// In the configuration.
+    Values(Vec<f32>),
+}
+
+/// Why a well-formed file is not a model that can run here.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // The messages are the documentation of the variants and their fields.
 pub enum ArchError {
     #[error("the file has no general.architecture, so it is not a language model: give a model's .gguf file")]
     NoArchitecture,
-    #[error("architecture {0:?} is not supported yet (\"llama\" is): choose another model")]
+    #[error("architecture {0:?} is not supported yet ({known} are): choose another model", known = family::known())]
     Unsupported(String),
     #[error("metadata key {0:?} is missing or has the wrong type: convert the model again")]
     MissingKey(String),
@@ -56,66 +261,33 @@ pub enum ArchError {
     MissingTensor(String),
     #[error("tensor {tensor:?} has shape {found:?} where {expected:?} is needed: convert the model again")]
     Shape { tensor: String, found: Vec<u64>, expected: Vec<u64> },
-    #[error("tensor {0:?} is no part of the llama architecture computed here: results would be wrong without it")]
-    UnknownTensor(String),
+    #[error(
+        "tensor {tensor:?} is no part of the {architecture} architecture computed here: results would be wrong without it"
+    )]
+    UnknownTensor { tensor: String, architecture: String },
+    #[error("config.json cannot be read: {0}")]
+    Config(String),
 }
 
-const LAYERS_MAX: u64 = 1_024;
-const HIDDEN_MAX: u64 = 1 << 16;
-const HEADS_MAX: u64 = 1_024;
-const HEAD_DIM_MAX: u64 = 1_024;
-const FFN_MAX: u64 = 1 << 20;
-const VOCAB_MAX: u64 = 1 << 21;
-const CONTEXT_TOKENS_MAX: u64 = 1 << 24;
-
 impl ArchSpec {
-    /// Reads and checks the sizes of the model in `gguf`.
+    /// Reads and checks the model in `gguf`.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, ArchError> {
-        let architecture = gguf.str("general.architecture").ok_or(ArchError::NoArchitecture)?;
-        if architecture != "llama" {
-            return Err(ArchError::Unsupported(architecture.to_owned()));
-        }
-        let keys = Keys { gguf, prefix: architecture };
-        keys.refuse_features()?;
-        let hidden = keys.size("embedding_length", HIDDEN_MAX)?;
-        let heads = keys.size("attention.head_count", HEADS_MAX)?;
-        let kv_heads = keys.size_or("attention.head_count_kv", HEADS_MAX, heads)?;
-        if heads % kv_heads != 0 {
-            return Err(ArchError::Inconsistent(format!(
-                "{heads} query heads do not divide among {kv_heads} kv heads"
-            )));
-        }
-        if keys.absent("attention.key_length") && hidden % heads != 0 {
-            return Err(ArchError::Inconsistent(format!("width {hidden} does not divide among {heads} heads")));
-        }
-        let head_dim = keys.size_or("attention.key_length", HEAD_DIM_MAX, hidden / heads)?;
-        let value_dim = keys.size_or("attention.value_length", HEAD_DIM_MAX, head_dim)?;
-        let rope_dims = keys.size_or("rope.dimension_count", HEAD_DIM_MAX, head_dim)?;
-        if value_dim != head_dim || head_dim % 2 != 0 || rope_dims % 2 != 0 || rope_dims > head_dim {
-            return Err(ArchError::Inconsistent(format!(
-                "heads of {head_dim} keys, {value_dim} values and {rope_dims} rotated elements"
-            )));
-        }
-        let embedding = tensor(gguf, "token_embd.weight")?;
-        let spec = Self {
-            architecture: architecture.to_owned(),
-            layers: keys.size("block_count", LAYERS_MAX)?,
-            hidden,
-            heads,
-            kv_heads,
-            head_dim,
-            ffn: keys.size("feed_forward_length", FFN_MAX)?,
-            vocab: keys.bounded("token_embd.weight rows", embedding.dims.get(1).copied().unwrap_or(0), VOCAB_MAX)?,
-            context_tokens: keys.size("context_length", CONTEXT_TOKENS_MAX)?,
-            norm_epsilon: keys.real("attention.layer_norm_rms_epsilon", None, 1e-12, 1e-1)?,
-            rope_base: keys.real("rope.freq_base", Some(10_000.0), 1.0, 1e12)?,
-            rope_dims,
-            rope_freqs: gguf.tensor("rope_freqs.weight").is_some(),
-            tied_head: gguf.tensor("output.weight").is_none(),
-        };
-        spec.check_vocab(gguf)?;
-        spec.check_tensors(gguf)?;
-        Ok(spec)
+        let (facts, family) = from_gguf::facts(gguf)?;
+        build::spec(facts, family, names::Scheme::Gguf, None, gguf)
+    }
+
+    /// Reads and checks a model in the layout of Hugging Face: the text of its `config.json`, and the tensors of its
+    /// safetensors files. `pooling` of an encoder stands in another file; see [`ArchSpec::with_pooling_config`].
+    pub fn from_hf_config(config: &str, tensors: &dyn Tensors) -> Result<Self, ArchError> {
+        let (facts, family) = hf::facts(config, tensors)?;
+        let quantization = HfQuantization::from_hf_config(config)?;
+        build::spec(facts, family, names::Scheme::Hf, quantization, tensors)
+    }
+
+    /// Takes an encoder's pooling from the text of `1_Pooling/config.json`, which sentence encoders ship.
+    pub fn with_pooling_config(mut self, config: &str) -> Result<Self, ArchError> {
+        self.pooling = hf::pooling(config)?;
+        Ok(self)
     }
 
     /// The width of all query heads together.
@@ -130,154 +302,6 @@ impl ArchSpec {
 
     /// The parameters of the model: elements of all its tensors but `rope_freqs.weight`, which is no weight.
     pub fn parameters(gguf: &Gguf) -> u64 {
-        gguf.tensors().iter().filter(|tensor| tensor.name != "rope_freqs.weight").map(TensorInfo::elements).sum()
-    }
-
-    fn check_vocab(&self, gguf: &Gguf) -> Result<(), ArchError> {
-        match gguf.strings("tokenizer.ggml.tokens") {
-            Some(tokens) if tokens.len() != self.vocab => Err(ArchError::Inconsistent(format!(
-                "the tokenizer has {} tokens, the embedding {} rows",
-                tokens.len(),
-                self.vocab
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Every tensor that a llama needs is there with the right shape, and nothing else is.
-    fn check_tensors(&self, gguf: &Gguf) -> Result<(), ArchError> {
-        let (hidden, query, kv) = (self.hidden, self.query_width(), self.kv_width());
-        expect(gguf, "token_embd.weight", &[hidden, self.vocab])?;
-        expect(gguf, "output_norm.weight", &[hidden])?;
-        let mut known = 2;
-        if !self.tied_head {
-            expect(gguf, "output.weight", &[hidden, self.vocab])?;
-            known += 1;
-        }
-        if self.rope_freqs {
-            expect(gguf, "rope_freqs.weight", &[self.rope_dims / 2])?;
-            if tensor(gguf, "rope_freqs.weight")?.kind != GgmlType::F32 {
-                return Err(ArchError::Inconsistent("rope_freqs.weight is not F32".to_owned()));
-            }
-            known += 1;
-        }
-        let block: [(&str, &[usize]); 9] = [
-            ("attn_norm", &[hidden]),
-            ("attn_q", &[hidden, query]),
-            ("attn_k", &[hidden, kv]),
-            ("attn_v", &[hidden, kv]),
-            ("attn_output", &[query, hidden]),
-            ("ffn_norm", &[hidden]),
-            ("ffn_gate", &[hidden, self.ffn]),
-            ("ffn_up", &[hidden, self.ffn]),
-            ("ffn_down", &[self.ffn, hidden]),
-        ];
-        for layer in 0..self.layers {
-            for (name, dims) in block {
-                expect(gguf, &format!("blk.{layer}.{name}.weight"), dims)?;
-            }
-        }
-        known += self.layers * block.len();
-        if gguf.tensors().len() == known {
-            return Ok(());
-        }
-        // Only names that were expected above may appear; say which one did not belong.
-        let expected = |name: &str| {
-            let mut parts = name.splitn(3, '.');
-            match (parts.next(), parts.next(), parts.next()) {
-                (Some("blk"), Some(layer), Some(rest)) => {
-                    let in_range = layer.parse::<usize>().is_ok_and(|layer| layer < self.layers);
-                    in_range && block.iter().any(|(name, _)| rest.strip_suffix(".weight") == Some(*name))
-                }
-                _ => matches!(name, "token_embd.weight" | "output_norm.weight" | "output.weight" | "rope_freqs.weight"),
-            }
-        };
-        let stranger = gguf.tensors().iter().find(|tensor| !expected(&tensor.name));
-        Err(ArchError::UnknownTensor(stranger.map(|tensor| tensor.name.clone()).unwrap_or_default()))
+        gguf.tensors().iter().filter(|tensor| !tensor.name.starts_with("rope_f")).map(TensorInfo::elements).sum()
     }
 }
-
-fn tensor<'a>(gguf: &'a Gguf, name: &str) -> Result<&'a TensorInfo, ArchError> {
-    gguf.tensor(name).ok_or_else(|| ArchError::MissingTensor(name.to_owned()))
-}
-
-fn expect(gguf: &Gguf, name: &str, dims: &[usize]) -> Result<(), ArchError> {
-    let found = &tensor(gguf, name)?.dims;
-    let expected: Vec<u64> = dims.iter().map(|dim| *dim as u64).collect();
-    // Trailing dimensions of one say nothing: some writers pad shapes to two or four.
-    let significant = |dims: &[u64]| dims.len() - dims.iter().rev().take_while(|dim| **dim == 1).count();
-    if found[..significant(found)] == expected[..significant(&expected)] {
-        return Ok(());
-    }
-    Err(ArchError::Shape { tensor: name.to_owned(), found: found.clone(), expected })
-}
-
-/// Metadata under the architecture's prefix.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    prefix: &'a str,
-}
-
-impl Keys<'_> {
-    fn named(&self, key: &str) -> String {
-        format!("{}.{key}", self.prefix)
-    }
-
-    fn absent(&self, key: &str) -> bool {
-        let name = self.named(key);
-        !self.gguf.keys().any(|key| key == name)
-    }
-
-    fn size(&self, key: &str, max: u64) -> Result<usize, ArchError> {
-        let name = self.named(key);
-        let value = self.gguf.u64(&name).ok_or_else(|| ArchError::MissingKey(name.clone()))?;
-        self.bounded(&name, value, max)
-    }
-
-    fn size_or(&self, key: &str, max: u64, default: usize) -> Result<usize, ArchError> {
-        if self.absent(key) { self.bounded(&self.named(key), default as u64, max) } else { self.size(key, max) }
-    }
-
-    fn bounded(&self, name: &str, value: u64, max: u64) -> Result<usize, ArchError> {
-        if (1..=max).contains(&value) {
-            return Ok(value as usize);
-        }
-        let (value, max) = (value.to_string(), max.to_string());
-        Err(ArchError::OutOfBounds { key: name.to_owned(), value, min: "1".to_owned(), max })
-    }
-
-    fn real(&self, key: &str, default: Option<f32>, min: f32, max: f32) -> Result<f32, ArchError> {
-        let name = self.named(key);
-        let value = match (self.gguf.f32(&name), default) {
-            (Some(value), _) => value,
-            (None, Some(default)) if self.absent(key) => default,
-            _ => return Err(ArchError::MissingKey(name)),
-        };
-        if (min..=max).contains(&value) {
-            return Ok(value); // A NaN is in no range.
-        }
-        Err(ArchError::OutOfBounds { key: name, value: value.to_string(), min: min.to_string(), max: max.to_string() })
-    }
-
-    /// What would change results silently if it were ignored.
-    fn refuse_features(&self) -> Result<(), ArchError> {
-        if let Some(count) = self.gguf.u64(&self.named("expert_count")).filter(|count| *count > 0) {
-            return Err(ArchError::Feature(format!("a mixture of {count} experts")));
-        }
-        if let Some(kind) = self.gguf.str(&self.named("rope.scaling.type")).filter(|kind| *kind != "none") {
-            return Err(ArchError::Feature(format!("{kind:?} scaling of positions")));
-        }
-        if self.gguf.f32(&self.named("rope.scale_linear")).is_some_and(|scale| scale != 1.0 && scale != 0.0) {
-            return Err(ArchError::Feature("linear scaling of positions".to_owned()));
-        }
-        for key in ["logit_scale", "residual_scale", "embedding_scale", "attention.scale"] {
-            if !self.absent(key) {
-                return Err(ArchError::Feature(self.named(key)));
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests;

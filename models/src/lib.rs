@@ -1,7 +1,7 @@
 //! What a model is on disk and on the network. No tensor is computed here.
 //!
 //! ```text
-//! a name ──builtin──▶ source ──fetch──▶ shelf (weights by hash) ──▶ gguf ──▶ arch       sizes, proved against tensors
+//! a name ──builtin──▶ source ──fetch──▶ shelf (weights by hash) ──▶ gguf ──▶ arch       what is computed, proved against tensors
 //!                                         │                            ├───▶ tokenizer  text ⇄ tokens
 //!                                      manifest (signed)               └───▶ template   messages ▶ prompt
 //! ```
@@ -22,6 +22,8 @@ mod digest;
 
 pub mod gguf;
 
+pub mod safetensors;
+
 pub mod arch;
 
 pub mod tokenizer;
@@ -34,6 +36,7 @@ pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
 pub use manifest::{Manifest, ManifestError, SignedManifest};
+pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
 pub use template::{ChatTemplate, Message, TemplateError};

@@ -136,6 +136,8 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    // The forward pass computes nothing else yet, and must not compute anything else wrongly.
+    spec.plain_llama().map_err(|e| failed(e.to_string()))?;
     let limits = limits(config, &spec, &model.path)?;
     Ok(DeviceConfig {
         kind: DeviceKind::Cpu { threads: config.threads },

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::gguf::GgufWriter;
+use crate::gguf::{GgmlType, GgufWriter};
+
+mod families;
 
 /// What a test file differs in from a good one.
 #[derive(Clone)]
@@ -79,6 +81,7 @@ fn sizes_are_read() {
     assert_eq!((spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim), (2, 64, 4, 2, 16));
     assert_eq!((spec.ffn, spec.vocab, spec.context_tokens, spec.rope_dims), (96, 40, 256, 16));
     assert_eq!((spec.norm_epsilon, spec.rope_base, spec.rope_freqs, spec.tied_head), (1e-5, 10_000.0, false, true));
+    spec.plain_llama().unwrap();
     assert_eq!((spec.query_width(), spec.kv_width()), (64, 32));
     let spec = load(&file(&Model { tied: false, extra: Some(("rope_freqs.weight", 8)), ..GOOD })).unwrap();
     assert!(!spec.tied_head && spec.rope_freqs);
@@ -93,7 +96,9 @@ fn what_does_not_add_up_is_refused() {
     assert!(text(Model { layers: 0, ..GOOD }).contains("block_count"));
     assert!(text(Model { layers: 5_000, ..GOOD }).contains("block_count"));
     assert!(matches!(error(Model { layers: 3, ..GOOD }), ArchError::MissingTensor(name) if name.contains("blk.2")));
-    assert!(matches!(error(Model { layers: 1, ..GOOD }), ArchError::UnknownTensor(name) if name.contains("blk.1")));
+    assert!(
+        matches!(error(Model { layers: 1, ..GOOD }), ArchError::UnknownTensor { tensor: name, .. } if name.contains("blk.1"))
+    );
     assert!(matches!(error(Model { kv_heads: 3, ..GOOD }), ArchError::Inconsistent(_)));
     assert!(matches!(error(Model { heads: 0, ..GOOD }), ArchError::OutOfBounds { .. }));
     assert!(matches!(error(Model { kv_heads: 0, ..GOOD }), ArchError::OutOfBounds { .. }));
@@ -105,8 +110,10 @@ fn what_does_not_add_up_is_refused() {
     for without in ["token_embd.weight", "output_norm.weight", "blk.1.ffn_down.weight", "blk.0.attn_q.weight"] {
         assert!(matches!(error(Model { without, ..GOOD }), ArchError::MissingTensor(name) if name == without));
     }
-    let error = error(Model { extra: Some(("blk.0.attn_q.bias", 64)), ..GOOD });
-    assert!(matches!(error, ArchError::UnknownTensor(name) if name == "blk.0.attn_q.bias"));
+    let biased = load(&file(&Model { extra: Some(("blk.0.attn_q.bias", 64)), ..GOOD })).unwrap();
+    assert!(biased.plain_llama().unwrap_err().to_string().contains("biases"), "read, but not computed yet");
+    let error = error(Model { extra: Some(("blk.0.attn_q.scale", 64)), ..GOOD });
+    assert!(matches!(error, ArchError::UnknownTensor { tensor: name, .. } if name == "blk.0.attn_q.scale"));
     assert!(matches!(
         load(&file(&Model { extra: Some(("rope_freqs.weight", 7)), ..GOOD })),
         Err(ArchError::Shape { .. })
@@ -116,8 +123,11 @@ fn what_does_not_add_up_is_refused() {
 #[test]
 fn keys_that_change_results_are_refused() {
     let refused = |file: GgufWriter| load(&file).unwrap_err();
-    assert!(matches!(refused(file(&GOOD).meta_u32("llama.expert_count", 8)), ArchError::Feature(_)));
+    assert!(matches!(refused(file(&GOOD).meta_u32("llama.expert_count", 8)), ArchError::MissingKey(_)));
     assert!(matches!(refused(file(&GOOD).meta_str("llama.rope.scaling.type", "yarn")), ArchError::Feature(_)));
+    let linear = load(&file(&GOOD).meta_f32("llama.rope.scaling.factor", 4.0)).unwrap();
+    assert_eq!(linear.ropes[0].scaling, RopeScaling::Linear { factor: 4.0 });
+    assert!(linear.plain_llama().is_err());
     assert!(matches!(refused(file(&GOOD).meta_f32("llama.logit_scale", 2.0)), ArchError::Feature(_)));
     assert!(matches!(refused(file(&GOOD).meta_u32("llama.attention.key_length", 32)), ArchError::Shape { .. }));
     assert!(matches!(refused(file(&GOOD).meta_u32("llama.attention.value_length", 32)), ArchError::Inconsistent(_)));
