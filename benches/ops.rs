@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use cuckoo_kernels::cpu::{Buffer, Matrix};
-use cuckoo_kernels::ops::{Heads, KvShape, MatrixSource, Rope, RopePairs, Span, StepLayout};
+use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenCounts};
 use cuckoo_kernels::{Cpu, Ops, Quant};
 use half::f16;
@@ -86,13 +86,15 @@ fn attention(c: &mut Criterion) {
     let blocks: Vec<u32> = (0..128).map(|b| b * 37 % 128).collect();
     let shape = KvShape { layers: 1, kv_heads: HEADS.kv, head_dim: HEADS.dim, blocks: blocks.len() };
     let mut cache = ops.kv_cache(shape).expect("the cache fits");
-    let rope = Rope { base: 1e5, dims: HEADS.dim, pairs: RopePairs::Adjacent, factors: None, positions: 2048 };
+    let frequencies = (0..HEADS.dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / HEADS.dim as f64)).collect();
+    let rope = Rope { frequencies, magnitude: 1.0, pairs: RopePairs::Adjacent, positions: 2048 };
     let rope = ops.rope_table(&rope).expect("the table fits");
     let mut all = activations(&mut ops, 2048, HEADS.qkv_cols());
     let span = Span { first_row: 0, rows: 2048, first_position: 0, first_block: 0 };
     let step = StepLayout { spans: &[span], blocks: &blocks };
-    ops.rope_store(&rope, &step, HEADS, &mut all, &mut cache, 0).expect("the CPU has no faults");
+    ops.rope_store(Some(&rope), &step, HEADS, &mut all, &mut cache, 0).expect("the CPU has no faults");
 
+    let mask = Mask { scale: 0.125, softcap: None, window: None, causal: true };
     let mut group = c.benchmark_group("attention");
     for (name, rows, first_position) in [("decode", 1, 127), ("decode", 1, 1023), ("prompt", 128, 0)] {
         let span = Span { rows, first_position, ..span };
@@ -105,11 +107,11 @@ fn attention(c: &mut Criterion) {
         group.throughput(Throughput::ElementsAndBytes { elements, bytes });
         let depth = first_position + rows;
         group.bench_function(BenchmarkId::new(name, depth), |b| {
-            b.iter(|| ops.attention(&step, HEADS, 0.125, &qkv, &cache, 0, &mut out));
+            b.iter(|| ops.attention(&step, HEADS, mask, None, &qkv, &cache, 0, &mut out));
         });
         group.throughput(Throughput::Bytes((8 * rows * 768 + 4 * rows * HEADS.kv * HEADS.dim) as u64));
         group.bench_function(BenchmarkId::new(format!("{name}_rope_store"), depth), |b| {
-            b.iter(|| ops.rope_store(&rope, &step, HEADS, &mut qkv, &mut cache, 0));
+            b.iter(|| ops.rope_store(Some(&rope), &step, HEADS, &mut qkv, &mut cache, 0));
         });
     }
 }
@@ -130,7 +132,9 @@ fn rows(c: &mut Criterion) {
         group.throughput(Throughput::Bytes((8 * rows * HIDDEN + 4 * HIDDEN) as u64));
         group.bench_function(BenchmarkId::new("norm", rows), |b| b.iter(|| ops.norm(&x, &weight, 1e-5, &mut hidden)));
         group.throughput(Throughput::Bytes((12 * rows * FFN) as u64));
-        group.bench_function(BenchmarkId::new("swiglu", rows), |b| b.iter(|| ops.swiglu(&gate_up, &mut narrow)));
+        group.bench_function(BenchmarkId::new("swiglu", rows), |b| {
+            b.iter(|| ops.gate(Activation::Silu, &gate_up, &mut narrow))
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 //! cut into chunks, spread over threads or resumed.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
@@ -27,12 +28,15 @@ struct Files {
 }
 
 fn files() -> Files {
-    let path = weights();
-    let gguf = Gguf::open(&path).unwrap();
+    open(&weights())
+}
+
+fn open(path: &Path) -> Files {
+    let gguf = Gguf::open(path).unwrap();
     Files {
         spec: ArchSpec::from_gguf(&gguf).unwrap(),
         tokenizer: Tokenizer::from_gguf(&gguf).unwrap(),
-        file: File::open(&path).unwrap(),
+        file: File::open(path).unwrap(),
         gguf,
     }
 }
@@ -76,6 +80,50 @@ fn logits_are_the_contracts_and_near_unrounded_ones() {
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     println!("logits equal the contract's bit for bit; log-probabilities differ by {mean:.4} nats from unrounded ones");
     assert!(mean <= 0.058, "mean difference of log-probabilities: {mean}");
+}
+
+/// Other checkpoints, where they have been fetched: architecture, file, and how far log-probabilities may be from those
+/// of unrounded activations.
+const OTHERS: [(&str, &str, f64); 2] =
+    [("qwen2", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", 0.1), ("gemma3", "gemma-3-270m.Q4_K_M.gguf", 0.1)];
+
+fn other(name: &str) -> Option<PathBuf> {
+    let path = std::env::home_dir()?.join(".cache/cuckoo-test-models").join(name);
+    if !path.exists() {
+        println!("skipped: {name} has not been fetched");
+        return None;
+    }
+    Some(path)
+}
+
+#[test]
+fn other_checkpoints_compute_what_the_contract_says() {
+    for (architecture, name, noise) in OTHERS {
+        let Some(path) = other(name) else { continue };
+        let files = open(&path);
+        assert_eq!(files.spec.architecture, architecture);
+        let text = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is Madrid.";
+        let mut tokens = files.tokenizer.encode(text, true).unwrap();
+        if files.tokenizer.add_bos() {
+            tokens.insert(0, files.tokenizer.bos().unwrap());
+        }
+        let cpu = logits(Cpu::new(2), &files, &tokens);
+        let contract = logits(Exact::new(), &files, &tokens);
+        let unrounded = logits(Reference::new(Rounding::None), &files, &tokens);
+        let (mut surprise, mut difference) = (0.0, 0.0);
+        for (at, next) in tokens.iter().enumerate().skip(1) {
+            let same = cpu[at - 1].iter().zip(&contract[at - 1]).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{name}: position {at}");
+            let (ours, exact) = (log_probability(&cpu[at - 1], *next), log_probability(&unrounded[at - 1], *next));
+            surprise -= ours;
+            difference += (ours - exact).abs();
+        }
+        let n = (tokens.len() - 1) as f64;
+        let (surprise, difference) = (surprise / n, difference / n);
+        println!("{name}: {surprise:.3} nats a token, {difference:.4} from unrounded ones");
+        assert!(surprise < 2.0, "{name} finds plain text surprising: {surprise} nats a token");
+        assert!(difference < noise, "{name}: {difference}");
+    }
 }
 
 /// How a generation is run.

@@ -16,13 +16,15 @@ pub use self::kv_cache::{KvCache, RopeTable};
 pub use self::pool::Pool;
 pub use self::weights::Matrix;
 
+use std::ops::Range;
+
 use self::activations::Activations;
 use self::arena::Arena;
 use self::disjoint::Disjoint;
 use self::lanes::Level;
 
 use self::weights::zeroed;
-use crate::ops::{Heads, KvShape, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::sampling::{self, SampleRequest, Sampled};
 
 pub(crate) use self::weights::check_source;
@@ -193,7 +195,7 @@ impl Ops for Cpu {
 
     fn rope_store(
         &mut self,
-        table: &RopeTable,
+        table: Option<&RopeTable>,
         step: &StepLayout<'_>,
         heads: Heads,
         qkv: &mut Buffer,
@@ -210,7 +212,8 @@ impl Ops for Cpu {
         &mut self,
         step: &StepLayout<'_>,
         heads: Heads,
-        scale: f32,
+        mask: Mask,
+        sinks: Option<&Vector>,
         qkv: &Buffer,
         cache: &KvCache,
         layer: usize,
@@ -219,15 +222,76 @@ impl Ops for Cpu {
         check_heads(step, heads, qkv, cache);
         assert_eq!(out.cols, heads.query * heads.dim, "attention gives one output a query head");
         let (out, pool) = (out.begin(qkv.rows), &mut self.pool);
-        attention::attention((pool, self.level), step, (heads, scale), qkv.used(), (cache, layer), out);
+        let sinks = sinks.map(|s| s.0.as_slice());
+        assert!(sinks.is_none_or(|s| s.len() == heads.query), "a sink for each query head");
+        attention::attention((pool, self.level), step, (heads, mask, sinks), qkv.used(), (cache, layer), out);
         Ok(())
     }
 
-    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+    fn gate(&mut self, activation: Activation, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
         assert!(gate_up.cols == 2 * out.cols && out.cols.is_multiple_of(16), "a row is a gate and as many values");
         let level = self.level;
         let row = |i: usize| &gate_up.used()[i * gate_up.cols..][..gate_up.cols];
-        self.for_rows(gate_up.rows, out, |i, out| rows::swiglu(level, row(i), out));
+        self.for_rows(gate_up.rows, out, |i, out| rows::gate(level, activation, row(i), out));
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, x: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols.is_multiple_of(16), "rows are whole vectors");
+        let level = self.level;
+        self.for_rows(x.rows, x, |_, x| rows::activate(level, activation, x));
+        Ok(())
+    }
+
+    fn add_bias(&mut self, bias: &Vector, x: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(x.cols, bias.0.len(), "a bias for each column");
+        self.for_rows(x.rows, x, |_, x| rows::add_bias(x, &bias.0));
+        Ok(())
+    }
+
+    fn add_scaled(&mut self, x: &Buffer, scale: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.rows == out.rows && x.cols.is_multiple_of(16), "rows are added to their like");
+        let level = self.level;
+        let row = |i: usize| &x.used()[i * x.cols..][..x.cols];
+        self.for_rows(x.rows, out, |i, out| rows::add_scaled(level, row(i), scale, out));
+        Ok(())
+    }
+
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Buffer) -> Result<(), OpsError> {
+        let level = self.level;
+        self.for_rows(x.rows, x, |_, x| rows::scale(level, factor, softcap, x));
+        Ok(())
+    }
+
+    fn norm_heads(
+        &mut self,
+        weight: &Vector,
+        epsilon: f32,
+        heads: Range<usize>,
+        x: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let dim = weight.0.len();
+        assert!(heads.end * dim <= x.cols && dim.is_multiple_of(16), "heads lie in the row and are whole vectors");
+        let level = self.level;
+        let place = heads.start * dim..heads.end * dim;
+        self.for_rows(x.rows, x, |_, x| rows::norm_heads(level, &mut x[place.clone()], &weight.0, epsilon));
+        Ok(())
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Buffer,
+        weight: &Vector,
+        bias: &Vector,
+        epsilon: f32,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let same = [weight.0.len(), bias.0.len(), out.cols].iter().all(|n| *n == x.cols);
+        assert!(same && x.cols.is_multiple_of(16), "norm keeps the shape");
+        let level = self.level;
+        let row = |i: usize| &x.used()[i * x.cols..][..x.cols];
+        let weights = (weight.0.as_slice(), bias.0.as_slice());
+        self.for_rows(x.rows, out, |i, out| rows::layer_norm(level, row(i), weights, epsilon, out));
         Ok(())
     }
 

@@ -8,9 +8,13 @@ mod rounding;
 
 use half::f16;
 
-use self::rounding::{Activations, exp, fold, row_product};
+use std::ops::Range;
+
+use self::rounding::{Activations, activated, capped, exp, fold, inverse_rms, row_product};
 use crate::cpu::check_source;
-use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
+use crate::ops::{
+    Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+};
 use crate::quant::{Quant, dequantize_row};
 use crate::sampling::{self, SampleRequest, Sampled};
 
@@ -139,9 +143,7 @@ impl Ops for Exact {
 
     fn norm(&mut self, x: &Buffer, weight: &Vec<f32>, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
         let rows = x.rows.iter().map(|row| {
-            let mut squares = [0.0f32; 32];
-            row.iter().enumerate().for_each(|(i, v)| squares[i % 32] = v.mul_add(*v, squares[i % 32]));
-            let inverse = 1.0 / (fold(&mut squares) / row.len() as f32 + epsilon).sqrt();
+            let inverse = inverse_rms(row, epsilon);
             row.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
         });
         out.set(rows.collect());
@@ -163,7 +165,7 @@ impl Ops for Exact {
 
     fn rope_store(
         &mut self,
-        rope: &Rope,
+        rope: Option<&Rope>,
         step: &StepLayout<'_>,
         heads: Heads,
         qkv: &mut Buffer,
@@ -178,7 +180,9 @@ impl Ops for Exact {
                 let position = span.first_position + i;
                 let block = step.blocks[span.first_block + position / KV_BLOCK_TOKENS];
                 let (rotated, values) = qkv.rows[span.first_row + i].split_at_mut((heads.query + heads.kv) * dim);
-                rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                if let Some(rope) = rope {
+                    rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                }
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, block, position % KV_BLOCK_TOKENS, head);
@@ -193,7 +197,8 @@ impl Ops for Exact {
         &mut self,
         step: &StepLayout<'_>,
         heads: Heads,
-        scale: f32,
+        mask: Mask,
+        sinks: Option<&Vec<f32>>,
         qkv: &Buffer,
         cache: &KvCache,
         layer: usize,
@@ -202,13 +207,13 @@ impl Ops for Exact {
         let mut rows = Vec::new();
         for span in step.spans {
             for i in 0..span.rows {
-                let seen = span.first_position + i + 1;
                 let place = |p| (step.blocks[span.first_block + p / KV_BLOCK_TOKENS], p % KV_BLOCK_TOKENS);
                 let queries = qkv.rows[span.first_row + i].chunks_exact(heads.dim).take(heads.query);
                 let row = queries.enumerate().flat_map(|(head, query)| {
                     let kv_head = head / (heads.query / heads.kv);
-                    let at = |p| cache.at(layer, place(p).0, place(p).1, kv_head);
-                    attend(query, scale, &(0..seen).map(at).collect::<Vec<_>>(), cache)
+                    let at = |p| (p, cache.at(layer, place(p).0, place(p).1, kv_head));
+                    let keys: Vec<_> = mask.seen(span, i).map(at).collect();
+                    attend(query, &mask, sinks.map(|s| s[head]), &keys, cache)
                 });
                 rows.push(row.collect());
             }
@@ -217,10 +222,73 @@ impl Ops for Exact {
         Ok(())
     }
 
-    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+    fn gate(&mut self, activation: Activation, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
         let rows = gate_up.rows.iter().map(|row| {
             let (gate, up) = row.split_at(row.len() / 2);
-            gate.iter().zip(up).map(|(g, u)| g / (1.0 + exp(g * -1.0)) * u).collect()
+            let other = |up: f32| match activation {
+                Activation::ClampedSwiglu { limit, .. } => up.clamp(-limit, limit) + 1.0,
+                _ => up,
+            };
+            gate.iter().zip(up).map(|(g, u)| activated(activation, *g) * other(*u)).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().flatten().for_each(|x| *x = activated(activation, *x));
+        Ok(())
+    }
+
+    fn add_bias(&mut self, bias: &Vec<f32>, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+        Ok(())
+    }
+
+    fn add_scaled(&mut self, x: &Buffer, scale: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
+        for (out, x) in out.rows.iter_mut().flatten().zip(x.rows.iter().flatten()) {
+            *out = scale.mul_add(*x, *out);
+        }
+        Ok(())
+    }
+
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().flatten().for_each(|x| *x = capped(factor * *x, softcap));
+        Ok(())
+    }
+
+    fn norm_heads(
+        &mut self,
+        weight: &Vec<f32>,
+        epsilon: f32,
+        heads: Range<usize>,
+        x: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            for head in row.chunks_exact_mut(weight.len()).take(heads.end).skip(heads.start) {
+                let inverse = inverse_rms(head, epsilon);
+                head.iter_mut().zip(weight).for_each(|(v, w)| *v = *v * inverse * w);
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Buffer,
+        weight: &Vec<f32>,
+        bias: &Vec<f32>,
+        epsilon: f32,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let rows = x.rows.iter().map(|row| {
+            let mut sums = [0.0f32; 32];
+            row.iter().enumerate().for_each(|(i, v)| sums[i % 32] += v);
+            let mean = fold(&mut sums) / row.len() as f32;
+            let centred: Vec<f32> = row.iter().map(|v| v - mean).collect();
+            let inverse = inverse_rms(&centred, epsilon);
+            centred.iter().zip(weight.iter().zip(bias)).map(|(v, (w, b))| (v * inverse).mul_add(*w, *b)).collect()
         });
         out.set(rows.collect());
         Ok(())
@@ -240,39 +308,37 @@ impl Ops for Exact {
     }
 }
 
-/// Angles are f64, their sines and cosines rounded to f32 once.
 fn rotate(rope: &Rope, head: &mut [f32], position: usize) {
     assert!(position < rope.positions, "position {position} is beyond the table");
-    for i in 0..rope.dims / 2 {
-        let factor = rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
-        let frequency = libm::pow(f64::from(rope.base), -2.0 * i as f64 / rope.dims as f64) / factor;
-        let (sine, cosine) = libm::sincos(position as f64 * frequency);
-        let (sine, cosine) = (sine as f32, cosine as f32);
+    for i in 0..rope.frequencies.len() {
+        let (cosine, sine) = rope.turn(position, i);
         let (a, b) = match rope.pairs {
             RopePairs::Adjacent => (2 * i, 2 * i + 1),
-            RopePairs::Halves => (i, i + rope.dims / 2),
+            RopePairs::Halves => (i, i + rope.frequencies.len()),
         };
         (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
     }
 }
 
-/// Softmax of the scores of one query against the keys `at`, times their values: 16 positions after 16, with a running
-/// maximum.
-fn attend(query: &[f32], scale: f32, at: &[usize], cache: &KvCache) -> Vec<f32> {
-    let (mut max, mut total, mut out) = (f32::NEG_INFINITY, 0.0f32, vec![0.0f32; query.len()]);
-    for at in at.chunks(KV_BLOCK_TOKENS) {
+/// Softmax of the scores of one query against `keys` (position and place), times their values: positions that share a
+/// KV block together, with a running maximum.
+fn attend(query: &[f32], mask: &Mask, sink: Option<f32>, keys: &[(usize, usize)], cache: &KvCache) -> Vec<f32> {
+    let mut out = vec![0.0f32; query.len()];
+    let (mut max, mut total) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0f32));
+    for keys in keys.chunk_by(|a, b| a.0 / KV_BLOCK_TOKENS == b.0 / KV_BLOCK_TOKENS) {
         let mut weights = [f32::NEG_INFINITY; KV_BLOCK_TOKENS];
-        for (weight, &i) in weights.iter_mut().zip(at) {
-            let dot = query.iter().zip(&cache.keys[i]).fold(0.0f32, |sum, (q, k)| q.mul_add(k.to_f32(), sum));
-            *weight = dot * scale;
+        for &(position, at) in keys {
+            let dot = query.iter().zip(&cache.keys[at]).fold(0.0f32, |sum, (q, k)| q.mul_add(k.to_f32(), sum));
+            weights[position % KV_BLOCK_TOKENS] = capped(dot * mask.scale, mask.softcap);
         }
         let before = max;
         max = weights.iter().fold(max, |m, w| if *w > m { *w } else { m });
         weights = weights.map(|w| exp(w + -max));
         let rescale = if max == before { 1.0 } else { exp(before - max) };
         out.iter_mut().for_each(|v| *v *= rescale);
-        for (weight, &i) in weights.iter().zip(at) {
-            out.iter_mut().zip(&cache.values[i]).for_each(|(v, value)| *v = weight.mul_add(value.to_f32(), *v));
+        for &(position, at) in keys {
+            let weight = weights[position % KV_BLOCK_TOKENS];
+            out.iter_mut().zip(&cache.values[at]).for_each(|(v, value)| *v = weight.mul_add(value.to_f32(), *v));
         }
         total = total * rescale + fold(&mut weights);
     }

@@ -105,16 +105,64 @@ pub enum RopePairs {
 /// Rotary position embedding (Su et al., arXiv 2104.09864).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Base of the geometric series of wavelengths.
-    pub base: f32,
-    /// Leading values of each head that are rotated; even.
-    pub dims: usize,
+    /// Radians that each pair turns a position. Twice as many leading values of each head are rotated.
+    pub frequencies: Vec<f64>,
+    /// What sines and cosines are multiplied by; 1 but where a context was stretched (YaRN, arXiv 2309.00071).
+    pub magnitude: f32,
     /// Pairing.
     pub pairs: RopePairs,
-    /// Divides frequency `i` by `factors[i]` where present (`rope_freqs.weight`, llama-3.1 scaling); `dims / 2` long.
-    pub factors: Option<Vec<f32>>,
     /// Positions that will ever be asked for; backends precompute a table of this length.
     pub positions: usize,
+}
+
+impl Rope {
+    /// Cosine and sine of pair `i` at a position: of an f64 angle by musl's functions, which are the same on every host,
+    /// times the magnitude, rounded once.
+    pub fn turn(&self, position: usize, i: usize) -> (f32, f32) {
+        let (sine, cosine) = libm::sincos(position as f64 * self.frequencies[i]);
+        let magnitude = f64::from(self.magnitude);
+        ((cosine * magnitude) as f32, (sine * magnitude) as f32)
+    }
+}
+
+/// What a layer's attention is like beside its heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mask {
+    /// Scores are products of queries and keys times this.
+    pub scale: f32,
+    /// `c * tanh(score / c)` (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
+    /// How many of the newest positions are seen, the own one included.
+    pub window: Option<usize>,
+    /// Whether a row sees only positions up to its own; otherwise it sees the whole span and all before it.
+    pub causal: bool,
+}
+
+impl Mask {
+    /// The positions that row `row` of `span` sees.
+    pub fn seen(&self, span: &Span, row: usize) -> std::ops::Range<usize> {
+        let own = span.first_position + row;
+        let end = if self.causal { own + 1 } else { span.first_position + span.rows };
+        (own + 1).saturating_sub(self.window.unwrap_or(usize::MAX))..end
+    }
+}
+
+/// Activations of feed-forward networks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU by its approximation with `tanh` (arXiv 1606.08415), which is `x * sigmoid(1.5957691 (x + 0.044715 x^3))`.
+    GeluTanh,
+    /// GELU by `erf`, that by 7.1.26 of Abramowitz and Stegun.
+    GeluErf,
+    /// `g * sigmoid(alpha g)` of `g = min(x, limit)`; what it is multiplied by is clamped to `+-limit` and raised by 1.
+    ClampedSwiglu {
+        /// The sigmoid's steepness.
+        alpha: f32,
+        /// Where inputs are cut.
+        limit: f32,
+    },
 }
 
 /// Extent of one paged KV cache. Keys and values are `f16`.
@@ -220,13 +268,51 @@ pub trait Ops {
     /// `out[i] += w * x[i]`: [`Ops::linear`], rounded to `f32`, then added.
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
 
-    /// Rotates queries and keys of `qkv` in place by their positions, then stores keys and values of `layer` at those
-    /// positions in the blocks that `step` names.
+    /// `x[i] += bias`.
+    ///
+    /// Minimum bytes: `8 * rows * cols + 4 * cols`.
+    fn add_bias(&mut self, bias: &Self::Vector, x: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] = fma(scale, x[i], out[i])`.
+    ///
+    /// Minimum bytes: `12 * rows * cols`.
+    fn add_scaled(&mut self, x: &Self::Buffer, scale: f32, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `x[i] = factor * x[i]`, then `c * tanh(x[i] / c)` where `softcap` is `c`.
+    ///
+    /// Minimum bytes: `8 * rows * cols`.
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// [`Ops::norm`] of each of `heads` consecutive heads of every row of `x`, from head `first` on, in place.
+    ///
+    /// Minimum bytes: `8 * rows * heads * dim`.
+    fn norm_heads(
+        &mut self,
+        weight: &Self::Vector,
+        epsilon: f32,
+        heads: std::ops::Range<usize>,
+        x: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
+
+    /// `out[i] = (x[i] - mean) / sqrt(variance + epsilon) * weight + bias` (layer norm, arXiv 1607.06450).
+    ///
+    /// Minimum bytes: `8 * rows * cols + 8 * cols`.
+    fn layer_norm(
+        &mut self,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
+
+    /// Rotates queries and keys of `qkv` in place by their positions, if there is a table, then stores keys and values of
+    /// `layer` at those positions in the blocks that `step` names.
     ///
     /// Minimum bytes: `8 * rows * (query + kv) * dim + 4 * rows * kv * dim`.
     fn rope_store(
         &mut self,
-        table: &Self::RopeTable,
+        table: Option<&Self::RopeTable>,
         step: &StepLayout<'_>,
         heads: Heads,
         qkv: &mut Self::Buffer,
@@ -234,9 +320,10 @@ pub trait Ops {
         layer: usize,
     ) -> Result<(), OpsError>;
 
-    /// Causal attention of every row over positions `0 ..= own` of its sequence, read from the cache:
-    /// `out[i] = softmax(scale * q k) v`, heads side by side. KV blocks are folded in order of position with a running
-    /// maximum (Milakov and Gimelshein, arXiv 1805.02867), the same for a decode row and a prefill row.
+    /// Attention of every row over the positions that `mask` lets it see, read from the cache: `out[i] = softmax(q k) v`,
+    /// heads side by side. `sinks` holds one more score for each query head, which adds nothing to the result. KV blocks
+    /// are folded in order of position with a running maximum (Milakov and Gimelshein, arXiv 1805.02867), the same for a
+    /// decode row and a prefill row.
     ///
     /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `4 * kv * dim` a position.
     #[allow(clippy::too_many_arguments, reason = "what attention depends on; each argument is one thing")]
@@ -244,17 +331,23 @@ pub trait Ops {
         &mut self,
         step: &StepLayout<'_>,
         heads: Heads,
-        scale: f32,
+        mask: Mask,
+        sinks: Option<&Self::Vector>,
         qkv: &Self::Buffer,
         cache: &Self::KvCache,
         layer: usize,
         out: &mut Self::Buffer,
     ) -> Result<(), OpsError>;
 
-    /// `out[i] = silu(gate) * up` where a row of `gate_up` is `[gate | up]` (SwiGLU, arXiv 2002.05202).
+    /// `out[i] = activation(gate) * up` where a row of `gate_up` is `[gate | up]` (GLU variants, arXiv 2002.05202).
     ///
     /// Minimum bytes: `12 * rows * cols(out)`.
-    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError>;
+    fn gate(&mut self, activation: Activation, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `x[i] = activation(x[i])`, for networks without a gate.
+    ///
+    /// Minimum bytes: `8 * rows * cols`.
+    fn activate(&mut self, activation: Activation, x: &mut Self::Buffer) -> Result<(), OpsError>;
 
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError>;

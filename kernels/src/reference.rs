@@ -1,11 +1,14 @@
 //! The oracle: every operation as its contract reads, in `f64`, naively. Never fast, never clever: where a backend and
 //! this disagree by more than rounding, the backend is wrong.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::cpu::check_source;
 use crate::ops::{
-    ACTIVATION_BLOCK, Heads, KV_BLOCK_TOKENS, KvShape, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+    ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
+    StepLayout,
 };
 use crate::quant::{Quant, dequantize_row, quantize_activations};
 use crate::sampling::{self, SampleRequest, Sampled};
@@ -181,8 +184,7 @@ impl Ops for Reference {
 
     fn norm(&mut self, x: &Buffer, weight: &Vec<f64>, epsilon: f32, out: &mut Buffer) -> Result<(), OpsError> {
         let rows = x.rows.iter().map(|row| {
-            let mean = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
-            let inverse = 1.0 / (mean + f64::from(epsilon)).sqrt();
+            let inverse = inverse_rms(row, epsilon);
             row.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
         });
         out.set(rows.collect());
@@ -206,7 +208,7 @@ impl Ops for Reference {
 
     fn rope_store(
         &mut self,
-        rope: &Rope,
+        rope: Option<&Rope>,
         step: &StepLayout<'_>,
         heads: Heads,
         qkv: &mut Buffer,
@@ -221,7 +223,9 @@ impl Ops for Reference {
                 let position = span.first_position + i;
                 let row = &mut qkv.rows[span.first_row + i];
                 let (rotated, values) = row.split_at_mut((heads.query + heads.kv) * dim);
-                rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                if let Some(rope) = rope {
+                    rotated.chunks_exact_mut(dim).for_each(|head| rotate(rope, head, position));
+                }
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, places[position].0, places[position].1, head);
@@ -237,7 +241,8 @@ impl Ops for Reference {
         &mut self,
         step: &StepLayout<'_>,
         heads: Heads,
-        scale: f32,
+        mask: Mask,
+        sinks: Option<&Vec<f64>>,
         qkv: &Buffer,
         cache: &KvCache,
         layer: usize,
@@ -246,13 +251,14 @@ impl Ops for Reference {
         let mut rows = Vec::new();
         for span in step.spans {
             for i in 0..span.rows {
-                let places = places(step, span.first_block, span.first_position + i + 1);
+                let seen = mask.seen(span, i);
+                let places = places(step, span.first_block, seen.end);
                 let mut row = Vec::new();
                 for (head, query) in qkv.rows[span.first_row + i].chunks_exact(heads.dim).take(heads.query).enumerate()
                 {
                     let kv_head = head / (heads.query / heads.kv);
-                    let at: Vec<usize> = places.iter().map(|&(b, slot)| cache.at(layer, b, slot, kv_head)).collect();
-                    row.extend(attend(query, f64::from(scale), &at, cache));
+                    let at = places[seen.clone()].iter().map(|&(b, slot)| cache.at(layer, b, slot, kv_head));
+                    row.extend(attend(query, &mask, sinks.map(|s| s[head]), &at.collect::<Vec<_>>(), cache));
                 }
                 rows.push(row);
             }
@@ -261,10 +267,71 @@ impl Ops for Reference {
         Ok(())
     }
 
-    fn swiglu(&mut self, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
+    fn gate(&mut self, activation: Activation, gate_up: &Buffer, out: &mut Buffer) -> Result<(), OpsError> {
         let rows = gate_up.rows.iter().map(|row| {
             let (gate, up) = row.split_at(row.len() / 2);
-            gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+            let other = |up: f64| match activation {
+                Activation::ClampedSwiglu { limit, .. } => up.clamp(f64::from(-limit), f64::from(limit)) + 1.0,
+                _ => up,
+            };
+            gate.iter().zip(up).map(|(g, u)| activated(activation, *g) * other(*u)).collect()
+        });
+        out.set(rows.collect());
+        Ok(())
+    }
+
+    fn activate(&mut self, activation: Activation, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().flatten().for_each(|x| *x = activated(activation, *x));
+        Ok(())
+    }
+
+    fn add_bias(&mut self, bias: &Vec<f64>, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+        Ok(())
+    }
+
+    fn add_scaled(&mut self, x: &Buffer, scale: f32, out: &mut Buffer) -> Result<(), OpsError> {
+        assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
+        for (out, x) in out.rows.iter_mut().flatten().zip(x.rows.iter().flatten()) {
+            *out += f64::from(scale) * x;
+        }
+        Ok(())
+    }
+
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Buffer) -> Result<(), OpsError> {
+        x.rows.iter_mut().flatten().for_each(|x| *x = capped(f64::from(factor) * *x, softcap));
+        Ok(())
+    }
+
+    fn norm_heads(
+        &mut self,
+        weight: &Vec<f64>,
+        epsilon: f32,
+        heads: Range<usize>,
+        x: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            for head in row.chunks_exact_mut(weight.len()).take(heads.end).skip(heads.start) {
+                let inverse = inverse_rms(head, epsilon);
+                head.iter_mut().zip(weight).for_each(|(v, w)| *v *= inverse * w);
+            }
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Buffer,
+        weight: &Vec<f64>,
+        bias: &Vec<f64>,
+        epsilon: f32,
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        let rows = x.rows.iter().map(|row| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let centred: Vec<f64> = row.iter().map(|v| v - mean).collect();
+            let inverse = inverse_rms(&centred, epsilon);
+            centred.iter().zip(weight.iter().zip(bias)).map(|(v, (w, b))| v * inverse * w + b).collect()
         });
         out.set(rows.collect());
         Ok(())
@@ -288,27 +355,51 @@ impl Ops for Reference {
     }
 }
 
+fn inverse_rms(x: &[f64], epsilon: f32) -> f64 {
+    1.0 / (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + f64::from(epsilon)).sqrt()
+}
+
+fn capped(v: f64, softcap: Option<f32>) -> f64 {
+    softcap.map_or(v, |cap| f64::from(cap) * (v / f64::from(cap)).tanh())
+}
+
+fn activated(activation: Activation, x: f64) -> f64 {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    match activation {
+        Activation::Silu => x * sigmoid(x),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::GeluErf => 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)),
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let x = x.min(f64::from(limit));
+            x * sigmoid(f64::from(alpha) * x)
+        }
+    }
+}
+
 fn rotate(rope: &Rope, head: &mut [f64], position: usize) {
     assert!(position < rope.positions, "position {position} is beyond the table");
-    for i in 0..rope.dims / 2 {
-        let factor = rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
-        let angle = position as f64 * f64::from(rope.base).powf(-2.0 * i as f64 / rope.dims as f64) / factor;
+    let half = rope.frequencies.len();
+    for (i, frequency) in rope.frequencies.iter().enumerate() {
+        let (sine, cosine) = (position as f64 * frequency).sin_cos();
+        let (sine, cosine) = (sine * f64::from(rope.magnitude), cosine * f64::from(rope.magnitude));
         let (a, b) = match rope.pairs {
             RopePairs::Adjacent => (2 * i, 2 * i + 1),
-            RopePairs::Halves => (i, i + rope.dims / 2),
+            RopePairs::Halves => (i, i + half),
         };
-        let (sine, cosine) = angle.sin_cos();
         (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
     }
 }
 
 /// Softmax of the scores of one query against the keys `at`, times their values.
-fn attend(query: &[f64], scale: f64, at: &[usize], cache: &KvCache) -> Vec<f64> {
+fn attend(query: &[f64], mask: &Mask, sink: Option<f64>, at: &[usize], cache: &KvCache) -> Vec<f64> {
     let dot = |key: &[f64]| query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
-    let scores: Vec<f64> = at.iter().map(|&i| scale * dot(&cache.keys[i])).collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let scores: Vec<f64> =
+        at.iter().map(|&i| capped(f64::from(mask.scale) * dot(&cache.keys[i]), mask.softcap)).collect();
+    let max = scores.iter().copied().fold(sink.unwrap_or(f64::NEG_INFINITY), f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-    let total: f64 = weights.iter().sum();
+    let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - max).exp());
     let mut out = vec![0.0; query.len()];
     for (weight, &i) in weights.iter().zip(at) {
         out.iter_mut().zip(&cache.values[i]).for_each(|(out, v)| *out += weight / total * v);
@@ -342,7 +433,7 @@ mod tests {
         assert!((y.rows[0][2] - 2.0 * 32f64.sqrt()).abs() < 1e-12);
         let mut half = ops.buffer(2, 16).unwrap();
         x.rows[0][16 + 2] = 5.0;
-        ops.swiglu(&x, &mut half).unwrap();
+        ops.gate(Activation::Silu, &x, &mut half).unwrap();
         assert!((half.rows[0][2] - 15.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
     }
 
@@ -351,7 +442,7 @@ mod tests {
         let mut ops = Reference::new(Rounding::AsBackends);
         let heads = Heads { query: 2, kv: 1, dim: 8 };
         let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 8, blocks: 3 }).unwrap();
-        let rope = Rope { base: 10000.0, dims: 2, pairs: RopePairs::Halves, factors: None, positions: 40 };
+        let rope = Rope { frequencies: vec![1.0], magnitude: 1.0, pairs: RopePairs::Halves, positions: 40 };
         let span = Span { first_row: 0, rows: 2, first_position: 0, first_block: 0 };
         let step = StepLayout { spans: &[span], blocks: &[2] };
         let mut qkv = ops.buffer(2, heads.qkv_cols()).unwrap();
@@ -363,9 +454,10 @@ mod tests {
             row
         };
         qkv.set(vec![row(1.0), row(2.0)]);
-        ops.rope_store(&rope, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+        ops.rope_store(Some(&rope), &step, heads, &mut qkv, &mut cache, 0).unwrap();
+        let mask = Mask { scale: 1.0, softcap: None, window: None, causal: true };
         let mut out = ops.buffer(2, 16).unwrap();
-        ops.attention(&step, heads, 1.0, &qkv, &cache, 0, &mut out).unwrap();
+        ops.attention(&step, heads, mask, None, &qkv, &cache, 0, &mut out).unwrap();
         assert_eq!(out.rows[0], vec![1.0; 16]);
         let (a, b) = (1f64.exp(), 2f64.exp());
         assert!((out.rows[1][0] - (a + 2.0 * b) / (a + b)).abs() < 1e-12);
@@ -374,7 +466,7 @@ mod tests {
 
     #[test]
     fn rotation_by_hand() {
-        let rope = |pairs| Rope { base: 100.0, dims: 4, pairs, factors: Some(vec![1.0, 2.0]), positions: 9 };
+        let rope = |pairs| Rope { frequencies: vec![1.0, 0.05], magnitude: 1.0, pairs, positions: 9 };
         let mut head = [1.0, 0.0, 1.0, 0.0, 5.0];
         rotate(&rope(RopePairs::Adjacent), &mut head, 3);
         let expect = [3f64.cos(), 3f64.sin(), 0.15f64.cos(), 0.15f64.sin(), 5.0];

@@ -1,9 +1,10 @@
 //! A backend that measures another: how long each operation took, by what it worked on. Never changes a result.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::ops::{Heads, KvShape, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::sampling::{SampleRequest, Sampled};
 
 /// Calls of one kind.
@@ -108,7 +109,7 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn rope_store(
         &mut self,
-        table: &Self::RopeTable,
+        table: Option<&Self::RopeTable>,
         step: &StepLayout<'_>,
         heads: Heads,
         qkv: &mut Self::Buffer,
@@ -122,17 +123,55 @@ impl<O: Ops> Ops for Timed<O> {
         &mut self,
         step: &StepLayout<'_>,
         heads: Heads,
-        scale: f32,
+        mask: Mask,
+        sinks: Option<&Self::Vector>,
         qkv: &Self::Buffer,
         cache: &Self::KvCache,
         layer: usize,
         out: &mut Self::Buffer,
     ) -> Result<(), OpsError> {
-        self.measure("attention", |ops| ops.attention(step, heads, scale, qkv, cache, layer, out))
+        self.measure("attention", |ops| ops.attention(step, heads, mask, sinks, qkv, cache, layer, out))
     }
 
-    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError> {
-        self.measure("swiglu", |ops| ops.swiglu(gate_up, out))
+    fn gate(&mut self, activation: Activation, gate_up: &Self::Buffer, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("gate", |ops| ops.gate(activation, gate_up, out))
+    }
+
+    fn activate(&mut self, activation: Activation, x: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("activate", |ops| ops.activate(activation, x))
+    }
+
+    fn add_bias(&mut self, bias: &Self::Vector, x: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("add_bias", |ops| ops.add_bias(bias, x))
+    }
+
+    fn add_scaled(&mut self, x: &Self::Buffer, scale: f32, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("add_scaled", |ops| ops.add_scaled(x, scale, out))
+    }
+
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("scale", |ops| ops.scale(factor, softcap, x))
+    }
+
+    fn norm_heads(
+        &mut self,
+        weight: &Self::Vector,
+        epsilon: f32,
+        heads: Range<usize>,
+        x: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("norm_heads", |ops| ops.norm_heads(weight, epsilon, heads, x))
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        epsilon: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("layer_norm", |ops| ops.layer_norm(x, weight, bias, epsilon, out))
     }
 
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError> {

@@ -17,7 +17,6 @@ mod from_gguf;
 mod hf;
 mod layer;
 mod names;
-mod plain;
 mod quantization;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind};
-use crate::forward::{Workspace, kv_shape};
+use crate::forward::{self, Workspace, kv_shape};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
 /// How a miner runs.
@@ -136,8 +136,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
-    // The forward pass computes nothing else yet, and must not compute anything else wrongly.
-    spec.plain_llama().map_err(|e| failed(e.to_string()))?;
+    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let limits = limits(config, &spec, &model.path)?;
     Ok(DeviceConfig {
         kind: DeviceKind::Cpu { threads: config.threads },

@@ -1,11 +1,14 @@
 //! Causal attention over paged keys and values. A query sees its blocks in order of position, with a running maximum, and
 //! goes through the same arithmetic whether it is alone or one of many that share the loads of a block.
 
+use std::ops::Range;
+
 use super::disjoint::Disjoint;
 use super::kv_cache::KvCache;
 use super::lanes::{Kernel, LANES, Lanes, Level};
 use super::pool::Pool;
-use crate::ops::{Heads, KV_BLOCK_TOKENS, Span, StepLayout};
+use super::rows::capped;
+use crate::ops::{Heads, KV_BLOCK_TOKENS, Mask, Span, StepLayout};
 
 /// Rows of a span that go through the blocks together: enough that a block is loaded from far away seldom, few enough
 /// that a prompt makes chunks for all threads.
@@ -15,7 +18,7 @@ const ROWS_EACH: usize = 16;
 pub(super) fn attention(
     (pool, level): (&mut Pool, Level),
     step: &StepLayout<'_>,
-    (heads, scale): (Heads, f32),
+    (heads, mask, sinks): (Heads, Mask, Option<&[f32]>),
     qkv: &[f32],
     (cache, layer): (&KvCache, usize),
     out: &mut [f32],
@@ -31,14 +34,15 @@ pub(super) fn attention(
         let (span, first, kv_head) = chunks[i];
         let rows = (span.rows - first).min(ROWS_EACH);
         let blocks = &step.blocks[span.first_block..];
-        level.run(Rows { heads, scale, qkv, cache, layer, out: &out, span, first, rows, kv_head, blocks });
+        level.run(Rows { heads, mask, sinks, qkv, cache, layer, out: &out, span, first, rows, kv_head, blocks });
     });
 }
 
 /// Some rows of a span, for all query heads that share a key/value head.
 struct Rows<'a> {
     heads: Heads,
-    scale: f32,
+    mask: Mask,
+    sinks: Option<&'a [f32]>,
     qkv: &'a [f32],
     cache: &'a KvCache,
     layer: usize,
@@ -63,15 +67,21 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let group = self.heads.query / self.heads.kv;
-        let queries = self.rows * group;
-        let first_position = self.span.first_position + self.first;
-        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
-        (0..queries).for_each(|q| self.sums(q).fill(0.0));
-        for b in 0..(first_position + self.rows).div_ceil(KV_BLOCK_TOKENS) {
+        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; self.rows * group];
+        for (q, running) in running.iter_mut().enumerate() {
+            self.sums(q).fill(0.0);
+            if let Some(sinks) = self.sinks {
+                *running = Running { max: sinks[self.place(q).1], sum: 1.0 };
+            }
+        }
+        // Later rows see later positions: the first sees the earliest, the last the latest.
+        let earliest = self.mask.seen(self.span, self.first).start;
+        let latest = self.mask.seen(self.span, self.first + self.rows - 1).end;
+        for b in earliest / KV_BLOCK_TOKENS..latest.div_ceil(KV_BLOCK_TOKENS) {
             let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
-            let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS, first_position, group };
-            // Later rows see more: those that see this block are a suffix.
-            let mut q = (b * KV_BLOCK_TOKENS).saturating_sub(first_position) * group;
+            let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS };
+            let rows = self.rows_that_see(&block);
+            let (mut q, queries) = (rows.start * group, rows.end * group);
             while L::QUERIES >= 4 && q + 4 <= queries {
                 self.fold::<L, 4>(l, &block, q, &mut running);
                 q += 4;
@@ -105,22 +115,27 @@ struct Block<'a> {
     values: &'a [u16],
     /// Position of the first.
     begin: usize,
-    /// Position of the first row of the chunk.
-    first_position: usize,
-    /// Query heads that share the block.
-    group: usize,
-}
-
-impl Block<'_> {
-    /// How many of the 16 positions a query sees.
-    fn seen(&self, query: usize) -> usize {
-        (self.first_position + query / self.group + 1 - self.begin).min(KV_BLOCK_TOKENS)
-    }
 }
 
 type Scores = [f32; KV_BLOCK_TOKENS];
 
 impl Rows<'_> {
+    /// The rows of this chunk that see something of a block.
+    fn rows_that_see(&self, block: &Block<'_>) -> Range<usize> {
+        let position = self.span.first_position + self.first;
+        let end = block.begin + KV_BLOCK_TOKENS;
+        let first = if self.mask.causal { block.begin.saturating_sub(position) } else { 0 };
+        let last = self.mask.window.map_or(self.rows, |window| (end + window - 1).saturating_sub(position));
+        first..last.min(self.rows)
+    }
+
+    /// Which of the 16 positions of a block a query sees.
+    fn seen(&self, block: &Block<'_>, query: usize) -> Range<usize> {
+        let row = self.first + query / (self.heads.query / self.heads.kv);
+        let seen = self.mask.seen(self.span, row);
+        seen.start.saturating_sub(block.begin)..(seen.end - block.begin).min(KV_BLOCK_TOKENS)
+    }
+
     /// Row and query head of a query of this chunk.
     fn place(&self, query: usize) -> (usize, usize) {
         let group = self.heads.query / self.heads.kv;
@@ -147,28 +162,28 @@ impl Rows<'_> {
     #[inline(always)]
     fn fold<L: Lanes, const N: usize>(&self, l: L, block: &Block<'_>, first: usize, running: &mut [Running]) {
         let q: [&[f32]; N] = std::array::from_fn(|n| self.query(first + n));
-        let seen: [usize; N] = std::array::from_fn(|n| block.seen(first + n));
-        let mut weights = scores(l, block.keys, q, self.scale);
+        let seen: [Range<usize>; N] = std::array::from_fn(|n| self.seen(block, first + n));
+        let mut weights = scores(l, block.keys, q, &self.mask);
         let mut rescale = [0.0; N];
         for n in 0..N {
-            rescale[n] = soften(l, &mut weights[n], seen[n], &mut running[first + n]);
+            rescale[n] = soften(l, &mut weights[n], &seen[n], &mut running[first + n]);
         }
         let mut out: [&mut [f32]; N] = std::array::from_fn(|n| self.sums(first + n));
-        if seen == [KV_BLOCK_TOKENS; N] {
-            add_values(l, block.values, &weights, rescale, KV_BLOCK_TOKENS, &mut out);
+        if seen.iter().all(|seen| *seen == (0..KV_BLOCK_TOKENS)) {
+            add_values(l, block.values, &weights, rescale, 0..KV_BLOCK_TOKENS, &mut out);
         } else {
             // What lies beyond may be anything, NaN included: it is not even multiplied by zero.
             for n in 0..N {
                 let out = std::array::from_mut(&mut out[n]);
-                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n], out);
+                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n].clone(), out);
             }
         }
     }
 }
 
-/// `scale * (q . k)` for the 16 keys of a block, summed in the order of the head's values.
+/// Scores of the 16 keys of a block, products summed in the order of the head's values.
 #[inline(always)]
-fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], scale: f32) -> [Scores; N] {
+fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], mask: &Mask) -> [Scores; N] {
     let mut sums = [l.splat(0.0); N];
     let (keys, _) = keys.as_chunks::<LANES>();
     let q: [&[f32]; N] = q.map(|q| &q[..keys.len()]);
@@ -180,16 +195,17 @@ fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], scale: f
     }
     let mut scores = [[0.0; KV_BLOCK_TOKENS]; N];
     for n in 0..N {
-        l.store(l.mul(sums[n], l.splat(scale)), &mut scores[n]);
+        l.store(capped(l, l.mul(sums[n], l.splat(mask.scale)), mask.softcap), &mut scores[n]);
     }
     scores
 }
 
-/// Turns the first `seen` scores into weights under the new running maximum, the others into 0. Returns what earlier
+/// Turns the scores that are `seen` into weights under the new running maximum, the others into 0. Returns what earlier
 /// sums are to be multiplied by.
 #[inline(always)]
-fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: usize, running: &mut Running) -> f32 {
-    scores[seen..].fill(f32::NEG_INFINITY);
+fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: &Range<usize>, running: &mut Running) -> f32 {
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
     let a = l.load(scores);
     let highest = l.largest(a);
     let max = if highest > running.max { highest } else { running.max };
@@ -205,25 +221,25 @@ fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: usize, running: &mut Runnin
     rescale
 }
 
-/// `out = out * rescale`, then `+= weight * value` in order of position, for the first `seen` values of a block.
+/// `out = out * rescale`, then `+= weight * value` in order of position, for the values of a block that are `seen`.
 #[inline(always)]
 fn add_values<L: Lanes, const N: usize>(
     l: L,
     values: &[u16],
     weights: &[Scores; N],
     rescale: [f32; N],
-    seen: usize,
+    seen: Range<usize>,
     out: &mut [&mut [f32]; N],
 ) {
     let dim = values.len() / KV_BLOCK_TOKENS;
     let mut at = 0;
     // Several vectors at a time keep enough sums in flight to hide the latency of an addition.
     while at + 4 * LANES <= dim {
-        add_columns::<L, N, 4>(l, (values, dim, at), weights, rescale, seen, out);
+        add_columns::<L, N, 4>(l, (values, dim, at), weights, rescale, seen.clone(), out);
         at += 4 * LANES;
     }
     while at + LANES <= dim {
-        add_columns::<L, N, 1>(l, (values, dim, at), weights, rescale, seen, out);
+        add_columns::<L, N, 1>(l, (values, dim, at), weights, rescale, seen.clone(), out);
         at += LANES;
     }
 }
@@ -235,7 +251,7 @@ fn add_columns<L: Lanes, const N: usize, const C: usize>(
     (values, dim, at): (&[u16], usize, usize),
     weights: &[Scores; N],
     rescale: [f32; N],
-    seen: usize,
+    seen: Range<usize>,
     out: &mut [&mut [f32]; N],
 ) {
     let mut sums = [[l.splat(0.0); C]; N];
@@ -245,7 +261,7 @@ fn add_columns<L: Lanes, const N: usize, const C: usize>(
             sums[n][c] = l.mul(l.load(&old[c]), l.splat(rescale[n]));
         }
     }
-    for j in 0..seen {
+    for j in seen {
         let (v, _) = values[j * dim + at..][..C * LANES].as_chunks::<LANES>();
         for c in 0..C {
             let v = l.load_f16(&v[c]);

@@ -3,6 +3,8 @@
 //! A block holds, for one layer and one key/value head, keys as `[dim][16 tokens]` and then values as
 //! `[16 tokens][dim]`: scores then come out one token to a lane, and no sum ever runs across lanes.
 
+use std::sync::OnceLock;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -10,7 +12,6 @@ use super::arena::{Arena, Slab};
 use super::disjoint::Disjoint;
 use super::lanes::LANES;
 use super::pool::Pool;
-use super::weights::zeroed;
 use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, Rope, RopePairs, Span, StepLayout};
 
 /// Keys and values of all layers.
@@ -49,37 +50,39 @@ impl KvCache {
     }
 }
 
-/// Cosines and sines of every position.
+/// Positions whose cosines and sines are computed together.
+const TURNS_TOGETHER: usize = 64;
+
+/// Cosines and sines of every position, computed when a position is first met: a long context costs nothing until then.
 pub struct RopeTable {
-    /// `[position][dims / 2]` of (cosine, sine).
-    turns: Vec<(f32, f32)>,
-    half: usize,
-    pairs: RopePairs,
+    rope: Rope,
+    /// `[position % 64][pair]` of (cosine, sine), for 64 positions each.
+    turns: Vec<OnceLock<Box<[(f32, f32)]>>>,
 }
 
 impl RopeTable {
     pub(super) fn new(rope: &Rope) -> Result<Self, OpsError> {
-        assert_eq!(rope.dims % 2, 0, "a rotation turns pairs");
-        let half = rope.dims / 2;
-        let factor = |i: usize| rope.factors.as_ref().map_or(1.0, |f| f64::from(f[i]));
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| libm::pow(f64::from(rope.base), -2.0 * i as f64 / rope.dims as f64) / factor(i))
-            .collect();
-        let mut turns = zeroed(rope.positions.saturating_mul(half), "the rotation table")?;
-        for (i, turn) in turns.iter_mut().enumerate() {
-            let (sine, cosine) = libm::sincos((i / half) as f64 * frequencies[i % half]);
-            *turn = (cosine as f32, sine as f32);
-        }
-        Ok(Self { turns, half, pairs: rope.pairs })
+        assert!(!rope.frequencies.is_empty(), "a rotation turns at least one pair");
+        let turns = (0..rope.positions.div_ceil(TURNS_TOGETHER)).map(|_| OnceLock::new()).collect();
+        Ok(Self { rope: rope.clone(), turns })
+    }
+
+    fn turns(&self, position: usize) -> &[(f32, f32)] {
+        let half = self.rope.frequencies.len();
+        let chunk = self.turns[position / TURNS_TOGETHER].get_or_init(|| {
+            let first = position / TURNS_TOGETHER * TURNS_TOGETHER;
+            (0..TURNS_TOGETHER * half).map(|i| self.rope.turn(first + i / half, i % half)).collect()
+        });
+        &chunk[position % TURNS_TOGETHER * half..][..half]
     }
 
     /// Rotates one head.
     fn rotate(&self, head: &mut [f32], position: usize) {
-        let turns = &self.turns[position * self.half..][..self.half];
+        let turns = self.turns(position);
         for (i, &(cosine, sine)) in turns.iter().enumerate() {
-            let (a, b) = match self.pairs {
+            let (a, b) = match self.rope.pairs {
                 RopePairs::Adjacent => (2 * i, 2 * i + 1),
-                RopePairs::Halves => (i, i + self.half),
+                RopePairs::Halves => (i, i + turns.len()),
             };
             (head[a], head[b]) = (head[a] * cosine - head[b] * sine, head[a] * sine + head[b] * cosine);
         }
@@ -94,7 +97,7 @@ pub(super) fn span_of<'a>(step: &StepLayout<'a>, row: usize) -> &'a Span {
 /// [`crate::ops::Ops::rope_store`] on the rows of `qkv`.
 pub(super) fn rope_store(
     pool: &mut Pool,
-    table: &RopeTable,
+    table: Option<&RopeTable>,
     step: &StepLayout<'_>,
     heads: Heads,
     qkv: &mut [f32],
@@ -111,7 +114,9 @@ pub(super) fn rope_store(
             let span = span_of(step, row);
             let position = span.first_position + row - span.first_row;
             let (rotated, values) = qkv.split_at_mut((heads.query + heads.kv) * heads.dim);
-            rotated.chunks_exact_mut(heads.dim).for_each(|head| table.rotate(head, position));
+            if let Some(table) = table {
+                rotated.chunks_exact_mut(heads.dim).for_each(|head| table.rotate(head, position));
+            }
             let keys = &rotated[heads.query * heads.dim..];
             // SAFETY: `Places::of` has made sure that no two rows of the step store at the same place.
             unsafe { places.store(&data, row, position % KV_BLOCK_TOKENS, keys, values) };

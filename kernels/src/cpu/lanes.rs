@@ -129,7 +129,39 @@ pub(super) trait Lanes: Copy {
         let p = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
         self.zero_below(self.mul(p, self.pow2(n)), x, EXP_LEAST)
     }
+
+    /// `x / (1 + e^less)`.
+    #[inline(always)]
+    fn times_sigmoid(self, x: Self::F, less: Self::F) -> Self::F {
+        self.div(x, self.add(self.splat(1.0), self.exp(less)))
+    }
+
+    /// `1 - 2 / (e^(2x) + 1)`.
+    #[inline(always)]
+    fn tanh(self, x: Self::F) -> Self::F {
+        let above = self.add(self.exp(self.mul(x, self.splat(2.0))), self.splat(1.0));
+        self.add(self.splat(1.0), self.div(self.splat(-2.0), above))
+    }
+
+    /// `x` times the normal distribution up to `x`: `max(x, 0) - |x| * tail(|x|)`.
+    #[inline(always)]
+    fn gelu_erf(self, x: Self::F) -> Self::F {
+        let magnitude = self.max(self.mul(x, self.splat(-1.0)), x);
+        let z = self.mul(magnitude, self.splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = self.div(self.splat(1.0), self.fma(self.splat(ERF_P), z, self.splat(1.0)));
+        let mut p = self.splat(ERF_TERMS[0]);
+        for c in &ERF_TERMS[1..] {
+            p = self.fma(p, t, self.splat(*c));
+        }
+        let tail = self.mul(self.mul(p, t), self.exp(self.mul(self.mul(z, z), self.splat(-1.0))));
+        let tail = self.mul(tail, self.splat(-0.5));
+        self.fma(magnitude, tail, self.max(self.splat(0.0), x))
+    }
 }
+
+/// Coefficients of 7.1.26 of Abramowitz and Stegun, highest power first, and its `p`.
+const ERF_TERMS: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6];
+const ERF_P: f32 = 0.327_591_1;
 
 /// Below this `e^x` counts as 0: about where it would become subnormal.
 const EXP_LEAST: f32 = -87.3;

@@ -2,7 +2,7 @@
 //! chunks, on any number of threads, with any instruction set.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod layer;
 
 use half::f16;
 
@@ -189,7 +189,7 @@ fn norm_swiglu_gather() {
             agree!(1e-13, ops => {
                 let x = upload(ops, &x, cols);
                 let mut out = ops.buffer(rows, cols / 2).unwrap();
-                ops.swiglu(&x, &mut out).unwrap();
+                ops.gate(Activation::Silu, &x, &mut out).unwrap();
                 ops.read(&out).unwrap()
             });
             let picked: Vec<usize> = (0..rows).rev().step_by(2).collect();
@@ -204,13 +204,64 @@ fn norm_swiglu_gather() {
 }
 
 #[test]
+fn activations_biases_and_scales() {
+    let mut random = Random(31);
+    let activations = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 },
+    ];
+    for (cols, rows) in [(32, 1), (96, 3), (1536, 17)] {
+        let x: Vec<f32> = random.values(rows * cols).iter().map(|v| v * 12.0).collect();
+        let (weight, bias) = (random.values(cols), random.values(cols));
+        for activation in activations {
+            agree!(1e-11, ops => {
+                let mut x = upload(ops, &x, cols);
+                let mut out = ops.buffer(rows, cols / 2).unwrap();
+                ops.gate(activation, &x, &mut out).unwrap();
+                ops.activate(activation, &mut x).unwrap();
+                [ops.read(&out).unwrap(), ops.read(&x).unwrap()].concat()
+            });
+        }
+        agree!(1e-13, ops => {
+            let mut x = upload(ops, &x, cols);
+            let [weight, bias] = [&weight, &bias].map(|v| ops.vector(v).unwrap());
+            let [mut y, mut z] = [rows, rows].map(|rows| ops.buffer(rows, cols).unwrap());
+            ops.layer_norm(&x, &weight, &bias, 1e-5, &mut y).unwrap();
+            ops.norm(&y, &weight, 1e-5, &mut z).unwrap();
+            ops.add_scaled(&y, 0.22, &mut z).unwrap();
+            ops.add_bias(&bias, &mut z).unwrap();
+            let heads = ops.vector(&[0.5, 1.5, -2.0, 3.0].repeat(4)).unwrap();
+            ops.norm_heads(&heads, 1e-6, 1..cols / 16, &mut z).unwrap();
+            ops.scale(-3.0, None, &mut x).unwrap();
+            [ops.read(&x).unwrap(), ops.read(&z).unwrap()].concat()
+        });
+        agree!(1e-11, ops => {
+            let mut x = upload(ops, &x, cols);
+            ops.scale(0.5, Some(3.0), &mut x).unwrap();
+            ops.read(&x).unwrap()
+        });
+    }
+    // A vocabulary need not be whole vectors.
+    let (w, x) = (random.matrix(Quant::F32, 37, 32), random.values(64));
+    agree!(1e-11, ops => {
+        let (w, x) = (ops.matrix(&[w.source()]).unwrap(), upload(ops, &x, 32));
+        let mut out = ops.buffer(2, 37).unwrap();
+        ops.linear(&x, &w, &mut out).unwrap();
+        ops.scale(4.0, Some(2.0), &mut out).unwrap();
+        ops.read(&out).unwrap()
+    });
+}
+
+#[test]
 fn swiglu_at_the_ends() {
     let mut gate_up = vec![1.0f32; 64];
     gate_up[..8].copy_from_slice(&[-200.0, -88.5, -87.0, 200.0, 0.0, -1e30, 1e30, f32::NAN]);
     for mut ops in backends() {
         let x = upload(&mut ops, &gate_up, 64);
         let mut out = ops.buffer(1, 32).unwrap();
-        ops.swiglu(&x, &mut out).unwrap();
+        ops.gate(Activation::Silu, &x, &mut out).unwrap();
         let y = ops.read(&out).unwrap();
         assert!(y[..3].iter().all(|v| v.abs() < 1e-35) && y[5].abs() < 1e-6, "{y:?}");
         assert_eq!((y[3], y[4], y[6]), (200.0, 0.0, 1e30));
@@ -218,163 +269,30 @@ fn swiglu_at_the_ends() {
     }
 }
 
-/// One layer of a model: everything that a forward pass does, in small.
-struct Layer {
-    heads: Heads,
-    rope: Rope,
-    embedding: OwnedMatrix,
-    qkv: [OwnedMatrix; 3],
-    output: OwnedMatrix,
-    gate_up: OwnedMatrix,
-    down: OwnedMatrix,
-    norm: Vec<f32>,
-}
-
-const HIDDEN: usize = 96;
-const FFN: usize = 160;
-
-impl Layer {
-    fn new(heads: Heads, pairs: RopePairs, seed: u64) -> Self {
-        let mut random = Random(seed);
-        let factors = (pairs == RopePairs::Halves).then(|| vec![1.5; heads.dim / 4]);
-        Self {
-            heads,
-            rope: Rope { base: 10000.0, dims: heads.dim / 2, pairs, factors, positions: 256 },
-            embedding: random.matrix(Quant::Q8_0, 40, HIDDEN),
-            qkv: [
-                random.matrix(Quant::Q4_1, heads.query * heads.dim, HIDDEN),
-                random.matrix(Quant::Q4_0, heads.kv * heads.dim, HIDDEN),
-                random.matrix(Quant::Q8_0, heads.kv * heads.dim, HIDDEN),
-            ],
-            output: random.matrix(Quant::Q4_1, HIDDEN, heads.query * heads.dim),
-            gate_up: random.matrix(Quant::Q4_1, 2 * FFN, HIDDEN),
-            down: random.matrix(Quant::BF16, HIDDEN, FFN),
-            norm: random.values(HIDDEN).iter().map(|v| v + 2.0).collect(),
-        }
-    }
-
-    /// Feeds sequences in the steps given, each a list of (sequence, tokens to take), and returns what came out at every
-    /// (sequence, position). Blocks are handed out in a scattered order and were full of NaN before.
-    fn run<O: Ops>(&self, ops: &mut O, steps: &[Vec<(usize, usize)>]) -> BTreeMap<(usize, usize), Vec<f32>> {
-        const BLOCKS: usize = 24;
-        let layer = 1;
-        let kv = KvShape { layers: 2, kv_heads: self.heads.kv, head_dim: self.heads.dim, blocks: BLOCKS };
-        let (mut cache, rope) = (ops.kv_cache(kv).unwrap(), ops.rope_table(&self.rope).unwrap());
-        let nan = vec![f32::NAN; BLOCKS * KV_BLOCK_TOKENS * self.heads.qkv_cols()];
-        let mut nan = upload(ops, &nan, self.heads.qkv_cols());
-        let whole = Span { first_row: 0, rows: 2 * KV_BLOCK_TOKENS, first_position: 0, first_block: 0 };
-        let blocks: Vec<u32> = (0..BLOCKS as u32).collect();
-        let spans: Vec<Span> =
-            (0..BLOCKS / 2).map(|i| Span { first_row: i * whole.rows, first_block: 2 * i, ..whole }).collect();
-        let layout = StepLayout { spans: &spans, blocks: &blocks };
-        ops.rope_store(&rope, &layout, self.heads, &mut nan, &mut cache, layer).unwrap();
-
-        let (mut tables, mut lengths) = (vec![Vec::new(); 8], [0; 8]);
-        let (mut results, mut taken) = (BTreeMap::new(), 0u32);
-        for step in steps {
-            let (mut spans, mut blocks, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
-            for &(sequence, rows) in step {
-                let span = Span {
-                    first_row: tokens.len(),
-                    rows,
-                    first_position: lengths[sequence],
-                    first_block: blocks.len(),
-                };
-                while tables[sequence].len() < span.blocks() {
-                    tables[sequence].push(taken * 7 % BLOCKS as u32);
-                    taken += 1;
-                }
-                blocks.extend(&tables[sequence]);
-                tokens.extend((0..rows).map(|i| ((lengths[sequence] + i) * 5 + sequence * 11) as u32 % 40));
-                lengths[sequence] += rows;
-                spans.push(span);
-            }
-            let out =
-                self.forward(ops, &StepLayout { spans: &spans, blocks: &blocks }, &tokens, (&rope, &mut cache, layer));
-            for (span, &(sequence, _)) in spans.iter().zip(step) {
-                for i in 0..span.rows {
-                    let row = &out[(span.first_row + i) * HIDDEN..][..HIDDEN];
-                    results.insert((sequence, span.first_position + i), row.to_vec());
-                }
-            }
-        }
-        results
-    }
-
-    fn forward<O: Ops>(
-        &self,
-        ops: &mut O,
-        step: &StepLayout<'_>,
-        tokens: &[u32],
-        (rope, cache, layer): (&O::RopeTable, &mut O::KvCache, usize),
-    ) -> Vec<f32> {
-        let (heads, rows) = (self.heads, tokens.len());
-        let [table, output, gate_up, down] =
-            [&self.embedding, &self.output, &self.gate_up, &self.down].map(|m| ops.matrix(&[m.source()]).unwrap());
-        let qkv_weights = ops.matrix(&[self.qkv[0].source(), self.qkv[1].source(), self.qkv[2].source()]).unwrap();
-        let norm = ops.vector(&self.norm).unwrap();
-        let [mut x, mut y, mut qkv, mut mixed, mut wide, mut narrow] =
-            [HIDDEN, HIDDEN, heads.qkv_cols(), heads.query * heads.dim, 2 * FFN, FFN]
-                .map(|cols| ops.buffer(rows, cols).unwrap());
-        ops.embed(&table, tokens, &mut x).unwrap();
-        ops.norm(&x, &norm, 1e-5, &mut y).unwrap();
-        ops.linear(&y, &qkv_weights, &mut qkv).unwrap();
-        ops.rope_store(rope, step, heads, &mut qkv, cache, layer).unwrap();
-        ops.attention(step, heads, 0.3, &qkv, cache, layer, &mut mixed).unwrap();
-        ops.linear_add(&mixed, &output, &mut x).unwrap();
-        ops.norm(&x, &norm, 1e-5, &mut y).unwrap();
-        ops.linear(&y, &gate_up, &mut wide).unwrap();
-        ops.swiglu(&wide, &mut narrow).unwrap();
-        ops.linear_add(&narrow, &down, &mut x).unwrap();
-        ops.read(&x).unwrap()
-    }
-}
-
-/// Sequence 0 has 70 tokens, sequence 1 has 33, sequence 2 has 17: all alone; in two chunkings; mixed in odd ways.
-fn schedules() -> Vec<Vec<Vec<(usize, usize)>>> {
-    let one_by_one = |s, n| (0..n).map(move |_| vec![(s, 1)]);
-    vec![
-        vec![vec![(0, 70)], vec![(1, 33)], vec![(2, 17)]],
-        one_by_one(2, 17).chain(one_by_one(0, 70)).chain(one_by_one(1, 33)).collect(),
-        vec![vec![(0, 7), (1, 16), (2, 17)], vec![(1, 1), (0, 63)], vec![(1, 16)]],
-        (0..70)
-            .map(|i| [(0, 70), (1, 33), (2, 17)].into_iter().filter(|&(_, n)| i < n).map(|(s, _)| (s, 1)).collect())
-            .collect(),
-    ]
-}
-
-fn compositions_agree(heads: Heads, pairs: RopePairs, seed: u64) {
-    let layer = Layer::new(heads, pairs, seed);
-    let exact = layer.run(&mut Exact::new(), &schedules()[0]);
-    for (i, schedule) in schedules().iter().enumerate() {
-        for mut ops in backends() {
-            let name = format!("{heads:?}, schedule {i}, {}", ops.describe());
-            let got = layer.run(&mut ops, schedule);
-            assert_eq!(got.len(), 120, "{name}");
-            assert!(
-                got.iter().all(|(place, row)| bits(row) == bits(&exact[place])),
-                "{name} differs from the contract"
-            );
-        }
-    }
-}
-
+/// Attention alone, of every kind of mask, against the oracle.
 #[test]
-fn a_layer_is_the_same_however_it_is_batched() {
-    compositions_agree(Heads { query: 9, kv: 3, dim: 32 }, RopePairs::Adjacent, 4);
-    compositions_agree(Heads { query: 4, kv: 4, dim: 48 }, RopePairs::Halves, 5);
-    compositions_agree(Heads { query: 8, kv: 1, dim: 16 }, RopePairs::Halves, 6);
-}
-
-/// The contract is close to arithmetic without rounding: int8 activations cost what eight bits must, and no more.
-#[test]
-fn rounding_is_small() {
-    let layer = Layer::new(Heads { query: 6, kv: 2, dim: 32 }, RopePairs::Adjacent, 7);
-    let exact = layer.run(&mut Reference::new(Rounding::None), &schedules()[0]);
-    let rounded = layer.run(&mut Exact::new(), &schedules()[0]);
-    let flat = |m: &BTreeMap<_, Vec<f32>>| m.values().flatten().copied().collect::<Vec<f32>>();
-    let error = nmse(&flat(&rounded), &flat(&exact));
-    assert!(error > 1e-6 && error < 3e-4, "{error:e}");
+fn attention_sees_what_the_mask_says() {
+    let heads = Heads { query: 6, kv: 2, dim: 32 };
+    let x: Vec<f32> = Random(50).values(53 * heads.qkv_cols()).iter().map(|v| v * 2.0).collect();
+    let kv = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: 4 };
+    let spans = [Span { first_row: 0, rows: 53, first_position: 0, first_block: 0 }];
+    let step = StepLayout { spans: &spans, blocks: &[2, 0, 3, 1] };
+    let sinks = [0.5, -1.0, 2.0, 0.0, 8.0, -30.0];
+    for (causal, window) in [(true, None), (true, Some(7)), (false, None), (false, Some(20)), (true, Some(33))] {
+        for softcap in [None, Some(1.5)] {
+            let mask = Mask { scale: 0.4, softcap, window, causal };
+            agree!(1e-11, ops => {
+                let (mut qkv, mut cache) = (upload(ops, &x, heads.qkv_cols()), ops.kv_cache(kv).unwrap());
+                let mut out = ops.buffer(53, 192).unwrap();
+                ops.rope_store(None, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+                ops.attention(&step, heads, mask, None, &qkv, &cache, 0, &mut out).unwrap();
+                let plain = ops.read(&out).unwrap();
+                let sinks = ops.vector(&sinks).unwrap();
+                ops.attention(&step, heads, mask, Some(&sinks), &qkv, &cache, 0, &mut out).unwrap();
+                [plain, ops.read(&out).unwrap()].concat()
+            });
+        }
+    }
 }
 
 #[test]
@@ -432,7 +350,7 @@ fn a_step_may_have_no_rows() {
 #[should_panic(expected = "same place of the KV cache")]
 fn sequences_cannot_write_to_the_same_slot() {
     let (mut ops, heads) = (Cpu::new(2), Heads { query: 1, kv: 1, dim: 16 });
-    let rope = Rope { base: 1e4, dims: 16, pairs: RopePairs::Halves, factors: None, positions: 16 };
+    let rope = Rope { frequencies: vec![0.5; 8], magnitude: 1.0, pairs: RopePairs::Halves, positions: 16 };
     let rope = ops.rope_table(&rope).unwrap();
     let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: 2 }).unwrap();
     let mut qkv = upload(&mut ops, &[0.5; 2 * 96], 96);
@@ -440,7 +358,7 @@ fn sequences_cannot_write_to_the_same_slot() {
     let span = Span { first_row: 0, rows: 1, first_position: 3, first_block: 0 };
     let spans = [span, Span { first_row: 1, first_block: 1, ..span }];
     let step = StepLayout { spans: &spans, blocks: &[1, 1] };
-    ops.rope_store(&rope, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+    ops.rope_store(Some(&rope), &step, heads, &mut qkv, &mut cache, 0).unwrap();
 }
 
 #[test]

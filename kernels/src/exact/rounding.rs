@@ -1,6 +1,6 @@
 //! Products, sums and the exponential of the contract. Knows no operation of a model.
 
-use crate::ops::{ACTIVATION_BLOCK, SEGMENT_BLOCKS};
+use crate::ops::{ACTIVATION_BLOCK, Activation, SEGMENT_BLOCKS};
 use crate::quant::{IntBlock, IntFormat, Quant, dequantize_row, int_blocks, quantize_activations};
 
 /// One row of activations, as it is and as integer products see it.
@@ -78,6 +78,39 @@ pub(super) fn fold(v: &mut [f32]) -> f32 {
         half /= 2;
     }
     v[0]
+}
+
+/// `1 / sqrt(mean(x^2) + epsilon)`, from sums of the columns equal modulo 32.
+pub(super) fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    let mut squares = [0.0f32; 32];
+    x.iter().enumerate().for_each(|(i, v)| squares[i % 32] = v.mul_add(*v, squares[i % 32]));
+    1.0 / (fold(&mut squares) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// `c * tanh(v / c)`, if there is a cap, by `tanh(y) = 1 - 2 / (e^(2y) + 1)`.
+pub(super) fn capped(v: f32, softcap: Option<f32>) -> f32 {
+    let Some(cap) = softcap else { return v };
+    cap * (1.0 + -2.0 / (exp(v / cap * 2.0) + 1.0))
+}
+
+/// An activation.
+pub(super) fn activated(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + exp(-x)),
+        Activation::GeluTanh => x / (1.0 + exp(0.044_715f32.mul_add(x * x * x, x) * -1.595_769_1)),
+        Activation::ClampedSwiglu { alpha, limit } => {
+            let x = if limit < x { limit } else { x };
+            x / (1.0 + exp(x * -alpha))
+        }
+        Activation::GeluErf => {
+            let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+            let t = 1.0 / 0.327_591_1f32.mul_add(z, 1.0);
+            let terms = [-1.453_152, 1.421_413_8, -0.284_496_72, 0.254_829_6];
+            let p = terms.into_iter().fold(1.061_405_4f32, |p, c| p.mul_add(t, c));
+            let tail = p * t * exp(-(z * z)) * -0.5;
+            x.abs().mul_add(tail, if 0.0 > x { 0.0 } else { x })
+        }
+    }
 }
 
 /// `e^x` as `expf` of Cephes computes it, with fused operations; 0 below -87.3, at most `e^88`.
