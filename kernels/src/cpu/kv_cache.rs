@@ -53,11 +53,14 @@ impl KvCache {
 /// Positions whose cosines and sines are computed together.
 const TURNS_TOGETHER: usize = 64;
 
+/// Cosine and sine of a pair.
+type Turn = (f32, f32);
+
 /// Cosines and sines of every position, computed when a position is first met: a long context costs nothing until then.
 pub struct RopeTable {
     rope: Rope,
     /// `[position % 64][pair]` of (cosine, sine), for 64 positions each.
-    turns: Vec<OnceLock<Box<[(f32, f32)]>>>,
+    turns: Vec<OnceLock<Box<[Turn]>>>,
 }
 
 impl RopeTable {
@@ -67,7 +70,7 @@ impl RopeTable {
         Ok(Self { rope: rope.clone(), turns })
     }
 
-    fn turns(&self, position: usize) -> &[(f32, f32)] {
+    fn turns(&self, position: usize) -> &[Turn] {
         let half = self.rope.frequencies.len();
         let chunk = self.turns[position / TURNS_TOGETHER].get_or_init(|| {
             let first = position / TURNS_TOGETHER * TURNS_TOGETHER;

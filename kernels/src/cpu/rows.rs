@@ -219,7 +219,7 @@ fn activated<L: Lanes>(l: L, activation: Activation, x: L::F) -> L::F {
         Activation::Silu => l.times_sigmoid(x, l.mul(x, l.splat(-1.0))),
         Activation::GeluTanh => {
             let cubed = l.mul(l.mul(x, x), x);
-            l.times_sigmoid(x, l.mul(l.fma(l.splat(0.044_715), cubed, x), l.splat(-1.595_769_1)))
+            l.times_sigmoid(x, l.mul(l.fma(l.splat(0.044_715), cubed, x), l.splat(-1.595_769)))
         }
         Activation::GeluErf => l.gelu_erf(x),
         Activation::ClampedSwiglu { alpha, limit } => {

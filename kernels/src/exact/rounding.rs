@@ -97,7 +97,7 @@ pub(super) fn capped(v: f32, softcap: Option<f32>) -> f32 {
 pub(super) fn activated(activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + exp(-x)),
-        Activation::GeluTanh => x / (1.0 + exp(0.044_715f32.mul_add(x * x * x, x) * -1.595_769_1)),
+        Activation::GeluTanh => x / (1.0 + exp(0.044_715f32.mul_add(x * x * x, x) * -1.595_769)),
         Activation::ClampedSwiglu { alpha, limit } => {
             let x = if limit < x { limit } else { x };
             x / (1.0 + exp(x * -alpha))
