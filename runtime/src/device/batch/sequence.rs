@@ -26,7 +26,7 @@ pub(super) struct Sequence {
     counts: Arc<TokenCounts>,
     /// What it took from the window.
     pub(super) reserved: u32,
-    /// Tokens found in the cache when it first ran; `None` before.
+    /// Tokens found in the cache in its first stay; `None` before.
     pub(super) cached: Option<u32>,
     /// Names of the full blocks of `tokens`, as far as they were asked for; the chain's root is before them.
     names: Vec<BlockHash>,
@@ -41,6 +41,8 @@ pub(super) struct Sequence {
 pub(super) struct Stay {
     /// Never given twice, and growing: running sequences are sorted by it.
     pub(super) number: u64,
+    /// Whether it never ran before: what later stays find in the cache was computed for it once.
+    pub(super) is_first: bool,
     pub(super) blocks: Vec<u32>,
     /// Leading blocks that have their names in the cache.
     pub(super) published: u32,

@@ -7,7 +7,8 @@ use cuckoo_wire::message::{Assign, SequenceId, StepItem};
 
 use super::plan::StepPlan;
 use super::sequence::{Sequence, Share, Stay};
-use super::{Batch, STEPS_IN_FLIGHT_MAX};
+use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
+use crate::device::kv_cache::KvCache;
 
 /// A step that has been planned and not applied.
 #[derive(Debug)]
@@ -79,6 +80,9 @@ impl Batch {
     /// Chunks of prompts, oldest first, in what the budget leaves.
     fn plan_prompts(&mut self, draft: &mut Draft) {
         for sequence in &mut self.running {
+            if draft.rows_left > 0 && sequence.rows_to_prefill() > 0 {
+                catch_up(sequence, &mut self.cache, &mut self.stats);
+            }
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
             if rows > 0 {
                 draft.take(sequence, rows);
@@ -152,8 +156,10 @@ impl Batch {
         while (blocks.len() as u32) < known {
             blocks.push(self.cache.allocate().expect("it was seen to fit"));
         }
-        sequence.stay = Stay { number: self.stays, blocks, published, computed, planned: computed, pending: None };
-        if sequence.cached.is_none() {
+        let is_first = sequence.cached.is_none();
+        sequence.stay =
+            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, pending: None };
+        if is_first {
             sequence.cached = Some(computed);
             self.stats.prefix_lookup_tokens += u64::from(sequence.known());
             self.stats.prefix_hit_tokens += u64::from(computed);
@@ -202,9 +208,32 @@ impl Batch {
         }
     }
 
-    /// Prompt tokens of a sequence that the cache had when it first ran; `None` if it did not run yet or has ended.
+    /// Tokens of a sequence that were found in the cache before its first draw; `None` if it did not run yet or has ended.
     pub fn cached_tokens(&self, id: SequenceId) -> Option<u32> {
         self.sequences_all().find(|s| s.id == id)?.cached
+    }
+}
+
+/// Exchanges blocks that a sequence has yet to compute for such as others have computed since it was admitted: of many
+/// that come at once with the same beginning, one computes it.
+fn catch_up(sequence: &mut Sequence, cache: &mut KvCache, stats: &mut BatchStats) {
+    if sequence.stay.computed < sequence.stay.planned {
+        return;
+    }
+    let from = sequence.stay.published as usize;
+    let found = cache.prefix(&sequence.shareable()[from..]).blocks as usize;
+    for at in from..from + found {
+        let Some(shared) = cache.share(sequence.shareable()[at]) else { return };
+        let own = std::mem::replace(&mut sequence.stay.blocks[at], shared);
+        cache.release(&[own]);
+        sequence.stay.published += 1;
+        let end = sequence.stay.published * KV_BLOCK_TOKENS as u32;
+        let spared = end - sequence.stay.computed;
+        (sequence.stay.computed, sequence.stay.planned) = (end, end);
+        if sequence.stay.is_first {
+            sequence.cached = sequence.cached.map(|c| c + spared);
+            stats.prefix_hit_tokens += u64::from(spared);
+        }
     }
 }
 

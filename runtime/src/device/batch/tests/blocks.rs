@@ -86,13 +86,42 @@ fn running_sequences_share_full_blocks_and_nothing_else() {
     let drawn = device.step(&plan);
     batch.apply(plan, &drawn, Duration::ZERO);
     assert_eq!(batch.blocks_used(), 3 + 2, "the second's first block is merged with the first's");
-    run(&mut batch, &mut device);
+    let plan = batch.plan().unwrap();
+    assert_eq!(plan.spans.iter().map(|s| s.rows).collect::<Vec<_>>(), [1, 8], "nor computes it on");
+    let drawn = device.step(&plan);
+    batch.apply(plan, &drawn, Duration::ZERO);
     assert_eq!(batch.blocks_used(), 4, "two shared, and one of its own for each");
     while run(&mut batch, &mut device) {}
     let mut all = HashMap::new();
     assert_eq!(outputs(&mut batch, &mut all).len(), 2);
     assert_eq!(all[&1], expected(&own(1, 40, 20)).0);
     assert_eq!(all[&2], expected(&Assign { seed: 77, ..own(1, 40, 20) }).0);
+}
+
+#[test]
+fn of_many_that_begin_alike_one_computes_the_beginning() {
+    let limits = BatchLimits { kv_blocks: 30, sequences_max: 4, step_tokens_max: 100, ..LIMITS };
+    let (mut batch, mut device) = (Batch::new(limits, WEIGHTS), FakeDevice::new(limits));
+    let alike: Vec<Assign> = (0..4)
+        .map(|id| {
+            let tokens = (0..80).map(|i| if i < 70 { i } else { 1_000 * (id + 1) + i }).collect();
+            Assign { tokens, ..own(u64::from(id), 80, 5) }
+        })
+        .collect();
+    alike.iter().for_each(|a| batch.assign(a.clone()));
+    let mut rows = Vec::new();
+    while let Some(plan) = batch.plan() {
+        rows.push(plan.tokens.len());
+        let drawn = device.step(&plan);
+        batch.apply(plan, &drawn, Duration::ZERO);
+        batch.assert_sound();
+    }
+    // The second began beside the first, and goes on from the first's blocks; the others find them.
+    assert_eq!(rows[..2], [80 + 20, 1 + 3 * 16]);
+    assert_eq!(batch.stats().prefix_hit_tokens, (64 - 20) + 2 * 64);
+    let mut all = HashMap::new();
+    outputs(&mut batch, &mut all);
+    alike.iter().for_each(|a| assert_eq!(all[&a.sequence.0], expected(a).0));
 }
 
 const TIGHT: BatchLimits = BatchLimits { kv_blocks: 4, ..WIDE };
