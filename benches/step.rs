@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_runtime::{Batch, BatchLimits, Engine};
-use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId};
+use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId, WeightsHash};
 
 const BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
 const BUDGETS: [u32; 4] = [32, 64, 128, 256];
 const PROMPT_TOKENS: u32 = 32;
 const LONG_PROMPT_TOKENS: u32 = 512;
+/// Each batch begins with an empty cache, so any name of the model will do.
+const WEIGHTS: WeightsHash = WeightsHash([0; 32]);
 
 struct Bench {
     engine: Engine<Timed<Cpu>>,
@@ -25,7 +27,13 @@ struct Bench {
 }
 
 fn limits(step_tokens_max: u32) -> BatchLimits {
-    BatchLimits { sequences_max: 16, step_tokens_max, kv_blocks: 1_024, context_tokens: 8_192 }
+    BatchLimits {
+        sequences_max: 16,
+        step_tokens_max,
+        step_target: Duration::MAX,
+        kv_blocks: 1_024,
+        context_tokens: 8_192,
+    }
 }
 
 fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
@@ -41,6 +49,7 @@ fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
         stop_tokens: vec![],
         credit: u32::MAX,
         blocks: Assign::blocks_for(prompt_tokens, max_new, 16),
+        cache_salt: [0; 16],
     }
 }
 
@@ -50,13 +59,13 @@ impl Bench {
         let began = Instant::now();
         let plan = batch.plan()?;
         let drawn = self.engine.step(&plan).expect("the device works");
-        batch.apply(plan, &drawn);
+        batch.apply(plan, &drawn, began.elapsed());
         Some(began.elapsed())
     }
 
     /// Tokens per second of `n` sequences that decode together.
     fn decode(&mut self, n: u32) -> f64 {
-        let mut batch = Batch::new(limits(256));
+        let mut batch = Batch::new(limits(256), WEIGHTS);
         (0..u64::from(n)).for_each(|i| batch.assign(assign(i, PROMPT_TOKENS, self.decode_tokens + 1)));
         let mut prompt_rows = n * PROMPT_TOKENS;
         while prompt_rows > 0 {
@@ -73,7 +82,7 @@ impl Bench {
 
     /// Eight sequences decode; one with a long prompt joins. Its time to first token, and the longest step meanwhile.
     fn join(&mut self, budget: u32, others: u64) -> (f64, f64) {
-        let mut batch = Batch::new(limits(budget));
+        let mut batch = Batch::new(limits(budget), WEIGHTS);
         (0..others).for_each(|i| batch.assign(assign(i, PROMPT_TOKENS, 400)));
         (0..16).for_each(|_| _ = self.step(&mut batch));
         batch.take_news();

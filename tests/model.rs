@@ -1,16 +1,18 @@
 //! The real model on the CPU backend: against the f64 reference, and bit for bit against itself however it is batched,
-//! cut into chunks, spread over threads or resumed.
+//! cut into chunks, spread over threads, resumed, found in the cache, preempted or planned ahead.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
 use cuckoo_runtime::forward::{Model, Workspace, kv_shape};
-use cuckoo_runtime::{Batch, BatchLimits, Engine};
-use cuckoo_wire::message::{Assign, End, ReplicaId, Sampling, SequenceId, StepItem};
+use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, StepPlan};
+use cuckoo_wire::message::{Assign, End, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
 use crate::support::weights;
 
@@ -132,9 +134,12 @@ struct Shape {
     threads: usize,
     batch: u32,
     step_tokens: u32,
+    kv_blocks: u32,
+    /// Steps planned before the first of them is computed.
+    in_flight: usize,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512 };
+const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1 };
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -155,6 +160,7 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sam
         stop_tokens: vec![],
         credit: 10_000,
         blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
+        cache_salt: [0; 16],
         tokens: tokens.to_vec(),
     }
 }
@@ -164,30 +170,44 @@ fn fnv(values: &[f32]) -> u64 {
 }
 
 fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
+    generate_counting(files, shape, assigns).0
+}
+
+fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
-        kv_blocks: 512,
+        step_target: Duration::MAX,
+        kv_blocks: shape.kv_blocks,
         context_tokens: 8_192,
     };
     let mut engine = Engine::new(Cpu::new(shape.threads), &files.gguf, &files.file, &files.spec, limits).unwrap();
-    let mut batch = Batch::new(limits);
+    let mut batch = Batch::new(limits, WeightsHash([0; 32]));
     let mut outputs = vec![Output::default(); assigns.len()];
+    let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();
     let mut left = assigns.into_iter();
+    let mut plans: VecDeque<StepPlan> = VecDeque::new();
     loop {
         while batch.sequences().0 + batch.sequences().1 < shape.batch as usize {
             let Some(next) = left.next() else { break };
             batch.assign(next);
         }
-        let Some(plan) = batch.plan() else { break };
+        while plans.len() < shape.in_flight {
+            let Some(plan) = batch.plan() else { break };
+            plans.push_back(plan);
+        }
+        let Some(plan) = plans.pop_front() else { break };
         let drawn = engine.step(&plan).unwrap();
         if !plan.draws.is_empty() {
             let logits = engine.logits().unwrap();
             for (draw, row) in plan.draws.iter().zip(logits.chunks(files.spec.vocab)) {
-                outputs[draw.sequence.0 as usize].logits.push(fnv(row));
+                let (id, digests) = (draw.sequence.0 as usize, &mut outputs[draw.sequence.0 as usize].logits);
+                let at = draw.position as usize - known[id];
+                digests.resize(digests.len().max(at + 1), 0);
+                digests[at] = fnv(row);
             }
         }
-        batch.apply(plan, &drawn);
+        batch.apply(plan, &drawn, Duration::ZERO);
         for StepItem { sequence, first, tokens, end } in batch.take_news() {
             let output = &mut outputs[sequence.0 as usize];
             assert_eq!(output.tokens.len(), first as usize, "gapless");
@@ -196,7 +216,9 @@ fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
         }
     }
     assert_eq!(batch.blocks_used(), 0, "all blocks return");
-    outputs
+    // A step planned ahead may have drawn once more after a stop token: that is discarded.
+    outputs.iter_mut().for_each(|o| o.logits.truncate(o.tokens.len()));
+    (outputs, batch.stats())
 }
 
 fn prompts(files: &Files) -> Vec<Vec<u32>> {
@@ -261,4 +283,74 @@ fn a_seed_decides_and_a_resumed_sequence_goes_on_the_same() {
         assert_eq!(resumed.tokens, whole.tokens[accepted..], "after {accepted} tokens");
         assert_eq!(resumed.logits, whole.logits[accepted..]);
     }
+}
+
+/// Without penalties, so that steps may be planned ahead.
+fn plain(seed: u64) -> Sampling {
+    Sampling { temperature: 0.9, top_p: 0.95, seed: Some(seed), ..Sampling::default() }
+}
+
+#[test]
+fn cached_equals_cold() {
+    let files = files();
+    let words = files.tokenizer.encode(&TEXTS.join("\n").repeat(2), true).unwrap();
+    let first = assign(0, &words[..70], 70, 20, &sampled(1));
+    let mut expected = vec![generate(&files, ALONE, vec![first.clone()]).remove(0)];
+    // The same prompt, one that is all full blocks, one that goes on from the first's output, one that parts early.
+    let answered = [&words[..70], &expected[0].tokens, &words[100..130]].concat();
+    let parted = [&words[..40], &words[90..120]].concat();
+    let mut assigns = vec![first];
+    for (tokens, seed) in [(&words[..70], 2), (&words[..64], 3), (&answered[..], 4), (&parted[..], 5)] {
+        let id = assigns.len();
+        let alone = assign(0, tokens, tokens.len(), 20, &sampled(seed));
+        expected.push(generate(&files, ALONE, vec![alone]).remove(0));
+        assigns.push(assign(id, tokens, tokens.len(), 20, &sampled(seed)));
+    }
+    let (one_after_another, stats) = generate_counting(&files, ALONE, assigns.clone());
+    assert_eq!(expected, one_after_another);
+    assert_eq!(stats.prefix_hit_tokens, 64 + 48 + 80 + 32, "{stats:?}");
+    let (together, stats) = generate_counting(&files, Shape { batch: 5, step_tokens: 80, ..ALONE }, assigns);
+    assert_eq!(expected, together);
+    assert!(stats.prefix_hit_tokens > 0, "{stats:?}");
+}
+
+#[test]
+fn preempted_equals_undisturbed() {
+    let files = files();
+    let words = files.tokenizer.encode(&TEXTS.join("\n").repeat(2), true).unwrap();
+    let assigns: Vec<Assign> = (0..3)
+        .map(|i| assign(i, &words[i * 40..i * 40 + 30], 30, 60, &if i == 1 { plain(1) } else { sampled(i as u64) }))
+        .collect();
+    let roomy = Shape { batch: 3, step_tokens: 64, ..ALONE };
+    let (undisturbed, stats) = generate_counting(&files, roomy, assigns.clone());
+    assert_eq!(stats.preemptions, 0);
+    // Nine blocks in the end where one sequence may need six: somebody must wait, and be computed again.
+    for in_flight in [1, 2] {
+        let tight = Shape { kv_blocks: 9, in_flight, ..roomy };
+        let (preempted, stats) = generate_counting(&files, tight, assigns.clone());
+        assert_eq!(undisturbed, preempted, "{in_flight} in flight");
+        assert!(stats.preemptions > 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn planned_ahead_equals_one_by_one() {
+    let files = files();
+    let mut assigns: Vec<Assign> = prompts(&files)
+        .iter()
+        .take(6)
+        .enumerate()
+        .map(|(i, p)| assign(i, p, p.len(), 12 + i as u32, &plain(i as u64)))
+        .collect();
+    let whole = generate(&files, ALONE, assigns.clone());
+    // Some of them meet a stop token, with a row behind it in flight.
+    for (assign, output) in assigns.iter_mut().zip(&whole).take(3) {
+        assign.stop_tokens = vec![output.tokens[5]];
+    }
+    let alone = generate(&files, ALONE, assigns.clone());
+    assert_eq!(alone[0].end, Some(End::Stop));
+    let ahead = Shape { batch: 4, step_tokens: 40, in_flight: 2, ..ALONE };
+    let (outputs, stats) = generate_counting(&files, ahead, assigns);
+    assert_eq!(alone, outputs);
+    assert!(stats.rows_discarded >= 3, "{stats:?}");
 }

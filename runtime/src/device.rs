@@ -3,6 +3,7 @@
 
 mod batch;
 mod batcher;
+mod budget;
 mod executor;
 mod kv_cache;
 
@@ -17,10 +18,11 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::link::LinkMsg;
 
-pub use batch::{Batch, BatchLimits, Draw, StepPlan};
+pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIGHT_MAX, StepPlan};
 pub(crate) use batcher::BatcherMsg;
+pub use budget::StepBudget;
 pub use executor::Engine;
-pub use kv_cache::KvCache;
+pub use kv_cache::{BlockHash, KvCache, Prefix};
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
@@ -35,6 +37,24 @@ pub enum DeviceKind {
         /// Threads that work on a step.
         threads: usize,
     },
+}
+
+impl DeviceKind {
+    /// How long a step should take: what those who decode wait for a prompt that joins them.
+    pub(crate) fn step_target(self) -> Duration {
+        match self {
+            Self::Cpu { .. } => Duration::from_millis(60),
+        }
+    }
+
+    /// Steps that are handed to the executor before the first of them is done; at most [`STEPS_IN_FLIGHT_MAX`].
+    fn steps_in_flight(self) -> usize {
+        match self {
+            // Planning takes microseconds and a step of this device milliseconds. A second step would hide the one at
+            // the price of making whoever arrives wait for the other.
+            Self::Cpu { .. } => 1,
+        }
+    }
 }
 
 /// One model on one device.
@@ -146,8 +166,12 @@ impl Pair {
         let spawner = ThreadLocalActorSpawner::new();
         let (executor, _) =
             executor::Executor::spawn_linked(None, args.config.executor_args(), me.get_cell(), spawner).await?;
-        let batcher_args =
-            batcher::BatcherArgs { executor: executor.clone(), limits: args.config.limits, offer: args.config.offer() };
+        let batcher_args = batcher::BatcherArgs {
+            executor: executor.clone(),
+            limits: args.config.limits,
+            steps_in_flight: args.config.kind.steps_in_flight(),
+            offer: args.config.offer(),
+        };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
         Ok(Self { batcher: batcher.get_cell(), executor: executor.get_cell() })

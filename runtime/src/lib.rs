@@ -11,7 +11,7 @@
 //!           ◀─Step── Link ◀ Batcher ◀──tokens──┘
 //! ```
 //!
-//! The cores are pure and exported: [`Batch`], [`KvCache`], [`forward`]. The actors are private shells around them.
+//! The cores are pure and exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
 
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,9 @@ pub mod forward;
 mod link;
 mod miner;
 
-pub use device::{Batch, BatchLimits, DeviceConfig, DeviceKind, Draw, Engine, KvCache, StepPlan};
+pub use device::{
+    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, KvCache, Placeholder, Prefix,
+    STEPS_IN_FLIGHT_MAX, StepBudget, StepPlan,
+};
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

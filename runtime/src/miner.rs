@@ -137,9 +137,10 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    let limits = limits(config, &spec, &model.path)?;
+    let kind = DeviceKind::Cpu { threads: config.threads };
+    let limits = limits(config, kind, &spec, &model.path)?;
     Ok(DeviceConfig {
-        kind: DeviceKind::Cpu { threads: config.threads },
+        kind,
         weights: model.path.clone(),
         gguf: Arc::new(gguf),
         spec,
@@ -150,7 +151,12 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
 }
 
 /// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.
-fn limits(config: &MineConfig, spec: &ArchSpec, path: &std::path::Path) -> Result<BatchLimits, MineError> {
+fn limits(
+    config: &MineConfig,
+    kind: DeviceKind,
+    spec: &ArchSpec,
+    path: &std::path::Path,
+) -> Result<BatchLimits, MineError> {
     let block = kv_shape(spec, 1).block_bytes() as u64;
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
     let wanted = context_blocks * u64::from(config.batch_sequences_max);
@@ -165,6 +171,7 @@ fn limits(config: &MineConfig, spec: &ArchSpec, path: &std::path::Path) -> Resul
     Ok(BatchLimits {
         sequences_max: config.batch_sequences_max,
         step_tokens_max,
+        step_target: kind.step_target(),
         kv_blocks: blocks as u32,
         context_tokens: (spec.context_tokens as u64).min(blocks * KV_BLOCK_TOKENS as u64) as u32,
     })

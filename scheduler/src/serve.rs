@@ -87,6 +87,7 @@ impl Market {
             output: Output::new(model.tokenizer().decoder(), request.stop),
             seed: request.sampling.seed.unwrap_or_else(rand::random),
             stop_tokens: if request.ignore_eos { Vec::new() } else { model.stop_tokens() },
+            cache_salt: client.cache_salt(),
             sampling: request.sampling,
             attempts: Vec::new(),
             model,
@@ -120,6 +121,7 @@ struct Job {
     sampling: Sampling,
     seed: u64,
     stop_tokens: Vec<u32>,
+    cache_salt: [u8; 16],
     output: Output,
     attempts: Vec<Attempt>,
     began: Instant,
@@ -208,6 +210,7 @@ impl Job {
             sampling: self.sampling.clone(),
             seed: self.seed,
             stop_tokens: self.stop_tokens.clone(),
+            cache_salt: self.cache_salt,
         };
         (need, assign)
     }

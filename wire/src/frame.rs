@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn versions_and_leftovers_are_refused() {
-        assert!(matches!(decode::<u8>(&[PROTOCOL_VERSION + 1, 5]), Err(FrameError::Version { theirs: 2 })));
+        const NEWER: u8 = PROTOCOL_VERSION + 1;
+        assert!(matches!(decode::<u8>(&[NEWER, 5]), Err(FrameError::Version { theirs: NEWER })));
         assert!(matches!(decode::<u8>(&[PROTOCOL_VERSION, 5, 5]), Err(FrameError::Malformed)));
         assert!(matches!(decode::<u8>(&[]), Err(FrameError::Malformed)));
         assert_eq!(decode::<u8>(&[PROTOCOL_VERSION, 5]).unwrap(), 5);

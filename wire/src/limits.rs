@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of every message in this crate; the byte before each message. Peers of another version are told so.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Bytes before a frame's body: its length as `u32`, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;

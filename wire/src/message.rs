@@ -437,6 +437,9 @@ pub struct Assign {
     pub credit: u32,
     /// What it takes from the window: blocks for `tokens` and `max_new`.
     pub blocks: u32,
+    /// Only sequences of equal salt share cached blocks: how fast a prompt is answered must not tell one account what
+    /// another has asked. All zeros share with all zeros.
+    pub cache_salt: [u8; 16],
 }
 
 impl Assign {

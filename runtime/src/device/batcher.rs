@@ -1,4 +1,4 @@
-//! The actor around [`Batch`]: keeps one step running on the executor and sends each step's news to the link.
+//! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
 
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub(crate) enum BatcherMsg {
         plan: StepPlan,
         /// One token for each draw.
         drawn: Vec<u32>,
+        /// How long it took.
+        took: Duration,
     },
     /// The outlet was full; try again.
     Retry,
@@ -48,6 +50,8 @@ pub(crate) enum BatcherMsg {
 pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
+    /// Steps that the executor has at most: one it computes, and those behind it.
+    pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
     pub(super) offer: Offer,
 }
@@ -61,8 +65,10 @@ pub(super) struct State {
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
     announced: Window,
-    /// The step that runs.
-    running: Option<Running>,
+    /// Steps at the executor, for the sequences that are here now.
+    steps: usize,
+    /// Steps at the executor, before those, for sequences of a lost connection.
+    steps_void: usize,
     draining: Draining,
 }
 
@@ -74,14 +80,6 @@ enum Draining {
     Announced,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Running {
-    /// For the sequences that are here now.
-    Current,
-    /// For sequences of a lost connection.
-    Void,
-}
-
 impl Actor for Batcher {
     type Msg = BatcherMsg;
     type State = State;
@@ -89,12 +87,13 @@ impl Actor for Batcher {
 
     async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         Ok(State {
-            batch: Batch::new(args.limits),
+            batch: Batch::new(args.limits, args.offer.weights),
             args,
             outlet: None,
             unsent: None,
             announced: Window::default(),
-            running: None,
+            steps: 0,
+            steps_void: 0,
             draining: Draining::No,
         })
     }
@@ -111,11 +110,7 @@ impl Actor for Batcher {
             BatcherMsg::Assign(assign) => state.batch.assign(assign),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
-            BatcherMsg::Stepped { plan, drawn } => {
-                if state.running.take() == Some(Running::Current) {
-                    state.batch.apply(plan, &drawn);
-                }
-            }
+            BatcherMsg::Stepped { plan, drawn, took } => state.stepped(plan, &drawn, took),
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -137,8 +132,19 @@ impl State {
     fn detach(&mut self) {
         self.outlet = None;
         self.unsent = None;
-        self.batch = Batch::new(self.args.limits);
-        self.running = self.running.map(|_| Running::Void);
+        self.batch = Batch::new(self.args.limits, self.args.offer.weights);
+        self.steps_void += std::mem::take(&mut self.steps);
+    }
+
+    /// Steps come back in the order in which they were launched, so those of a lost connection come first.
+    fn stepped(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+        match self.steps_void.checked_sub(1) {
+            Some(left) => self.steps_void = left,
+            None => {
+                self.steps -= 1;
+                self.batch.apply(plan, drawn, took);
+            }
+        }
     }
 
     /// Sends news and windows, if there are any.
@@ -178,15 +184,16 @@ impl State {
         }
     }
 
-    /// Starts the next step, unless one runs or the last one's news have not left.
+    /// Starts the next steps, unless there are enough or the last one's news have not left.
     fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
-        if self.running.is_some() || self.unsent.is_some() {
-            return Ok(());
-        }
-        if let Some(plan) = self.batch.plan() {
+        while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
+            let Some(plan) = self.batch.plan() else { break };
             self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
-            self.running = Some(Running::Current);
+            self.steps += 1;
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

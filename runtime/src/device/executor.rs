@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use cuckoo_kernels::ops::{OpsError, StepLayout};
 use cuckoo_kernels::sampling::SampleRequest;
@@ -63,10 +64,11 @@ impl ThreadLocalActor for Executor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ExecutorMsg::Run { plan, reply_to } => {
+                let began = Instant::now();
                 // A fault fails this actor; its supervisor starts the device afresh.
                 let drawn = engine.step(&plan)?;
                 // A batcher that is gone has nobody to tell.
-                let _ = reply_to.cast(BatcherMsg::Stepped { plan, drawn });
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, drawn, took: began.elapsed() });
             }
         }
         Ok(())
@@ -85,6 +87,8 @@ pub struct Engine<O: Ops> {
     model: Model<O>,
     work: Workspace<O>,
     cache: O::KvCache,
+    /// What the last step drew: the tokens that the next one may have placeholders for.
+    drawn: Vec<u32>,
 }
 
 impl<O: Ops> Engine<O> {
@@ -100,14 +104,17 @@ impl<O: Ops> Engine<O> {
         let work = Workspace::new(&mut ops, spec, rows, limits.sequences_max as usize)?;
         let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
-        Ok(Self { ops, model, work, cache })
+        Ok(Self { ops, model, work, cache, drawn: Vec::new() })
     }
 
-    /// Computes the rows of `plan` and draws a token for each of its draws.
+    /// Computes the rows of `plan` and draws a token for each of its draws. Plans come in the order in which they were
+    /// made, so that what the one before drew is known here even where it was not when this one was made.
     pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
         let layout = StepLayout { spans: &plan.spans, blocks: &plan.blocks };
         let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
-        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &plan.tokens, &layout, &wanted)?;
+        let tokens = plan.resolve(&self.drawn);
+        self.drawn.clear();
+        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layout, &wanted)?;
         if plan.draws.is_empty() {
             return Ok(Vec::new());
         }
@@ -124,7 +131,8 @@ impl<O: Ops> Engine<O> {
             })
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
-        Ok(drawn.into_iter().map(|s| s.token).collect())
+        self.drawn.extend(drawn.into_iter().map(|s| s.token));
+        Ok(self.drawn.clone())
     }
 
     /// The backend, for what it can tell about itself.

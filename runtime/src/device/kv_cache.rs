@@ -1,82 +1,234 @@
-//! Which KV blocks belong to whom: a free list over block numbers. Knows no tensors and no sequences.
+//! Which KV blocks belong to whom, and what those that nobody holds still contain. Knows no tensors and no sequences.
+//!
+//! ```text
+//!            allocate                publish                    release by the last holder
+//! idle, blank ──────▶ held, blank ──────────▶ held, named ───────────────────────▶ idle, named
+//!      ▲                   │ release               ▲                                   │  │
+//!      └───────────────────┘                       └───────────── share ───────────────┘  │
+//!      ▲                                                                                  │
+//!      └────────── allocate takes the least recently used when no blank one is left ──────┘
+//! ```
+//!
+//! A full block is named by a hash of all tokens up to its end. Whoever needs the same prefix shares the block instead
+//! of computing it again; blocks are shared whole, never written after they got their name. Idle blocks stand in one
+//! list in the order in which they are taken: blank ones first, then named ones, least recently used first. A release
+//! puts a sequence's last blocks before its first, so a chain is forgotten from its end and its beginning stays useful.
+//!
+//! Everything is an array over block numbers; the list is threaded through two of them. No operation searches.
 
-/// The allocator of one device's KV blocks.
+mod hash;
+
+use std::collections::HashMap;
+
+pub use hash::BlockHash;
+
+/// The allocator and the prefix cache of one device's KV blocks.
 #[derive(Debug)]
 pub struct KvCache {
-    free: Vec<u32>,
-    total: u32,
+    /// How many hold a block; 0 stands in the list.
+    references: Vec<u32>,
+    /// What a block contains, or [`BlockHash::NONE`].
+    names: Vec<BlockHash>,
+    /// The neighbour in the list that is taken later. Entry `total` is the list's head: the block that is taken next.
+    later: Vec<u32>,
+    /// The neighbour that is taken sooner. Entry `total` is the list's tail: the block that is taken last.
+    sooner: Vec<u32>,
+    /// Where named blocks are. Never iterated, so its order decides nothing.
+    index: HashMap<BlockHash, u32>,
+    idle: u32,
+    evictions: u64,
+}
+
+/// How much of a chain is here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefix {
+    /// Leading blocks that can be shared.
+    pub blocks: u32,
+    /// Of these, how many are idle: sharing them leaves as many fewer to allocate.
+    pub idle: u32,
 }
 
 impl KvCache {
-    /// All of `total` blocks free.
+    /// All of `total` blocks idle and blank.
     pub fn new(total: u32) -> Self {
+        let mut cache = Self {
+            references: vec![0; total as usize],
+            names: vec![BlockHash::NONE; total as usize],
+            later: vec![total; total as usize + 1],
+            sooner: vec![total; total as usize + 1],
+            // Twice the blocks: a table that is at most half full clears away its removed entries and never grows.
+            index: HashMap::with_capacity(2 * total as usize),
+            idle: 0,
+            evictions: 0,
+        };
         // The lowest numbers are handed out first, so that a lightly used cache touches little memory.
-        Self { free: (0..total).rev().collect(), total }
+        (0..total).rev().for_each(|block| cache.link_first(block));
+        cache
     }
 
-    /// Takes `count` blocks, or none if there are not so many.
-    pub fn allocate(&mut self, count: u32) -> Option<Vec<u32>> {
-        let keep = self.free.len().checked_sub(count as usize)?;
-        Some(self.free.split_off(keep))
+    /// Takes one block, blank: an idle one that contains nothing, or else the least recently used. `None` if all are held.
+    pub fn allocate(&mut self) -> Option<u32> {
+        let block = self.later[self.head()];
+        if block == self.total() {
+            return None;
+        }
+        self.unlink(block);
+        let name = std::mem::replace(&mut self.names[block as usize], BlockHash::NONE);
+        if name != BlockHash::NONE {
+            self.index.remove(&name);
+            self.evictions += 1;
+        }
+        self.references[block as usize] = 1;
+        Some(block)
     }
 
-    /// Gives blocks back.
-    pub fn release(&mut self, blocks: Vec<u32>) {
-        self.free.extend(blocks.into_iter().rev());
-        assert!(self.free.len() <= self.total as usize, "a KV block was released twice");
+    /// How many leading blocks of `chain` are here.
+    pub fn prefix(&self, chain: &[BlockHash]) -> Prefix {
+        let mut prefix = Prefix::default();
+        for block in chain.iter().map_while(|name| self.index.get(name)) {
+            prefix.blocks += 1;
+            prefix.idle += u32::from(self.references[*block as usize] == 0);
+        }
+        prefix
     }
 
-    /// Blocks in use.
+    /// Takes the block of that name as one more holder.
+    pub fn share(&mut self, name: BlockHash) -> Option<u32> {
+        let block = *self.index.get(&name)?;
+        if self.references[block as usize] == 0 {
+            self.unlink(block);
+        }
+        self.references[block as usize] += 1;
+        Some(block)
+    }
+
+    /// Names a full block that the caller alone holds, and returns the block to use from now on: where another of that
+    /// name is here already, the caller becomes a holder of that one and its own is given back.
+    pub fn publish(&mut self, block: u32, name: BlockHash) -> u32 {
+        let at = block as usize;
+        assert!(self.references[at] == 1 && self.names[at] == BlockHash::NONE, "only a blank block is named");
+        if let Some(shared) = self.share(name) {
+            self.release(&[block]);
+            return shared;
+        }
+        self.names[at] = name;
+        self.index.insert(name, block);
+        block
+    }
+
+    /// Gives up one hold on each of `blocks`, which are in order of position.
+    pub fn release(&mut self, blocks: &[u32]) {
+        // Later positions are released, and so evicted, first: without its beginning the end of a chain is never found.
+        for &block in blocks.iter().rev() {
+            let references = &mut self.references[block as usize];
+            assert!(*references > 0, "a KV block was released twice");
+            *references -= 1;
+            if *references > 0 {
+                continue;
+            }
+            match self.names[block as usize] == BlockHash::NONE {
+                true => self.link_first(block),
+                false => self.link_last(block),
+            }
+        }
+    }
+
+    /// Blocks that somebody holds.
     pub fn used(&self) -> u32 {
-        self.total - self.free.len() as u32
+        self.total() - self.idle
+    }
+
+    /// Blocks that [`KvCache::allocate`] can take, those with content included.
+    pub fn available(&self) -> u32 {
+        self.idle
+    }
+
+    /// Blocks with content that can be shared, held or idle.
+    pub fn cached(&self) -> u32 {
+        self.index.len() as u32
+    }
+
+    /// Blocks whose content was given up for another's, since the beginning.
+    pub fn evictions(&self) -> u64 {
+        self.evictions
     }
 
     /// Blocks there are.
     pub fn total(&self) -> u32 {
-        self.total
+        self.references.len() as u32
+    }
+
+    /// The entry that is no block but both ends of the list.
+    fn head(&self) -> usize {
+        self.references.len()
+    }
+
+    fn link_first(&mut self, block: u32) {
+        self.link_between(self.total(), block, self.later[self.head()]);
+    }
+
+    fn link_last(&mut self, block: u32) {
+        self.link_between(self.sooner[self.head()], block, self.total());
+    }
+
+    fn link_between(&mut self, before: u32, block: u32, after: u32) {
+        (self.later[before as usize], self.sooner[block as usize]) = (block, before);
+        (self.later[block as usize], self.sooner[after as usize]) = (after, block);
+        self.idle += 1;
+    }
+
+    fn unlink(&mut self, block: u32) {
+        let (before, after) = (self.sooner[block as usize], self.later[block as usize]);
+        (self.later[before as usize], self.sooner[after as usize]) = (after, before);
+        self.idle -= 1;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashSet;
-
-    proptest! {
-        #[test]
-        fn blocks_are_never_shared_and_all_return(asks in prop::collection::vec((0u32..9, any::<bool>()), 1..200)) {
-            let mut cache = KvCache::new(40);
-            let mut held: Vec<Vec<u32>> = Vec::new();
-            for (count, release) in asks {
-                let used: u32 = held.iter().map(|b| b.len() as u32).sum();
-                prop_assert_eq!(cache.used(), used);
-                if release && !held.is_empty() {
-                    cache.release(held.swap_remove(0));
-                    continue;
-                }
-                match cache.allocate(count) {
-                    Some(blocks) => {
-                        prop_assert_eq!(blocks.len(), count as usize);
-                        held.push(blocks);
-                    }
-                    None => prop_assert!(used + count > 40),
-                }
-                let all: Vec<u32> = held.iter().flatten().copied().collect();
-                prop_assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
-            }
-            held.into_iter().for_each(|b| cache.release(b));
-            prop_assert_eq!(cache.used(), 0);
+impl KvCache {
+    /// Idle blocks in the order in which they would be taken.
+    pub(super) fn idle_blocks(&self) -> Vec<u32> {
+        let mut order = Vec::new();
+        let mut at = self.later[self.head()];
+        while at != self.total() {
+            assert!(order.len() < self.total() as usize, "the list is a ring through its head");
+            order.push(at);
+            at = self.later[at as usize];
         }
+        order
     }
 
-    #[test]
-    #[should_panic(expected = "released twice")]
-    fn releasing_twice_is_a_bug() {
-        let mut cache = KvCache::new(2);
-        let blocks = cache.allocate(1).unwrap();
-        cache.release(blocks.clone());
-        cache.release(blocks);
+    /// Everything that must hold between two calls; `holds` is how often each block is held, as its holders know it.
+    pub(super) fn assert_sound(&self, holds: impl IntoIterator<Item = u32>) {
+        let mut expected = vec![0; self.total() as usize];
+        holds.into_iter().for_each(|block| expected[block as usize] += 1);
+        assert_eq!(self.references, expected, "references are what holders hold: no leak, no use after release");
+        let order = self.idle_blocks();
+        assert_eq!(order.len() as u32, self.idle, "the list is as long as it says");
+        assert!(order.iter().all(|b| self.references[*b as usize] == 0), "nothing held is in the list");
+        let idle = self.references.iter().filter(|r| **r == 0).count();
+        assert_eq!(order.len(), idle, "with the right length and no block held, each idle block is there once");
+        for (at, block) in order.iter().enumerate() {
+            let before = at.checked_sub(1).map_or(self.total(), |i| order[i]);
+            assert_eq!(self.sooner[*block as usize], before, "both directions agree");
+        }
+        let blank = order.iter().take_while(|b| self.names[**b as usize] == BlockHash::NONE).count();
+        let named = order.iter().filter(|b| self.names[**b as usize] != BlockHash::NONE).count();
+        assert_eq!(blank + named, order.len(), "blank blocks are taken before named ones");
+        let names = self.names.iter().enumerate().filter(|(_, n)| **n != BlockHash::NONE);
+        let found = names.inspect(|(at, n)| assert_eq!(self.index.get(n), Some(&(*at as u32)))).count();
+        assert_eq!(found, self.index.len(), "index and names say the same");
+    }
+
+    /// Room that its structures take, in entries.
+    pub(super) fn footprint(&self) -> usize {
+        self.index.capacity()
+            + self.later.capacity()
+            + self.sooner.capacity()
+            + self.names.capacity()
+            + self.references.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests;

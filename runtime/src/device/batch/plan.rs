@@ -1,0 +1,65 @@
+//! What a step is, as the executor gets it. Decides nothing.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use cuckoo_kernels::ops::Span;
+use cuckoo_kernels::sampling::{SamplingParams, TokenCounts};
+use cuckoo_wire::message::SequenceId;
+
+/// What one step computes. Rows are in the order of `spans`.
+///
+/// Steps are computed in the order in which they were planned. Blocks rely on it: one that is given back while a step
+/// that writes to it is in flight may be written by the next step, and by none before.
+#[derive(Clone, Debug, Default)]
+pub struct StepPlan {
+    /// Counts the plans of one batch.
+    pub(super) number: u64,
+    /// One token a row; those of `placeholders` are not known yet.
+    pub tokens: Vec<u32>,
+    /// Rows whose token the step before this one draws.
+    pub placeholders: Vec<Placeholder>,
+    /// Whose rows these are.
+    pub spans: Vec<Span>,
+    /// Block tables of the spans, concatenated.
+    pub blocks: Vec<u32>,
+    /// Draws to make after it.
+    pub draws: Vec<Draw>,
+}
+
+/// A row whose token was not known when its step was planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placeholder {
+    /// The row.
+    pub row: usize,
+    /// Which of the draws of the step before gives its token.
+    pub draw: usize,
+}
+
+/// One token to be drawn.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    /// For whom.
+    pub sequence: SequenceId,
+    /// The row of the step whose logits are used.
+    pub row: usize,
+    /// Position of the token to be drawn.
+    pub position: u64,
+    /// Key of the generator.
+    pub seed: u64,
+    /// How.
+    pub params: Arc<SamplingParams>,
+    /// For penalties; empty where there are none.
+    pub counts: Arc<TokenCounts>,
+}
+
+impl StepPlan {
+    /// The tokens of all rows, given what the step before drew.
+    pub fn resolve(&self, drawn_before: &[u32]) -> Cow<'_, [u32]> {
+        let mut tokens = Cow::Borrowed(self.tokens.as_slice());
+        for placeholder in &self.placeholders {
+            tokens.to_mut()[placeholder.row] = drawn_before[placeholder.draw];
+        }
+        tokens
+    }
+}

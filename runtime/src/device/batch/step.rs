@@ -1,0 +1,243 @@
+//! Steps, decided: who takes part in the next one, who gives up its blocks for that, and what a finished one means.
+
+use std::time::Duration;
+
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_wire::message::{Assign, SequenceId, StepItem};
+
+use super::plan::StepPlan;
+use super::sequence::{Sequence, Share, Stay};
+use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
+use crate::device::kv_cache::KvCache;
+
+/// A step that has been planned and not applied.
+#[derive(Debug)]
+pub(super) struct Flight {
+    number: u64,
+    rows: u32,
+    shares: Vec<Share>,
+}
+
+/// A step while it is planned.
+#[derive(Default)]
+struct Draft {
+    plan: StepPlan,
+    shares: Vec<Share>,
+    rows_left: u32,
+}
+
+impl Draft {
+    fn take(&mut self, sequence: &mut Sequence, rows: u32) {
+        self.shares.push(sequence.take(rows, &mut self.plan));
+        self.rows_left -= rows;
+    }
+}
+
+impl Batch {
+    /// The next step, or `None` where nobody can take one, or where it is better planned when the step in flight has
+    /// landed. Up to [`STEPS_IN_FLIGHT_MAX`] steps may be in flight; they are computed and applied in order.
+    pub fn plan(&mut self) -> Option<StepPlan> {
+        if self.flights.len() >= STEPS_IN_FLIGHT_MAX || self.somebody_would_be_left_out() {
+            return None;
+        }
+        let mut draft = Draft { rows_left: self.budget.rows(), ..Draft::default() };
+        let preemptions = self.stats.preemptions;
+        self.plan_decodes(&mut draft);
+        self.plan_prompts(&mut draft);
+        // Whoever has just lost its blocks is next in line; nobody takes them from under it.
+        if self.stats.preemptions == preemptions {
+            self.admit(&mut draft);
+        }
+        let Draft { mut plan, shares, .. } = draft;
+        if plan.spans.is_empty() {
+            return None;
+        }
+        plan.number = self.planned;
+        self.planned += 1;
+        self.flights.push_back(Flight { number: plan.number, rows: plan.tokens.len() as u32, shares });
+        Some(plan)
+    }
+
+    /// A sequence with penalties needs its last token before it can go on. Stepping without it would halve its speed
+    /// and tear the batch in two, so then nothing is planned ahead.
+    fn somebody_would_be_left_out(&self) -> bool {
+        !self.flights.is_empty() && self.running.iter().any(Sequence::waits_for_its_token)
+    }
+
+    /// One row for each sequence that decodes, oldest first. All fit: the budget is never below the batch.
+    fn plan_decodes(&mut self, draft: &mut Draft) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].can_decode() {
+                let Some(here) = self.make_room(at) else { continue };
+                at = here;
+                draft.take(&mut self.running[at], 1);
+            }
+            at += 1;
+        }
+    }
+
+    /// Chunks of prompts, oldest first, in what the budget leaves.
+    fn plan_prompts(&mut self, draft: &mut Draft) {
+        for sequence in &mut self.running {
+            if draft.rows_left > 0 && sequence.rows_to_prefill() > 0 {
+                catch_up(sequence, &mut self.cache, &mut self.stats);
+            }
+            let rows = sequence.rows_to_prefill().min(draft.rows_left);
+            if rows > 0 {
+                draft.take(sequence, rows);
+            }
+        }
+    }
+
+    /// Sees to it that the running sequence `at` holds blocks for one more row, and returns where it is then; `None`
+    /// if it had to give up its own. Cached blocks that nobody holds go first, then those of whoever can use them
+    /// least: who cannot run for lack of credit, then who came last.
+    fn make_room(&mut self, mut at: usize) -> Option<usize> {
+        while !self.running[at].has_room() {
+            if let Some(block) = self.cache.allocate() {
+                self.running[at].stay.blocks.push(block);
+                continue;
+            }
+            let stalled = self.running.iter().rposition(Sequence::is_stalled);
+            let victim = stalled.unwrap_or(self.running.len() - 1);
+            self.preempt(victim);
+            if victim == at {
+                return None;
+            }
+            at -= usize::from(victim < at);
+        }
+        Some(at)
+    }
+
+    /// Takes a sequence's blocks away. It is the first to be admitted again, and computes anew what the cache has lost
+    /// by then; a draw depends on position and logits alone, so its output is the same.
+    fn preempt(&mut self, at: usize) {
+        let mut sequence = self.running.remove(at);
+        let stay = std::mem::take(&mut sequence.stay);
+        self.cache.release(&stay.blocks);
+        self.waiting.push_front(sequence);
+        self.stats.preemptions += 1;
+    }
+
+    /// Lets sequences in while there are slots, rows and blocks. In order: a large one is not overtaken for ever by
+    /// small ones. Only those that may not send anything are passed over.
+    fn admit(&mut self, draft: &mut Draft) {
+        while (self.running.len() as u32) < self.limits.sequences_max && draft.rows_left > 0 {
+            let Some(at) = self.waiting.iter().position(Sequence::has_credit) else { return };
+            if !self.fits(at) {
+                return;
+            }
+            let mut sequence = self.waiting.remove(at).expect("found there");
+            self.settle_in(&mut sequence);
+            let rows = sequence.rows_to_prefill().min(draft.rows_left);
+            draft.take(&mut sequence, rows);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Whether the known tokens of a waiting sequence fit beside what the cache has of them, and one more block if it
+    /// can ever need one, so that it is not preempted at once.
+    fn fits(&mut self, at: usize) -> bool {
+        let sequence = &mut self.waiting[at];
+        let prefix = self.cache.prefix(sequence.shareable());
+        let wanted = (blocks_for(sequence) + 1).min(sequence.reserved);
+        wanted - prefix.blocks + prefix.idle <= self.cache.available()
+    }
+
+    /// Gives a sequence that fits the blocks of its known tokens: those of the cache, then fresh ones.
+    fn settle_in(&mut self, sequence: &mut Sequence) {
+        self.stays += 1;
+        let known = blocks_for(sequence);
+        let shared: Vec<u32> = sequence.shareable().iter().map_while(|name| self.cache.share(*name)).collect();
+        let published = shared.len() as u32;
+        let computed = published * KV_BLOCK_TOKENS as u32;
+        let mut blocks = shared;
+        while (blocks.len() as u32) < known {
+            blocks.push(self.cache.allocate().expect("it was seen to fit"));
+        }
+        let is_first = sequence.cached.is_none();
+        sequence.stay =
+            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, pending: None };
+        if is_first {
+            sequence.cached = Some(computed);
+            self.stats.prefix_lookup_tokens += u64::from(sequence.known());
+            self.stats.prefix_hit_tokens += u64::from(computed);
+        }
+    }
+
+    /// Takes in what the oldest step in flight drew, one token for each of its draws, and how long it took. Ends who
+    /// has ended. Rows of sequences that ended, were cancelled or lost their blocks since are discarded.
+    pub fn apply(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+        let flight = self.flights.pop_front().expect("a step is in flight");
+        assert_eq!(flight.number, plan.number, "steps are applied in order");
+        assert_eq!(plan.draws.len(), drawn.len(), "one token a draw");
+        self.budget.observe(flight.rows, took);
+        // A sequence must be the only holder of its counts when it adds to them, or it would copy them.
+        drop(plan);
+        for share in flight.shares {
+            match self.running.binary_search_by_key(&share.stay, |s| s.stay.number) {
+                Ok(at) => self.land(at, share.rows, share.draw.map(|draw| drawn[draw])),
+                Err(_) => self.stats.rows_discarded += u64::from(share.rows),
+            }
+        }
+    }
+
+    /// Rows of a running sequence are computed: blocks that they filled get names, and it goes on or ends.
+    fn land(&mut self, at: usize, rows: u32, token: Option<u32>) {
+        let sequence = &mut self.running[at];
+        sequence.stay.computed += rows;
+        if sequence.stay.computed == sequence.stay.planned {
+            sequence.stay.pending = None;
+        }
+        let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
+        for i in sequence.stay.published..full {
+            let name = sequence.names(full)[i as usize];
+            let block = &mut sequence.stay.blocks[i as usize];
+            *block = self.cache.publish(*block, name);
+        }
+        sequence.stay.published = full;
+        let Some(token) = token else { return };
+        let (id, first) = (sequence.id, sequence.drawn());
+        match sequence.push(token) {
+            None => self.news.push(StepItem { sequence: id, first, tokens: vec![token], end: None }),
+            Some(end) => {
+                let sequence = self.running.remove(at);
+                self.retire(sequence, vec![token], end);
+            }
+        }
+    }
+
+    /// Tokens of a sequence that were found in the cache before its first draw; `None` if it did not run yet or has ended.
+    pub fn cached_tokens(&self, id: SequenceId) -> Option<u32> {
+        self.sequences_all().find(|s| s.id == id)?.cached
+    }
+}
+
+/// Exchanges blocks that a sequence has yet to compute for such as others have computed since it was admitted: of many
+/// that come at once with the same beginning, one computes it.
+fn catch_up(sequence: &mut Sequence, cache: &mut KvCache, stats: &mut BatchStats) {
+    if sequence.stay.computed < sequence.stay.planned {
+        return;
+    }
+    let from = sequence.stay.published as usize;
+    let found = cache.prefix(&sequence.shareable()[from..]).blocks as usize;
+    for at in from..from + found {
+        let Some(shared) = cache.share(sequence.shareable()[at]) else { return };
+        let own = std::mem::replace(&mut sequence.stay.blocks[at], shared);
+        cache.release(&[own]);
+        sequence.stay.published += 1;
+        let end = sequence.stay.published * KV_BLOCK_TOKENS as u32;
+        let spared = end - sequence.stay.computed;
+        (sequence.stay.computed, sequence.stay.planned) = (end, end);
+        if sequence.stay.is_first {
+            sequence.cached = sequence.cached.map(|c| c + spared);
+            stats.prefix_hit_tokens += u64::from(spared);
+        }
+    }
+}
+
+/// Blocks of the known tokens.
+fn blocks_for(sequence: &Sequence) -> u32 {
+    Assign::blocks_for(sequence.known(), 0, KV_BLOCK_TOKENS as u32)
+}

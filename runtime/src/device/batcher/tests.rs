@@ -1,0 +1,154 @@
+#![allow(clippy::unwrap_used)]
+
+use cuckoo_wire::message::{Price, Sampling, StepItem, WeightsHash};
+
+use super::*;
+
+/// An executor that hands its plans to the test, which answers them when it likes.
+struct Held;
+
+impl Actor for Held {
+    type Msg = ExecutorMsg;
+    type State = mpsc::Sender<(StepPlan, ActorRef<BatcherMsg>)>;
+    type Arguments = Self::State;
+
+    async fn pre_start(
+        &self,
+        _me: ActorRef<ExecutorMsg>,
+        to: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(to)
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<ExecutorMsg>,
+        message: ExecutorMsg,
+        to: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let ExecutorMsg::Run { plan, reply_to } = message;
+        Ok(to.send((plan, reply_to)).await?)
+    }
+}
+
+struct Bench {
+    batcher: ActorRef<BatcherMsg>,
+    plans: mpsc::Receiver<(StepPlan, ActorRef<BatcherMsg>)>,
+    frames: mpsc::Receiver<ReplicaFrame>,
+}
+
+impl Bench {
+    async fn start(steps_in_flight: usize) -> Self {
+        let (plans_in, plans) = mpsc::channel(16);
+        let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+        let limits = BatchLimits {
+            sequences_max: 4,
+            step_tokens_max: 64,
+            step_target: Duration::MAX,
+            kv_blocks: 64,
+            context_tokens: 1_000,
+        };
+        let offer = Offer {
+            replica: ReplicaId(0),
+            weights: WeightsHash([1; 32]),
+            context_tokens: 1_000,
+            block_tokens: 16,
+            ask: Price::default(),
+            window: Window::default(),
+        };
+        let args = BatcherArgs { executor, limits, steps_in_flight, offer };
+        let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();
+        let mut bench = Self { batcher, plans, frames: mpsc::channel(1).1 };
+        bench.attach().await;
+        bench
+    }
+
+    async fn attach(&mut self) {
+        let (outlet, frames) = mpsc::channel(64);
+        self.frames = frames;
+        self.batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+        assert!(matches!(self.frames.recv().await, Some(ReplicaFrame::Offer(_))));
+    }
+
+    fn assign(&self, id: u64) {
+        let assign = Assign {
+            replica: ReplicaId(1),
+            sequence: SequenceId(id),
+            tokens: vec![1; 4],
+            prompt_tokens: 4,
+            max_new: 4,
+            sampling: Sampling::default(),
+            seed: 0,
+            stop_tokens: vec![],
+            credit: 64,
+            blocks: 1,
+            cache_salt: [0; 16],
+        };
+        self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
+    }
+
+    async fn plan(&mut self) -> (StepPlan, ActorRef<BatcherMsg>) {
+        self.plans.recv().await.unwrap()
+    }
+
+    /// Whether no further plan comes, though everything sent so far was handled.
+    async fn is_quiet(&mut self) -> bool {
+        self.batcher.cast(BatcherMsg::Credit(SequenceId(999), 0)).unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.plans.try_recv().is_err()
+    }
+
+    async fn items(&mut self) -> Vec<StepItem> {
+        match self.frames.recv().await.unwrap() {
+            ReplicaFrame::Step(step) => step.items,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn answer((plan, to): (StepPlan, ActorRef<BatcherMsg>), token: u32) {
+    let drawn = vec![token; plan.draws.len()];
+    to.cast(BatcherMsg::Stepped { plan, drawn, took: Duration::from_millis(1) }).unwrap();
+}
+
+#[tokio::test]
+async fn the_executor_has_at_most_as_many_steps_as_it_should() {
+    for steps in [1, 2] {
+        let mut bench = Bench::start(steps).await;
+        bench.assign(1);
+        let mut held = Vec::new();
+        for _ in 0..steps {
+            held.push(bench.plan().await);
+        }
+        assert!(bench.is_quiet().await, "{steps} steps");
+        for first in 0..4 {
+            answer(held.remove(0), first + 10);
+            let items = bench.items().await;
+            assert_eq!((items[0].first, items[0].tokens.clone()), (first, vec![first + 10]));
+            if held.len() + (first as usize) + 1 < 4 {
+                held.push(bench.plan().await);
+            }
+        }
+        assert!(held.is_empty() && bench.is_quiet().await);
+    }
+}
+
+#[tokio::test]
+async fn steps_of_a_lost_connection_are_nobodys() {
+    let mut bench = Bench::start(2).await;
+    bench.assign(1);
+    let old = [bench.plan().await, bench.plan().await];
+    bench.batcher.cast(BatcherMsg::Detach).unwrap();
+    bench.attach().await;
+    bench.assign(1);
+    assert!(bench.is_quiet().await, "the executor has enough to do");
+    let [first, second] = old;
+    answer(first, 20);
+    let fresh = bench.plan().await;
+    assert_eq!((fresh.0.placeholders.len(), fresh.0.tokens.len()), (0, 4), "it begins anew");
+    answer(second, 21);
+    let ahead = bench.plan().await;
+    assert_eq!(ahead.0.placeholders.len(), 1);
+    answer(fresh, 30);
+    assert_eq!(bench.items().await[0].tokens, [30]);
+}
