@@ -114,12 +114,15 @@ def verify():
 
 
 def quantize(source: str, kind: str, target: str):
-    """Re-quantizes a file, quantized ones as well: for speed comparisons, not for quality."""
+    """Re-quantizes a file, quantized ones as well: for speed comparisons, not for quality.
+
+    Embedding and head become Q8_0, as in the files that people use for small models, whatever the layers become.
+    """
     if pathlib.Path(target).exists():
         return
     staged = f"{target}.part"
-    run(program("llama-quantize"), "--allow-requantize", source, staged, kind, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)
+    run(program("llama-quantize"), "--allow-requantize", "--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0",
+        source, staged, kind, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shutil.move(staged, target)
 
 
