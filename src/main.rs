@@ -8,10 +8,12 @@ mod home;
 mod provision;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
+    let began = Instant::now();
     let cli = args::Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.common.log);
     let Ok(filter) = filter else {
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         }
     };
     // Spawned, because calls to actors from the thread that blocks here are an order of magnitude slower.
-    let outcome = runtime.block_on(async { tokio::spawn(command::run(cli)).await });
+    let outcome = runtime.block_on(async { tokio::spawn(command::run(cli, began)).await });
     // What still blocks (a terminal's input, a download) must not hold the end up.
     runtime.shutdown_background();
     match outcome {

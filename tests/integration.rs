@@ -5,6 +5,8 @@
 
 mod support;
 
+/// The command's figures: there, and possible.
+mod bench;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
 /// The real model's file: sizes, damage, tokens.

@@ -8,6 +8,7 @@
 //! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
+//!   limits.rs (what the machine can do)
 //! ```
 //!
 //! Every fast path is written once over [`cpu`]'s lanes, agrees with [`Reference`] within rounding and with [`Exact`] bit
@@ -15,6 +16,7 @@
 
 pub mod cpu;
 pub mod exact;
+pub mod limits;
 pub mod ops;
 pub mod quant;
 pub mod reference;
