@@ -325,6 +325,9 @@ pub(crate) struct BenchDeviceArgs {
     /// Leave the machine's limits unmeasured
     #[arg(long)]
     pub(crate) no_limits: bool,
+    /// Print where the time went, by operation and shape
+    #[arg(long)]
+    pub(crate) profile: bool,
 }
 
 #[derive(Clone, Debug, Args)]

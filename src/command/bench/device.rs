@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cuckoo_kernels::limits::Limits;
+use cuckoo_kernels::timed::Spent;
 use serde_json::{Value, json};
 
 use super::Spread;
@@ -38,6 +39,8 @@ struct Report {
     costs: Costs,
     results: Vec<Measured>,
     peak_bytes: Option<u64>,
+    /// Whether the table says where the time went.
+    profile: bool,
 }
 
 /// How long a fresh process takes until it answers.
@@ -90,7 +93,7 @@ fn measure(path: &Path, args: &BenchDeviceArgs, began: Instant) -> anyhow::Resul
         measure_limits(&mut results);
     }
     let first = first.ok_or_else(|| anyhow::anyhow!("no number of threads was given"))?;
-    Ok(Report { first, costs, results, peak_bytes })
+    Ok(Report { first, costs, results, peak_bytes, profile: args.profile })
 }
 
 /// Once for each number of threads.
@@ -176,7 +179,23 @@ impl Measured {
             "step_cpu_us": self.times(|r| &r.planning, MICROSECOND).mean(),
             "gap_us": self.times(|r| &r.gaps, MICROSECOND).tail(),
             "digest": format!("{:016x}", self.runs.first().map_or(0, |r| r.digest)),
+            "profile": self.profile().into_iter().map(|(name, share, each)| {
+                json!({"operation": name, "percent": share, "us_per_call": each})
+            }).collect::<Vec<_>>(),
         })
+    }
+
+    /// Operations of the last run by their share of its time, the largest first: name, percent, microseconds a call.
+    fn profile(&self) -> Vec<(String, f64, f64)> {
+        let Some(run) = self.runs.last() else { return Vec::new() };
+        let total: f64 = run.spent.values().map(|s| s.time.as_secs_f64()).sum();
+        let row = |(name, spent): (&String, &Spent)| {
+            let time = spent.time.as_secs_f64();
+            (name.clone(), 100.0 * time / total, 1e6 * time / spent.calls.max(1) as f64)
+        };
+        let mut rows: Vec<_> = run.spent.iter().map(row).collect();
+        rows.sort_by(|a, b| b.1.total_cmp(&a.1));
+        rows
     }
 
     fn row(&self) -> String {
@@ -251,7 +270,12 @@ impl Report {
             "gap µs",
             "p99"
         );
-        self.results.iter().for_each(|r| println!("{}", r.row()));
+        for result in &self.results {
+            println!("{}", result.row());
+            for (name, share, each) in result.profile().into_iter().filter(|_| self.profile) {
+                println!("    {name:<30} {share:>5.1} % {each:>10.1} µs a call");
+            }
+        }
         for l in self.limits() {
             println!(
                 "limits on {} threads: {:.1} GB/s read, {:.0} GOP/s of 8-bit integers ({})",

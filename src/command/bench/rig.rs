@@ -1,12 +1,14 @@
 //! A loaded engine under a clock: prompts and generations of given shapes, step by step, without actors and network.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cuckoo_kernels::Cpu;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_kernels::timed::Spent;
+use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_runtime::forward::{check, kv_shape};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, StepPlan};
@@ -108,6 +110,8 @@ pub(super) struct Run {
     pub(super) ops: u64,
     /// A digest of all tokens drawn: the same on every machine and number of threads, unless one of them errs.
     pub(super) digest: u64,
+    /// Where the steps' time went, by operation and shape.
+    pub(super) spent: BTreeMap<String, Spent>,
 }
 
 impl Run {
@@ -118,7 +122,7 @@ impl Run {
 
 /// A model, loaded.
 pub(super) struct Rig {
-    engine: Engine<Cpu>,
+    engine: Engine<Timed<Cpu>>,
     limits: BatchLimits,
     vocab: u32,
     costs: Costs,
@@ -149,7 +153,7 @@ impl Rig {
             kv_blocks,
             context_tokens: context,
         };
-        let engine = Engine::new(Cpu::new(threads), &gguf, &file, &spec, limits)?;
+        let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;
         Ok(Self { engine, limits, vocab: u32::try_from(spec.vocab)?, costs: Costs::of(&gguf, &spec) })
     }
 
@@ -196,6 +200,7 @@ impl Rig {
                 }
             }
         }
+        drive.run.spent = drive.rig.engine.backend().take_spent();
         Ok(drive.run)
     }
 
@@ -239,6 +244,7 @@ impl Drive<'_> {
     /// Forgets what was measured so far, except for the digest.
     fn reset(&mut self) {
         self.run = Run { digest: self.run.digest, ..Run::default() };
+        self.rig.engine.backend().take_spent();
         self.ended = None;
     }
 
