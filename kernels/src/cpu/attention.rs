@@ -54,9 +54,14 @@ struct Rows<'a> {
     blocks: &'a [u32],
 }
 
-/// One query's softmax so far.
-#[derive(Clone, Copy)]
-struct Running {
+/// One query: where it is, and its softmax so far.
+struct Query {
+    /// Where its values begin in the fused projection.
+    at: usize,
+    /// Where its result begins in the output.
+    out: usize,
+    /// The positions it sees.
+    seen: Range<usize>,
     /// The highest score.
     max: f32,
     /// Sum of `exp(score - max)`.
@@ -67,13 +72,7 @@ impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
         let group = self.heads.query / self.heads.kv;
-        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; self.rows * group];
-        for (q, running) in running.iter_mut().enumerate() {
-            self.sums(q).fill(0.0);
-            if let Some(sinks) = self.sinks {
-                *running = Running { max: sinks[self.place(q).1], sum: 1.0 };
-            }
-        }
+        let mut queries = self.queries(group);
         // Later rows see later positions: the first sees the earliest, the last the latest.
         let earliest = self.mask.seen(self.span, self.first).start;
         let latest = self.mask.seen(self.span, self.first + self.rows - 1).end;
@@ -81,26 +80,23 @@ impl Kernel for Rows<'_> {
             let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
             let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS };
             let rows = self.rows_that_see(&block);
-            let (mut q, queries) = (rows.start * group, rows.end * group);
-            while L::QUERIES >= 4 && q + 4 <= queries {
-                self.fold::<L, 4>(l, &block, q, &mut running);
-                q += 4;
+            let mut left = &mut queries[rows.start * group..rows.end * group];
+            while L::QUERIES >= 6 && left.len() >= 6 {
+                left = self.fold::<L, 6>(l, &block, left);
             }
-            if L::QUERIES >= 4 && q + 3 == queries {
-                self.fold::<L, 3>(l, &block, q, &mut running);
-                q += 3;
+            while L::QUERIES >= 3 && left.len() >= 3 {
+                left = self.fold::<L, 3>(l, &block, left);
             }
-            while q + 2 <= queries {
-                self.fold::<L, 2>(l, &block, q, &mut running);
-                q += 2;
+            while left.len() >= 2 {
+                left = self.fold::<L, 2>(l, &block, left);
             }
-            if q < queries {
-                self.fold::<L, 1>(l, &block, q, &mut running);
+            if !left.is_empty() {
+                self.fold::<L, 1>(l, &block, left);
             }
         }
-        for (q, running) in running.iter().enumerate() {
-            let inverse = l.splat(1.0 / running.sum);
-            for v in self.sums(q).as_chunks_mut::<LANES>().0 {
+        for query in &queries {
+            let inverse = l.splat(1.0 / query.sum);
+            for v in self.result(query).as_chunks_mut::<LANES>().0 {
                 l.store(l.mul(l.load(v), inverse), v);
             }
         }
@@ -129,55 +125,54 @@ impl Rows<'_> {
         first..last.min(self.rows)
     }
 
-    /// Which of the 16 positions of a block a query sees.
-    fn seen(&self, block: &Block<'_>, query: usize) -> Range<usize> {
-        let row = self.first + query / (self.heads.query / self.heads.kv);
-        let seen = self.mask.seen(self.span, row);
-        seen.start.saturating_sub(block.begin)..(seen.end - block.begin).min(KV_BLOCK_TOKENS)
-    }
-
-    /// Row and query head of a query of this chunk.
-    fn place(&self, query: usize) -> (usize, usize) {
-        let group = self.heads.query / self.heads.kv;
-        (self.span.first_row + self.first + query / group, self.kv_head * group + query % group)
-    }
-
-    fn query(&self, query: usize) -> &[f32] {
-        let (row, head) = self.place(query);
-        &self.qkv[row * self.heads.qkv_cols() + head * self.heads.dim..][..self.heads.dim]
+    /// The queries of all rows, results at zero; `group` query heads share the key/value head.
+    fn queries(&self, group: usize) -> Vec<Query> {
+        let (dim, heads) = (self.heads.dim, self.kv_head * group..(self.kv_head + 1) * group);
+        let rows = self.first..self.first + self.rows;
+        let all = rows.flat_map(|i| heads.clone().map(move |head| (i, self.span.first_row + i, head)));
+        let queries = all.map(|(i, row, head)| {
+            let (max, sum) = self.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[head], 1.0));
+            let at = row * self.heads.qkv_cols() + head * dim;
+            let out = (row * self.heads.query + head) * dim;
+            Query { at, out, seen: self.mask.seen(self.span, i), max, sum }
+        });
+        let queries: Vec<Query> = queries.collect();
+        queries.iter().for_each(|query| self.result(query).fill(0.0));
+        queries
     }
 
     /// Where the weighted sum of a query's values grows: its place in the output.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "parts of a shared output; callers hold one query's at a time")]
-    fn sums(&self, query: usize) -> &mut [f32] {
-        let (row, head) = self.place(query);
-        let at = row * self.heads.query * self.heads.dim + head * self.heads.dim;
+    fn result(&self, query: &Query) -> &mut [f32] {
         // SAFETY: a row and head belong to one chunk, and within it no two results of this function for the same query
         // are alive at once.
-        unsafe { self.out.range(at..at + self.heads.dim) }
+        unsafe { self.out.range(query.out..query.out + self.heads.dim) }
     }
 
-    /// Folds a block into the results of queries `first .. first + N`.
+    /// Folds a block into the results of the first `N` queries, and returns the others.
     #[inline(always)]
-    fn fold<L: Lanes, const N: usize>(&self, l: L, block: &Block<'_>, first: usize, running: &mut [Running]) {
-        let q: [&[f32]; N] = std::array::from_fn(|n| self.query(first + n));
-        let seen: [Range<usize>; N] = std::array::from_fn(|n| self.seen(block, first + n));
+    fn fold<'q, L: Lanes, const N: usize>(&self, l: L, block: &Block<'_>, queries: &'q mut [Query]) -> &'q mut [Query] {
+        let (queries, others) = queries.split_at_mut(N);
+        let q: [&[f32]; N] = std::array::from_fn(|n| &self.qkv[queries[n].at..][..self.heads.dim]);
         let mut weights = scores(l, block.keys, q, &self.mask);
-        let mut rescale = [0.0; N];
+        let (mut rescale, mut seen) = ([0.0; N], [(0, 0); N]);
         for n in 0..N {
-            rescale[n] = soften(l, &mut weights[n], &seen[n], &mut running[first + n]);
+            let Range { start, end } = queries[n].seen;
+            seen[n] = (start.saturating_sub(block.begin), (end - block.begin).min(KV_BLOCK_TOKENS));
+            rescale[n] = soften(l, &mut weights[n], seen[n], &mut queries[n]);
         }
-        let mut out: [&mut [f32]; N] = std::array::from_fn(|n| self.sums(first + n));
-        if seen.iter().all(|seen| *seen == (0..KV_BLOCK_TOKENS)) {
+        let mut out: [&mut [f32]; N] = std::array::from_fn(|n| self.result(&queries[n]));
+        if seen == [(0, KV_BLOCK_TOKENS); N] {
             add_values(l, block.values, &weights, rescale, 0..KV_BLOCK_TOKENS, &mut out);
         } else {
             // What lies beyond may be anything, NaN included: it is not even multiplied by zero.
             for n in 0..N {
                 let out = std::array::from_mut(&mut out[n]);
-                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n].clone(), out);
+                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n].0..seen[n].1, out);
             }
         }
+        others
     }
 }
 
@@ -186,11 +181,14 @@ impl Rows<'_> {
 fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], mask: &Mask) -> [Scores; N] {
     let mut sums = [l.splat(0.0); N];
     let (keys, _) = keys.as_chunks::<LANES>();
-    let q: [&[f32]; N] = q.map(|q| &q[..keys.len()]);
+    assert!(q.iter().all(|q| q.len() == keys.len()), "a key for each value of a head");
     for (d, k) in keys.iter().enumerate() {
         let k = l.load_f16(k);
         for n in 0..N {
-            sums[n] = l.fma(l.splat(q[n][d]), k, sums[n]);
+            // SAFETY: `d` is below the number of keys, which is the length of every query: asserted above. Checked at
+            // each of the products, that would cost a tenth of a prompt's attention.
+            let value = unsafe { *q[n].get_unchecked(d) };
+            sums[n] = l.fma(l.splat(value), k, sums[n]);
         }
     }
     let mut scores = [[0.0; KV_BLOCK_TOKENS]; N];
@@ -200,24 +198,26 @@ fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], mask: &M
     scores
 }
 
-/// Turns the scores that are `seen` into weights under the new running maximum, the others into 0. Returns what earlier
+/// Turns the scores that are seen into weights under the new running maximum, the others into 0. Returns what earlier
 /// sums are to be multiplied by.
 #[inline(always)]
-fn soften<L: Lanes>(l: L, scores: &mut Scores, seen: &Range<usize>, running: &mut Running) -> f32 {
-    scores[..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..].fill(f32::NEG_INFINITY);
+fn soften<L: Lanes>(l: L, scores: &mut Scores, (from, to): (usize, usize), query: &mut Query) -> f32 {
+    if (from, to) != (0, KV_BLOCK_TOKENS) {
+        scores[..from].fill(f32::NEG_INFINITY);
+        scores[to..].fill(f32::NEG_INFINITY);
+    }
     let a = l.load(scores);
     let highest = l.largest(a);
-    let max = if highest > running.max { highest } else { running.max };
+    let max = if highest > query.max { highest } else { query.max };
     let weights = l.exp(l.add(a, l.splat(-max)));
     l.store(weights, scores);
     let mut rescale = 1.0; // which is what `exp` gives for a maximum that stays
-    if max != running.max {
+    if max != query.max {
         let mut lanes = [0.0; LANES];
-        l.store(l.exp(l.splat(running.max - max)), &mut lanes);
+        l.store(l.exp(l.splat(query.max - max)), &mut lanes);
         rescale = lanes[0];
     }
-    *running = Running { max, sum: running.sum * rescale + l.sum(weights) };
+    (query.max, query.sum) = (max, query.sum * rescale + l.sum(weights));
     rescale
 }
 
@@ -263,6 +263,7 @@ fn add_columns<L: Lanes, const N: usize, const C: usize>(
     }
     for j in seen {
         let (v, _) = values[j * dim + at..][..C * LANES].as_chunks::<LANES>();
+        let j = j % KV_BLOCK_TOKENS; // which it is, and now the compiler knows
         for c in 0..C {
             let v = l.load_f16(&v[c]);
             for n in 0..N {

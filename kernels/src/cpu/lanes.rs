@@ -28,7 +28,7 @@ pub(super) trait Lanes: Copy {
 
     /// Rows of activations that can share a load of weights without running out of registers: 8, 4 or 2.
     const TOKENS: usize;
-    /// Queries that can share the loads of an attention block: 4 or 2.
+    /// Queries that can share the loads of an attention block: 6, 3 or 2.
     const QUERIES: usize;
     /// What [`Lanes::dot_signed`] adds to every weight; callers take it off again through the sum of the activations.
     const SIGNED_BIAS: i32;
@@ -93,27 +93,9 @@ pub(super) trait Lanes: Copy {
     fn prefetch(self, address: *const u8);
 
     /// Adds the lanes up: those 8 apart, then 4, 2, 1, as the shuffles of a warp do.
-    #[inline(always)]
-    fn sum(self, a: Self::F) -> f32 {
-        let mut v = [0.0; LANES];
-        self.store(a, &mut v);
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                v[i] += v[i + half];
-            }
-            half /= 2;
-        }
-        v[0]
-    }
-
-    /// The largest lane.
-    #[inline(always)]
-    fn largest(self, a: Self::F) -> f32 {
-        let mut v = [0.0; LANES];
-        self.store(a, &mut v);
-        v.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
-    }
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane; anything where one is NaN.
+    fn largest(self, a: Self::F) -> f32;
 
     /// `e^x` within 2 units in the last place; 0 below -87.3, at most `e^88` above. The polynomial is `expf` of Cephes.
     #[inline(always)]

@@ -65,7 +65,7 @@ impl Lanes for Avx2 {
     type B = [__m256i; 2];
 
     const TOKENS: usize = 4;
-    const QUERIES: usize = 2;
+    const QUERIES: usize = 3;
     const SIGNED_BIAS: i32 = 0;
 
     #[inline(always)]
@@ -272,6 +272,26 @@ impl Lanes for Avx2 {
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        proven!(self, {
+            let sum = _mm256_add_ps(v[0], v[1]);
+            let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+            _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        proven!(self, {
+            let max = _mm256_max_ps(v[0], v[1]);
+            let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
+            let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+            _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)))
+        })
     }
 
     #[inline(always)]

@@ -50,7 +50,7 @@ impl Lanes for Avx512 {
     type B = __m512i;
 
     const TOKENS: usize = 8;
-    const QUERIES: usize = 4;
+    const QUERIES: usize = 6;
     const SIGNED_BIAS: i32 = 128;
 
     #[inline(always)]
@@ -232,6 +232,26 @@ impl Lanes for Avx512 {
             *w = proven!(self, _mm512_xor_si512(*w, _mm512_set1_epi8(-128)));
         }
         self.dot(w, x, to);
+    }
+
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        proven!(self, {
+            let sum = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+            _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        proven!(self, {
+            let max = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
+            let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+            _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)))
+        })
     }
 
     #[inline(always)]

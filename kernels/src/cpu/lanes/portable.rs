@@ -185,5 +185,22 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn sum(self, mut v: F) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                v[i] += v[i + half];
+            }
+            half /= 2;
+        }
+        v[0]
+    }
+
+    #[inline(always)]
+    fn largest(self, v: F) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 }
