@@ -258,4 +258,6 @@ impl Matcher {
 }
 
 #[cfg(test)]
+mod hf_tests;
+#[cfg(test)]
 mod tests;

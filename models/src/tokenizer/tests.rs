@@ -9,7 +9,7 @@ use super::*;
 use crate::gguf::GgufWriter;
 
 /// Where models too large to commit lie, if somebody fetched them.
-fn cached(path: &str) -> Option<PathBuf> {
+pub(super) fn cached(path: &str) -> Option<PathBuf> {
     let path = std::env::home_dir()?.join(".cache/cuckoo-test-models").join(path);
     if path.exists() {
         return Some(path);
@@ -18,7 +18,7 @@ fn cached(path: &str) -> Option<PathBuf> {
     None
 }
 
-fn fixture(name: &str) -> serde_json::Value {
+pub(super) fn fixture(name: &str) -> serde_json::Value {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
