@@ -1,8 +1,9 @@
-//! Text to tokens and back, for the vocabularies found in GGUF files. It adds no tokens that the text does not hold.
+//! Text to tokens and back, for the vocabularies of GGUF files and of `tokenizer.json`. It adds no tokens that the text does not hold.
 //!
 //! ```text
-//! text ──specials──▶ fragments ──splitter──▶ words ──merger──▶ tokens        (byte-level BPE: gpt-2, llama 3, qwen 2)
-//! text ──specials──▶ fragments ───────────────────merger──▶ tokens        (SentencePiece BPE: llama 1 and 2, gemma)
+//! text ──specials──▶ fragments ──splitter──▶ words ──merger──▶ tokens     (byte-level BPE: gpt-2, llama 3, qwen 2)
+//! text ──specials──▶ fragments ───────────────────merger──▶ tokens     (SentencePiece BPE: llama 1 and 2, gemma)
+//! text ──specials──▶ fragments ──word pieces──────────────▶ tokens     (WordPiece: BERT)
 //! ```
 //!
 //! Everything is linear in the text but the merger's heap, so no text is slow: there is no regular expression in it.
@@ -10,20 +11,25 @@
 use std::{collections::HashMap, sync::Arc};
 
 use aho_corasick::AhoCorasick;
+use unicode_normalization::UnicodeNormalization as _;
 
 use crate::gguf::Gguf;
 
 mod decode;
+mod encode;
+mod hf;
 mod load;
 mod merge;
 mod split;
 mod vocab;
+mod word_piece;
 
 pub use decode::Decoder;
+use encode::Encoding;
 pub use load::TokenizerError;
-use merge::{Merger, Symbol};
 use split::Splitter;
 use vocab::{TokenKind, Vocab};
+use word_piece::WordPiece;
 
 /// The longest text that [`Tokenizer::encode`] accepts, in bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -51,6 +57,10 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Vec<u32>,
     add_bos: bool,
+    /// The token that an encoder wants after every text.
+    last: Option<u32>,
+    /// Texts are composed (Unicode's NFC) before they are cut.
+    composed: bool,
 }
 
 /// What two tokens merge to: (left, right) to (rank, merged).
@@ -76,6 +86,24 @@ enum Rules {
         /// Whether a text begins as if a space came before it.
         space_prefix: bool,
     },
+    Ranked(Ranked),
+    WordPiece(WordPiece),
+}
+
+/// SentencePiece's characters, merged in the order of a list instead of by score: gemma in `tokenizer.json`.
+#[derive(Debug)]
+struct Ranked {
+    splitter: Splitter,
+    merges: Merges,
+    /// The token of each byte, for characters that are no tokens.
+    bytes: Box<[Option<u32>; 256]>,
+    unknown: Option<u32>,
+    /// Unknown characters side by side are one unknown token.
+    fuse_unknown: bool,
+    space_prefix: bool,
+    /// A word that is itself a token is not merged: always, or only where it is made of line breaks.
+    whole_words: bool,
+    whole_breaks: bool,
 }
 
 /// Finds some tokens' texts in a text: leftmost first, longest of those.
@@ -91,6 +119,12 @@ impl Tokenizer {
         load::tokenizer(gguf)
     }
 
+    /// Reads a `tokenizer.json` of Hugging Face, and the `tokenizer_config.json` beside it, which names the special
+    /// tokens. What cannot be reproduced exactly is refused by name.
+    pub fn from_hf_json(tokenizer: &str, config: Option<&str>) -> Result<Self, TokenizerError> {
+        hf::tokenizer(tokenizer, config)
+    }
+
     /// The tokens of `text`. With `special`, the texts of control tokens (such as `<|im_end|>`) become those tokens;
     /// without, they are ordinary text, which is what a stranger's words must be. No BOS is added (see
     /// [`Tokenizer::add_bos`]).
@@ -98,7 +132,7 @@ impl Tokenizer {
         if text.len() > TEXT_BYTES_MAX {
             return Err(TokenizeError::TooLong(text.len()));
         }
-        let mut encoding = Encoding { tokens: Vec::with_capacity(text.len() / 3), merger: Merger::default() };
+        let mut encoding = Encoding::with_capacity(text.len() / 3);
         let control = self.control.as_ref().filter(|_| special);
         for fragment in Matcher::cut(control, text) {
             match fragment {
@@ -109,7 +143,8 @@ impl Tokenizer {
         Ok(encoding.tokens)
     }
 
-    /// The text of `tokens`, control tokens written out: the inverse of [`Tokenizer::encode`]. Bytes that are no UTF-8
+    /// The text of `tokens`, control tokens written out: the inverse of [`Tokenizer::encode`], but for vocabularies that
+    /// compose or lower texts. Bytes that are no UTF-8
     /// become U+FFFD; ids outside the vocabulary are left out.
     pub fn decode(&self, tokens: &[u32]) -> String {
         let mut decoder = Decoder::verbatim(self.vocab.clone(), self.prefixes_space());
@@ -134,6 +169,11 @@ impl Tokenizer {
         self.add_bos
     }
 
+    /// The token that the model wants after every text: encoders only (BERT's `[SEP]`).
+    pub fn last(&self) -> Option<u32> {
+        self.last
+    }
+
     /// The tokens that end a generation: end of sequence, of turn, of message. Sorted, without repetition.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos
@@ -155,104 +195,28 @@ impl Tokenizer {
     }
 
     fn prefixes_space(&self) -> bool {
-        matches!(self.rules, Rules::SentencePiece { space_prefix: true, .. })
+        match &self.rules {
+            Rules::SentencePiece { space_prefix, .. } => *space_prefix,
+            Rules::Ranked(ranked) => ranked.space_prefix,
+            // Every word's first token has a space that the text's first word never had.
+            Rules::WordPiece(_) => true,
+            Rules::ByteLevel { .. } => false,
+        }
     }
 
     /// Encodes what lies between control tokens.
     fn encode_plain(&self, text: &str, encoding: &mut Encoding) -> Result<(), TokenizeError> {
-        let prefixed = self.prefixes_space().then(|| format!(" {text}"));
+        // A prefix is part of the text that user-defined tokens are looked for in, as it is in SentencePiece.
+        let prefixed = matches!(self.rules, Rules::SentencePiece { space_prefix: true, .. });
+        let prefixed = prefixed.then(|| format!(" {text}"));
         for fragment in Matcher::cut(self.user_defined.as_ref(), prefixed.as_deref().unwrap_or(text)) {
             match fragment {
                 Fragment::Token(token) => encoding.tokens.push(token),
-                Fragment::Text(text) => match &self.rules {
-                    Rules::ByteLevel { splitter, bytes, merges, whole_words } => {
-                        splitter.split(text, &mut |word| {
-                            match self.vocab.find(word.as_bytes()).filter(|_| *whole_words) {
-                                Some(token) => encoding.tokens.push(token),
-                                None => encoding.byte_level_word(word, bytes, merges)?,
-                            }
-                            Ok(())
-                        })?;
-                    }
-                    Rules::SentencePiece { costs, bytes, unknown, .. } => {
-                        encoding.sentence_piece(text, &self.vocab, costs, bytes, *unknown)?;
-                    }
-                },
+                Fragment::Text(text) if self.composed && !text.is_ascii() => {
+                    encoding.fragment(&text.nfc().collect::<String>(), &self.vocab, &self.rules)?;
+                }
+                Fragment::Text(text) => encoding.fragment(text, &self.vocab, &self.rules)?,
             }
-        }
-        Ok(())
-    }
-}
-
-/// Tokens so far, and the memory to make more.
-struct Encoding {
-    tokens: Vec<u32>,
-    merger: Merger,
-}
-
-impl Encoding {
-    fn byte_level_word(
-        &mut self,
-        word: &str,
-        bytes: &[Option<u32>; 256],
-        merges: &Merges,
-    ) -> Result<(), TokenizeError> {
-        self.merger.clear();
-        for byte in word.bytes() {
-            let token = bytes[usize::from(byte)].ok_or(TokenizeError::NoToken(byte))?;
-            self.merger.push(1, Some(token));
-        }
-        let symbols = self.merger.merge(|left, right| merges.get(&(left.token?, right.token?)).copied());
-        self.tokens.extend(symbols.map(|symbol| symbol.token.expect("bytes are tokens and merge to tokens")));
-        Ok(())
-    }
-
-    fn sentence_piece(
-        &mut self,
-        text: &str,
-        vocab: &Vocab,
-        costs: &[u32],
-        bytes: &[Option<u32>; 256],
-        unknown: Option<u32>,
-    ) -> Result<(), TokenizeError> {
-        let raw = text.as_bytes();
-        let spelled = |symbol: &Symbol| &raw[symbol.start as usize..(symbol.start + symbol.len) as usize];
-        self.merger.clear();
-        for (at, c) in text.char_indices() {
-            let len = c.len_utf8();
-            self.merger.push(len as u32, vocab.find(&raw[at..at + len]));
-        }
-        // How tokens came about, for those that exist only as steps on the way to longer ones.
-        let mut made_of = HashMap::new();
-        let symbols = self.merger.merge(|left, right| {
-            let start = left.start as usize;
-            let token = vocab.find(&raw[start..start + (left.len + right.len) as usize])?;
-            if vocab.kind(token) == Some(TokenKind::Unused) {
-                made_of.insert((left.start, left.len + right.len), (*left, *right));
-            }
-            Some((costs[token as usize], token))
-        });
-        let symbols: Vec<Symbol> = symbols.copied().collect();
-        let mut stack: Vec<Symbol> = symbols.into_iter().rev().collect();
-        while let Some(symbol) = stack.pop() {
-            if let Some((left, right)) = made_of.get(&(symbol.start, symbol.len)) {
-                stack.extend([*right, *left]);
-                continue;
-            }
-            match symbol.token {
-                Some(token) => self.tokens.push(token),
-                None => self.fall_back(spelled(&symbol), bytes, unknown)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// A character that is no token becomes its bytes' tokens, or the unknown token.
-    fn fall_back(&mut self, raw: &[u8], bytes: &[Option<u32>; 256], unknown: Option<u32>) -> Result<(), TokenizeError> {
-        let mut tokens = raw.iter().map(|byte| bytes[usize::from(*byte)].ok_or(*byte));
-        match tokens.clone().find_map(Result::err) {
-            None => self.tokens.extend(tokens.by_ref().flatten()),
-            Some(byte) => self.tokens.push(unknown.ok_or(TokenizeError::NoToken(byte))?),
         }
         Ok(())
     }
@@ -293,5 +257,7 @@ impl Matcher {
     }
 }
 
+#[cfg(test)]
+mod hf_tests;
 #[cfg(test)]
 mod tests;

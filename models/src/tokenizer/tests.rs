@@ -9,7 +9,7 @@ use super::*;
 use crate::gguf::GgufWriter;
 
 /// Where models too large to commit lie, if somebody fetched them.
-fn cached(path: &str) -> Option<PathBuf> {
+pub(super) fn cached(path: &str) -> Option<PathBuf> {
     let path = std::env::home_dir()?.join(".cache/cuckoo-test-models").join(path);
     if path.exists() {
         return Some(path);
@@ -18,7 +18,7 @@ fn cached(path: &str) -> Option<PathBuf> {
     None
 }
 
-fn fixture(name: &str) -> serde_json::Value {
+pub(super) fn fixture(name: &str) -> serde_json::Value {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
@@ -30,7 +30,23 @@ fn ids(value: &serde_json::Value) -> Vec<u32> {
 /// llama.cpp's own pairs of texts and tokens, for every vocabulary of a supported kind.
 #[test]
 fn agrees_with_llama_cpp() {
-    let names = ["gpt-2", "llama-bpe", "qwen2", "refact", "starcoder", "command-r", "llama-spm", "phi-3"];
+    let names = [
+        "gpt-2",
+        "llama-bpe",
+        "qwen2",
+        "qwen35",
+        "refact",
+        "starcoder",
+        "command-r",
+        "llama-spm",
+        "phi-3",
+        "mpt",
+        "falcon",
+        "deepseek-llm",
+        "gemma-4",
+        "bert-bge",
+        "deepseek-coder",
+    ];
     for name in names {
         let Some(path) = cached(&format!("llama.cpp-vocabs/ggml-vocab-{name}.gguf")) else { return };
         let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
@@ -43,7 +59,8 @@ fn agrees_with_llama_cpp() {
         for (text, expected) in texts.iter().zip(&expected) {
             let expected: Vec<u32> = expected.split_whitespace().map(|id| id.parse().unwrap()).collect();
             assert_eq!(tokenizer.encode(text, false).unwrap(), expected, "{name}: {text:?}");
-            assert_eq!(&tokenizer.decode(&expected), text, "{name}");
+            // WordPiece forgets how words were written.
+            assert!(name == "bert-bge" || &tokenizer.decode(&expected) == text, "{name}: {text:?}");
         }
         println!("{name}: {} texts agree", texts.len());
     }
@@ -173,10 +190,10 @@ fn long_runs_stay_fast_and_longer_texts_are_refused() {
 #[test]
 fn bad_vocabularies_are_refused_by_name() {
     let refused = |file: &GgufWriter| load(file).unwrap_err().to_string();
-    assert!(refused(&small_file("tekken")).contains("\"tekken\""));
+    assert!(refused(&small_file("kimi-k2")).contains("\"kimi-k2\""));
     assert!(refused(&GgufWriter::new()).contains("tokenizer.ggml.model"));
     let tokens = ["a", "b", "c"];
-    assert!(refused(&metadata("bert", &tokens, &[1; 3])).contains("\"bert\""));
+    assert!(refused(&metadata("rwkv", &tokens, &[1; 3])).contains("\"rwkv\""));
     assert!(refused(&metadata("gpt2", &tokens, &[1; 3])).contains("tokenizer.ggml.pre"));
     assert!(refused(&metadata("gpt2", &tokens, &[1; 2])).contains("2 entries for 3 tokens"));
     assert!(refused(&metadata("gpt2", &tokens, &[1, 9, 1])).contains("unknown type 9"));

@@ -67,8 +67,9 @@ impl Vocab {
         self.by_bytes.get(bytes).copied()
     }
 
-    /// The ids of one kind.
-    pub(super) fn of_kind(&self, kind: TokenKind) -> impl Iterator<Item = u32> {
-        (0u32..).zip(&self.kinds).filter(move |(_, k)| **k == kind).map(|(id, _)| id)
+    /// The tokens of one kind, with their bytes.
+    pub(super) fn texts(&self, kind: TokenKind) -> impl Iterator<Item = (u32, &[u8])> {
+        let all = (0u32..).zip(self.kinds.iter().zip(&self.bytes));
+        all.filter(move |(_, (k, _))| **k == kind).map(|(id, (_, bytes))| (id, bytes.as_ref()))
     }
 }
