@@ -9,6 +9,8 @@ mod support;
 mod bench;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
+/// A tiny model of every family, against its reference code in numpy.
+mod families;
 /// The real model's file: sizes, damage, tokens.
 mod files;
 /// Peers that break the rules.

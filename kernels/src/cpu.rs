@@ -25,6 +25,7 @@ use self::lanes::Level;
 
 use self::weights::zeroed;
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, SampleRequest, Sampled};
 
 pub(crate) use self::weights::check_source;
@@ -292,6 +293,25 @@ impl Ops for Cpu {
         let row = |i: usize| &x.used()[i * x.cols..][..x.cols];
         let weights = (weight.0.as_slice(), bias.0.as_slice());
         self.for_rows(x.rows, out, |i, out| rows::layer_norm(level, row(i), weights, epsilon, out));
+        Ok(())
+    }
+
+    fn zero(&mut self, rows: usize, out: &mut Buffer) -> Result<(), OpsError> {
+        out.begin(rows).fill(0.0);
+        Ok(())
+    }
+
+    fn route(&mut self, logits: &Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
+        Ok(logits.used().chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+    }
+
+    fn scatter_add(&mut self, x: &Buffer, to: &[(usize, f32)], out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.rows == to.len() && x.cols.is_multiple_of(16), "rows go to their like");
+        for ((row, weight), x) in to.iter().zip(x.used().chunks_exact(x.cols)) {
+            let at = row * out.cols;
+            assert!(*row < out.rows, "row {row} of {}", out.rows);
+            rows::add_scaled(self.level, x, *weight, &mut out.data[at..at + out.cols]);
+        }
         Ok(())
     }
 

@@ -10,12 +10,14 @@ use half::f16;
 
 use std::ops::Range;
 
-use self::rounding::{Activations, activated, capped, exp, fold, inverse_rms, row_product};
+use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
+pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
 use crate::ops::{
     Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
 use crate::quant::{Quant, dequantize_row};
+use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, SampleRequest, Sampled};
 
 /// The contract as a backend.
@@ -291,6 +293,22 @@ impl Ops for Exact {
             centred.iter().zip(weight.iter().zip(bias)).map(|(v, (w, b))| (v * inverse).mul_add(*w, *b)).collect()
         });
         out.set(rows.collect());
+        Ok(())
+    }
+
+    fn zero(&mut self, rows: usize, out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(vec![vec![0.0; out.cols]; rows]);
+        Ok(())
+    }
+
+    fn route(&mut self, logits: &Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
+        Ok(logits.rows.iter().map(|row| route(row, routing)).collect())
+    }
+
+    fn scatter_add(&mut self, x: &Buffer, to: &[(usize, f32)], out: &mut Buffer) -> Result<(), OpsError> {
+        for ((row, weight), x) in to.iter().zip(&x.rows) {
+            out.rows[*row].iter_mut().zip(x).for_each(|(out, x)| *out = weight.mul_add(*x, *out));
+        }
         Ok(())
     }
 

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod ops;
 pub mod quant;
 pub mod reference;
+pub mod routing;
 pub mod sampling;
 pub mod timed;
 

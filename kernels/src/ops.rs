@@ -15,6 +15,7 @@
 //! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
 
 use crate::quant::Quant;
+use crate::routing::{Routed, Routing};
 use crate::sampling::{SampleRequest, Sampled};
 
 /// Columns that share one activation scale.
@@ -348,6 +349,17 @@ pub trait Ops {
     ///
     /// Minimum bytes: `8 * rows * cols`.
     fn activate(&mut self, activation: Activation, x: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `rows` rows of zeros.
+    fn zero(&mut self, rows: usize, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// The experts that each row of a router's logits chooses; see [`crate::routing::route`].
+    fn route(&mut self, logits: &Self::Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError>;
+
+    /// `out[row] = fma(weight, x[i], out[row])` for `(row, weight) = to[i]`; no row stands there twice.
+    ///
+    /// Minimum bytes: `12 * to.len() * cols`.
+    fn scatter_add(&mut self, x: &Self::Buffer, to: &[(usize, f32)], out: &mut Self::Buffer) -> Result<(), OpsError>;
 
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError>;

@@ -11,6 +11,7 @@ use crate::ops::{
     StepLayout,
 };
 use crate::quant::{Quant, dequantize_row, quantize_activations};
+use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, SampleRequest, Sampled};
 
 /// Where values are rounded to less than `f64`.
@@ -334,6 +335,23 @@ impl Ops for Reference {
             centred.iter().zip(weight.iter().zip(bias)).map(|(v, (w, b))| v * inverse * w + b).collect()
         });
         out.set(rows.collect());
+        Ok(())
+    }
+
+    fn zero(&mut self, rows: usize, out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(vec![vec![0.0; out.cols]; rows]);
+        Ok(())
+    }
+
+    fn route(&mut self, logits: &Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
+        let single = |row: &Vec<f64>| row.iter().map(|&v| v as f32).collect::<Vec<_>>();
+        Ok(logits.rows.iter().map(|row| route(&single(row), routing)).collect())
+    }
+
+    fn scatter_add(&mut self, x: &Buffer, to: &[(usize, f32)], out: &mut Buffer) -> Result<(), OpsError> {
+        for ((row, weight), x) in to.iter().zip(&x.rows) {
+            out.rows[*row].iter_mut().zip(x).for_each(|(out, x)| *out += f64::from(*weight) * x);
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
+use crate::routing::{Routed, Routing};
 use crate::sampling::{SampleRequest, Sampled};
 
 /// Calls of one kind.
@@ -172,6 +173,18 @@ impl<O: Ops> Ops for Timed<O> {
         out: &mut Self::Buffer,
     ) -> Result<(), OpsError> {
         self.measure("layer_norm", |ops| ops.layer_norm(x, weight, bias, epsilon, out))
+    }
+
+    fn zero(&mut self, rows: usize, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("zero", |ops| ops.zero(rows, out))
+    }
+
+    fn route(&mut self, logits: &Self::Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
+        self.measure("route", |ops| ops.route(logits, routing))
+    }
+
+    fn scatter_add(&mut self, x: &Self::Buffer, to: &[(usize, f32)], out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("scatter_add", |ops| ops.scatter_add(x, to, out))
     }
 
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError> {

@@ -7,8 +7,9 @@ mod rope;
 use std::fs::File;
 
 use cuckoo_kernels::Ops;
-use cuckoo_kernels::ops::{Heads, KvShape, Mask, OpsError, StepLayout};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, OpsError, StepLayout};
+use cuckoo_kernels::routing::{Routed, Routing};
+use cuckoo_models::{ArchSpec, Gguf, arch};
 
 pub use self::load::{LoadError, check};
 use self::load::{Loader, activation};
@@ -36,10 +37,37 @@ struct Layer<O: Ops> {
     sinks: Option<O::Vector>,
     output: Projection<O>,
     ffn_norms: Branch<O>,
+    ffn: FeedForward<O>,
+}
+
+enum FeedForward<O: Ops> {
+    Dense(Network<O>),
+    Experts(Experts<O>),
+}
+
+/// One feed-forward network.
+struct Network<O: Ops> {
     /// Rows are `[gate | up]`, or just `up`.
     up: Projection<O>,
     gated: bool,
     down: Projection<O>,
+    /// Which of the workspace's buffers are as wide.
+    width: usize,
+}
+
+/// A mixture of experts.
+struct Experts<O: Ops> {
+    router: Projection<O>,
+    routing: Routing,
+    networks: Vec<Network<O>>,
+    shared: Option<Shared<O>>,
+}
+
+/// The expert that every token uses.
+struct Shared<O: Ops> {
+    network: Network<O>,
+    /// A row whose product with the input, through a sigmoid, is the weight of the result; else it is 1.
+    router: Option<O::Matrix>,
 }
 
 /// A matrix, and what is added to its products.
@@ -69,11 +97,31 @@ pub struct Workspace<O: Ops> {
     branch: O::Buffer,
     qkv: O::Buffer,
     attended: O::Buffer,
-    gate_up: O::Buffer,
-    gated: O::Buffer,
+    /// For feed-forward networks, one pair for each width in use.
+    networks: Vec<Inner<O>>,
+    mixture: Option<Mixture<O>>,
     picked: O::Buffer,
     /// Logits of the rows that were asked for, in their order.
     pub logits: O::Buffer,
+}
+
+/// Inner activations of feed-forward networks of one width.
+struct Inner<O: Ops> {
+    /// `[gate | up]`.
+    gate_up: O::Buffer,
+    gated: O::Buffer,
+}
+
+/// What a mixture of experts needs beside.
+struct Mixture<O: Ops> {
+    /// A router's logits.
+    logits: O::Buffer,
+    /// The weight of the shared expert.
+    shared: O::Buffer,
+    /// Rows that go to one expert.
+    gathered: O::Buffer,
+    /// What it makes of them.
+    result: O::Buffer,
 }
 
 impl<O: Ops> Model<O> {
@@ -153,16 +201,20 @@ impl<O: Ops> Model<O> {
 
     fn feed_forward(&self, ops: &mut O, work: &mut Workspace<O>, layer: &Layer<O>) -> Result<(), OpsError> {
         let act = activation(self.spec.activation);
-        let input = layer.ffn_norms.input(ops, self.spec.norm_epsilon, &work.hidden, &mut work.normed)?;
-        if layer.gated {
-            layer.up.apply(ops, input, &mut work.gate_up)?;
-            ops.gate(act, &work.gate_up, &mut work.gated)?;
-        } else {
-            layer.up.apply(ops, input, &mut work.gated)?;
-            ops.activate(act, &mut work.gated)?;
+        let Workspace { hidden, normed, branch, networks, mixture, .. } = work;
+        let input = layer.ffn_norms.input(ops, self.spec.norm_epsilon, hidden, normed)?;
+        match (&layer.ffn, mixture) {
+            (FeedForward::Dense(network), _) => {
+                let inner = &mut networks[network.width];
+                network.begin(ops, act, input, inner)?;
+                self.add_branch(ops, &network.down, &layer.ffn_norms, &inner.gated, (hidden, normed, branch))
+            }
+            (FeedForward::Experts(experts), Some(mixture)) => {
+                experts.apply(ops, act, input, (networks, mixture), branch)?;
+                self.add_result(ops, &layer.ffn_norms, (hidden, normed, branch))
+            }
+            (FeedForward::Experts(_), None) => unreachable!("a workspace has what its model needs"),
         }
-        let Workspace { hidden, normed, branch, gated, .. } = work;
-        self.add_branch(ops, &layer.down, &layer.ffn_norms, gated, (hidden, normed, branch))
     }
 
     /// `hidden = residual(hidden + residual_scale * after(last(x)))`, where absent norms change nothing.
@@ -174,22 +226,106 @@ impl<O: Ops> Model<O> {
         x: &O::Buffer,
         (hidden, normed, branch): (&mut O::Buffer, &mut O::Buffer, &mut O::Buffer),
     ) -> Result<(), OpsError> {
-        let (epsilon, scale) = (self.spec.norm_epsilon, self.spec.residual_scale);
+        if norms.after.is_none() && last.bias.is_none() && self.spec.residual_scale == 1.0 {
+            ops.linear_add(x, &last.weight, hidden)?;
+            return self.end_branch(ops, norms, hidden, normed);
+        }
+        last.apply(ops, x, branch)?;
+        self.add_result(ops, norms, (hidden, normed, branch))
+    }
+
+    /// [`Model::add_branch`] of what is in `branch` already.
+    fn add_result(
+        &self,
+        ops: &mut O,
+        norms: &Branch<O>,
+        (hidden, normed, branch): (&mut O::Buffer, &mut O::Buffer, &mut O::Buffer),
+    ) -> Result<(), OpsError> {
         match &norms.after {
-            None if last.bias.is_none() && scale == 1.0 => ops.linear_add(x, &last.weight, hidden)?,
-            None => {
-                last.apply(ops, x, branch)?;
-                ops.add_scaled(branch, scale, hidden)?;
-            }
             Some(after) => {
-                last.apply(ops, x, branch)?;
-                after.apply(ops, epsilon, branch, normed)?;
-                ops.add_scaled(normed, scale, hidden)?;
+                after.apply(ops, self.spec.norm_epsilon, branch, normed)?;
+                ops.add_scaled(normed, self.spec.residual_scale, hidden)?;
+            }
+            None => ops.add_scaled(branch, self.spec.residual_scale, hidden)?,
+        }
+        self.end_branch(ops, norms, hidden, normed)
+    }
+
+    fn end_branch(
+        &self,
+        ops: &mut O,
+        norms: &Branch<O>,
+        hidden: &mut O::Buffer,
+        normed: &mut O::Buffer,
+    ) -> Result<(), OpsError> {
+        if let Some(residual) = &norms.residual {
+            residual.apply(ops, self.spec.norm_epsilon, hidden, normed)?;
+            std::mem::swap(hidden, normed);
+        }
+        Ok(())
+    }
+}
+
+impl<O: Ops> Network<O> {
+    /// Everything but the last product, into `inner.gated`.
+    fn begin(&self, ops: &mut O, act: Activation, x: &O::Buffer, inner: &mut Inner<O>) -> Result<(), OpsError> {
+        if self.gated {
+            self.up.apply(ops, x, &mut inner.gate_up)?;
+            return ops.gate(act, &inner.gate_up, &mut inner.gated);
+        }
+        self.up.apply(ops, x, &mut inner.gated)?;
+        ops.activate(act, &mut inner.gated)
+    }
+
+    fn apply(
+        &self,
+        ops: &mut O,
+        act: Activation,
+        x: &O::Buffer,
+        networks: &mut [Inner<O>],
+        out: &mut O::Buffer,
+    ) -> Result<(), OpsError> {
+        let inner = &mut networks[self.width];
+        self.begin(ops, act, x, inner)?;
+        self.down.apply(ops, &inner.gated, out)
+    }
+}
+
+impl<O: Ops> Experts<O> {
+    /// `out` is the sum of what the chosen experts make of each row of `x`, in order of their numbers, then the shared one.
+    fn apply(
+        &self,
+        ops: &mut O,
+        act: Activation,
+        x: &O::Buffer,
+        (networks, mixture): (&mut [Inner<O>], &mut Mixture<O>),
+        out: &mut O::Buffer,
+    ) -> Result<(), OpsError> {
+        self.router.apply(ops, x, &mut mixture.logits)?;
+        let routes = ops.route(&mixture.logits, &self.routing)?;
+        ops.zero(routes.len(), out)?;
+        for (number, network) in self.networks.iter().enumerate() {
+            let here = |(row, routed): (usize, &Vec<Routed>)| {
+                routed.iter().find(|r| r.expert == number).map(|r| (row, r.weight))
+            };
+            let to: Vec<(usize, f32)> = routes.iter().enumerate().filter_map(here).collect();
+            if !to.is_empty() {
+                let rows: Vec<usize> = to.iter().map(|(row, _)| *row).collect();
+                ops.gather(x, &rows, &mut mixture.gathered)?;
+                network.apply(ops, act, &mixture.gathered, networks, &mut mixture.result)?;
+                ops.scatter_add(&mixture.result, &to, out)?;
             }
         }
-        if let Some(residual) = &norms.residual {
-            residual.apply(ops, epsilon, hidden, normed)?;
-            std::mem::swap(hidden, normed);
+        if let Some(shared) = &self.shared {
+            shared.network.apply(ops, act, x, networks, &mut mixture.result)?;
+            let to: Vec<(usize, f32)> = match &shared.router {
+                None => (0..routes.len()).map(|row| (row, 1.0)).collect(),
+                Some(router) => {
+                    ops.linear(x, router, &mut mixture.shared)?;
+                    ops.read(&mixture.shared)?.into_iter().map(sigmoid).enumerate().collect()
+                }
+            };
+            ops.scatter_add(&mixture.result, &to, out)?;
         }
         Ok(())
     }
@@ -242,8 +378,19 @@ impl<O: Ops> Workspace<O> {
             branch: ops.buffer(rows, spec.hidden)?,
             qkv: ops.buffer(rows, heads(spec).qkv_cols())?,
             attended: ops.buffer(rows, spec.query_width())?,
-            gate_up: ops.buffer(rows, 2 * spec.ffn)?,
-            gated: ops.buffer(rows, spec.ffn)?,
+            networks: widths(spec)
+                .into_iter()
+                .map(|w| Ok(Inner { gate_up: ops.buffer(rows, 2 * w)?, gated: ops.buffer(rows, w)? }))
+                .collect::<Result<_, OpsError>>()?,
+            mixture: match experts_max(spec) {
+                0 => None,
+                experts => Some(Mixture {
+                    logits: ops.buffer(rows, experts)?,
+                    shared: ops.buffer(rows, 1)?,
+                    gathered: ops.buffer(rows, spec.hidden)?,
+                    result: ops.buffer(rows, spec.hidden)?,
+                }),
+            },
             picked: ops.buffer(wanted, spec.hidden)?,
             logits: ops.buffer(wanted, spec.vocab)?,
         })
@@ -251,9 +398,44 @@ impl<O: Ops> Workspace<O> {
 
     /// Bytes that [`Workspace::new`] will ask for.
     pub fn bytes(spec: &ArchSpec, rows: usize, wanted: usize) -> usize {
-        let row = 3 * spec.hidden + heads(spec).qkv_cols() + spec.query_width() + 3 * spec.ffn;
+        let inner: usize = widths(spec).iter().map(|width| 3 * width).sum();
+        let mixture = match experts_max(spec) {
+            0 => 0,
+            experts => experts + 1 + 2 * spec.hidden,
+        };
+        let row = 3 * spec.hidden + heads(spec).qkv_cols() + spec.query_width() + inner + mixture;
         4 * (rows * row + wanted * (spec.hidden + spec.vocab))
     }
+}
+
+/// The widths of all feed-forward networks, each once.
+fn widths(spec: &ArchSpec) -> Vec<usize> {
+    let mut widths: Vec<usize> = Vec::new();
+    for layer in &spec.blocks {
+        let of_layer = match &layer.ffn {
+            arch::FeedForward::Dense(dense) => vec![dense.width],
+            arch::FeedForward::Experts(experts) => {
+                std::iter::once(experts.width).chain(experts.shared.as_ref().map(|s| s.network.width)).collect()
+            }
+        };
+        widths.extend(of_layer);
+    }
+    widths.sort_unstable();
+    widths.dedup();
+    widths
+}
+
+/// The most experts that a layer has.
+fn experts_max(spec: &ArchSpec) -> usize {
+    let count = |layer: &arch::LayerSpec| match &layer.ffn {
+        arch::FeedForward::Dense(_) => 0,
+        arch::FeedForward::Experts(experts) => experts.count,
+    };
+    spec.blocks.iter().map(count).max().unwrap_or(0)
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-x))
 }
 
 fn heads(spec: &ArchSpec) -> Heads {

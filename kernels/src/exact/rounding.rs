@@ -69,7 +69,7 @@ fn integer_product(format: IntFormat, blocks: &[IntBlock], x: &Activations) -> f
 }
 
 /// Adds values up: those half the length apart, and so on, as the shuffles of a warp do.
-pub(super) fn fold(v: &mut [f32]) -> f32 {
+pub(crate) fn fold(v: &mut [f32]) -> f32 {
     let mut half = v.len() / 2;
     while half > 0 {
         for i in 0..half {
@@ -114,7 +114,7 @@ pub(super) fn activated(activation: Activation, x: f32) -> f32 {
 }
 
 /// `e^x` as `expf` of Cephes computes it, with fused operations; 0 below -87.3, at most `e^88`.
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.3;
     if x < LEAST {
         return 0.0;

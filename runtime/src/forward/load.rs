@@ -4,14 +4,15 @@ use std::fs::File;
 
 use cuckoo_kernels::ops::{Activation, Mask, MatrixSource, OpsError};
 use cuckoo_kernels::quant::dequantize_row;
+use cuckoo_kernels::routing::{Gating, Routing};
 use cuckoo_kernels::{Ops, Quant};
 use cuckoo_models::arch::{
-    self, ArchSpec, FeedForward, LayerSpec, Linear, Qkv, RopeFactors, RopeScaling, TensorSpec, Up,
+    self, ArchSpec, ExpertWeights, FeedForward, LayerSpec, Linear, Qkv, RopeFactors, RopeScaling, TensorSpec, Up,
 };
 use cuckoo_models::{GgmlType, Gguf, TensorInfo};
 
 use super::rope::rope;
-use super::{Branch, Layer, Model, Norm, Projection};
+use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +44,16 @@ pub enum LoadError {
 
 /// Refuses what [`super::Model::forward`] would compute wrongly. The error names the first such thing.
 pub fn check(spec: &ArchSpec) -> Result<(), LoadError> {
-    let dense = |layer: &LayerSpec| match &layer.ffn {
-        FeedForward::Dense(dense) => dense.width == spec.ffn,
-        FeedForward::Experts(_) => false,
+    let apart = |layer: &LayerSpec| match &layer.ffn {
+        FeedForward::Dense(_) => false,
+        FeedForward::Experts(experts) => !matches!(experts.weights, ExpertWeights::Stacked { .. }),
     };
     let packed = |layer: &LayerSpec| layer.attention.output.packed.is_some();
     let checks = [
         (spec.causal, "attention in both directions: it is an encoder"),
         (spec.head_dim.is_multiple_of(16), "heads whose size is no multiple of 16"),
-        (spec.blocks.iter().all(dense), "a mixture of experts, or layers of different widths"),
+        (!spec.blocks.iter().any(apart), "experts in a layout of safetensors files"),
+        (spec.blocks.iter().all(|layer| same_experts(layer, spec)), "layers with different numbers of experts"),
         (!spec.blocks.iter().any(packed), "packed safetensors weights"),
         (spec.input.positions.is_none() && spec.input.token_types.is_none(), "embeddings of positions or types"),
         (spec.input.norm.is_none(), "a norm of embeddings"),
@@ -60,6 +62,14 @@ pub fn check(spec: &ArchSpec) -> Result<(), LoadError> {
     match checks.iter().find(|(holds, _)| !holds) {
         Some((_, what)) => Err(LoadError::Feature((*what).to_owned())),
         None => Ok(()),
+    }
+}
+
+/// Whether a layer has as many experts as all others that have some: their logits share a buffer.
+fn same_experts(layer: &LayerSpec, spec: &ArchSpec) -> bool {
+    match &layer.ffn {
+        FeedForward::Dense(_) => true,
+        FeedForward::Experts(experts) => experts.count == experts_max(spec),
     }
 }
 
@@ -92,14 +102,6 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     fn layer(&mut self, layer: &LayerSpec) -> Result<Layer<O>, LoadError> {
         let attention = &layer.attention;
-        let FeedForward::Dense(dense) = &layer.ffn else {
-            return Err(LoadError::Feature("a mixture of experts".to_owned()));
-        };
-        let (up, gated) = match &dense.up {
-            Up::Gated { gate, up } => (self.projection(&[gate, up])?, true),
-            Up::Fused(both) => (self.projection(&[both])?, true),
-            Up::Plain(up) => (self.projection(&[up])?, false),
-        };
         Ok(Layer {
             attention_norms: self.branch(&layer.attention_norms)?,
             qkv: match &attention.qkv {
@@ -118,10 +120,85 @@ impl<'a, O: Ops> Loader<'a, O> {
             sinks: attention.sinks.as_ref().map(|sinks| self.vector(sinks)).transpose()?,
             output: self.projection(&[&attention.output])?,
             ffn_norms: self.branch(&layer.ffn_norms)?,
-            up,
-            gated,
-            down: self.projection(&[&dense.down])?,
+            ffn: match &layer.ffn {
+                FeedForward::Dense(dense) => super::FeedForward::Dense(self.network(dense)?),
+                FeedForward::Experts(experts) => super::FeedForward::Experts(self.experts(experts)?),
+            },
         })
+    }
+
+    fn network(&mut self, dense: &arch::Dense) -> Result<Network<O>, LoadError> {
+        let (up, gated) = match &dense.up {
+            Up::Gated { gate, up } => (self.projection(&[gate, up])?, true),
+            Up::Fused(both) => (self.projection(&[both])?, true),
+            Up::Plain(up) => (self.projection(&[up])?, false),
+        };
+        Ok(Network { up, gated, down: self.projection(&[&dense.down])?, width: self.width(dense.width) })
+    }
+
+    /// Which of the workspace's buffers are as wide.
+    fn width(&self, width: usize) -> usize {
+        widths(self.spec).binary_search(&width).expect("every network's width is among those of the model")
+    }
+
+    fn experts(&mut self, experts: &arch::Experts) -> Result<Experts<O>, LoadError> {
+        let ExpertWeights::Stacked { gate, up, down } = &experts.weights else {
+            return Err(LoadError::Feature("experts in a layout of safetensors files".to_owned()));
+        };
+        let width = self.width(experts.width);
+        let (ups, downs) = (self.stacked(&[gate, up], experts.count)?, self.stacked(&[down], experts.count)?);
+        let network = |(up, down)| Network { up, gated: true, down, width };
+        let shared = match &experts.shared {
+            None => None,
+            Some(shared) => Some(Shared {
+                network: self.network(&shared.network)?,
+                router: shared.router.as_ref().map(|row| self.matrix(&[row])).transpose()?,
+            }),
+        };
+        Ok(Experts {
+            router: self.projection(&[&experts.router])?,
+            routing: Routing {
+                used: experts.used,
+                gating: match experts.gating {
+                    arch::Gating::Softmax => Gating::Softmax,
+                    arch::Gating::Sigmoid => Gating::Sigmoid,
+                    arch::Gating::SoftmaxOfChosen => Gating::SoftmaxOfChosen,
+                },
+                normalize: experts.normalize,
+                scale: experts.scale,
+            },
+            networks: ups.into_iter().zip(downs).map(network).collect(),
+            shared,
+        })
+    }
+
+    /// One projection for each of `count` experts, from tensors that hold all of them one after the other.
+    fn stacked(&mut self, parts: &[&Linear], count: usize) -> Result<Vec<Projection<O>>, LoadError> {
+        let mut read = Vec::new();
+        for part in parts {
+            let info = self.info(&part.weight.name)?;
+            let bias = part.bias.as_ref().map(|bias| self.values(bias)).transpose()?;
+            read.push((part, quant(info)?, self.read(info)?, bias));
+        }
+        let mut projections = Vec::new();
+        for expert in 0..count {
+            let (mut sources, mut biases) = (Vec::new(), Vec::new());
+            for (part, quant, data, bias) in &read {
+                let (cols, rows) = (part.weight.dims[0], part.weight.dims[1]);
+                let bytes = data.len() / count;
+                sources.push(MatrixSource { quant: *quant, rows, cols, data: &data[expert * bytes..][..bytes] });
+                match bias {
+                    Some(bias) => biases.extend_from_slice(&bias[expert * rows..][..rows]),
+                    None => biases.resize(biases.len() + rows, 0.0),
+                }
+            }
+            let weight = self.ops.matrix(&sources)?;
+            let any = read.iter().any(|(_, _, _, bias)| bias.is_some());
+            projections.push(Projection { weight, bias: any.then(|| self.ops.vector(&biases)).transpose()? });
+        }
+        self.loaded_bytes += read.iter().map(|(_, _, data, _)| data.len() as u64).sum::<u64>();
+        (self.progress)(self.loaded_bytes);
+        Ok(projections)
     }
 
     fn branch(&mut self, norms: &arch::BranchNorms) -> Result<Branch<O>, LoadError> {
