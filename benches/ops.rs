@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use cuckoo_kernels::cpu::{Buffer, Matrix};
 use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
-use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenCounts};
+use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory};
 use cuckoo_kernels::{Cpu, Ops, Quant};
 use half::f16;
 
@@ -148,14 +148,16 @@ fn sample(c: &mut Criterion) {
     let table = ops.matrix(&[source]).expect("the matrix fits");
     let mut x = ops.buffer(1, VOCABULARY).expect("the buffer fits");
     ops.embed(&table, &[0], &mut x).expect("the CPU has no faults");
-    let counts = TokenCounts::default();
+    let history = TokenHistory::default();
     let plain = SamplingParams::default();
     let ways = [
         ("greedy", SamplingParams { temperature: 0.0, ..plain.clone() }),
         ("plain", plain.clone()),
         ("top_k", SamplingParams { top_k: 40, ..plain.clone() }),
         ("top_p", SamplingParams { top_p: 0.9, ..plain.clone() }),
-        ("min_p", SamplingParams { min_p: 0.05, ..plain }),
+        ("min_p", SamplingParams { min_p: 0.05, ..plain.clone() }),
+        ("typical_p", SamplingParams { typical_p: 0.9, ..plain.clone() }),
+        ("xtc", SamplingParams { xtc_probability: 1.0, ..plain }),
     ];
     let mut group = c.benchmark_group("sample");
     group.throughput(Throughput::Bytes(4 * VOCABULARY as u64));
@@ -164,7 +166,7 @@ fn sample(c: &mut Criterion) {
         group.bench_function(*name, |b| {
             b.iter(|| {
                 position += 1;
-                let request = SampleRequest { row: 0, params, seed: 1, position, counts: &counts };
+                let request = SampleRequest { row: 0, params, seed: 1, position, history: &history, forbidden: &[] };
                 black_box(ops.sample(&x, &[request]))
             });
         });

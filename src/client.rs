@@ -78,6 +78,10 @@ impl Request {
             max_tokens: None,
             ignore_eos: false,
             max_price: None,
+            stop_token_ids: Vec::new(),
+            include_stop: false,
+            bad_words: Vec::new(),
+            dry_sequence_breakers: None,
         })
     }
 

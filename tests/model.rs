@@ -161,6 +161,8 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sam
         credit: 10_000,
         blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
         cache_salt: [0; 16],
+        bad_words: vec![vec![28, 198], vec![30]],
+        dry_breakers: vec![28, 30],
         tokens: tokens.to_vec(),
     }
 }
@@ -226,8 +228,13 @@ fn prompts(files: &Files) -> Vec<Vec<u32>> {
     (0..16).map(|i| words[i * 3..i * 3 + 5 + i * 7].to_vec()).collect()
 }
 
+/// Odd seeds also use what looks at the order of tokens, and what throws a coin of its own.
 fn sampled(seed: u64) -> Sampling {
+    let odd = seed % 2 == 1;
     Sampling {
+        dry_multiplier: if odd { 0.8 } else { 0.0 },
+        xtc_probability: if odd { 0.5 } else { 0.0 },
+        typical_p: if odd { 0.97 } else { 1.0 },
         temperature: 0.9,
         top_p: 0.95,
         repetition_penalty: 1.1,

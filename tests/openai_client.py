@@ -140,6 +140,51 @@ def test_logit_bias():
     assert complete(logit_bias=bias, max_tokens=5).choices[0].text == unit * 5
 
 
+def test_lists_of_tokens():
+    only = complete(extra_body={"ignore_eos": True, "allowed_token_ids": [98, 99]})
+    units = [complete(extra_body={"ignore_eos": True, "allowed_token_ids": [t]}, max_tokens=1).choices[0].text for t in (98, 99)]
+    assert set(only.choices[0].text) <= set("".join(units)), only
+    text = complete().choices[0].text
+    word = text.split()[1]
+    without = complete(extra_body={"ignore_eos": True, "bad_words": [word]}).choices[0].text
+    assert f" {word} " not in without and without != text, (word, without)
+    begin = complete(extra_body={"allowed_token_ids": [98], "stop_token_ids": [98]})
+    assert (begin.choices[0].text, begin.choices[0].finish_reason) == ("", "stop")
+    kept = {"allowed_token_ids": [98], "stop_token_ids": [98], "include_stop_str_in_output": True}
+    assert complete(extra_body=kept).choices[0].text == units[0]
+    late = complete(extra_body={"allowed_token_ids": [98, 99], "logit_bias": {"98": 100}, "stop_token_ids": [98], "min_tokens": 3})
+    assert late.choices[0].text == units[1] * 3 and late.usage.completion_tokens == 4, late
+
+
+def test_stops_that_count_late_or_stay():
+    text = complete().choices[0].text
+    stop = text[3:6]
+    cut = text.index(stop)
+    assert complete(stop=stop).choices[0].text == text[:cut]
+    assert complete(stop=stop, extra_body={"include_stop_str_in_output": True}).choices[0].text == text[: cut + 3]
+    late = complete(stop=stop, extra_body={"ignore_eos": True, "min_tokens": 15})
+    assert late.usage.completion_tokens >= 15, late
+
+
+def test_other_sampling():
+    base = {"temperature": 1.0, "seed": 11, "max_tokens": 24}
+    plain = complete(**base).choices[0].text
+    for options in (
+        {"typical_p": 0.3},
+        {"xtc_probability": 1, "xtc_threshold": 0.05},
+        {"dry_multiplier": 5, "dry_allowed_length": 1, "dry_sequence_breakers": ["@"], "dry_penalty_last_n": -1},
+    ):
+        body = {"ignore_eos": True, **options}
+        changed = complete(**base, extra_body=body).choices[0].text
+        assert changed != plain, options
+        assert complete(**base, extra_body=body).choices[0].text == changed, options
+    loop = complete(prompt="one two three one two three one two", max_tokens=1).choices[0].text
+    assert loop == " three", loop
+    dry = {"ignore_eos": True, "dry_multiplier": 20}
+    broken = complete(prompt="one two three one two three one two", max_tokens=1, extra_body=dry).choices[0].text
+    assert broken != loop, broken
+
+
 def test_parts_and_headers():
     parts = [MESSAGES[0], {"role": "user", "content": [{"type": "text", "text": MESSAGES[1]["content"]}]}]
     raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=parts, user="me", store=True, **GREEDY)

@@ -5,15 +5,28 @@
 //! seed, the position and the logits alone: any position can be drawn again anywhere, in any order.
 //!
 //! The noise of a token: word `token % 4` of `philox(key = seed, counter = (position low, position high, token / 4, 0))`,
-//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`.
+//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`. The coin of XTC is word 0 of the counter
+//! `(position low, position high, 0, 1)`, as `u`.
+//!
+//! # What is applied, in this order
+//!
+//! 1. On logits: [`SamplingParams::allowed`], the bias, the repetition penalty, presence and frequency penalties, DRY,
+//!    bad words, [`SampleRequest::forbidden`]. What would leave no token at all is not applied.
+//! 2. If the temperature is 0, the highest logit is taken, and that is all.
+//! 3. On the distribution at the temperature: top-k, typical-p, top-p, min-p, XTC, each on what the one before it left.
+//!    None of them ever leaves nobody.
+//! 4. The noise.
 
+mod dry;
+mod filters;
+mod history;
+mod logits;
 mod nucleus;
 mod philox;
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
-use self::nucleus::nucleus;
+use self::filters::survivors;
+pub use self::history::TokenHistory;
+use self::logits::adjusted;
 use self::philox::philox;
 use crate::ops::OpsError;
 
@@ -24,18 +37,49 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep the k highest logits; 0 keeps all.
     pub top_k: u32,
+    /// Keep the tokens whose information is nearest to the expected one and that together reach this probability
+    /// (locally typical sampling, arXiv 2202.00666); 1 keeps all.
+    pub typical_p: f32,
     /// Keep the smallest set of most probable tokens whose probability reaches this; 1 keeps all.
     pub top_p: f32,
     /// Keep tokens at least this fraction as probable as the most probable; 0 keeps all.
     pub min_p: f32,
+    /// With this probability, XTC ("exclude top choices") acts on a draw: of the tokens that are at least
+    /// [`SamplingParams::xtc_threshold`] probable only the least probable stays. 0 never acts.
+    pub xtc_probability: f32,
+    /// See [`SamplingParams::xtc_probability`]; above 0.5 no two tokens reach it, and nothing happens.
+    pub xtc_threshold: f32,
     /// Divides positive and multiplies negative logits of tokens seen in prompt or output (CTRL, arXiv 1909.05858).
     pub repetition_penalty: f32,
     /// Subtracted once from tokens seen in the output.
     pub presence_penalty: f32,
     /// Subtracted per occurrence in the output.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens before anything else; negative infinity forbids.
+    /// Against the repetition of sequences, where it is in force.
+    pub dry: Option<Dry>,
+    /// Added to the logits of these tokens before penalties; negative infinity forbids.
     pub logit_bias: Vec<(u32, f32)>,
+    /// If not empty, no other tokens are drawn.
+    pub allowed: Vec<u32>,
+    /// Sequences that are not to appear: the last token of one is forbidden where prompt and output end in the others.
+    pub bad_words: Vec<Vec<u32>>,
+}
+
+/// DRY ("don't repeat yourself"), as llama.cpp and text-generation-webui have it: a token that would lengthen a
+/// repetition loses `multiplier * base^(length - allowed_length)`, where `length` is how many of the newest tokens, at
+/// most, also stand before an earlier occurrence of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dry {
+    /// What a repetition of the allowed length costs.
+    pub multiplier: f32,
+    /// By how much each further token multiplies that; at least 1.
+    pub base: f32,
+    /// Shorter repetitions cost nothing.
+    pub allowed_length: u32,
+    /// How many of the newest tokens are looked at.
+    pub last_n: u32,
+    /// Tokens that end a repetition, sorted: none reaches back over one of them.
+    pub breakers: Vec<u32>,
 }
 
 impl Default for SamplingParams {
@@ -43,13 +87,30 @@ impl Default for SamplingParams {
         Self {
             temperature: 1.0,
             top_k: 0,
+            typical_p: 1.0,
             top_p: 1.0,
             min_p: 0.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            dry: None,
             logit_bias: Vec::new(),
+            allowed: Vec::new(),
+            bad_words: Vec::new(),
         }
+    }
+}
+
+impl SamplingParams {
+    /// Whether a draw depends on the tokens before it, beyond the logits that they gave.
+    pub fn reads_history(&self) -> bool {
+        self.penalizes() || self.dry.is_some() || self.bad_words.iter().any(|word| word.len() > 1)
+    }
+
+    fn penalizes(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
@@ -64,8 +125,10 @@ pub struct SampleRequest<'a> {
     pub seed: u64,
     /// Position in the sequence of the token to be drawn.
     pub position: u64,
-    /// What the sequence holds so far; only penalties read it.
-    pub counts: &'a TokenCounts,
+    /// What the sequence holds so far; read only where [`SamplingParams::reads_history`] says so.
+    pub history: &'a TokenHistory,
+    /// Tokens that are not to be drawn this time: those that end a sequence which is not long enough yet.
+    pub forbidden: &'a [u32],
 }
 
 /// A drawn token.
@@ -73,27 +136,6 @@ pub struct SampleRequest<'a> {
 pub struct Sampled {
     /// Its id.
     pub token: u32,
-}
-
-/// Occurrences of each token in one sequence, kept up to date as it grows.
-#[derive(Clone, Debug, Default)]
-pub struct TokenCounts {
-    /// Occurrences in the output; 0 for tokens that only the prompt holds.
-    output: HashMap<u32, u32>,
-}
-
-impl TokenCounts {
-    /// Tokens that were given.
-    pub fn push_prompt(&mut self, tokens: &[u32]) {
-        for &token in tokens {
-            self.output.entry(token).or_insert(0);
-        }
-    }
-
-    /// A token that was drawn.
-    pub fn push_output(&mut self, token: u32) {
-        *self.output.entry(token).or_insert(0) += 1;
-    }
 }
 
 /// A token that is still in the running.
@@ -110,10 +152,7 @@ impl Candidate {
     }
 }
 
-/// Draws one token from a row of logits.
-///
-/// In this order: bias, repetition penalty, presence and frequency penalties; greedy if the temperature is 0; then
-/// temperature, top-k, top-p (of what top-k left), min-p, and the noise.
+/// Draws one token from a row of logits, as this module says.
 ///
 /// # Errors
 /// [`OpsError::Fault`] if a logit is NaN or plus infinity, or none is finite.
@@ -125,7 +164,7 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
     let token = if params.temperature > 0.0 {
         let temperature = f64::from(params.temperature);
         let noise = Noise { seed: request.seed, position: request.position };
-        match survivors(&logits, most, temperature, params) {
+        match survivors(&logits, most, params, noise) {
             None => noise.draw_any(&logits, most, temperature),
             Some(survivors) => noise.draw_from(&survivors, temperature),
         }
@@ -133,33 +172,6 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
         most.id
     };
     Ok(Sampled { token })
-}
-
-/// The logits after bias and penalties; borrowed if there are none.
-fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Cow<'a, [f32]> {
-    let p = request.params;
-    let penalties = p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
-    let penalized = penalties && !request.counts.output.is_empty();
-    let mut logits = Cow::Borrowed(logits);
-    if p.logit_bias.is_empty() && !penalized {
-        return logits;
-    }
-    let values = logits.to_mut();
-    for &(token, bias) in &p.logit_bias {
-        if let Some(logit) = values.get_mut(token as usize) {
-            *logit += bias;
-        }
-    }
-    if penalized {
-        for (&token, &count) in &request.counts.output {
-            let Some(logit) = values.get_mut(token as usize) else { continue };
-            *logit = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
-            if count > 0 {
-                *logit -= p.presence_penalty + p.frequency_penalty * count as f32;
-            }
-        }
-    }
-    logits
 }
 
 /// The highest logit; the lowest id among equals.
@@ -183,73 +195,6 @@ fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
     Ok(Candidate { logit, id: id as u32 })
 }
 
-/// What top-k, top-p and min-p leave; `None` if none of them is in force.
-fn survivors(logits: &[f32], most: Candidate, temperature: f64, p: &SamplingParams) -> Option<Vec<Candidate>> {
-    let k = p.top_k as usize;
-    let mut kept = (k > 0 && k < logits.len()).then(|| top(logits, k));
-    if p.top_p < 1.0 {
-        kept = Some(match kept {
-            Some(mut kept) => {
-                kept.sort_unstable_by_key(|c| c.id);
-                let logits: Vec<f32> = kept.iter().map(|c| c.logit).collect();
-                nucleus(&logits, most.logit, temperature, p.top_p).into_iter().map(|i| kept[i]).collect()
-            }
-            None => {
-                let chosen = nucleus(logits, most.logit, temperature, p.top_p).into_iter();
-                chosen.map(|i| Candidate { logit: logits[i], id: i as u32 }).collect()
-            }
-        });
-    }
-    if p.min_p > 0.0 {
-        let least = f64::from(p.min_p);
-        let keep = |logit: f32| {
-            let below = f64::from(logit - most.logit) / temperature;
-            // The first test spares most tokens the exponential; its margin covers the rounding of the logarithm.
-            below > least.ln() - 1e-6 && below.exp() >= least
-        };
-        match &mut kept {
-            Some(kept) => kept.retain(|c| keep(c.logit)),
-            None => kept = Some(all(logits).filter(|c| keep(c.logit)).collect()),
-        }
-        if kept.as_ref().is_some_and(Vec::is_empty) {
-            // A fraction above 1 leaves nobody; the most probable token is always allowed.
-            kept = Some(vec![most]);
-        }
-    }
-    kept
-}
-
-fn all(logits: &[f32]) -> impl Iterator<Item = Candidate> {
-    logits.iter().enumerate().map(|(id, &logit)| Candidate { logit, id: id as u32 })
-}
-
-/// The `k` first in [`Candidate::order`] that are not forbidden, unordered.
-fn top(logits: &[f32], k: usize) -> Vec<Candidate> {
-    let room = (2 * k).max(1024);
-    let mut best = Vec::with_capacity(room);
-    let mut floor = f32::NEG_INFINITY;
-    for c in all(logits) {
-        // Strictly: among equals the earlier ids, which are in already, win.
-        if c.logit > floor {
-            best.push(c);
-            if best.len() == room {
-                floor = shorten(&mut best, k);
-            }
-        }
-    }
-    if best.len() > k {
-        shorten(&mut best, k);
-    }
-    best
-}
-
-/// Keeps the first `k` of more than `k`; the logit of the last of them.
-fn shorten(best: &mut Vec<Candidate>, k: usize) -> f32 {
-    let floor = best.select_nth_unstable_by(k - 1, Candidate::order).1.logit;
-    best.truncate(k);
-    floor
-}
-
 /// No noise exceeds this: the largest `u` is `1 - 2^-33`, and `-ln(-ln u) < -ln(1 - u) = 33 ln 2 = 22.873...`.
 const NOISE_MAX: f64 = 33.0 * std::f64::consts::LN_2;
 
@@ -268,6 +213,13 @@ impl Noise {
     fn words(self, group: u32) -> [u32; 4] {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
         philox(key, [self.position as u32, (self.position >> 32) as u32, group, 0])
+    }
+
+    /// Whether something of this probability happens at this position: XTC's coin.
+    fn coin(self, probability: f32) -> bool {
+        let key = [self.seed as u32, (self.seed >> 32) as u32];
+        let [word, ..] = philox(key, [self.position as u32, (self.position >> 32) as u32, 0, 1]);
+        (f64::from(word) + 0.5) / 4_294_967_296.0 < f64::from(probability)
     }
 
     fn draw_from(self, candidates: &[Candidate], temperature: f64) -> u32 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_models::{ArchSpec, ChatTemplate, Gguf, Shelf, SignedManifest, Tokenizer};
-use cuckoo_wire::limits::STOP_TOKENS_MAX;
+use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
@@ -182,12 +182,13 @@ impl Model {
         self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
     }
 
-    /// Tokens that end a sequence, sorted.
-    pub(crate) fn stop_tokens(&self) -> Vec<u32> {
-        let mut ids = self.tokenizer.eos_ids().to_vec();
+    /// Tokens that end a sequence, sorted: those `asked` for and, unless they are ignored, the model's own.
+    pub(crate) fn stop_tokens(&self, asked: &[u32], ignore_eos: bool) -> Vec<u32> {
+        let own = if ignore_eos { &[] } else { self.tokenizer.eos_ids() };
+        let mut ids = asked.to_vec();
+        ids.extend(own.iter().take(STOP_TOKENS_MAX - STOP_TOKENS_ASKED_MAX));
         ids.sort_unstable();
         ids.dedup();
-        ids.truncate(STOP_TOKENS_MAX);
         ids
     }
 

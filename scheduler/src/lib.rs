@@ -27,6 +27,7 @@ mod prompt;
 mod root;
 mod serve;
 mod text;
+mod words;
 
 pub use dispatcher::{Board, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

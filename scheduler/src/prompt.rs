@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cuckoo_wire::message::{Prompt, Refusal, RefusalCode, Sampling};
+use cuckoo_wire::message::{Generate, Prompt, Refusal, RefusalCode};
 
 use crate::catalog::Model;
 use crate::market::Market;
@@ -47,12 +47,27 @@ pub(crate) fn room(model: &Model, prompt_tokens: u32, asked: Option<u32>) -> Res
     Ok(asked.unwrap_or(context - prompt_tokens))
 }
 
-/// Refuses biases of tokens that do not exist.
-pub(crate) fn check_bias(model: &Model, sampling: &Sampling) -> Result<(), Refusal> {
-    match sampling.logit_bias.keys().find(|t| **t as usize >= model.tokenizer().vocab_len()) {
-        Some(token) => Err(Refusal::invalid("logit_bias", format!("token {token} does not exist in this model"))),
-        None => Ok(()),
+/// Refuses to promise more tokens than there is room for.
+pub(crate) fn check_least(min_tokens: u32, max_new: u32) -> Result<(), Refusal> {
+    match min_tokens > max_new {
+        true => Err(Refusal::invalid(
+            "min_tokens",
+            format!("min_tokens is {min_tokens}, and at most {max_new} tokens fit: ask for less"),
+        )),
+        false => Ok(()),
     }
+}
+
+/// Refuses tokens that do not exist, wherever a request names tokens besides its prompt.
+pub(crate) fn check_tokens(model: &Model, request: &Generate) -> Result<(), Refusal> {
+    let exists = |token: &u32| (*token as usize) < model.tokenizer().vocab_len();
+    let unknown = |param: &str, token: Option<&u32>| match token {
+        Some(token) => Err(Refusal::invalid(param, format!("token {token} does not exist in this model"))),
+        None => Ok(()),
+    };
+    unknown("logit_bias", request.sampling.logit_bias.keys().find(|t| !exists(t)))?;
+    unknown("allowed_token_ids", request.sampling.allowed_token_ids.iter().find(|t| !exists(t)))?;
+    unknown("stop_token_ids", request.stop_token_ids.iter().find(|t| !exists(t)))
 }
 
 fn internal(why: &str) -> Refusal {

@@ -25,6 +25,7 @@ use crate::ledger::{Attempt, Settlement};
 use crate::market::Market;
 use crate::prompt;
 use crate::text::Output;
+use crate::words::{self, Words};
 
 /// Placements of one request before it is given up.
 const ATTEMPTS_MAX: usize = 4;
@@ -72,10 +73,12 @@ impl Market {
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
-        prompt::check_bias(&model, &request.sampling)?;
+        prompt::check_tokens(&model, &request)?;
         let tokens = prompt::tokens(self, &model, &request.prompt).await?;
         let prompt_tokens = tokens.len() as u32;
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
+        prompt::check_least(request.sampling.min_tokens, max_new)?;
+        let words = words::resolve(self, &model, &request).await?;
         let limit = match request.max_price {
             Some(price) => price,
             None => self.going_price(model.weights()).await,
@@ -84,9 +87,11 @@ impl Market {
         self.ledger().hold(id, &client, limit.ceiling(prompt_tokens, max_new)).await?;
         Ok(Job {
             hold: Hold { market: self.clone(), request: id, open: true },
-            output: Output::new(model.tokenizer().decoder(), request.stop),
+            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop),
             seed: request.sampling.seed.unwrap_or_else(rand::random),
-            stop_tokens: if request.ignore_eos { Vec::new() } else { model.stop_tokens() },
+            stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
+            include_stop: request.include_stop,
+            words,
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
             attempts: Vec::new(),
@@ -121,6 +126,8 @@ struct Job {
     sampling: Sampling,
     seed: u64,
     stop_tokens: Vec<u32>,
+    include_stop: bool,
+    words: Words,
     cache_salt: [u8; 16],
     output: Output,
     attempts: Vec<Attempt>,
@@ -211,6 +218,8 @@ impl Job {
             seed: self.seed,
             stop_tokens: self.stop_tokens.clone(),
             cache_salt: self.cache_salt,
+            bad_words: self.words.bad.clone(),
+            dry_breakers: self.words.dry_breakers.clone(),
         };
         (need, assign)
     }
@@ -255,9 +264,15 @@ impl Job {
     /// What one more token means.
     fn judge(&mut self, token: u32, text: &mut String) -> Option<FinishReason> {
         if self.stop_tokens.binary_search(&token).is_ok() {
+            if self.include_stop {
+                text.push_str(&self.output.push(token).text);
+            }
             return Some(FinishReason::Stop);
         }
-        let scanned = self.output.push(token);
+        let scanned = match self.accepted() <= self.sampling.min_tokens {
+            true => self.output.push_unscanned(token),
+            false => self.output.push(token),
+        };
         text.push_str(&scanned.text);
         match () {
             () if scanned.stopped => Some(FinishReason::Stop),

@@ -10,8 +10,9 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(decoder: Decoder, stops: Vec<String>) -> Self {
-        Self { decoder, scanner: StopScanner::new(stops) }
+    /// Ends before any of `stops`, or after it where `include_stop`.
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool) -> Self {
+        Self { decoder, scanner: StopScanner::new(stops, include_stop) }
     }
 
     /// What one more token shows.
@@ -22,9 +23,18 @@ impl Output {
         }
     }
 
+    /// What one more token shows where stop strings do not count yet; none may be pushed before that does.
+    pub(crate) fn push_unscanned(&mut self, token: u32) -> Scanned {
+        Scanned { text: self.decoder.push(token).unwrap_or_default(), stopped: false }
+    }
+
     /// What was held back, once nothing more can come.
     pub(crate) fn finish(&mut self) -> String {
         let mut text = self.scanner.finish();
+        if self.scanner.stopped {
+            // The beginning of a character after the stop string counts for nothing.
+            return text;
+        }
         text.push_str(&self.decoder.finish().unwrap_or_default());
         text
     }
@@ -34,7 +44,9 @@ impl Output {
 #[derive(Debug)]
 pub(crate) struct StopScanner {
     stops: Vec<String>,
+    include_stop: bool,
     held: String,
+    stopped: bool,
 }
 
 /// What may be shown after a piece of text.
@@ -47,16 +59,17 @@ pub(crate) struct Scanned {
 }
 
 impl StopScanner {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+    pub(crate) fn new(stops: Vec<String>, include_stop: bool) -> Self {
+        Self { stops, include_stop, held: String::new(), stopped: false }
     }
 
     /// Takes the next piece in.
     pub(crate) fn push(&mut self, piece: &str) -> Scanned {
         self.held.push_str(piece);
-        let first = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min();
-        if let Some(at) = first {
-            self.held.truncate(at);
+        let found = |stop: &String| self.held.find(stop.as_str()).map(|at| (at, at + stop.len()));
+        if let Some((start, end)) = self.stops.iter().filter_map(found).min() {
+            self.stopped = true;
+            self.held.truncate(if self.include_stop { end } else { start });
             return Scanned { text: std::mem::take(&mut self.held), stopped: true };
         }
         let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
@@ -83,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let mut scanner = StopScanner::new(stops.iter().map(|s| (*s).to_owned()).collect());
+        let mut scanner = StopScanner::new(stops.iter().map(|s| (*s).to_owned()).collect(), false);
         let mut out = String::new();
         for piece in pieces {
             let scanned = scanner.push(piece);
@@ -103,7 +116,9 @@ mod tests {
         assert_eq!(run(&["日本"], &["x日", "曜"]), ("x日曜".to_owned(), false));
         assert_eq!(run(&["b", "ab"], &["xa", "b"]), ("x".to_owned(), true), "the earliest match wins");
         assert_eq!(run(&[], &["a", "b"]), ("ab".to_owned(), false));
-        let mut scanner = StopScanner::new(vec!["\n\n".to_owned()]);
+        let mut scanner = StopScanner::new(vec!["\n\n".to_owned()], false);
+        let including = |stop: &str| StopScanner::new(vec![stop.to_owned(), "NDX".to_owned()], true);
+        assert_eq!(including("END").push("a END b"), Scanned { text: "a END".to_owned(), stopped: true });
         assert_eq!(scanner.push("one"), Scanned { text: "one".to_owned(), stopped: false });
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of every message in this crate; the byte before each message. Peers of another version are told so.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Bytes before a frame's body: its length as `u32`, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;
@@ -30,6 +30,24 @@ pub const STOP_BYTES_MAX: usize = 64;
 pub const LOGIT_BIAS_MAX: usize = 1_024;
 /// Stop token ids of an assignment.
 pub const STOP_TOKENS_MAX: usize = 64;
+/// Of these, how many a request may name; the others are the model's own.
+pub const STOP_TOKENS_ASKED_MAX: usize = 32;
+/// Token ids that a request may restrict its output to.
+pub const ALLOWED_TOKENS_MAX: usize = 1_024;
+/// Bad words of a request.
+pub const BAD_WORDS_MAX: usize = 64;
+/// Bytes of one bad word.
+pub const BAD_WORD_BYTES_MAX: usize = 64;
+/// Ways of writing bad words as tokens, in an assignment: each word with and without a space before it.
+pub const BAD_WORD_WAYS_MAX: usize = 2 * BAD_WORDS_MAX;
+/// Tokens of one of these: one a byte, and a space.
+pub const BAD_WORD_TOKENS_MAX: usize = BAD_WORD_BYTES_MAX + 2;
+/// Strings that end repetitions (DRY).
+pub const DRY_BREAKERS_MAX: usize = 16;
+/// Bytes of one of these.
+pub const DRY_BREAKER_BYTES_MAX: usize = 64;
+/// Tokens that contain one of these, in an assignment.
+pub const DRY_BREAKER_TOKENS_MAX: usize = 16_384;
 /// Bytes of a name: a model's, a miner's.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -69,12 +87,21 @@ pub const NANO_PER_CREDIT: u64 = 1_000_000_000;
 /// Highest price per million tokens that anybody may name: 1,000 credits.
 pub const PRICE_PER_MTOK_MAX: u64 = 1_000 * NANO_PER_CREDIT;
 
-// A token id takes at most 5 bytes as a postcard varint; 4 KiB are left for everything else.
-const _: () = assert!(PROMPT_TOKENS_MAX * 5 + 4_096 + LOGIT_BIAS_MAX * 9 <= ASSIGN_FRAME_BYTES_MAX);
+/// Bytes of a token id at most, as a postcard varint.
+const TOKEN_BYTES: usize = 5;
+/// What sampling may add to an assignment: biases, lists of tokens.
+const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
+    + ALLOWED_TOKENS_MAX * TOKEN_BYTES
+    + BAD_WORD_WAYS_MAX * (1 + BAD_WORD_TOKENS_MAX * TOKEN_BYTES)
+    + DRY_BREAKER_TOKENS_MAX * TOKEN_BYTES;
+
+// 4 KiB are left for everything else.
+const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);
+const _: () = assert!(STOP_TOKENS_ASKED_MAX < STOP_TOKENS_MAX);
 // A prompt in bytes leaves room in a call for roles, stops, biases and keys.
 const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX);
 // A prompt of token ids fits too.
-const _: () = assert!(PROMPT_TOKENS_MAX * 5 + 64 * 1024 <= CALL_FRAME_BYTES_MAX);
+const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 64 * 1024 <= CALL_FRAME_BYTES_MAX);
 // Every sequence of a replica may end in one step: id (10), index (5), token (5), and a reason of some 130 bytes.
 const _: () = assert!(REPLICA_SEQUENCES_MAX * 160 + 64 <= MINER_FRAME_BYTES_MAX);
 // Each sequence in flight may have an assignment, a cancellation and a credit waiting.

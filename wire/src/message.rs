@@ -1,6 +1,6 @@
 //! Every message, by direction. Fixed-width types only; money in integers; new enum variants go at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,24 @@ pub struct Sampling {
     pub logit_bias: BTreeMap<u32, f32>,
     /// The same seed gives the same tokens; `None` lets the scheduler choose one.
     pub seed: Option<u64>,
+    /// Locally typical sampling. Above 0, at most 1; 1 keeps all.
+    pub typical_p: f32,
+    /// DRY: what a repetition of the allowed length costs. 0 to 100; 0 turns it off.
+    pub dry_multiplier: f32,
+    /// By how much each further token multiplies that: 1 to 8.
+    pub dry_base: f32,
+    /// Shorter repetitions cost nothing; at least 1.
+    pub dry_allowed_length: u32,
+    /// How many of the newest tokens are looked at.
+    pub dry_penalty_last_n: u32,
+    /// How often XTC acts: 0 to 1; 0 turns it off.
+    pub xtc_probability: f32,
+    /// How probable a token must be to be a top choice: 0 to 1.
+    pub xtc_threshold: f32,
+    /// No stop token comes, and no stop string counts, before there are so many tokens of output.
+    pub min_tokens: u32,
+    /// If not empty, no other tokens are drawn.
+    pub allowed_token_ids: BTreeSet<u32>,
 }
 
 impl Default for Sampling {
@@ -74,6 +92,15 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             logit_bias: BTreeMap::new(),
             seed: None,
+            typical_p: 1.0,
+            dry_multiplier: 0.0,
+            dry_base: 1.75,
+            dry_allowed_length: 2,
+            dry_penalty_last_n: u32::MAX,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
+            min_tokens: 0,
+            allowed_token_ids: BTreeSet::new(),
         }
     }
 }
@@ -155,7 +182,18 @@ pub struct Generate {
     pub ignore_eos: bool,
     /// Use only miners that ask at most this.
     pub max_price: Option<Price>,
+    /// Tokens that end the output, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Output ends with the stop string or stop token rather than before it.
+    pub include_stop: bool,
+    /// Words that do not appear in the output, as they are or after a space.
+    pub bad_words: Vec<String>,
+    /// Texts that end a repetition, where [`Sampling::dry_multiplier`] is above 0; `None` is [`DRY_BREAKERS`].
+    pub dry_sequence_breakers: Option<Vec<String>>,
 }
+
+/// What ends a repetition where a request does not say, as in llama.cpp.
+pub const DRY_BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
 /// An API key in the clear; never printed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -440,6 +478,10 @@ pub struct Assign {
     /// Only sequences of equal salt share cached blocks: how fast a prompt is answered must not tell one account what
     /// another has asked. All zeros share with all zeros.
     pub cache_salt: [u8; 16],
+    /// Sequences of tokens that are not to appear: the last of one does not follow the others.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Tokens that end a repetition, sorted; empty where nothing asks for them.
+    pub dry_breakers: Vec<u32>,
 }
 
 impl Assign {

@@ -57,7 +57,7 @@ fn bucket(below: f32) -> usize {
 
 /// `e^x` for `x <= 0`, within 2 units in the last place; 0 below -80. Cephes' polynomial without branches, fused
 /// operations or library calls, so that it is fast and the same on every machine.
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -80.0;
     /// Adding this to a small number leaves it rounded in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;

@@ -1,17 +1,18 @@
 //! Draws against distributions and sets worked out by hand.
 #![allow(clippy::unwrap_used)]
 
+use super::filters::top;
 use super::*;
 use proptest::prelude::*;
 
 fn draw_at(logits: &[f32], params: &SamplingParams, seed: u64, position: u64) -> u32 {
-    let counts = TokenCounts::default();
-    draw(logits, &SampleRequest { row: 0, params, seed, position, counts: &counts }).unwrap().token
+    let history = TokenHistory::default();
+    draw(logits, &SampleRequest { row: 0, params, seed, position, history: &history, forbidden: &[] }).unwrap().token
 }
 
 fn ids(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
     let most = highest(logits).unwrap();
-    let kept = survivors(logits, most, f64::from(params.temperature), params);
+    let kept = survivors(logits, most, params, Noise { seed: 0, position: 0 });
     let mut ids: Vec<u32> = kept.map_or((0..logits.len() as u32).collect(), |k| k.iter().map(|c| c.id).collect());
     ids.sort_unstable();
     ids
@@ -99,13 +100,15 @@ fn truncation_depends_on_temperature() {
 #[test]
 fn bias_and_penalties() {
     let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
-    let mut counts = TokenCounts::default();
-    counts.push_prompt(&[0, 1]);
-    counts.push_output(1);
-    counts.push_output(1);
+    let mut history = TokenHistory::default();
+    history.push_prompt(&[0, 1]);
+    history.push_output(1);
+    history.push_output(1);
     let logits = [4.0f32, 4.2, 3.0, -1.0];
     let pick = |params: &SamplingParams| {
-        draw(&logits, &SampleRequest { row: 0, params, seed: 0, position: 0, counts: &counts }).unwrap().token
+        draw(&logits, &SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden: &[] })
+            .unwrap()
+            .token
     };
     assert_eq!(pick(&greedy), 1);
     // Presence and frequency count the output only: 4.2 - 0.1 - 2 * 0.2 = 3.7 < 4.0.
@@ -122,18 +125,18 @@ fn bias_and_penalties() {
 
 #[test]
 fn a_negative_logit_is_pushed_down_by_repetition() {
-    let mut counts = TokenCounts::default();
-    counts.push_prompt(&[0]);
+    let mut history = TokenHistory::default();
+    history.push_prompt(&[0]);
     let params = SamplingParams { temperature: 0.0, repetition_penalty: 2.0, ..Default::default() };
-    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, counts: &counts };
+    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, history: &history, forbidden: &[] };
     assert_eq!(draw(&[-1.0, -1.5], &request).unwrap().token, 1);
 }
 
 #[test]
 fn broken_logits_are_a_fault() {
-    let counts = TokenCounts::default();
+    let history = TokenHistory::default();
     let params = SamplingParams::default();
-    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, counts: &counts };
+    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, history: &history, forbidden: &[] };
     for bad in [f32::NAN, f32::INFINITY] {
         for at in [0, 15, 16, 33] {
             let mut logits = vec![0.0; 34];
@@ -183,7 +186,8 @@ proptest! {
     #[test]
     fn top_k_is_the_sorted_prefix(steps in prop::collection::vec(0i8..20, 1..3000), k in 1usize..200) {
         let logits: Vec<f32> = steps.iter().map(|&s| f32::from(s)).collect();
-        let mut sorted: Vec<Candidate> = all(&logits).collect();
+        let mut sorted: Vec<Candidate> =
+            (0u32..).zip(&logits).map(|(id, &logit)| Candidate { logit, id }).collect();
         sorted.sort_by(Candidate::order);
         sorted.truncate(k);
         let mut got = top(&logits, k);
@@ -191,3 +195,5 @@ proptest! {
         prop_assert_eq!(got, sorted);
     }
 }
+
+mod parameters;

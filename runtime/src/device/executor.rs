@@ -127,7 +127,8 @@ impl<O: Ops> Engine<O> {
                 params: &d.params,
                 seed: d.seed,
                 position: d.position,
-                counts: &d.counts,
+                history: &d.history,
+                forbidden: &d.forbidden,
             })
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;

@@ -20,7 +20,25 @@ impl Sampling {
         if self.logit_bias.len() > limits::LOGIT_BIAS_MAX {
             return Err(too_many("logit_bias", self.logit_bias.len(), limits::LOGIT_BIAS_MAX, "entries"));
         }
-        self.logit_bias.values().try_for_each(|bias| between("logit_bias", *bias, -100.0, 100.0))
+        self.logit_bias.values().try_for_each(|bias| between("logit_bias", *bias, -100.0, 100.0))?;
+        self.check_newer()
+    }
+
+    fn check_newer(&self) -> Result<(), Refusal> {
+        between("typical_p", self.typical_p, f32::MIN_POSITIVE, 1.0)?;
+        between("dry_multiplier", self.dry_multiplier, 0.0, 100.0)?;
+        between("dry_base", self.dry_base, 1.0, 8.0)?;
+        if self.dry_allowed_length == 0 {
+            let why = "dry_allowed_length is 0: it must be 1 or more, or nothing could ever be said";
+            return Err(Refusal::invalid("dry_allowed_length", why));
+        }
+        between("xtc_probability", self.xtc_probability, 0.0, 1.0)?;
+        between("xtc_threshold", self.xtc_threshold, 0.0, 1.0)?;
+        if self.allowed_token_ids.len() > limits::ALLOWED_TOKENS_MAX {
+            let got = self.allowed_token_ids.len();
+            return Err(too_many("allowed_token_ids", got, limits::ALLOWED_TOKENS_MAX, "tokens"));
+        }
+        Ok(())
     }
 }
 
@@ -32,19 +50,22 @@ impl Generate {
         if self.model.len() > limits::NAME_BYTES_MAX {
             return Err(too_many("model", self.model.len(), limits::NAME_BYTES_MAX, "bytes"));
         }
-        if self.stop.len() > limits::STOPS_MAX {
-            return Err(too_many("stop", self.stop.len(), limits::STOPS_MAX, "strings"));
-        }
-        for stop in &self.stop {
-            if stop.is_empty() {
-                return Err(Refusal::invalid("stop", "a stop string is empty: leave it out"));
-            }
-            if stop.len() > limits::STOP_BYTES_MAX {
-                return Err(too_many("stop", stop.len(), limits::STOP_BYTES_MAX, "bytes in a string"));
-            }
+        check_texts("stop", &self.stop, limits::STOPS_MAX, limits::STOP_BYTES_MAX)?;
+        check_texts("bad_words", &self.bad_words, limits::BAD_WORDS_MAX, limits::BAD_WORD_BYTES_MAX)?;
+        let breakers = self.dry_sequence_breakers.as_deref().unwrap_or_default();
+        let (texts_max, bytes_max) = (limits::DRY_BREAKERS_MAX, limits::DRY_BREAKER_BYTES_MAX);
+        check_texts("dry_sequence_breakers", breakers, texts_max, bytes_max)?;
+        if self.stop_token_ids.len() > limits::STOP_TOKENS_ASKED_MAX {
+            let got = self.stop_token_ids.len();
+            return Err(too_many("stop_token_ids", got, limits::STOP_TOKENS_ASKED_MAX, "tokens"));
         }
         if self.max_tokens == Some(0) {
             return Err(Refusal::invalid("max_tokens", "max_tokens is 0: ask for at least one token"));
+        }
+        if let Some(max) = self.max_tokens.filter(|max| *max < self.sampling.min_tokens) {
+            let why =
+                format!("min_tokens is {} and max_tokens is {max}: it must be at most that", self.sampling.min_tokens);
+            return Err(Refusal::invalid("min_tokens", why));
         }
         match &self.max_price {
             Some(price) if !price.is_sane() => Err(Refusal::invalid("max_price", "max_price is absurdly high")),
@@ -73,6 +94,22 @@ impl Generate {
             false => Ok(()),
         }
     }
+}
+
+/// Refuses more texts than `texts_max`, empty ones, and such of more than `bytes_max` bytes.
+fn check_texts(param: &str, texts: &[String], texts_max: usize, bytes_max: usize) -> Result<(), Refusal> {
+    if texts.len() > texts_max {
+        return Err(too_many(param, texts.len(), texts_max, "strings"));
+    }
+    for text in texts {
+        if text.is_empty() {
+            return Err(Refusal::invalid(param, format!("a string in {param} is empty: leave it out")));
+        }
+        if text.len() > bytes_max {
+            return Err(too_many(param, text.len(), bytes_max, "bytes in a string"));
+        }
+    }
+    Ok(())
 }
 
 fn check_chat(messages: &[ChatMessage]) -> Result<(), Refusal> {
@@ -148,6 +185,14 @@ impl Assign {
                 Err(Invalid(format!("{} new tokens", self.max_new)))
             }
             () if self.stop_tokens.len() > limits::STOP_TOKENS_MAX => Err(Invalid("too many stop tokens".to_owned())),
+            () if self.bad_words.len() > limits::BAD_WORD_WAYS_MAX
+                || self.bad_words.iter().any(|w| w.len() > limits::BAD_WORD_TOKENS_MAX) =>
+            {
+                Err(Invalid("too many bad words, or too long ones".to_owned()))
+            }
+            () if self.dry_breakers.len() > limits::DRY_BREAKER_TOKENS_MAX || !self.dry_breakers.is_sorted() => {
+                Err(Invalid("too many tokens that end repetitions, or not sorted".to_owned()))
+            }
             () => self.sampling.check().map_err(|r| Invalid(r.message)),
         }
     }

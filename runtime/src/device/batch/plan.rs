@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use cuckoo_kernels::ops::Span;
-use cuckoo_kernels::sampling::{SamplingParams, TokenCounts};
+use cuckoo_kernels::sampling::{SamplingParams, TokenHistory};
 use cuckoo_wire::message::SequenceId;
 
 /// What one step computes. Rows are in the order of `spans`.
@@ -49,8 +49,10 @@ pub struct Draw {
     pub seed: u64,
     /// How.
     pub params: Arc<SamplingParams>,
-    /// For penalties; empty where there are none.
-    pub counts: Arc<TokenCounts>,
+    /// For what reads it; empty where nothing does.
+    pub history: Arc<TokenHistory>,
+    /// Tokens that may not come yet.
+    pub forbidden: Arc<[u32]>,
 }
 
 impl StepPlan {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span};
-use cuckoo_kernels::sampling::{SamplingParams, TokenCounts};
-use cuckoo_wire::message::{Assign, End, Sampling, SequenceId};
+use cuckoo_kernels::sampling::{Dry, SamplingParams, TokenHistory};
+use cuckoo_wire::message::{Assign, End, SequenceId};
 
 use super::plan::{Draw, Placeholder, StepPlan};
 use crate::device::kv_cache::BlockHash;
@@ -20,10 +20,12 @@ pub(super) struct Sequence {
     max_new: u32,
     pub(super) credit: u32,
     seed: u64,
-    stop_tokens: Vec<u32>,
+    stop_tokens: Arc<[u32]>,
+    /// Stop tokens do not come before this position.
+    stops_from: u64,
     params: Arc<SamplingParams>,
-    /// Kept up to date only where penalties read it.
-    counts: Arc<TokenCounts>,
+    /// Kept up to date only where something reads it.
+    history: Arc<TokenHistory>,
     /// What it took from the window.
     pub(super) reserved: u32,
     /// Tokens found in the cache in its first stay; `None` before.
@@ -68,12 +70,12 @@ pub(super) struct Share {
 impl Sequence {
     /// Takes over what was assigned; `root` begins the names of its blocks.
     pub(super) fn new(assign: Assign, root: BlockHash) -> Self {
-        let params = params(&assign.sampling);
-        let mut counts = TokenCounts::default();
-        if is_penalized(&params) {
+        let params = params(&assign);
+        let mut history = TokenHistory::default();
+        if params.reads_history() {
             let (prompt, output) = assign.tokens.split_at(assign.prompt_tokens as usize);
-            counts.push_prompt(prompt);
-            output.iter().for_each(|t| counts.push_output(*t));
+            history.push_prompt(prompt);
+            output.iter().for_each(|t| history.push_output(*t));
         }
         Self {
             id: assign.sequence,
@@ -82,9 +84,10 @@ impl Sequence {
             max_new: assign.max_new,
             credit: assign.credit,
             seed: assign.seed,
-            stop_tokens: assign.stop_tokens,
+            stop_tokens: assign.stop_tokens.into(),
+            stops_from: u64::from(assign.prompt_tokens) + u64::from(assign.sampling.min_tokens),
             params: Arc::new(params),
-            counts: Arc::new(counts),
+            history: Arc::new(history),
             reserved: assign.blocks,
             cached: None,
             names: Vec::new(),
@@ -125,11 +128,11 @@ impl Sequence {
 
     /// Whether a row for its newest token can be planned now: the token is known, or will be when the row is computed.
     pub(super) fn can_decode(&self) -> bool {
-        let known = self.stay.pending.is_none() || !is_penalized(&self.params);
+        let known = self.stay.pending.is_none() || !self.params.reads_history();
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && known
     }
 
-    /// Whether it would decode if only its newest token were known: penalties count that token.
+    /// Whether it would decode if only its newest token were known: penalties read that token.
     pub(super) fn waits_for_its_token(&self) -> bool {
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && !self.can_decode()
     }
@@ -183,7 +186,8 @@ impl Sequence {
                 position: to as u64,
                 seed: self.seed,
                 params: self.params.clone(),
-                counts: self.counts.clone(),
+                history: self.history.clone(),
+                forbidden: if (to as u64) < self.stops_from { self.stop_tokens.clone() } else { Arc::default() },
             });
         }
         self.stay.planned = to as u32;
@@ -193,8 +197,8 @@ impl Sequence {
     /// Takes a drawn token in; why it is the last one, if it is.
     pub(super) fn push(&mut self, token: u32) -> Option<End> {
         self.tokens.push(token);
-        if is_penalized(&self.params) {
-            Arc::make_mut(&mut self.counts).push_output(token);
+        if self.params.reads_history() {
+            Arc::make_mut(&mut self.history).push_output(token);
         }
         match () {
             () if self.stop_tokens.binary_search(&token).is_ok() => Some(End::Stop),
@@ -204,19 +208,29 @@ impl Sequence {
     }
 }
 
-fn is_penalized(params: &SamplingParams) -> bool {
-    params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
-}
-
-fn params(s: &Sampling) -> SamplingParams {
+fn params(assign: &Assign) -> SamplingParams {
+    let s = &assign.sampling;
+    let dry = || Dry {
+        multiplier: s.dry_multiplier,
+        base: s.dry_base,
+        allowed_length: s.dry_allowed_length,
+        last_n: s.dry_penalty_last_n,
+        breakers: assign.dry_breakers.clone(),
+    };
     SamplingParams {
         temperature: s.temperature,
         top_k: s.top_k,
+        typical_p: s.typical_p,
         top_p: s.top_p,
         min_p: s.min_p,
+        xtc_probability: s.xtc_probability,
+        xtc_threshold: s.xtc_threshold,
         repetition_penalty: s.repetition_penalty,
         presence_penalty: s.presence_penalty,
         frequency_penalty: s.frequency_penalty,
+        dry: (s.dry_multiplier > 0.0).then(dry),
         logit_bias: s.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
+        allowed: s.allowed_token_ids.iter().copied().collect(),
+        bad_words: assign.bad_words.clone(),
     }
 }

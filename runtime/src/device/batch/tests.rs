@@ -37,6 +37,8 @@ fn assign(id: u64, known: u32, max_new: u32) -> Assign {
         credit: 1_000,
         blocks: Assign::blocks_for(known, max_new, KV_BLOCK_TOKENS as u32),
         cache_salt: [0; 16],
+        bad_words: Vec::new(),
+        dry_breakers: Vec::new(),
     }
 }
 
@@ -96,6 +98,21 @@ fn sequences_end_at_stop_tokens_and_limits() {
     assert_eq!(ends(&mut batch), [(2, End::Stop)]);
     assert_eq!((batch.sequences(), batch.blocks_used()), ((0, 0), 0));
     assert_eq!(batch.window(), Window { sequences: 3 + 4 + 2, blocks: 24 + 1 + 2 });
+}
+
+#[test]
+fn stop_tokens_are_forbidden_until_the_output_is_long_enough() {
+    let mut batch = Batch::new(LIMITS, WEIGHTS);
+    let sampling = Sampling { min_tokens: 3, ..Sampling::default() };
+    // One token of output came from another miner.
+    batch.assign(Assign { sampling, prompt_tokens: 4, ..assign(1, 5, 10) });
+    let forbidden = |batch: &mut Batch| {
+        let plan = batch.plan().unwrap();
+        let forbidden = plan.draws[0].forbidden.to_vec();
+        batch.apply(plan, &[7], Duration::ZERO);
+        forbidden
+    };
+    assert_eq!([forbidden(&mut batch), forbidden(&mut batch), forbidden(&mut batch)], [vec![99], vec![99], vec![]]);
 }
 
 #[test]

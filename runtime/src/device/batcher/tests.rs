@@ -83,6 +83,8 @@ impl Bench {
             credit: 64,
             blocks: 1,
             cache_salt: [0; 16],
+            bad_words: Vec::new(),
+            dry_breakers: Vec::new(),
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
     }

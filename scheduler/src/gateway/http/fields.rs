@@ -77,11 +77,23 @@ impl Fields {
         }
     }
 
-    /// One string or several.
-    pub(super) fn texts(&mut self, name: &str) -> Result<Vec<String>, Refusal> {
+    /// Whole numbers that are not negative.
+    pub(super) fn counts(&mut self, name: &str) -> Result<Option<Vec<u32>>, Refusal> {
         match self.take(name) {
-            None => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text]),
+            None => Ok(None),
+            Some(Value::Array(items)) => {
+                let path = |i: usize| format!("{}[{i}]", self.path_of(name));
+                items.iter().enumerate().map(|(i, item)| count(&path(i), item)).collect::<Result<_, _>>().map(Some)
+            }
+            Some(other) => Err(wrong(&self.path_of(name), "an array of token ids", &other)),
+        }
+    }
+
+    /// One string or several.
+    pub(super) fn texts(&mut self, name: &str) -> Result<Option<Vec<String>>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(vec![text])),
             Some(Value::Array(items)) => items
                 .into_iter()
                 .enumerate()
@@ -89,7 +101,8 @@ impl Fields {
                     Value::String(text) => Ok(text),
                     other => Err(wrong(&format!("{}[{i}]", self.path_of(name)), "a string", &other)),
                 })
-                .collect(),
+                .collect::<Result<_, _>>()
+                .map(Some),
             Some(other) => Err(wrong(&self.path_of(name), "a string or an array of strings", &other)),
         }
     }

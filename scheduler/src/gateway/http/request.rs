@@ -1,7 +1,7 @@
 //! From OpenAI's JSON to a request for tokens: pure, and strict about whatever would change the answer. Never drops a
 //! field in silence: what it does not know it lists, what it cannot honour it refuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cuckoo_wire::limits;
 use cuckoo_wire::message::{ApiKey, Generate, Price, Prompt, Refusal, Sampling};
@@ -15,7 +15,7 @@ mod prompt;
 mod unsupported;
 
 /// The parameters that this door understands besides model and prompt, as `/v1/models` lists them.
-pub(super) const SUPPORTED_PARAMETERS: [&str; 17] = [
+pub(super) const SUPPORTED_PARAMETERS: &[&str] = &[
     "max_tokens",
     "max_completion_tokens",
     "temperature",
@@ -33,6 +33,19 @@ pub(super) const SUPPORTED_PARAMETERS: [&str; 17] = [
     "n",
     "ignore_eos",
     "max_price",
+    "typical_p",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "xtc_probability",
+    "xtc_threshold",
+    "min_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "stop_token_ids",
+    "include_stop_str_in_output",
 ];
 
 /// Which of the two ways to ask.
@@ -90,10 +103,14 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         model,
         prompt,
         sampling: sampling(&mut fields)?,
-        stop: fields.texts("stop")?,
+        stop: fields.texts("stop")?.unwrap_or_default(),
         max_tokens: max_tokens(&mut fields)?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         max_price: max_price(&mut fields, &mut ignored)?,
+        stop_token_ids: fields.counts("stop_token_ids")?.unwrap_or_default(),
+        include_stop: fields.flag("include_stop_str_in_output")?.unwrap_or(false),
+        bad_words: fields.texts("bad_words")?.unwrap_or_default(),
+        dry_sequence_breakers: fields.texts("dry_sequence_breakers")?,
     };
     generate.check().map_err(|refusal| surface.rename(refusal))?;
     fields.rest(&mut ignored);
@@ -112,7 +129,36 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {
         frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(usual.frequency_penalty),
         logit_bias: logit_bias(fields)?,
         seed: fields.seed("seed")?,
+        typical_p: fields.number("typical_p")?.unwrap_or(usual.typical_p),
+        dry_multiplier: fields.number("dry_multiplier")?.unwrap_or(usual.dry_multiplier),
+        dry_base: fields.number("dry_base")?.unwrap_or(usual.dry_base),
+        dry_allowed_length: fields.count("dry_allowed_length")?.unwrap_or(usual.dry_allowed_length),
+        dry_penalty_last_n: dry_penalty_last_n(fields)?.unwrap_or(usual.dry_penalty_last_n),
+        xtc_probability: fields.number("xtc_probability")?.unwrap_or(usual.xtc_probability),
+        xtc_threshold: fields.number("xtc_threshold")?.unwrap_or(usual.xtc_threshold),
+        min_tokens: fields.count("min_tokens")?.unwrap_or(usual.min_tokens),
+        allowed_token_ids: allowed_token_ids(fields)?,
     })
+}
+
+/// -1 is everything, as elsewhere.
+fn dry_penalty_last_n(fields: &mut Fields) -> Result<Option<u32>, Refusal> {
+    match fields.take("dry_penalty_last_n") {
+        None => Ok(None),
+        Some(value) if value.as_i64() == Some(-1) => Ok(Some(u32::MAX)),
+        Some(value) => fields::count("dry_penalty_last_n", &value).map(Some),
+    }
+}
+
+fn allowed_token_ids(fields: &mut Fields) -> Result<BTreeSet<u32>, Refusal> {
+    match fields.counts("allowed_token_ids")? {
+        None => Ok(BTreeSet::new()),
+        Some(tokens) if tokens.is_empty() => {
+            let why = "allowed_token_ids is empty, so nothing could be said: name tokens or leave it out";
+            Err(Refusal::invalid("allowed_token_ids", why))
+        }
+        Some(tokens) => Ok(tokens.into_iter().collect()),
+    }
 }
 
 fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, Refusal> {

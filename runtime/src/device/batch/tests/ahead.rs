@@ -73,6 +73,22 @@ fn penalties_need_the_token_so_nobody_steps_ahead_of_them() {
 }
 
 #[test]
+fn whatever_reads_earlier_tokens_needs_the_last_one() {
+    let plain = Sampling::default();
+    for (sampling, bad_words, waits) in [
+        (Sampling { dry_multiplier: 0.5, ..plain.clone() }, vec![], true),
+        (plain.clone(), vec![vec![3], vec![4, 5]], true),
+        (plain.clone(), vec![vec![3], vec![4]], false),
+        (Sampling { xtc_probability: 0.5, typical_p: 0.5, min_tokens: 4, ..plain }, vec![], false),
+    ] {
+        let mut batch = Batch::new(WIDE, WEIGHTS);
+        batch.assign(Assign { sampling, bad_words, ..assign(1, 4, 10) });
+        batch.plan().unwrap();
+        assert_eq!(batch.plan().is_none(), waits);
+    }
+}
+
+#[test]
 fn credit_bounds_what_is_in_flight() {
     let mut batch = Batch::new(WIDE, WEIGHTS);
     batch.assign(Assign { credit: 2, ..assign(1, 4, 10) });

@@ -64,6 +64,8 @@ impl Storm {
             stop_tokens: vec![7, 13],
             credit: self.choices.below(12) as u32,
             cache_salt: [(family % 2) as u8; 16],
+            bad_words: Vec::new(),
+            dry_breakers: Vec::new(),
             ..super::assign(self.next, known, max_new)
         };
         let window = self.batch.window();

@@ -49,6 +49,10 @@ fn a_bare_request_gets_the_usual_values() {
         max_tokens: None,
         ignore_eos: false,
         max_price: None,
+        stop_token_ids: Vec::new(),
+        include_stop: false,
+        bad_words: Vec::new(),
+        dry_sequence_breakers: None,
     };
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
@@ -61,7 +65,10 @@ fn every_field_gets_through() {
         "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1,
         "presence_penalty": -1, "frequency_penalty": 0.25, "seed": -2, "stop": ["a", "b"], "logit_bias": {"12": -100, "3": 1.5},
         "stream": true, "stream_options": {"include_usage": true}, "n": 1, "ignore_eos": true,
-        "max_price": {"prompt": "0.02", "completion": 0.06},
+        "max_price": {"prompt": "0.02", "completion": 0.06}, "typical_p": 0.7, "dry_multiplier": 0.8, "dry_base": 2,
+        "dry_allowed_length": 3, "dry_penalty_last_n": 64, "dry_sequence_breakers": ["\n"], "xtc_probability": 0.5,
+        "xtc_threshold": 0.2, "min_tokens": 3, "allowed_token_ids": [9, 5, 9], "bad_words": ["x", "y"],
+        "stop_token_ids": [4], "include_stop_str_in_output": true,
     }))
     .unwrap();
     let sampling = Sampling {
@@ -74,7 +81,21 @@ fn every_field_gets_through() {
         frequency_penalty: 0.25,
         logit_bias: BTreeMap::from([(3, 1.5), (12, -100.0)]),
         seed: Some(u64::MAX - 1),
+        typical_p: 0.7,
+        dry_multiplier: 0.8,
+        dry_base: 2.0,
+        dry_allowed_length: 3,
+        dry_penalty_last_n: 64,
+        xtc_probability: 0.5,
+        xtc_threshold: 0.2,
+        min_tokens: 3,
+        allowed_token_ids: [5, 9].into(),
     };
+    let breakers = asked.generate.dry_sequence_breakers.as_deref();
+    assert_eq!((breakers, &asked.generate.stop_token_ids[..]), (Some(&["\n".to_owned()][..]), &[4][..]));
+    assert_eq!((asked.generate.bad_words.join(" "), asked.generate.include_stop), ("x y".to_owned(), true));
+    let everything = chat(json!({"dry_penalty_last_n": -1})).unwrap().generate.sampling;
+    assert_eq!(everything, Sampling::default());
     assert_eq!(asked.generate.sampling, sampling);
     assert_eq!(asked.generate.stop, ["a", "b"]);
     assert_eq!(asked.generate.max_tokens, Some(7));
@@ -110,6 +131,28 @@ fn what_is_out_of_range_is_named() {
         ("stop", json!(vec!["x"; limits::STOPS_MAX + 1])),
         ("stop", json!("x".repeat(limits::STOP_BYTES_MAX + 1))),
         ("stop[1]", json!(["a", 1])),
+        ("typical_p", json!(0)),
+        ("typical_p", json!(1.5)),
+        ("dry_multiplier", json!(-1)),
+        ("dry_multiplier", json!(101)),
+        ("dry_base", json!(0.5)),
+        ("dry_allowed_length", json!(0)),
+        ("dry_penalty_last_n", json!(-2)),
+        ("dry_sequence_breakers", json!([""])),
+        ("dry_sequence_breakers", json!(vec!["x"; limits::DRY_BREAKERS_MAX + 1])),
+        ("xtc_probability", json!(1.1)),
+        ("xtc_threshold", json!(-0.1)),
+        ("min_tokens", json!(-1)),
+        ("allowed_token_ids", json!([])),
+        ("allowed_token_ids", json!({"1": 2})),
+        ("allowed_token_ids", json!((0..=limits::ALLOWED_TOKENS_MAX).collect::<Vec<_>>())),
+        ("allowed_token_ids[1]", json!([1, -1])),
+        ("bad_words", json!([""])),
+        ("bad_words", json!(vec!["x"; limits::BAD_WORDS_MAX + 1])),
+        ("bad_words", json!("x".repeat(limits::BAD_WORD_BYTES_MAX + 1))),
+        ("stop_token_ids", json!(vec![1; limits::STOP_TOKENS_ASKED_MAX + 1])),
+        ("stop_token_ids[0]", json!(["a"])),
+        ("include_stop_str_in_output", json!("yes")),
         ("logit_bias", json!({"1": 101})),
         ("logit_bias", json!({"1": "1"})),
         ("logit_bias", json!({"-1": 1})),
@@ -130,6 +173,7 @@ fn what_is_out_of_range_is_named() {
         refused_for(param, chat(json!({param.split(['.', '[']).next().unwrap(): value})));
     }
     refused_for("max_completion_tokens", chat(json!({"max_tokens": 5, "max_completion_tokens": 6})));
+    refused_for("min_tokens", chat(json!({"max_tokens": 5, "min_tokens": 6})));
     assert_eq!(chat(json!({"max_tokens": 5, "max_completion_tokens": 5})).unwrap().generate.max_tokens, Some(5));
     let options = json!({"stream": true, "stream_options": {"include_usage": "yes"}});
     refused_for("stream_options.include_usage", chat(options));

@@ -6,7 +6,7 @@ use cuckoo_wire::message::Refusal;
 use super::super::fields::{self, Fields};
 
 /// Each field with the values, as JSON, that ask for nothing. `null` always does.
-const UNSUPPORTED: [(&str, &[&str]); 45] = [
+const UNSUPPORTED: &[(&str, &[&str])] = &[
     // More than one answer, or another answer than the one continuation.
     ("n", &["1"]),
     ("best_of", &["1"]),
@@ -34,20 +34,12 @@ const UNSUPPORTED: [(&str, &[&str]); 45] = [
     ("guided_grammar", &[]),
     ("grammar", &["\"\""]),
     ("json_schema", &[]),
-    ("allowed_token_ids", &[]),
-    ("bad_words", &["[]"]),
     // Other than text.
     ("modalities", &["[\"text\"]"]),
     ("audio", &[]),
     // Other sampling and other ends.
-    ("typical_p", &["1", "1.0"]),
     ("top_a", &["0", "0.0"]),
     ("mirostat", &["0"]),
-    ("dry_multiplier", &["0", "0.0"]),
-    ("xtc_probability", &["0", "0.0"]),
-    ("min_tokens", &["0"]),
-    ("stop_token_ids", &["[]"]),
-    ("include_stop_str_in_output", &["false"]),
     ("length_penalty", &["1", "1.0"]),
     ("repeat_penalty", &["1", "1.0"]),
     // Another prompt than the one sent.
@@ -64,7 +56,7 @@ const UNSUPPORTED: [(&str, &[&str]); 45] = [
 
 /// Takes these fields out, and refuses the first that asks for something.
 pub(super) fn refuse(fields: &mut Fields) -> Result<(), Refusal> {
-    for (name, neutral) in UNSUPPORTED {
+    for &(name, neutral) in UNSUPPORTED {
         let Some(value) = fields.take(name) else { continue };
         if !neutral.contains(&value.to_string().as_str()) {
             let instead = match neutral.first() {

@@ -1,0 +1,80 @@
+//! What is done to logits before anything is drawn: biases, penalties, and tokens that may not come. Draws nothing.
+
+use std::borrow::Cow;
+
+use super::{SampleRequest, SamplingParams, TokenHistory, dry};
+
+/// The logits of one draw as its request changes them; borrowed if it does not.
+pub(super) fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Cow<'a, [f32]> {
+    let (p, history) = (request.params, request.history);
+    let mut logits = Cow::Borrowed(logits);
+    if !p.allowed.is_empty() {
+        allow(&mut logits, &p.allowed);
+    }
+    if !p.logit_bias.is_empty() {
+        let values = logits.to_mut();
+        for &(token, bias) in &p.logit_bias {
+            if let Some(logit) = values.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+    }
+    if p.penalizes() && !history.output.is_empty() {
+        penalize(logits.to_mut(), p, history);
+    }
+    if let Some(dry) = &p.dry {
+        dry::penalize(&mut logits, dry, &history.tokens);
+    }
+    forbid(&mut logits, p.bad_words.iter().filter_map(|word| ends(word, history)));
+    forbid(&mut logits, request.forbidden.iter().copied());
+    logits
+}
+
+/// Forbids all tokens but these, if any of these can be drawn.
+fn allow(logits: &mut Cow<'_, [f32]>, allowed: &[u32]) {
+    let mut only = vec![f32::NEG_INFINITY; logits.len()];
+    let mut any = false;
+    for &token in allowed {
+        if let Some(&logit) = logits.get(token as usize) {
+            only[token as usize] = logit;
+            any |= logit != f32::NEG_INFINITY;
+        }
+    }
+    if any {
+        *logits = Cow::Owned(only);
+    }
+}
+
+fn penalize(logits: &mut [f32], p: &SamplingParams, history: &TokenHistory) {
+    for (&token, &count) in &history.output {
+        let Some(logit) = logits.get_mut(token as usize) else { continue };
+        let changed = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
+        // A penalty near 0 must not make an infinity, which would be taken for a broken model's.
+        *logit = if logit.is_finite() { changed.clamp(f32::MIN, f32::MAX) } else { changed };
+        if count > 0 {
+            *logit -= p.presence_penalty + p.frequency_penalty * count as f32;
+        }
+    }
+}
+
+/// The token that would complete a bad word now.
+fn ends(word: &[u32], history: &TokenHistory) -> Option<u32> {
+    let (last, before) = word.split_last()?;
+    history.tokens.ends_with(before).then_some(*last)
+}
+
+/// Forbids these tokens, unless no other could be drawn.
+fn forbid(logits: &mut Cow<'_, [f32]>, tokens: impl Iterator<Item = u32>) {
+    let mut before = Vec::new();
+    for token in tokens {
+        let Some(&logit) = logits.get(token as usize) else { continue };
+        if logit != f32::NEG_INFINITY {
+            logits.to_mut()[token as usize] = f32::NEG_INFINITY;
+            before.push((token, logit));
+        }
+    }
+    if !before.is_empty() && logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+        let logits = logits.to_mut();
+        before.into_iter().for_each(|(token, logit)| logits[token as usize] = logit);
+    }
+}
