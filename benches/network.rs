@@ -164,12 +164,7 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
     for index in 0..tokens {
         clock.tick().await;
         let end = (index + 1 == tokens).then_some(End::Length);
-        let item = |a: &Assign| StepItem {
-            sequence: a.sequence,
-            first: index as u32,
-            tokens: vec![28 + (index % 100) as u32],
-            end: end.clone(),
-        };
+        let item = |a: &Assign| StepItem::new(a.sequence, index as u32, vec![28 + (index % 100) as u32], end.clone());
         let step = Step { window, batch: STREAMS as u32, blocks_used: 1, items: assigned.iter().map(item).collect() };
         sent.lock().await.push(Instant::now());
         replica.send(&ReplicaFrame::Step(step)).await.expect("sent");
@@ -225,7 +220,8 @@ async fn send_direct(endpoint: quinn::Endpoint, tokens: usize, sent: Sent) {
         clock.tick().await;
         sent.lock().await.push(Instant::now());
         for writer in &mut writers {
-            let delta = Reply::Delta { first: index as u32, tokens: vec![28], text: "a".to_owned() };
+            let delta =
+                Reply::Delta { first: index as u32, tokens: vec![28], text: "a".to_owned(), logprobs: Vec::new() };
             writer.send(&delta).await.expect("sent");
         }
     }

@@ -52,6 +52,8 @@ fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
         cache_salt: [0; 16],
         bad_words: Vec::new(),
         dry_breakers: Vec::new(),
+        logprobs: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -60,8 +62,8 @@ impl Bench {
     fn step(&mut self, batch: &mut Batch) -> Option<Duration> {
         let began = Instant::now();
         let plan = batch.plan()?;
-        let drawn = self.engine.step(&plan).expect("the device works");
-        batch.apply(plan, &drawn, began.elapsed());
+        let output = self.engine.step(&plan).expect("the device works");
+        batch.apply(plan, output, began.elapsed());
         Some(began.elapsed())
     }
 

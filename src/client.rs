@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, ChatMessage, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId, Sampling, Usage,
-    Wallet,
+    ApiKey, Call, ChatMessage, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId, Sampling,
+    TokenLogprobs, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
 
@@ -35,7 +35,7 @@ pub enum ClientError {
 }
 
 /// More output.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delta {
     /// Index of the first token in the output.
     pub first: u32,
@@ -43,6 +43,8 @@ pub struct Delta {
     pub tokens: Vec<u32>,
     /// What they add to the text: whole characters, possibly none.
     pub text: String,
+    /// One for each token, where the request asked for them.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// A running request. Dropping it cancels it.
@@ -52,7 +54,17 @@ pub struct Generation {
     prompt_tokens: u32,
     replies: FrameReader<quinn::RecvStream>,
     connection: quinn::Connection,
+    prompt: PromptEcho,
     finished: Option<(FinishReason, Usage)>,
+}
+
+/// What came back of the prompt; all of it is there before the first [`Delta`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PromptEcho {
+    /// Its text, where the request asked for it.
+    pub text: String,
+    /// One for each of its tokens, where the request asked for them. The first has no logarithm: nothing came before it.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 impl Request {
@@ -82,12 +94,27 @@ impl Request {
             include_stop: false,
             bad_words: Vec::new(),
             dry_sequence_breakers: None,
+            logprobs: None,
+            prompt_logprobs: None,
+            echo: false,
         })
     }
 
     /// At most so many tokens.
     pub fn max_tokens(mut self, tokens: u32) -> Self {
         self.0.max_tokens = Some(tokens);
+        self
+    }
+
+    /// Log-probabilities of the output's tokens, each with those of so many most probable ones.
+    pub fn logprobs(mut self, top: u8) -> Self {
+        self.0.logprobs = Some(top);
+        self
+    }
+
+    /// The same of the prompt's tokens; see [`Generation::prompt`].
+    pub fn prompt_logprobs(mut self, top: u8) -> Self {
+        self.0.prompt_logprobs = Some(top);
         self
     }
 
@@ -110,7 +137,8 @@ impl Client {
         match self.reply(&mut replies).await? {
             Reply::Accepted { request, prompt_tokens } => {
                 let connection = self.connection.clone();
-                Ok(Generation { request, prompt_tokens, replies, connection, finished: None })
+                let prompt = PromptEcho::default();
+                Ok(Generation { request, prompt_tokens, replies, connection, prompt, finished: None })
             }
             _ => Err(unexpected()),
         }
@@ -170,14 +198,27 @@ impl Generation {
         if self.finished.is_some() {
             return Ok(None);
         }
-        match next(&mut self.replies, &self.connection).await? {
-            Reply::Delta { first, tokens, text } => Ok(Some(Delta { first, tokens, text })),
-            Reply::Finished { reason, usage } => {
-                self.finished = Some((reason, usage));
-                Ok(None)
+        loop {
+            match next(&mut self.replies, &self.connection).await? {
+                Reply::Delta { first, tokens, text, logprobs } => {
+                    return Ok(Some(Delta { first, tokens, text, logprobs }));
+                }
+                Reply::Prompt { text, logprobs } => {
+                    self.prompt.text.push_str(&text);
+                    self.prompt.logprobs.extend(logprobs);
+                }
+                Reply::Finished { reason, usage } => {
+                    self.finished = Some((reason, usage));
+                    return Ok(None);
+                }
+                _ => return Err(unexpected()),
             }
-            _ => Err(unexpected()),
         }
+    }
+
+    /// What has come back of the prompt so far.
+    pub fn prompt(&self) -> &PromptEcho {
+        &self.prompt
     }
 
     /// The output as a stream of pieces.

@@ -139,16 +139,8 @@ async fn miners_that_claim_too_much_are_shut_out_and_unpaid() {
     type Cheat = fn(cuckoo_wire::message::Assign) -> Vec<StepItem>;
     let cheats: [(&str, Cheat, &str); 3] = [
         ("tokens beyond the credit", |a| many(&a), "credit"),
-        (
-            "a gap in the stream",
-            |a| vec![StepItem { sequence: a.sequence, first: 3, tokens: vec![1], end: None }],
-            "expected",
-        ),
-        (
-            "an item without news",
-            |a| vec![StepItem { sequence: a.sequence, first: 0, tokens: vec![], end: None }],
-            "without news",
-        ),
+        ("a gap in the stream", |a| vec![StepItem::new(a.sequence, 3, vec![1], None)], "expected"),
+        ("an item without news", |a| vec![StepItem::new(a.sequence, 0, vec![], None)], "without news"),
     ];
     for (what, cheat, word) in cheats {
         let mut miner = FakeMiner::join(&address(&ready), &Identity::generate(), 4).await;
@@ -177,5 +169,5 @@ async fn miners_that_claim_too_much_are_shut_out_and_unpaid() {
 
 /// More tokens than any credit, in one step.
 fn many(assign: &cuckoo_wire::message::Assign) -> Vec<StepItem> {
-    (0..5).map(|i| StepItem { sequence: assign.sequence, first: i * 16, tokens: vec![28; 16], end: None }).collect()
+    (0..5).map(|i| StepItem::new(assign.sequence, i * 16, vec![28; 16], None)).collect()
 }

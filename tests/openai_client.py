@@ -6,6 +6,7 @@ Exits with 0 if everything holds, with a traceback if not. Never talks to anythi
 """
 
 import asyncio
+import math
 import sys
 
 import openai
@@ -172,7 +173,6 @@ def test_other_sampling():
     for options in (
         {"typical_p": 0.3},
         {"xtc_probability": 1, "xtc_threshold": 0.05},
-        {"dry_multiplier": 5, "dry_allowed_length": 1, "dry_sequence_breakers": ["@"], "dry_penalty_last_n": -1},
     ):
         body = {"ignore_eos": True, **options}
         changed = complete(**base, extra_body=body).choices[0].text
@@ -183,6 +183,70 @@ def test_other_sampling():
     dry = {"ignore_eos": True, "dry_multiplier": 20}
     broken = complete(prompt="one two three one two three one two", max_tokens=1, extra_body=dry).choices[0].text
     assert broken != loop, broken
+
+
+def test_logprobs_of_chats():
+    whole = chat(logprobs=True, top_logprobs=3).choices[0]
+    entries = whole.logprobs.content
+    assert len(entries) == 16
+    assert b"".join(bytes(e.bytes or []) for e in entries).decode() == whole.message.content
+    for e in entries:
+        assert len(e.top_logprobs) == 3 and e.top_logprobs[0].logprob >= e.top_logprobs[2].logprob
+        assert e.top_logprobs[0].token == e.token and e.top_logprobs[0].logprob == e.logprob, "greedy"
+        assert sum(math.exp(t.logprob) for t in e.top_logprobs) <= 1 + 1e-6
+    chunks = list(chat(logprobs=True, top_logprobs=3, stream=True))
+    streamed = [e for c in chunks if c.choices and c.choices[0].logprobs for e in c.choices[0].logprobs.content]
+    assert streamed == entries
+    assert chat().choices[0].logprobs is None
+    assert chat(logprobs=True, max_tokens=2).choices[0].logprobs.content[0].top_logprobs == []
+    # As the model has them, whatever sampling does: a token that is forced is as improbable as before.
+    forced = chat(logprobs=True, top_logprobs=1, max_tokens=1, logit_bias={"98": 100}).choices[0].logprobs.content[0]
+    assert forced.token != entries[0].token and forced.logprob < entries[0].logprob
+    assert forced.top_logprobs[0] == entries[0].top_logprobs[0]
+    refused(openai.BadRequestError, "invalid_request", "top_logprobs", top_logprobs=2)
+    refused(openai.BadRequestError, "invalid_request", "top_logprobs", logprobs=True, top_logprobs=21)
+
+
+def test_logprobs_of_completions():
+    whole = complete(logprobs=2).choices[0]
+    columns = whole.logprobs
+    assert "".join(columns.tokens) == whole.text and len(columns.tokens) == 16
+    assert columns.text_offset == [len("".join(columns.tokens[:i])) for i in range(16)]
+    for token, logprob, top in zip(columns.tokens, columns.token_logprobs, columns.top_logprobs):
+        assert len(top) == 2 and top[token] == logprob == max(top.values())
+    chunks = [c.choices[0] for c in complete(logprobs=2, stream=True) if c.choices[0].logprobs]
+    assert [t for c in chunks for t in c.logprobs.tokens] == columns.tokens
+    assert [t for c in chunks for t in c.logprobs.text_offset] == columns.text_offset
+    assert [t for c in chunks for t in c.logprobs.token_logprobs] == columns.token_logprobs
+
+
+def test_echo():
+    text = complete().choices[0].text
+    assert complete(echo=True).choices[0].text == PROMPT + text
+    assert complete_stream(echo=True)[0] == PROMPT + text
+    whole = complete(echo=True, logprobs=1).choices[0]
+    columns = whole.logprobs
+    prompt = len(columns.tokens) - 16
+    assert whole.text == PROMPT + text == "".join(columns.tokens)
+    assert columns.token_logprobs[0] is None and columns.top_logprobs[0] is None
+    assert all(logprob <= 0 for logprob in columns.token_logprobs[1:])
+    assert columns.text_offset[prompt] == len(PROMPT)
+    assert columns.token_logprobs[prompt:] == complete(logprobs=1).choices[0].logprobs.token_logprobs
+    # The same continuation as a prompt is found as probable as when it was drawn.
+    again = complete(prompt=PROMPT + text, echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
+    if again.tokens[: prompt + 16] == columns.tokens:
+        assert again.token_logprobs[: prompt + 16] == columns.token_logprobs
+    chunks = [c.choices[0] for c in complete(echo=True, logprobs=1, stream=True) if c.choices[0].logprobs]
+    assert chunks[0].text == PROMPT and len(chunks[0].logprobs.tokens) == prompt
+    assert [t for c in chunks for t in c.logprobs.token_logprobs] == columns.token_logprobs
+    scored = complete(extra_body={"ignore_eos": True, "prompt_logprobs": 1}).choices[0].prompt_logprobs
+    assert scored[0] is None and len(scored) == prompt
+    for entry, token, logprob in zip(scored[1:], columns.tokens[1:], columns.token_logprobs[1:]):
+        own = [e for e in entry.values() if e["decoded_token"] == token]
+        assert abs(own[0]["logprob"] - logprob) < 1e-9 and own[0]["rank"] >= 1, (entry, token, logprob)
+    whole_chat = chat(max_tokens=1, extra_body={"prompt_logprobs": 0})
+    assert len(whole_chat.prompt_logprobs) == whole_chat.usage.prompt_tokens
+    refused(openai.BadRequestError, "invalid_request", "prompt_logprobs", stream=True, extra_body={"prompt_logprobs": 1})
 
 
 def test_parts_and_headers():

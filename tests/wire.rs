@@ -58,9 +58,12 @@ fn calls_have_these_bytes() {
             include_stop: true,
             bad_words: vec!["y".into()],
             dry_sequence_breakers: Some(vec![":".into()]),
+            logprobs: Some(2),
+            prompt_logprobs: None,
+            echo: true,
         })
     };
-    let tail = format!("{SAMPLING}0101780105010 1c0843d02010901010179 0101013a").replace(' ', "");
+    let tail = format!("{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001").replace(' ', "");
     snapshot(&generate(chat), &format!("0300016b016d00010475736572026869{tail}"));
     snapshot(&generate(Prompt::Text("hi".into())), &format!("0300016b016d01026869{tail}"));
     snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0300016b016d020201ac02{tail}"));
@@ -70,7 +73,16 @@ fn calls_have_these_bytes() {
 fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
     snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0300{}04", "09".repeat(16)));
-    snapshot(&Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into() }, "03010102050602c3a9");
+    snapshot(
+        &Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into(), logprobs: vec![] },
+        "03010102050602c3a900",
+    );
+    let token = |special, logprob| TokenLogprob { token: 300, bytes: vec![0xc3], special, logprob };
+    let logprobs = vec![TokenLogprobs { chosen: token(true, None), rank: 3, top: vec![token(false, Some(-1.0))] }];
+    let entry = "01ac0201c301000301ac0201c30001000080bf";
+    snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("03060161{entry}"));
+    let delta = Reply::Delta { first: 1, tokens: vec![5], text: "".into(), logprobs };
+    snapshot(&delta, &format!("030101010500{entry}"));
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
     snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "03020101020304050607");
@@ -112,12 +124,19 @@ fn a_miners_messages_have_these_bytes() {
         window: Window { sequences: 4, blocks: 300 },
     };
     snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac02", "02".repeat(32)));
-    let item = |end| StepItem { sequence: SequenceId(1), first: 2, tokens: vec![3], end };
+    let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
     snapshot(
         &ReplicaFrame::Step(step),
-        "03010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str(),
+        "030101020304 03 010201030000 00 01020103010000 00 010201030103016600 00".replace(' ', "").as_str(),
+    );
+    let logprobs = vec![Logprobs { logprob: -1.0, rank: 2, top: vec![(300, -0.5)] }];
+    let item = StepItem { prompt_logprobs: logprobs.clone(), logprobs, ..item(None) };
+    let entry = "01000080bf0201ac02000000bf";
+    snapshot(
+        &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
+        &format!("030100000000010102010300{entry}{entry}"),
     );
     snapshot(&ReplicaFrame::Drain, "0302");
 }
@@ -142,11 +161,13 @@ fn messages_to_a_miner_have_these_bytes() {
         cache_salt: [9; 16],
         bad_words: vec![vec![1, 2]],
         dry_breakers: vec![5],
+        logprobs: None,
+        prompt_logprobs: Some(PromptLogprobs { top: 2, from: 1 }),
     };
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105").replace(' ', ""),
+        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201").replace(' ', ""),
     );
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
@@ -176,7 +197,7 @@ proptest! {
     #[test]
     fn damaged_messages_never_panic(at in 0usize..200, with in any::<u8>(), cut in 0usize..200) {
         let step = Step {
-            items: (0..20).map(|i| StepItem { sequence: SequenceId(i), first: 0, tokens: vec![1; 5], end: None }).collect(),
+            items: (0..20).map(|i| StepItem::new(SequenceId(i), 0, vec![1; 5], None)).collect(),
             ..Step::default()
         };
         let mut bytes = encode(&ReplicaFrame::Step(step), MAX).unwrap().to_vec();

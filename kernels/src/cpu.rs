@@ -26,7 +26,7 @@ use self::lanes::Level;
 use self::weights::zeroed;
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, SampleRequest, Sampled};
+use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 pub(crate) use self::weights::check_source;
 
@@ -122,6 +122,25 @@ impl Cpu {
                 f(row, unsafe { data.range(row * cols..(row + 1) * cols) });
             }
         });
+    }
+
+    /// What `f` makes of each request and of the row that it names, in parallel.
+    fn for_requests<R: Sync, T: Send>(
+        &mut self,
+        logits: &Buffer,
+        requests: &[R],
+        row: impl Fn(&R) -> usize + Sync,
+        f: impl Fn(&[f32], &R) -> Result<T, OpsError> + Sync,
+    ) -> Result<Vec<T>, OpsError> {
+        let mut results: Vec<_> = requests.iter().map(|_| None).collect();
+        let to = Disjoint::new(&mut results);
+        self.pool.run(requests.len(), &|i| {
+            let logits = &logits.used()[row(&requests[i]) * logits.cols..][..logits.cols];
+            // SAFETY: every chunk of the job is another request.
+            let to = unsafe { to.range(i..i + 1) };
+            to[0] = Some(f(logits, &requests[i]));
+        });
+        results.into_iter().map(|r| r.expect("every chunk has run")).collect()
     }
 
     fn multiply(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer, add: bool) {
@@ -326,15 +345,11 @@ impl Ops for Cpu {
     }
 
     fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let mut drawn: Vec<_> = requests.iter().map(|_| None).collect();
-        let to = Disjoint::new(&mut drawn);
-        self.pool.run(requests.len(), &|i| {
-            let logits = &logits.used()[requests[i].row * logits.cols..][..logits.cols];
-            // SAFETY: every chunk of the job is another request.
-            let to = unsafe { to.range(i..i + 1) };
-            to[0] = Some(sampling::draw(logits, &requests[i]));
-        });
-        drawn.into_iter().map(|d| d.expect("every chunk has run")).collect()
+        self.for_requests(logits, requests, |r| r.row, sampling::draw)
+    }
+
+    fn logprobs(&mut self, logits: &Buffer, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
+        self.for_requests(logits, requests, |r| r.row, sampling::logprobs)
     }
 }
 

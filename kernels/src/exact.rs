@@ -18,7 +18,7 @@ use crate::ops::{
 };
 use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, SampleRequest, Sampled};
+use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// The contract as a backend.
 pub struct Exact {
@@ -323,6 +323,10 @@ impl Ops for Exact {
 
     fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
         requests.iter().map(|request| sampling::draw(&logits.rows[request.row], request)).collect()
+    }
+
+    fn logprobs(&mut self, logits: &Buffer, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
+        requests.iter().map(|request| sampling::logprobs(&logits.rows[request.row], request)).collect()
     }
 }
 

@@ -16,7 +16,7 @@
 
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
-use crate::sampling::{SampleRequest, Sampled};
+use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Columns that share one activation scale.
 pub const ACTIVATION_BLOCK: usize = 32;
@@ -371,4 +371,10 @@ pub trait Ops {
     ///
     /// Minimum bytes: `4 * vocabulary` a request.
     fn sample(&mut self, logits: &Self::Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError>;
+
+    /// How probable the row of logits that each request names holds its token, and which tokens it holds most probable;
+    /// see [`crate::sampling::logprobs`].
+    ///
+    /// Minimum bytes: `4 * vocabulary` a request.
+    fn logprobs(&mut self, logits: &Self::Buffer, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError>;
 }

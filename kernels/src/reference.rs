@@ -12,7 +12,7 @@ use crate::ops::{
 };
 use crate::quant::{Quant, dequantize_row, quantize_activations};
 use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, SampleRequest, Sampled};
+use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Where values are rounded to less than `f64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,10 @@ impl Buffer {
         assert!(rows.iter().all(|r| r.len() == self.cols), "rows of other than {} columns", self.cols);
         self.rows = rows;
     }
+
+    fn rounded(&self, row: usize) -> Vec<f32> {
+        self.rows[row].iter().map(|&v| v as f32).collect()
+    }
 }
 
 /// `[layer][block][slot][kv head]` of keys and values.
@@ -69,10 +73,8 @@ pub struct KvCache {
 impl KvCache {
     fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
         let s = &self.shape;
-        assert!(
-            layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads,
-            "block {block} is not in the cache"
-        );
+        let inside = layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads;
+        assert!(inside, "block {block} is not in the cache");
         ((layer * s.blocks + block as usize) * KV_BLOCK_TOKENS + slot) * s.kv_heads + head
     }
 }
@@ -365,11 +367,11 @@ impl Ops for Reference {
     }
 
     fn sample(&mut self, logits: &Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let draw = |request: &SampleRequest<'_>| {
-            let row: Vec<f32> = logits.rows[request.row].iter().map(|&v| v as f32).collect();
-            sampling::draw(&row, request)
-        };
-        requests.iter().map(draw).collect()
+        requests.iter().map(|request| sampling::draw(&logits.rounded(request.row), request)).collect()
+    }
+
+    fn logprobs(&mut self, logits: &Buffer, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
+        requests.iter().map(|request| sampling::logprobs(&logits.rounded(request.row), request)).collect()
     }
 }
 

@@ -21,12 +21,14 @@ mod dry;
 mod filters;
 mod history;
 mod logits;
+mod logprobs;
 mod nucleus;
 mod philox;
 
 use self::filters::survivors;
 pub use self::history::TokenHistory;
 use self::logits::adjusted;
+pub use self::logprobs::{LogprobRequest, Logprobs, logprobs};
 use self::philox::philox;
 use crate::ops::OpsError;
 

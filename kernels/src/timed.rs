@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing};
-use crate::sampling::{SampleRequest, Sampled};
+use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Calls of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,5 +197,9 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn sample(&mut self, logits: &Self::Buffer, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
         self.measure("sample", |ops| ops.sample(logits, requests))
+    }
+
+    fn logprobs(&mut self, logits: &Self::Buffer, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
+        self.measure("logprobs", |ops| ops.logprobs(logits, requests))
     }
 }

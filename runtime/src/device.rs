@@ -18,7 +18,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::link::LinkMsg;
 
-pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIGHT_MAX, StepPlan};
+pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan};
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;

@@ -159,9 +159,14 @@ impl<O: Ops> Model<O> {
             self.attention(ops, work, cache, step, (i, layer))?;
             self.feed_forward(ops, work, layer)?;
         }
-        if wanted.is_empty() {
-            return Ok(());
+        match wanted.is_empty() {
+            true => Ok(()),
+            false => self.logits(ops, work, wanted),
         }
+    }
+
+    /// Leaves the logits of some rows of the last [`Model::forward`] in `work.logits`; may be called again for others.
+    pub fn logits(&self, ops: &mut O, work: &mut Workspace<O>, wanted: &[usize]) -> Result<(), OpsError> {
         ops.gather(&work.hidden, wanted, &mut work.picked)?;
         self.norm.apply(ops, self.spec.norm_epsilon, &work.picked, &mut work.normed)?;
         match &self.head {

@@ -22,7 +22,7 @@ mod miner;
 
 pub use device::{
     Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, KvCache, Placeholder, Prefix,
-    STEPS_IN_FLIGHT_MAX, StepBudget, StepPlan,
+    STEPS_IN_FLIGHT_MAX, Score, StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

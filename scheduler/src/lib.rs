@@ -26,6 +26,7 @@ mod metrics;
 mod prompt;
 mod root;
 mod serve;
+mod spell;
 mod text;
 mod words;
 

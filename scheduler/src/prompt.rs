@@ -27,6 +27,14 @@ pub(crate) async fn tokens(market: &Market, model: &Arc<Model>, prompt: &Prompt)
     }
 }
 
+/// The text of a prompt: as it was sent, or of its tokens.
+pub(crate) fn text(model: &Model, prompt: &Prompt, tokens: &[u32]) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Chat(_) | Prompt::Tokens(_) => model.tokenizer().decode(tokens),
+    }
+}
+
 /// How many tokens may follow the prompt: what was asked for, or what the context leaves. Never truncates.
 pub(crate) fn room(model: &Model, prompt_tokens: u32, asked: Option<u32>) -> Result<u32, Refusal> {
     let context = model.context_tokens();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
     Assign, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId, Sampling,
-    SequenceId, Usage,
+    SequenceId, TokenLogprobs, Usage,
 };
 use tokio::sync::mpsc;
 
@@ -24,6 +24,7 @@ use crate::gateway::miner::News;
 use crate::ledger::{Attempt, Settlement};
 use crate::market::Market;
 use crate::prompt;
+use crate::spell::{self, Speller};
 use crate::text::Output;
 use crate::words::{self, Words};
 
@@ -84,6 +85,8 @@ impl Market {
             None => self.going_price(model.weights()).await,
         };
         let id = RequestId::random();
+        let speller = Speller::new(model.clone(), &request, &tokens)?;
+        let echo = request.echo.then(|| prompt::text(&model, &request.prompt, &tokens));
         self.ledger().hold(id, &client, limit.ceiling(prompt_tokens, max_new)).await?;
         Ok(Job {
             hold: Hold { market: self.clone(), request: id, open: true },
@@ -92,6 +95,8 @@ impl Market {
             stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
             include_stop: request.include_stop,
             words,
+            speller,
+            echo,
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
             attempts: Vec::new(),
@@ -128,6 +133,9 @@ struct Job {
     stop_tokens: Vec<u32>,
     include_stop: bool,
     words: Words,
+    speller: Speller,
+    /// The prompt's text, where it is to be sent back.
+    echo: Option<String>,
     cache_salt: [u8; 16],
     output: Output,
     attempts: Vec<Attempt>,
@@ -139,9 +147,12 @@ impl Job {
     async fn run(mut self, replies: &mpsc::Sender<Reply>) -> Option<Reply> {
         let _running = self.hold.market.metrics().running();
         let accepted = Reply::Accepted { request: self.hold.request, prompt_tokens: self.prompt_tokens };
-        let ending = match replies.send(accepted).await {
+        let mut opening = vec![accepted];
+        opening.extend(spell::echo(&self.echo.take().unwrap_or_default()));
+        opening.extend(spell::pieces(self.speller.first(&self.tokens).into_iter().collect()));
+        let ending = match send_all(replies, opening).await {
             Ok(()) => self.attempt_all(replies).await,
-            Err(_) => Ending::Gone,
+            Err(ending) => ending,
         };
         let settled = self.settle().await;
         match (ending, settled) {
@@ -187,13 +198,13 @@ impl Job {
                 () = replies.closed() => return Outcome::Ended(Ending::Gone),
                 news = tokio::time::timeout(PROGRESS_MAX, running.next()) => news,
             };
-            let News { tokens, end } = match news {
+            let news = match news {
                 Ok(Some(news)) => news,
                 Ok(None) => return Outcome::Lost("the miner was lost".to_owned()),
                 Err(_) => return Outcome::Lost("the miner made no progress".to_owned()),
             };
-            let taken = tokens.len() as u32;
-            if let Some(outcome) = self.accept(tokens, end, replies).await {
+            let taken = news.tokens.len() as u32;
+            if let Some(outcome) = self.accept(news, replies).await {
                 return outcome;
             }
             running.credit(taken);
@@ -205,6 +216,7 @@ impl Job {
         let left = self.max_new - self.accepted();
         let need =
             Need { weights: self.model.weights(), tokens: self.tokens.len() as u32, max_new: left, limit: self.limit };
+        let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {
             // Where, and under which name, is decided by the placement.
             replica: ReplicaId(0),
@@ -220,45 +232,84 @@ impl Job {
             cache_salt: self.cache_salt,
             bad_words: self.words.bad.clone(),
             dry_breakers: self.words.dry_breakers.clone(),
+            logprobs,
+            prompt_logprobs,
         };
         (need, assign)
     }
 
     /// Takes a miner's news in and relays it. `None` while the placement goes on.
-    async fn accept(&mut self, tokens: Vec<u32>, end: Option<End>, replies: &mpsc::Sender<Reply>) -> Option<Outcome> {
-        let first = self.accepted();
+    async fn accept(&mut self, news: News, replies: &mpsc::Sender<Reply>) -> Option<Outcome> {
+        let unasked =
+            |_| Outcome::Lost("the miner sent log-probabilities that were not asked for, or too few".to_owned());
+        let scored = match self.speller.prompt(&self.tokens, &news.prompt_logprobs) {
+            Ok(scored) => scored,
+            Err(error) => return Some(unasked(error)),
+        };
+        if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
+            return Some(Outcome::Ended(ending));
+        }
+        let mut logprobs = match self.speller.output(&news.tokens, &news.logprobs) {
+            Ok(logprobs) => logprobs.into_iter(),
+            Err(error) => return Some(unasked(error)),
+        };
         let mut reason = None;
-        let mut text = String::new();
-        let mut taken = Vec::with_capacity(tokens.len());
-        for token in tokens {
-            if reason.is_some() || token as usize >= self.model.tokenizer().vocab_len() {
-                return Some(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
-            }
-            self.tokens.push(token);
-            taken.push(token);
-            reason = self.judge(token, &mut text);
-        }
-        if !taken.is_empty() {
-            if first == 0 {
-                self.hold.market.metrics().first_token(self.began.elapsed());
-            }
-            self.hold.market.metrics().tokens(taken.len());
-            if let Some(attempt) = self.attempts.last_mut() {
-                attempt.tokens += taken.len() as u32;
-            }
+        // With log-probabilities a token is a reply of its own, so that any one fits a frame.
+        let portion = if logprobs.len() > 0 { 1 } else { news.tokens.len().max(1) };
+        for tokens in news.tokens.chunks(portion) {
+            let found = logprobs.by_ref().take(tokens.len()).collect();
+            reason = match self.relay(tokens, found, replies).await {
+                Ok(reason) => reason,
+                Err(outcome) => return Some(outcome),
+            };
+            // What a miner says beyond the end is nobody's.
             if reason.is_some() {
-                text.push_str(&self.output.finish());
-            }
-            if replies.send(Reply::Delta { first, tokens: taken, text }).await.is_err() {
-                return Some(Outcome::Ended(Ending::Gone));
+                break;
             }
         }
-        match (reason, end) {
+        match (reason, news.end) {
             (Some(reason), _) => Some(Outcome::Ended(Ending::Finished(reason))),
             (None, None) => None,
             (None, Some(End::Failed(why))) => Some(Outcome::Lost(why)),
             (None, Some(end)) => Some(Outcome::Lost(format!("the miner ended too early: {end:?}"))),
         }
+    }
+
+    /// Relays more tokens, up to the last one that counts. Why it is the last, if it is.
+    async fn relay(
+        &mut self,
+        tokens: &[u32],
+        logprobs: Vec<TokenLogprobs>,
+        replies: &mpsc::Sender<Reply>,
+    ) -> Result<Option<FinishReason>, Outcome> {
+        let first = self.accepted();
+        let (mut reason, mut text) = (None, String::new());
+        // Looked at before any is taken in: what is accepted is what the developer gets.
+        if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
+            return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
+        }
+        let mut taken = Vec::with_capacity(tokens.len());
+        for &token in tokens {
+            self.tokens.push(token);
+            taken.push(token);
+            reason = self.judge(token, &mut text);
+            if reason.is_some() {
+                break;
+            }
+        }
+        if first == 0 {
+            self.hold.market.metrics().first_token(self.began.elapsed());
+        }
+        self.hold.market.metrics().tokens(taken.len());
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.tokens += taken.len() as u32;
+        }
+        if reason.is_some() {
+            text.push_str(&self.output.finish());
+        }
+        let delta = Reply::Delta { first, tokens: taken, text, logprobs };
+        send_all(replies, vec![delta]).await.map_err(Outcome::Ended)?;
+        Ok(reason)
     }
 
     /// What one more token means.
@@ -320,6 +371,14 @@ impl Job {
         market.metrics().settled(&usage);
         Ok(usage)
     }
+}
+
+/// Sends replies in order, unless the developer has gone.
+async fn send_all(replies: &mpsc::Sender<Reply>, all: Vec<Reply>) -> Result<(), Ending> {
+    for reply in all {
+        replies.send(reply).await.map_err(|_| Ending::Gone)?;
+    }
+    Ok(())
 }
 
 /// Money held for a request; returned if the request is dropped before it settles.

@@ -53,6 +53,16 @@ pub const NAME_BYTES_MAX: usize = 64;
 
 /// Sequences that one replica may run; also bounds items of a step.
 pub const REPLICA_SEQUENCES_MAX: usize = 1_024;
+/// Most probable tokens that a request may ask for beside each token.
+pub const TOP_LOGPROBS_MAX: usize = 20;
+/// Tokens of a prompt whose log-probabilities are asked for.
+pub const PROMPT_LOGPROBS_TOKENS_MAX: usize = 8_192;
+/// Log-probabilities of a prompt's tokens in one step item. Those that do not end a prompt have just so many.
+pub const STEP_SCORES_MAX: usize = 256;
+/// Bytes of a token's text beside its log-probability; the rest of a longer one is left out.
+pub const TOKEN_TEXT_BYTES_MAX: usize = 512;
+/// Bytes of a piece of a prompt that is sent back, at which it goes out.
+pub const PROMPT_PIECE_BYTES: usize = 64 << 10;
 /// Tokens of one sequence in one step item.
 pub const STEP_TOKENS_MAX: usize = 16;
 /// Replicas of one miner.
@@ -102,8 +112,23 @@ const _: () = assert!(STOP_TOKENS_ASKED_MAX < STOP_TOKENS_MAX);
 const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX);
 // A prompt of token ids fits too.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 64 * 1024 <= CALL_FRAME_BYTES_MAX);
-// Every sequence of a replica may end in one step: id (10), index (5), token (5), and a reason of some 130 bytes.
-const _: () = assert!(REPLICA_SEQUENCES_MAX * 160 + 64 <= MINER_FRAME_BYTES_MAX);
+/// A token's log-probability with those of the most probable ones, on the way from a miner.
+pub(crate) const LOGPROBS_BYTES_MAX: usize = 4 + TOKEN_BYTES + 1 + TOP_LOGPROBS_MAX * (TOKEN_BYTES + 4);
+/// The same on the way to a developer, with texts: id, length, text, kind, number, and rank and length once.
+const TEXT_LOGPROBS_BYTES_MAX: usize =
+    TOKEN_BYTES + 1 + (1 + TOP_LOGPROBS_MAX) * (TOKEN_BYTES + 2 + TOKEN_TEXT_BYTES_MAX + 1 + 5);
+/// Bytes of the items of a step; more are sent as several steps.
+pub const STEP_ITEMS_BYTES_MAX: usize = MINER_FRAME_BYTES_MAX - 64;
+
+// Any single item fits a step: id (10), index (5), three lengths, and a reason of some 130 bytes.
+const _: () = assert!(
+    160 + STEP_TOKENS_MAX * (TOKEN_BYTES + LOGPROBS_BYTES_MAX) + STEP_SCORES_MAX * LOGPROBS_BYTES_MAX
+        <= STEP_ITEMS_BYTES_MAX
+);
+// Every sequence of a replica may end in one step without log-probabilities.
+const _: () = assert!(REPLICA_SEQUENCES_MAX * 160 <= STEP_ITEMS_BYTES_MAX);
+// A reply has log-probabilities of one token, or a piece of a prompt and one token more.
+const _: () = assert!(PROMPT_PIECE_BYTES + TEXT_LOGPROBS_BYTES_MAX + 64 <= REPLY_FRAME_BYTES_MAX);
 // Each sequence in flight may have an assignment, a cancellation and a credit waiting.
 const _: () = assert!(CONTROL_QUEUE >= 3 * REPLICA_SEQUENCES_MAX);
 const _: () = assert!(STEP_TOKENS_MAX <= CREDIT_TOKENS as usize);

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::PeerId;
+mod accounts;
 mod check;
+mod logprobs;
 mod price;
 mod print;
 
+pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
+pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
 
 // ---------------------------------------------------------------- words that both legs use
 
@@ -190,6 +193,12 @@ pub struct Generate {
     pub bad_words: Vec<String>,
     /// Texts that end a repetition, where [`Sampling::dry_multiplier`] is above 0; `None` is [`DRY_BREAKERS`].
     pub dry_sequence_breakers: Option<Vec<String>>,
+    /// Log-probabilities of the output's tokens, each with those of so many most probable ones.
+    pub logprobs: Option<u8>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<u8>,
+    /// Send the prompt's text back before the output.
+    pub echo: bool,
 }
 
 /// What ends a repetition where a request does not say, as in llama.cpp.
@@ -239,6 +248,8 @@ pub enum Reply {
         tokens: Vec<u32>,
         /// Whole characters that they added; may be empty.
         text: String,
+        /// One for each token, where they were asked for.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// The end.
     Finished {
@@ -253,6 +264,13 @@ pub enum Reply {
     Models(Vec<ModelInfo>),
     /// The accounts.
     Wallet(Wallet),
+    /// A piece of the prompt, where it was asked for: all text before all log-probabilities, all before the first delta.
+    Prompt {
+        /// Text, for [`Generate::echo`].
+        text: String,
+        /// The next tokens, for [`Generate::prompt_logprobs`].
+        logprobs: Vec<TokenLogprobs>,
+    },
 }
 
 /// Why output ended.
@@ -281,55 +299,6 @@ pub struct Usage {
     pub network: u64,
     /// How often the request moved to another miner.
     pub migrations: u32,
-}
-
-/// A model that can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelInfo {
-    /// Its name.
-    pub name: String,
-    /// Prompt and output together.
-    pub context_tokens: u32,
-    /// As the file says, e.g. `Q4_1`.
-    pub quantization: String,
-    /// SPDX identifier.
-    pub license: String,
-    /// Who is paid the royalty.
-    pub author: PeerId,
-    /// Its share of the cost, in hundredths of a percent.
-    pub royalty_bps: u16,
-    /// The manifest's time stamp, Unix seconds.
-    pub created_unix: u64,
-    /// Replicas that serve it now.
-    pub replicas: u32,
-    /// The lowest ask, if anybody serves it.
-    pub lowest_ask: Option<Price>,
-}
-
-/// Accounts of one caller.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wallet {
-    /// Name and balance in nano-credits.
-    pub balances: Vec<(String, i64)>,
-    /// The last entries of those accounts, newest first.
-    pub entries: Vec<WalletEntry>,
-}
-
-/// One posting, from the side of one account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WalletEntry {
-    /// When, Unix milliseconds.
-    pub at_ms: i64,
-    /// The account.
-    pub account: String,
-    /// Where it came from or went to.
-    pub counterparty: String,
-    /// Positive when received.
-    pub amount: i64,
-    /// What for, e.g. `settle`.
-    pub kind: String,
-    /// The request it belongs to.
-    pub request: Option<RequestId>,
 }
 
 // ---------------------------------------------------------------- miner → scheduler
@@ -405,6 +374,10 @@ pub struct StepItem {
     pub tokens: Vec<u32>,
     /// Set on the last item of a sequence.
     pub end: Option<End>,
+    /// One for each of `tokens`, where the assignment asks for them.
+    pub logprobs: Vec<Logprobs>,
+    /// Those of the prompt's next tokens, at most [`crate::limits::STEP_SCORES_MAX`].
+    pub prompt_logprobs: Vec<Logprobs>,
 }
 
 /// Why a sequence ended on its miner.
@@ -482,6 +455,10 @@ pub struct Assign {
     pub bad_words: Vec<Vec<u32>>,
     /// Tokens that end a repetition, sorted; empty where nothing asks for them.
     pub dry_breakers: Vec<u32>,
+    /// Log-probabilities of drawn tokens, each with those of so many most probable ones.
+    pub logprobs: Option<u8>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 impl Assign {

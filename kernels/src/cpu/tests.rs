@@ -314,11 +314,23 @@ fn sampling_is_the_same_on_every_backend() {
         let logits = upload(ops, &logits, 1024);
         ops.sample(&logits, &requests).unwrap().iter().map(|s| s.token as f32).collect()
     });
+    let questions: Vec<_> =
+        (0..40).map(|i| LogprobRequest { row: i % 5, token: 25 * i as u32, top: i as u32 % 21 }).collect();
+    agree!(f64::MIN_POSITIVE, ops => {
+        let logits = upload(ops, &logits, 1024);
+        let answers = ops.logprobs(&logits, &questions).unwrap();
+        let values = |a: &crate::sampling::Logprobs| {
+            let top: Vec<f32> = a.top.iter().flat_map(|(id, logprob)| [*id as f32, *logprob]).collect();
+            [vec![a.logprob, a.rank as f32], top].concat()
+        };
+        answers.iter().flat_map(values).collect()
+    });
     let mut broken = logits.clone();
     broken[3 * 1024 + 7] = f32::NAN;
     let mut ops = Cpu::new(2);
     let broken = upload(&mut ops, &broken, 1024);
     assert!(matches!(ops.sample(&broken, &requests), Err(OpsError::Fault(_))));
+    assert!(matches!(ops.logprobs(&broken, &questions), Err(OpsError::Fault(_))));
 }
 
 #[test]

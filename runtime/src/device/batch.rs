@@ -28,9 +28,9 @@ use std::time::Duration;
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
-use cuckoo_wire::message::{Assign, End, SequenceId, StepItem, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
 
-pub use self::plan::{Draw, Placeholder, StepPlan};
+pub use self::plan::{Draw, Placeholder, Score, StepOutput, StepPlan};
 use self::sequence::Sequence;
 use self::step::Flight;
 use super::budget::StepBudget;
@@ -164,7 +164,7 @@ impl Batch {
         };
         if let Some(why) = refused {
             let end = Some(End::Failed(why));
-            self.news.push(StepItem { sequence: assign.sequence, first: 0, tokens: Vec::new(), end });
+            self.news.push(StepItem::new(assign.sequence, 0, Vec::new(), end));
             return;
         }
         self.take(&assign);
@@ -204,7 +204,7 @@ impl Batch {
             None => self.running.iter().position(|s| s.id == id).map(|at| self.running.remove(at)),
         };
         if let Some(sequence) = sequence {
-            self.retire(sequence, Vec::new(), End::Cancelled);
+            self.retire(sequence, Vec::new(), Vec::new(), End::Cancelled);
         }
     }
 
@@ -221,9 +221,9 @@ impl Batch {
     }
 
     /// Ends a sequence that neither waits nor runs any more; `tokens` are the last it drew.
-    fn retire(&mut self, sequence: Sequence, tokens: Vec<u32>, end: End) {
+    fn retire(&mut self, sequence: Sequence, tokens: Vec<u32>, logprobs: Vec<Logprobs>, end: End) {
         let first = sequence.drawn() - tokens.len() as u32;
-        self.news.push(StepItem { sequence: sequence.id, first, tokens, end: Some(end) });
+        self.news.push(StepItem { logprobs, ..StepItem::new(sequence.id, first, tokens, Some(end)) });
         self.give_back(sequence.reserved);
         self.cache.release(&sequence.stay.blocks);
     }

@@ -1,13 +1,15 @@
 //! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, Window};
+use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
+use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::batch::{Batch, BatchLimits, StepPlan};
+use super::batch::{Batch, BatchLimits, StepOutput, StepPlan};
 use super::executor::ExecutorMsg;
 
 /// How soon a full outlet is tried again.
@@ -34,8 +36,8 @@ pub(crate) enum BatcherMsg {
     Stepped {
         /// What was computed.
         plan: StepPlan,
-        /// One token for each draw.
-        drawn: Vec<u32>,
+        /// What that gave.
+        output: StepOutput,
         /// How long it took.
         took: Duration,
     },
@@ -64,6 +66,8 @@ pub(super) struct State {
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
+    /// News that did not fit into that frame.
+    news: VecDeque<StepItem>,
     announced: Window,
     /// Steps at the executor, for the sequences that are here now.
     steps: usize,
@@ -91,6 +95,7 @@ impl Actor for Batcher {
             args,
             outlet: None,
             unsent: None,
+            news: VecDeque::new(),
             announced: Window::default(),
             steps: 0,
             steps_void: 0,
@@ -110,7 +115,7 @@ impl Actor for Batcher {
             BatcherMsg::Assign(assign) => state.batch.assign(assign),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
-            BatcherMsg::Stepped { plan, drawn, took } => state.stepped(plan, &drawn, took),
+            BatcherMsg::Stepped { plan, output, took } => state.stepped(plan, output, took),
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -132,17 +137,18 @@ impl State {
     fn detach(&mut self) {
         self.outlet = None;
         self.unsent = None;
+        self.news.clear();
         self.batch = Batch::new(self.args.limits, self.args.offer.weights);
         self.steps_void += std::mem::take(&mut self.steps);
     }
 
     /// Steps come back in the order in which they were launched, so those of a lost connection come first.
-    fn stepped(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+    fn stepped(&mut self, plan: StepPlan, output: StepOutput, took: Duration) {
         match self.steps_void.checked_sub(1) {
             Some(left) => self.steps_void = left,
             None => {
                 self.steps -= 1;
-                self.batch.apply(plan, drawn, took);
+                self.batch.apply(plan, output, took);
             }
         }
     }
@@ -153,13 +159,11 @@ impl State {
         if let Some(frame) = self.unsent.take() {
             self.send(&outlet, frame, me);
         }
-        if self.unsent.is_some() {
-            return;
-        }
-        let items = self.batch.take_news();
+        self.news.extend(self.batch.take_news());
         let window = self.batch.window();
-        if !items.is_empty() || window != self.announced {
+        while self.unsent.is_none() && (!self.news.is_empty() || window != self.announced) {
             self.announced = window;
+            let items = frameful(&mut self.news);
             let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
             self.send(&outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
         }
@@ -193,6 +197,18 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Takes as many items as surely fit one frame; any one does.
+fn frameful(news: &mut VecDeque<StepItem>) -> Vec<StepItem> {
+    let mut left = STEP_ITEMS_BYTES_MAX;
+    let fit = news.iter().take_while(|item| {
+        let fits = item.bytes_max() <= left;
+        left = left.saturating_sub(item.bytes_max());
+        fits
+    });
+    let count = fit.count().max(1).min(news.len());
+    news.drain(..count).collect()
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{OpsError, StepLayout};
-use cuckoo_kernels::sampling::SampleRequest;
+use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
 use super::DeviceKind;
-use super::batch::{BatchLimits, StepPlan};
+use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
 use crate::forward::{LoadError, Model, Workspace, kv_shape};
 
@@ -66,9 +66,9 @@ impl ThreadLocalActor for Executor {
             ExecutorMsg::Run { plan, reply_to } => {
                 let began = Instant::now();
                 // A fault fails this actor; its supervisor starts the device afresh.
-                let drawn = engine.step(&plan)?;
+                let output = engine.step(&plan)?;
                 // A batcher that is gone has nobody to tell.
-                let _ = reply_to.cast(BatcherMsg::Stepped { plan, drawn, took: began.elapsed() });
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, output, took: began.elapsed() });
             }
         }
         Ok(())
@@ -78,7 +78,7 @@ impl ThreadLocalActor for Executor {
 /// A loaded model on some backend.
 pub(super) trait Stepper {
     /// Computes a step and draws its tokens.
-    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError>;
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError>;
 }
 
 /// One model on one backend, with the memory that its batch needs.
@@ -89,6 +89,8 @@ pub struct Engine<O: Ops> {
     cache: O::KvCache,
     /// What the last step drew: the tokens that the next one may have placeholders for.
     drawn: Vec<u32>,
+    /// Rows of logits that the workspace holds.
+    logits_rows: usize,
 }
 
 impl<O: Ops> Engine<O> {
@@ -101,23 +103,27 @@ impl<O: Ops> Engine<O> {
     pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
-        let work = Workspace::new(&mut ops, spec, rows, limits.sequences_max as usize)?;
+        let logits_rows = limits.sequences_max as usize;
+        let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;
         let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
-        Ok(Self { ops, model, work, cache, drawn: Vec::new() })
+        Ok(Self { ops, model, work, cache, drawn: Vec::new(), logits_rows })
     }
 
-    /// Computes the rows of `plan` and draws a token for each of its draws. Plans come in the order in which they were
-    /// made, so that what the one before drew is known here even where it was not when this one was made.
-    pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+    /// Computes the rows of `plan`, scores what it wants scored, and draws a token for each of its draws. Plans come in
+    /// the order in which they were made, so that what the one before drew is known here even where it was not when this
+    /// one was made.
+    pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError> {
         let layout = StepLayout { spans: &plan.spans, blocks: &plan.blocks };
-        let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
         let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
-        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layout, &wanted)?;
+        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layout, &[])?;
+        let scores = self.score(&plan.scores)?;
         if plan.draws.is_empty() {
-            return Ok(Vec::new());
+            return Ok(StepOutput { scores, ..StepOutput::default() });
         }
+        let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
+        self.model.logits(&mut self.ops, &mut self.work, &wanted)?;
         let requests: Vec<SampleRequest<'_>> = plan
             .draws
             .iter()
@@ -133,7 +139,34 @@ impl<O: Ops> Engine<O> {
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
         self.drawn.extend(drawn.into_iter().map(|s| s.token));
-        Ok(self.drawn.clone())
+        let logprobs = self.logprobs(plan)?;
+        Ok(StepOutput { drawn: self.drawn.clone(), logprobs, scores })
+    }
+
+    /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.
+    fn score(&mut self, scores: &[Score]) -> Result<Vec<Logprobs>, OpsError> {
+        let mut found = Vec::with_capacity(scores.len());
+        for scores in scores.chunks(self.logits_rows) {
+            let rows: Vec<usize> = scores.iter().map(|s| s.row).collect();
+            self.model.logits(&mut self.ops, &mut self.work, &rows)?;
+            let request = |(row, s): (usize, &Score)| LogprobRequest { row, token: s.token, top: s.top };
+            let requests: Vec<LogprobRequest> = scores.iter().enumerate().map(request).collect();
+            found.extend(self.ops.logprobs(&self.work.logits, &requests)?);
+        }
+        Ok(found)
+    }
+
+    /// Log-probabilities of what was just drawn, for those draws that want them.
+    fn logprobs(&mut self, plan: &StepPlan) -> Result<Vec<Option<Logprobs>>, OpsError> {
+        let wanting = plan.draws.iter().zip(&self.drawn).enumerate();
+        let requests: Vec<LogprobRequest> = wanting
+            .filter_map(|(row, (draw, token))| Some(LogprobRequest { row, token: *token, top: draw.logprobs? }))
+            .collect();
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut found = self.ops.logprobs(&self.work.logits, &requests)?.into_iter();
+        Ok(plan.draws.iter().map(|draw| draw.logprobs.and_then(|_| found.next())).collect())
     }
 
     /// The backend, for what it can tell about itself.
@@ -148,7 +181,7 @@ impl<O: Ops> Engine<O> {
 }
 
 impl<O: Ops> Stepper for Engine<O> {
-    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError> {
         Engine::step(self, plan)
     }
 }

@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cuckoo_wire::limits::{
     ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
+    PROMPT_LOGPROBS_TOKENS_MAX, STEP_SCORES_MAX,
 };
-use cuckoo_wire::message::{Assign, End, Hello, Invalid, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner};
+use cuckoo_wire::message::{
+    Assign, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
+};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -23,7 +26,15 @@ use crate::market::Market;
 pub(crate) struct News {
     pub(crate) tokens: Vec<u32>,
     pub(crate) end: Option<End>,
+    /// One for each token, or none.
+    pub(crate) logprobs: Vec<Logprobs>,
+    /// Of the prompt's next tokens.
+    pub(crate) prompt_logprobs: Vec<Logprobs>,
 }
+
+/// Items of one sequence that may wait: every one but the last has a token, of which credit allows so many, or as many
+/// scores of a prompt's tokens as fit, or the last of these.
+const NEWS_QUEUE: usize = CREDIT_TOKENS as usize + PROMPT_LOGPROBS_TOKENS_MAX.div_ceil(STEP_SCORES_MAX) + 1;
 
 /// A miner's connection, as placements use it.
 pub(crate) struct MinerLink {
@@ -69,8 +80,7 @@ impl MinerLink {
     /// Sends an assignment and opens the channel of its tokens.
     pub(crate) fn assign(self: &Arc<Self>, mut assign: Assign) -> Running {
         let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
-        // Every item but the last has at least one token, and tokens are bounded by credit.
-        let (news_in, news) = mpsc::channel(CREDIT_TOKENS as usize + 1);
+        let (news_in, news) = mpsc::channel(NEWS_QUEUE);
         let replica = assign.replica;
         assign.sequence = sequence;
         assign.credit = CREDIT_TOKENS;
@@ -103,7 +113,7 @@ impl MinerLink {
                     item.sequence.0, item.first, entry.received
                 )));
             }
-            if item.tokens.is_empty() && item.end.is_none() {
+            if item.tokens.is_empty() && item.end.is_none() && item.prompt_logprobs.is_empty() {
                 return Err(Invalid("an item without news".to_owned()));
             }
             entry.received += item.tokens.len() as u32;
@@ -111,8 +121,13 @@ impl MinerLink {
                 return Err(Invalid(format!("sequence {} sent more tokens than its credit", item.sequence.0)));
             }
             let ended = item.end.is_some();
-            // Within its credit a channel always has room; one whose request has just gone is no fault of the miner.
-            let _ = entry.news.try_send(News { tokens: item.tokens, end: item.end });
+            let StepItem { tokens, end, logprobs, prompt_logprobs, .. } = item;
+            // Who keeps to credit and whole portions of scores always finds room; a request that has just gone is no
+            // fault of the miner's.
+            let sent = entry.news.try_send(News { tokens, end, logprobs, prompt_logprobs });
+            if let Err(mpsc::error::TrySendError::Full(_)) = sent {
+                return Err(Invalid(format!("sequence {} sent more items than it can have", item.sequence.0)));
+            }
             if ended {
                 sequences.entries.remove(&item.sequence);
             }

@@ -220,6 +220,8 @@ impl Rig {
             cache_salt: [0; 16],
             bad_words: Vec::new(),
             dry_breakers: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -256,10 +258,11 @@ impl Drive<'_> {
             bail!("nothing is left to compute: {:?}", self.batch.take_news());
         };
         let began = Instant::now();
-        let drawn = self.rig.engine.step(&plan)?;
+        let output = self.rig.engine.step(&plan)?;
+        let drawn = output.drawn.clone();
         let ended = Instant::now();
         let stepped = self.count(&plan);
-        self.batch.apply(plan, &drawn, ended - began);
+        self.batch.apply(plan, output, ended - began);
         self.batch.take_news();
         let applied = Instant::now();
         for token in drawn {

@@ -1,6 +1,8 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
-use super::{Assign, ChatMessage, Generate, Hello, Offer, Prompt, Refusal, RefusalCode, Sampling, Step};
+use super::{
+    Assign, ChatMessage, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode, Sampling, Step,
+};
 use crate::limits;
 
 /// A peer's message that breaks the protocol's rules: the link is closed with this text.
@@ -58,6 +60,11 @@ impl Generate {
         if self.stop_token_ids.len() > limits::STOP_TOKENS_ASKED_MAX {
             let got = self.stop_token_ids.len();
             return Err(too_many("stop_token_ids", got, limits::STOP_TOKENS_ASKED_MAX, "tokens"));
+        }
+        for (param, top) in [("top_logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            if let Some(top) = top.filter(|top| usize::from(*top) > limits::TOP_LOGPROBS_MAX) {
+                return Err(too_many(param, usize::from(top), limits::TOP_LOGPROBS_MAX, "tokens beside each"));
+            }
         }
         if self.max_tokens == Some(0) {
             return Err(Refusal::invalid("max_tokens", "max_tokens is 0: ask for at least one token"));
@@ -165,6 +172,33 @@ impl Step {
             () if self.items.iter().any(|i| i.tokens.len() > limits::STEP_TOKENS_MAX) => {
                 Err(Invalid(format!("a step item has more than {} tokens", limits::STEP_TOKENS_MAX)))
             }
+            () if self.items.iter().any(|i| !i.logprobs.is_empty() && i.logprobs.len() != i.tokens.len()) => {
+                Err(Invalid("a step item has log-probabilities of some of its tokens".to_owned()))
+            }
+            () if self.items.iter().any(|i| i.prompt_logprobs.len() > limits::STEP_SCORES_MAX) => {
+                Err(Invalid(format!("a step item scores more than {} tokens", limits::STEP_SCORES_MAX)))
+            }
+            () => self
+                .items
+                .iter()
+                .flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs))
+                .try_for_each(Logprobs::check),
+        }
+    }
+}
+
+impl Logprobs {
+    /// Refuses what are no logarithms of probabilities.
+    fn check(&self) -> Result<(), Invalid> {
+        // Written so that NaN fails.
+        let sound = |logprob: f32| logprob <= 0.0;
+        match () {
+            () if self.top.len() > limits::TOP_LOGPROBS_MAX => {
+                Err(Invalid(format!("more than {} most probable tokens", limits::TOP_LOGPROBS_MAX)))
+            }
+            () if !sound(self.logprob) || !self.top.iter().all(|(_, logprob)| sound(*logprob)) => {
+                Err(Invalid("a logarithm of a probability is above 0".to_owned()))
+            }
             () => Ok(()),
         }
     }
@@ -193,7 +227,25 @@ impl Assign {
             () if self.dry_breakers.len() > limits::DRY_BREAKER_TOKENS_MAX || !self.dry_breakers.is_sorted() => {
                 Err(Invalid("too many tokens that end repetitions, or not sorted".to_owned()))
             }
-            () => self.sampling.check().map_err(|r| Invalid(r.message)),
+            () => self.check_logprobs(),
+        }?;
+        self.sampling.check().map_err(|r| Invalid(r.message))
+    }
+
+    fn check_logprobs(&self) -> Result<(), Invalid> {
+        let tops = [self.logprobs, self.prompt_logprobs.map(|p| p.top)];
+        let sound = |p: PromptLogprobs| {
+            let prompt = self.prompt_tokens as usize;
+            (1..=prompt).contains(&(p.from as usize)) && prompt <= limits::PROMPT_LOGPROBS_TOKENS_MAX
+        };
+        match () {
+            () if tops.into_iter().flatten().any(|top| usize::from(top) > limits::TOP_LOGPROBS_MAX) => {
+                Err(Invalid(format!("more than {} most probable tokens", limits::TOP_LOGPROBS_MAX)))
+            }
+            () if !self.prompt_logprobs.is_none_or(sound) => {
+                Err(Invalid("log-probabilities of a prompt that is too long, or from beyond it".to_owned()))
+            }
+            () => Ok(()),
         }
     }
 }

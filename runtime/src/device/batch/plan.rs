@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use cuckoo_kernels::ops::Span;
-use cuckoo_kernels::sampling::{SamplingParams, TokenHistory};
+use cuckoo_kernels::sampling::{Logprobs, SamplingParams, TokenHistory};
 use cuckoo_wire::message::SequenceId;
 
 /// What one step computes. Rows are in the order of `spans`.
@@ -25,6 +25,8 @@ pub struct StepPlan {
     pub blocks: Vec<u32>,
     /// Draws to make after it.
     pub draws: Vec<Draw>,
+    /// Rows whose logits are asked how probable the token after them is.
+    pub scores: Vec<Score>,
 }
 
 /// A row whose token was not known when its step was planned.
@@ -53,6 +55,37 @@ pub struct Draw {
     pub history: Arc<TokenHistory>,
     /// Tokens that may not come yet.
     pub forbidden: Arc<[u32]>,
+    /// Whether the token's log-probability is wanted, and those of how many most probable tokens.
+    pub logprobs: Option<u32>,
+}
+
+/// A token of a prompt that is held against the logits of the row before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Score {
+    /// The row of the step whose logits are used.
+    pub row: usize,
+    /// The token that follows it.
+    pub token: u32,
+    /// How many of the most probable tokens are wanted beside it.
+    pub top: u32,
+}
+
+/// What a step gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// One token for each draw.
+    pub drawn: Vec<u32>,
+    /// For each draw what it wants to know of its token, if anything; empty where no draw does.
+    pub logprobs: Vec<Option<Logprobs>>,
+    /// One for each score.
+    pub scores: Vec<Logprobs>,
+}
+
+impl StepOutput {
+    /// Tokens, of a step where nobody wants to know more.
+    pub fn of(drawn: &[u32]) -> Self {
+        Self { drawn: drawn.to_vec(), ..Self::default() }
+    }
 }
 
 impl StepPlan {

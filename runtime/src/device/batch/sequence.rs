@@ -1,12 +1,14 @@
 //! One sequence of one assignment: what is known of it, how far it is computed, and which blocks it holds.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span};
-use cuckoo_kernels::sampling::{Dry, SamplingParams, TokenHistory};
-use cuckoo_wire::message::{Assign, End, SequenceId};
+use cuckoo_kernels::sampling::{self, Dry, SamplingParams, TokenHistory};
+use cuckoo_wire::limits::STEP_SCORES_MAX;
+use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId};
 
-use super::plan::{Draw, Placeholder, StepPlan};
+use super::plan::{Draw, Placeholder, Score, StepPlan};
 use crate::device::kv_cache::BlockHash;
 
 /// One sequence.
@@ -26,6 +28,10 @@ pub(super) struct Sequence {
     params: Arc<SamplingParams>,
     /// Kept up to date only where something reads it.
     history: Arc<TokenHistory>,
+    /// Whether log-probabilities of drawn tokens are wanted, and of how many others beside each.
+    logprobs: Option<u32>,
+    /// Those of the prompt's tokens, where they are wanted.
+    scoring: Option<Scoring>,
     /// What it took from the window.
     pub(super) reserved: u32,
     /// Tokens found in the cache in its first stay; `None` before.
@@ -35,6 +41,19 @@ pub(super) struct Sequence {
     root: BlockHash,
     /// What it holds while it runs.
     pub(super) stay: Stay,
+}
+
+/// How far a prompt's tokens have been held against what the model expected.
+#[derive(Debug)]
+struct Scoring {
+    /// How many of the most probable tokens are wanted beside each.
+    top: u32,
+    /// Position of the next token to be scored, from 1; steps in flight do not count.
+    next: u32,
+    /// Where the prompt ends.
+    end: u32,
+    /// Scores that have not been sent: less than [`STEP_SCORES_MAX`] between two steps.
+    held: Vec<Logprobs>,
 }
 
 /// One stay among the running sequences, from admission to end or preemption. What a step in flight has computed for a
@@ -58,13 +77,15 @@ pub(super) struct Stay {
 }
 
 /// What one sequence has in one step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Share {
     /// [`Stay::number`].
     pub(super) stay: u64,
     pub(super) rows: u32,
     /// Index of its draw, if it has one.
     pub(super) draw: Option<usize>,
+    /// Indices of its scores.
+    pub(super) scores: Range<usize>,
 }
 
 impl Sequence {
@@ -88,6 +109,13 @@ impl Sequence {
             stops_from: u64::from(assign.prompt_tokens) + u64::from(assign.sampling.min_tokens),
             params: Arc::new(params),
             history: Arc::new(history),
+            logprobs: assign.logprobs.map(u32::from),
+            scoring: assign.prompt_logprobs.map(|p| Scoring {
+                top: u32::from(p.top),
+                next: p.from,
+                end: assign.prompt_tokens,
+                held: Vec::new(),
+            }),
             reserved: assign.blocks,
             cached: None,
             names: Vec::new(),
@@ -159,9 +187,14 @@ impl Sequence {
         &self.names[..blocks as usize]
     }
 
-    /// Names of the blocks that it may share. The last token is always computed: its logits are needed.
+    /// Names of the blocks that it may share. The last token is always computed: its logits are needed, as are those of
+    /// the rows before tokens that are still to be scored.
     pub(super) fn shareable(&mut self) -> &[BlockHash] {
-        self.names((self.known() - 1) / KV_BLOCK_TOKENS as u32)
+        let unread = match &self.scoring {
+            Some(scoring) if scoring.next < scoring.end => scoring.next - 1,
+            _ => self.known() - 1,
+        };
+        self.names(unread / KV_BLOCK_TOKENS as u32)
     }
 
     /// Adds `rows` rows to the plan, and a draw if they reach the newest token.
@@ -178,6 +211,12 @@ impl Sequence {
             None => plan.tokens.extend_from_slice(&self.tokens[from..to]),
         }
         plan.blocks.extend_from_slice(&self.stay.blocks[..to.div_ceil(KV_BLOCK_TOKENS)]);
+        let first_score = plan.scores.len();
+        if let Some(Scoring { top, next, end, .. }) = self.scoring {
+            let rows = from.max(next as usize - 1)..to.min(end as usize - 1);
+            let score = |at| Score { row: first_row + at - from, token: self.tokens[at + 1], top };
+            plan.scores.extend(rows.map(score));
+        }
         if to >= self.tokens.len() {
             self.stay.pending = Some(plan.draws.len());
             plan.draws.push(Draw {
@@ -187,11 +226,29 @@ impl Sequence {
                 seed: self.seed,
                 params: self.params.clone(),
                 history: self.history.clone(),
+                logprobs: self.logprobs,
                 forbidden: if (to as u64) < self.stops_from { self.stop_tokens.clone() } else { Arc::default() },
             });
         }
         self.stay.planned = to as u32;
-        Share { stay: self.stay.number, rows, draw: self.stay.pending }
+        Share { stay: self.stay.number, rows, draw: self.stay.pending, scores: first_score..plan.scores.len() }
+    }
+
+    /// Takes scores of the prompt's next tokens in. Those that are to be sent now: in portions of a fixed size, so that
+    /// their number does not depend on how the prompt was cut into steps, or as many as the prompt's end leaves.
+    pub(super) fn scored(&mut self, scores: &[sampling::Logprobs]) -> Vec<Vec<Logprobs>> {
+        let Some(scoring) = self.scoring.as_mut().filter(|_| !scores.is_empty()) else { return Vec::new() };
+        scoring.next += scores.len() as u32;
+        scoring.held.extend(scores.iter().cloned().map(told));
+        let mut portions = Vec::new();
+        while scoring.held.len() >= STEP_SCORES_MAX {
+            let later = scoring.held.split_off(STEP_SCORES_MAX);
+            portions.push(std::mem::replace(&mut scoring.held, later));
+        }
+        if scoring.next == scoring.end && !scoring.held.is_empty() {
+            portions.push(std::mem::take(&mut scoring.held));
+        }
+        portions
     }
 
     /// Takes a drawn token in; why it is the last one, if it is.
@@ -206,6 +263,11 @@ impl Sequence {
             () => None,
         }
     }
+}
+
+/// As the protocol has it.
+pub(super) fn told(found: sampling::Logprobs) -> Logprobs {
+    Logprobs { logprob: found.logprob, rank: found.rank, top: found.top }
 }
 
 fn params(assign: &Assign) -> SamplingParams {

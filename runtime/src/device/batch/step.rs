@@ -5,8 +5,8 @@ use std::time::Duration;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::message::{Assign, SequenceId, StepItem};
 
-use super::plan::StepPlan;
-use super::sequence::{Sequence, Share, Stay};
+use super::plan::{StepOutput, StepPlan};
+use super::sequence::{Sequence, Share, Stay, told};
 use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
 use crate::device::kv_cache::KvCache;
 
@@ -166,27 +166,28 @@ impl Batch {
         }
     }
 
-    /// Takes in what the oldest step in flight drew, one token for each of its draws, and how long it took. Ends who
-    /// has ended. Rows of sequences that ended, were cancelled or lost their blocks since are discarded.
-    pub fn apply(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+    /// Takes in what the oldest step in flight gave, and how long it took. Ends who has ended. Rows of sequences that
+    /// ended, were cancelled or lost their blocks since are discarded.
+    pub fn apply(&mut self, plan: StepPlan, mut output: StepOutput, took: Duration) {
         let flight = self.flights.pop_front().expect("a step is in flight");
         assert_eq!(flight.number, plan.number, "steps are applied in order");
-        assert_eq!(plan.draws.len(), drawn.len(), "one token a draw");
+        assert_eq!(plan.draws.len(), output.drawn.len(), "one token a draw");
+        assert_eq!(plan.scores.len(), output.scores.len(), "one answer a score");
         self.budget.observe(flight.rows, took);
-        // A sequence must be the only holder of its counts when it adds to them, or it would copy them.
+        // A sequence must be the only holder of its history when it adds to it, or it would copy it.
         drop(plan);
         for share in flight.shares {
             match self.running.binary_search_by_key(&share.stay, |s| s.stay.number) {
-                Ok(at) => self.land(at, share.rows, share.draw.map(|draw| drawn[draw])),
+                Ok(at) => self.land(at, &share, &mut output),
                 Err(_) => self.stats.rows_discarded += u64::from(share.rows),
             }
         }
     }
 
     /// Rows of a running sequence are computed: blocks that they filled get names, and it goes on or ends.
-    fn land(&mut self, at: usize, rows: u32, token: Option<u32>) {
+    fn land(&mut self, at: usize, share: &Share, output: &mut StepOutput) {
         let sequence = &mut self.running[at];
-        sequence.stay.computed += rows;
+        sequence.stay.computed += share.rows;
         if sequence.stay.computed == sequence.stay.planned {
             sequence.stay.pending = None;
         }
@@ -197,13 +198,18 @@ impl Batch {
             *block = self.cache.publish(*block, name);
         }
         sequence.stay.published = full;
-        let Some(token) = token else { return };
         let (id, first) = (sequence.id, sequence.drawn());
+        let scored = sequence.scored(&output.scores[share.scores.clone()]);
+        let item = |prompt_logprobs| StepItem { prompt_logprobs, ..StepItem::new(id, first, Vec::new(), None) };
+        self.news.extend(scored.into_iter().map(item));
+        let Some(draw) = share.draw else { return };
+        let token = output.drawn[draw];
+        let logprobs = output.logprobs.get_mut(draw).and_then(Option::take).map(told).into_iter().collect();
         match sequence.push(token) {
-            None => self.news.push(StepItem { sequence: id, first, tokens: vec![token], end: None }),
+            None => self.news.push(StepItem { logprobs, ..StepItem::new(id, first, vec![token], None) }),
             Some(end) => {
                 let sequence = self.running.remove(at);
-                self.retire(sequence, vec![token], end);
+                self.retire(sequence, vec![token], logprobs, end);
             }
         }
     }

@@ -39,6 +39,8 @@ fn assign(id: u64, known: u32, max_new: u32) -> Assign {
         cache_salt: [0; 16],
         bad_words: Vec::new(),
         dry_breakers: Vec::new(),
+        logprobs: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -47,7 +49,7 @@ fn step(batch: &mut Batch, token: u32) -> Option<Vec<(u64, usize)>> {
     let plan = batch.plan()?;
     let spans = plan.spans.iter().map(|s| (u64::from(plan.tokens[s.first_row]), s.rows)).collect();
     let drawn = vec![token; plan.draws.len()];
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     Some(spans)
 }
 
@@ -76,7 +78,7 @@ fn only_the_row_of_the_newest_token_is_drawn_from() {
         let plan = batch.plan().unwrap();
         let draws: Vec<_> = plan.draws.iter().map(|d| (d.row, d.position)).collect();
         let drawn = vec![5; draws.len()];
-        batch.apply(plan, &drawn, Duration::ZERO);
+        batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
         draws
     };
     assert_eq!(draws(&mut batch), []);
@@ -109,10 +111,56 @@ fn stop_tokens_are_forbidden_until_the_output_is_long_enough() {
     let forbidden = |batch: &mut Batch| {
         let plan = batch.plan().unwrap();
         let forbidden = plan.draws[0].forbidden.to_vec();
-        batch.apply(plan, &[7], Duration::ZERO);
+        batch.apply(plan, StepOutput::of(&[7]), Duration::ZERO);
         forbidden
     };
     assert_eq!([forbidden(&mut batch), forbidden(&mut batch), forbidden(&mut batch)], [vec![99], vec![99], vec![]]);
+}
+
+/// An answer that tells which token was asked about.
+fn answer(plan: &StepPlan) -> StepOutput {
+    let scores = plan.scores.iter().map(|s| cuckoo_kernels::sampling::Logprobs {
+        logprob: -(s.token as f32),
+        rank: s.row as u32 + 1,
+        top: vec![(0, 0.0); s.top as usize],
+    });
+    StepOutput { scores: scores.collect(), ..StepOutput::of(&vec![7; plan.draws.len()]) }
+}
+
+#[test]
+fn scores_of_a_prompt_come_in_order_and_in_whole_portions() {
+    use cuckoo_wire::message::PromptLogprobs;
+    for (step_tokens_max, in_flight, from) in [(100, 1, 1), (33, 2, 1), (8, 1, 300), (600, 1, 600), (7, 2, 599)] {
+        let limits = BatchLimits { step_tokens_max, kv_blocks: 64, context_tokens: 1_000, ..LIMITS };
+        let mut batch = Batch::new(limits, WEIGHTS);
+        let prompt_logprobs = Some(PromptLogprobs { top: 2, from });
+        batch.assign(Assign { prompt_logprobs, ..assign(1, 600, 2) });
+        let (mut plans, mut news) = (VecDeque::new(), Vec::new());
+        loop {
+            while plans.len() < in_flight
+                && let Some(plan) = batch.plan()
+            {
+                plans.push_back(plan);
+            }
+            let Some(plan) = plans.pop_front() else { break };
+            let output = answer(&plan);
+            batch.apply(plan, output, Duration::ZERO);
+            news.extend(batch.take_news());
+        }
+        let portions: Vec<usize> = news.iter().map(|i| i.prompt_logprobs.len()).filter(|n| *n > 0).collect();
+        let expected = match 600 - from as usize {
+            0 => vec![],
+            1 => vec![1],
+            300 => vec![256, 44],
+            _ => vec![256, 256, 87],
+        };
+        assert_eq!(portions, expected, "{step_tokens_max} rows a step, {in_flight} in flight, from {from}");
+        let scored: Vec<f32> = news.iter().flat_map(|i| &i.prompt_logprobs).map(|l| -l.logprob).collect();
+        assert_eq!(scored, (from..600).map(|token| token as f32).collect::<Vec<_>>());
+        let last = news.iter().rposition(|i| !i.prompt_logprobs.is_empty());
+        let first = news.iter().position(|i| !i.tokens.is_empty());
+        assert!(last < first, "all of the prompt before the first token");
+    }
 }
 
 #[test]
@@ -142,7 +190,7 @@ fn a_cancelled_sequence_frees_its_blocks_at_once() {
     let plan = batch.plan().unwrap();
     batch.cancel(SequenceId(1));
     assert_eq!((ends(&mut batch), batch.blocks_used()), (vec![(1, End::Cancelled)], 0));
-    batch.apply(plan, &[5], Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&[5]), Duration::ZERO);
     assert_eq!((batch.take_news(), batch.stats().rows_discarded), (vec![], 2), "what it drew is nobody's");
     batch.assign(assign(2, 2, 10));
     step(&mut batch, 5);
@@ -193,7 +241,7 @@ fn prompts_are_cut_to_the_time_that_a_step_may_take() {
         let Some(plan) = batch.plan() else { break };
         let took = Duration::from_millis(20) + Duration::from_millis(2) * plan.tokens.len() as u32;
         let drawn = vec![5; plan.draws.len()];
-        batch.apply(plan, &drawn, took);
+        batch.apply(plan, StepOutput::of(&drawn), took);
         longest = if at > 20 { longest.max(took) } else { longest };
     }
     assert!(longest > target * 3 / 4 && longest < target * 5 / 4, "{longest:?}");

@@ -85,6 +85,8 @@ impl Bench {
             cache_salt: [0; 16],
             bad_words: Vec::new(),
             dry_breakers: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
     }
@@ -109,8 +111,8 @@ impl Bench {
 }
 
 fn answer((plan, to): (StepPlan, ActorRef<BatcherMsg>), token: u32) {
-    let drawn = vec![token; plan.draws.len()];
-    to.cast(BatcherMsg::Stepped { plan, drawn, took: Duration::from_millis(1) }).unwrap();
+    let output = StepOutput::of(&vec![token; plan.draws.len()]);
+    to.cast(BatcherMsg::Stepped { plan, output, took: Duration::from_millis(1) }).unwrap();
 }
 
 #[tokio::test]
@@ -153,4 +155,30 @@ async fn steps_of_a_lost_connection_are_nobodys() {
     assert_eq!(ahead.0.placeholders.len(), 1);
     answer(fresh, 30);
     assert_eq!(bench.items().await[0].tokens, [30]);
+}
+
+#[test]
+fn news_are_cut_into_frames_that_fit() {
+    use cuckoo_wire::limits::{MINER_FRAME_BYTES_MAX, STEP_SCORES_MAX, TOP_LOGPROBS_MAX};
+    use cuckoo_wire::message::{End, Logprobs};
+    let most = Logprobs { logprob: -1.0, rank: u32::MAX, top: vec![(u32::MAX, -1.0); TOP_LOGPROBS_MAX] };
+    let item = |id| StepItem {
+        prompt_logprobs: vec![most.clone(); STEP_SCORES_MAX],
+        logprobs: vec![most.clone(); 16],
+        ..StepItem::new(SequenceId(u64::MAX - id), u32::MAX, vec![u32::MAX; 16], Some(End::Failed("x".repeat(100))))
+    };
+    let all: Vec<StepItem> = (0..20).map(item).collect();
+    let mut news = VecDeque::from(all.clone());
+    let (mut frames, mut sent) = (0, Vec::new());
+    while !news.is_empty() {
+        let items = frameful(&mut news);
+        let window = Window { sequences: u64::MAX, blocks: u64::MAX };
+        let step = Step { window, batch: u32::MAX, blocks_used: u64::MAX, items };
+        assert!(cuckoo_wire::encode(&ReplicaFrame::Step(step.clone()), MINER_FRAME_BYTES_MAX).is_ok());
+        assert!(step.check().is_ok());
+        sent.extend(step.items);
+        frames += 1;
+    }
+    assert_eq!((frames, sent), (4, all), "five of them fit one");
+    assert!(frameful(&mut VecDeque::new()).is_empty());
 }

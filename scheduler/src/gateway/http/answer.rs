@@ -2,12 +2,17 @@
 
 use std::borrow::Cow;
 
-use cuckoo_wire::message::{FinishReason, Refusal, RefusalCode, Reply, RequestId, Usage};
+use cuckoo_wire::message::{FinishReason, Refusal, RefusalCode, Reply, RequestId, TokenLogprobs, Usage};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::decimal;
 use super::failure::Failure;
-use super::request::Surface;
+use super::request::{Show, Surface};
+
+mod logprobs;
+
+use self::logprobs::{Offset, Shown};
 
 /// The last event of a stream that came to its end.
 const DONE: &str = "[DONE]";
@@ -16,6 +21,7 @@ const DONE: &str = "[DONE]";
 #[derive(Clone, Debug)]
 pub(super) struct Envelope {
     surface: Surface,
+    show: Show,
     id: String,
     created_unix: u64,
     model: String,
@@ -28,6 +34,8 @@ pub(super) struct Whole {
     envelope: Envelope,
     text: String,
     tokens: bool,
+    prompt: Vec<TokenLogprobs>,
+    output: Vec<TokenLogprobs>,
 }
 
 /// An answer in pieces: takes replies, gives the data of server-sent events.
@@ -37,11 +45,14 @@ pub(super) struct Pieces {
     include_usage: bool,
     tokens: bool,
     ended: bool,
+    /// A prompt that is echoed with log-probabilities: it is sent when all of it is here.
+    echo: Option<(String, Vec<TokenLogprobs>)>,
+    offset: Offset,
 }
 
 impl Envelope {
     /// Of a request that was accepted.
-    pub(super) fn new(surface: Surface, request: RequestId, model: String, created_unix: u64) -> Self {
+    pub(super) fn new(surface: Surface, show: Show, request: RequestId, model: String, created_unix: u64) -> Self {
         let prefix = match surface {
             Surface::Chat => "chatcmpl",
             Surface::Completion => "cmpl",
@@ -50,7 +61,7 @@ impl Envelope {
         let id = format!("{prefix}-{}", request.trim_start_matches("req_"));
         // Equal seeds promise equal text as long as this stays the same: the model and the program that ran it.
         let system_fingerprint = format!("cuckoo-{}-{model}", env!("CARGO_PKG_VERSION"));
-        Self { surface, id, created_unix, model, system_fingerprint }
+        Self { surface, show, id, created_unix, model, system_fingerprint }
     }
 
     fn body<'a>(&'a self, choices: Vec<Choice<'a>>, usage: UsageField) -> Body<'a> {
@@ -67,31 +78,54 @@ impl Envelope {
             system_fingerprint: &self.system_fingerprint,
             choices,
             usage,
+            prompt_logprobs: None,
         }
     }
 
-    fn piece(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, usage: UsageField) -> String {
+    /// What the answer says of these tokens, if it says anything.
+    fn shown(&self, tokens: &[TokenLogprobs], offset: &mut Offset) -> Option<Shown> {
+        let top = self.show.logprobs?;
+        Some(match self.surface {
+            Surface::Chat => logprobs::chat(tokens, top),
+            Surface::Completion => logprobs::completion(tokens, top, offset),
+        })
+    }
+
+    fn piece(
+        &self,
+        delta: Delta<'_>,
+        logprobs: Option<Shown>,
+        finish_reason: Option<&'static str>,
+        usage: UsageField,
+    ) -> String {
         let content = match self.surface {
             Surface::Chat => Content::Delta { delta },
             Surface::Completion => Content::Text { text: Cow::Borrowed(delta.content.unwrap_or_default()) },
         };
-        line(&self.body(vec![Choice { index: 0, content, logprobs: (), finish_reason }], usage))
+        let choice = Choice { index: 0, content, logprobs, prompt_logprobs: None, finish_reason };
+        line(&self.body(vec![choice], usage))
     }
 }
 
 impl Whole {
     /// Nothing yet.
     pub(super) fn new(envelope: Envelope) -> Self {
-        Self { envelope, text: String::new(), tokens: false }
+        Self { envelope, text: String::new(), tokens: false, prompt: Vec::new(), output: Vec::new() }
     }
 
     /// Takes the next reply; `None` is the end of the market's channel. Gives the response's body at the end.
     pub(super) fn take(&mut self, reply: Option<Reply>) -> Result<Option<String>, Failure> {
         match step(reply) {
             Step::Nothing => Ok(None),
-            Step::Text { text, tokens } => {
+            Step::Prompt { text, logprobs } => {
+                self.text.push_str(&text);
+                self.prompt.extend(logprobs);
+                Ok(None)
+            }
+            Step::Text { text, tokens, logprobs } => {
                 self.text.push_str(&text);
                 self.tokens |= tokens;
+                self.output.extend(logprobs);
                 Ok(None)
             }
             Step::End { reason, usage } => Ok(Some(self.body(reason, &usage))),
@@ -105,15 +139,30 @@ impl Whole {
             Surface::Chat => Content::Message { message: Message { role: "assistant", content: text, refusal: () } },
             Surface::Completion => Content::Text { text },
         };
-        let choice = Choice { index: 0, content, logprobs: (), finish_reason: Some(word(reason)) };
-        line(&self.envelope.body(vec![choice], Some(Some(usage.into()))))
+        let show = self.envelope.show;
+        let tokens = match show.echo {
+            true => &[self.prompt.as_slice(), &self.output].concat(),
+            false => &self.output,
+        };
+        let logprobs = self.envelope.shown(tokens, &mut Offset::default());
+        let of_prompt = show.prompt_logprobs.map(|top| logprobs::prompt(&self.prompt, top));
+        let (of_body, of_choice) = match self.envelope.surface {
+            Surface::Chat => (of_prompt, None),
+            Surface::Completion => (None, of_prompt),
+        };
+        let finish_reason = Some(word(reason));
+        let choice = Choice { index: 0, content, logprobs, prompt_logprobs: of_choice, finish_reason };
+        let body = self.envelope.body(vec![choice], Some(Some(usage.into())));
+        line(&Body { prompt_logprobs: of_body, ..body })
     }
 }
 
 impl Pieces {
     /// Nothing yet.
     pub(super) fn new(envelope: Envelope, include_usage: bool) -> Self {
-        Self { envelope, include_usage, tokens: false, ended: false }
+        let Show { logprobs, echo, .. } = envelope.show;
+        let echo = (echo && logprobs.is_some()).then(Default::default);
+        Self { envelope, include_usage, tokens: false, ended: false, echo, offset: Offset::default() }
     }
 
     /// What is sent before the first token: a chat's role.
@@ -121,7 +170,7 @@ impl Pieces {
         match self.envelope.surface {
             Surface::Chat => {
                 let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(()) };
-                vec![self.envelope.piece(delta, None, self.no_usage())]
+                vec![self.envelope.piece(delta, None, None, self.no_usage())]
             }
             Surface::Completion => Vec::new(),
         }
@@ -131,16 +180,24 @@ impl Pieces {
     pub(super) fn take(&mut self, reply: Option<Reply>) -> Vec<String> {
         match step(reply) {
             Step::Nothing => Vec::new(),
-            Step::Text { text, tokens } => {
-                self.tokens |= tokens;
-                match text.is_empty() {
-                    true => Vec::new(),
-                    false => vec![self.envelope.piece(Delta::of(&text), None, self.no_usage())],
+            Step::Prompt { text, logprobs } => match &mut self.echo {
+                Some(echo) => {
+                    echo.0.push_str(&text);
+                    echo.1.extend(logprobs);
+                    Vec::new()
                 }
+                None => self.text(&text, &[]),
+            },
+            Step::Text { text, tokens, logprobs } => {
+                self.tokens |= tokens;
+                let mut events = self.echoed();
+                events.extend(self.text(&text, &logprobs));
+                events
             }
             Step::End { reason, usage } => {
                 self.ended = true;
-                let mut events = vec![self.envelope.piece(Delta::default(), Some(word(reason)), self.no_usage())];
+                let mut events = self.echoed();
+                events.push(self.envelope.piece(Delta::default(), None, Some(word(reason)), self.no_usage()));
                 if self.include_usage {
                     events.push(line(&self.envelope.body(Vec::new(), Some(Some((&usage).into())))));
                 }
@@ -152,6 +209,21 @@ impl Pieces {
                 vec![line(&failure(refusal, self.tokens).body())]
             }
         }
+    }
+
+    /// More text, or tokens whose text is held back.
+    fn text(&mut self, text: &str, tokens: &[TokenLogprobs]) -> Vec<String> {
+        if text.is_empty() && tokens.is_empty() {
+            return Vec::new();
+        }
+        let shown = self.envelope.shown(tokens, &mut self.offset);
+        vec![self.envelope.piece(Delta::of(text), shown, None, self.no_usage())]
+    }
+
+    /// The prompt, once: nothing more of it comes after the first token.
+    fn echoed(&mut self) -> Vec<String> {
+        let (text, tokens) = self.echo.take().unwrap_or_default();
+        self.text(&text, &tokens)
     }
 
     /// Whether nothing comes any more.
@@ -169,7 +241,8 @@ impl Pieces {
 /// What a reply means to an answer that has begun.
 enum Step {
     Nothing,
-    Text { text: String, tokens: bool },
+    Prompt { text: String, logprobs: Vec<TokenLogprobs> },
+    Text { text: String, tokens: bool, logprobs: Vec<TokenLogprobs> },
     End { reason: FinishReason, usage: Usage },
     Failed(Refusal),
 }
@@ -177,7 +250,8 @@ enum Step {
 fn step(reply: Option<Reply>) -> Step {
     match reply {
         Some(Reply::Accepted { .. }) => Step::Nothing,
-        Some(Reply::Delta { tokens, text, .. }) => Step::Text { text, tokens: !tokens.is_empty() },
+        Some(Reply::Prompt { text, logprobs }) => Step::Prompt { text, logprobs },
+        Some(Reply::Delta { tokens, text, logprobs, .. }) => Step::Text { text, tokens: !tokens.is_empty(), logprobs },
         Some(Reply::Finished { reason, usage }) => Step::End { reason, usage },
         Some(Reply::Refused(refusal)) => Step::Failed(refusal),
         Some(Reply::Models(_) | Reply::Wallet(_)) => {
@@ -218,6 +292,9 @@ struct Body<'a> {
     choices: Vec<Choice<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: UsageField,
+    /// vLLM's, of a chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -225,7 +302,10 @@ struct Choice<'a> {
     index: u32,
     #[serde(flatten)]
     content: Content<'a>,
-    logprobs: (),
+    logprobs: Option<Shown>,
+    /// vLLM's, of a completion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
     finish_reason: Option<&'static str>,
 }
 

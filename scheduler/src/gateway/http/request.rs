@@ -46,6 +46,10 @@ pub(super) const SUPPORTED_PARAMETERS: &[&str] = &[
     "bad_words",
     "stop_token_ids",
     "include_stop_str_in_output",
+    "logprobs",
+    "top_logprobs",
+    "prompt_logprobs",
+    "echo",
 ];
 
 /// Which of the two ways to ask.
@@ -80,8 +84,21 @@ pub(super) struct Asked {
     pub(super) stream: bool,
     /// With a last event that holds the usage.
     pub(super) include_usage: bool,
+    /// With log-probabilities, or the prompt.
+    pub(super) show: Show,
     /// Fields that were not used.
     pub(super) ignored: Ignored,
+}
+
+/// What an answer holds besides its output's text; numbers are how many tokens are named beside each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Show {
+    /// Log-probabilities of what is in the text.
+    pub(super) logprobs: Option<u8>,
+    /// Log-probabilities of the prompt, as vLLM has them.
+    pub(super) prompt_logprobs: Option<u8>,
+    /// The prompt, before the output.
+    pub(super) echo: bool,
 }
 
 /// Reads a request's body. Errors name the field at fault.
@@ -98,6 +115,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         Surface::Completion => prompt::completion(&mut fields)?,
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
+    let show = show(surface, &mut fields, stream)?;
     let generate = Generate {
         api_key,
         model,
@@ -111,10 +129,56 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         include_stop: fields.flag("include_stop_str_in_output")?.unwrap_or(false),
         bad_words: fields.texts("bad_words")?.unwrap_or_default(),
         dry_sequence_breakers: fields.texts("dry_sequence_breakers")?,
+        logprobs: show.logprobs,
+        // What is echoed is scored too.
+        prompt_logprobs: show.prompt_logprobs.max(show.logprobs.filter(|_| show.echo)),
+        echo: show.echo,
     };
     generate.check().map_err(|refusal| surface.rename(refusal))?;
     fields.rest(&mut ignored);
-    Ok(Asked { generate, stream, include_usage, ignored })
+    Ok(Asked { generate, stream, include_usage, show, ignored })
+}
+
+/// A chat has `logprobs: true` and `top_logprobs: n`, a completion `logprobs: n`; either may have vLLM's `prompt_logprobs`.
+fn show(surface: Surface, fields: &mut Fields, stream: bool) -> Result<Show, Refusal> {
+    let logprobs = match surface {
+        Surface::Completion => top(fields, "logprobs")?,
+        Surface::Chat => {
+            let wanted = fields.flag("logprobs")?.unwrap_or(false);
+            match (wanted, top(fields, "top_logprobs")?) {
+                (true, top) => Some(top.unwrap_or(0)),
+                (false, None | Some(0)) => None,
+                (false, Some(_)) => {
+                    return Err(Refusal::invalid("top_logprobs", "top_logprobs needs \"logprobs\": true"));
+                }
+            }
+        }
+    };
+    if surface == Surface::Completion && top(fields, "top_logprobs")?.is_some_and(|top| top > 0) {
+        return Err(Refusal::invalid("top_logprobs", "top_logprobs is for chats: send \"logprobs\" with that number"));
+    }
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    if echo && surface == Surface::Chat {
+        return Err(Refusal::invalid("echo", "echo is not supported for chats: leave it out, or ask for a completion"));
+    }
+    let prompt_logprobs = top(fields, "prompt_logprobs")?;
+    if prompt_logprobs.is_some() && stream {
+        let why = "prompt_logprobs is not supported with \"stream\": true: ask for a whole answer";
+        return Err(Refusal::invalid("prompt_logprobs", why));
+    }
+    Ok(Show { logprobs, prompt_logprobs, echo })
+}
+
+/// How many tokens to name beside each.
+fn top(fields: &mut Fields, name: &str) -> Result<Option<u8>, Refusal> {
+    let max = limits::TOP_LOGPROBS_MAX;
+    match fields.count(name)? {
+        None => Ok(None),
+        Some(top) => match u8::try_from(top).ok().filter(|top| usize::from(*top) <= max) {
+            Some(top) => Ok(Some(top)),
+            None => Err(Refusal::invalid(name, format!("{name} is {top}: at most {max} tokens are named beside each"))),
+        },
+    }
 }
 
 fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {

@@ -39,7 +39,7 @@ fn a_prompt_that_was_computed_is_not_computed_again() {
     assert_eq!((plan.spans[0].first_position, plan.spans[0].rows), (32, 8));
     assert_eq!(batch.cached_tokens(SequenceId(2)), Some(32));
     let drawn = device.step(&plan);
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     while run(&mut batch, &mut device) {}
     let mut all = HashMap::new();
     outputs(&mut batch, &mut all);
@@ -58,7 +58,7 @@ fn the_last_token_is_always_computed() {
     let plan = batch.plan().unwrap();
     assert_eq!((plan.spans[0].first_position, plan.spans[0].rows), (16, 16), "the block of the last token");
     let drawn = device.step(&plan);
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     batch.assert_sound();
     assert_eq!((batch.blocks_used(), batch.cache.cached()), (2, 2), "and then the old one is used again");
 }
@@ -84,12 +84,12 @@ fn running_sequences_share_full_blocks_and_nothing_else() {
     let plan = batch.plan().unwrap();
     assert_eq!(plan.spans.iter().map(|s| s.rows).collect::<Vec<_>>(), [40, 24]);
     let drawn = device.step(&plan);
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     assert_eq!(batch.blocks_used(), 3 + 2, "the second's first block is merged with the first's");
     let plan = batch.plan().unwrap();
     assert_eq!(plan.spans.iter().map(|s| s.rows).collect::<Vec<_>>(), [1, 8], "nor computes it on");
     let drawn = device.step(&plan);
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     assert_eq!(batch.blocks_used(), 4, "two shared, and one of its own for each");
     while run(&mut batch, &mut device) {}
     let mut all = HashMap::new();
@@ -113,7 +113,7 @@ fn of_many_that_begin_alike_one_computes_the_beginning() {
     while let Some(plan) = batch.plan() {
         rows.push(plan.tokens.len());
         let drawn = device.step(&plan);
-        batch.apply(plan, &drawn, Duration::ZERO);
+        batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
         batch.assert_sound();
     }
     // The second began beside the first, and goes on from the first's blocks; the others find them.
@@ -208,7 +208,7 @@ fn memory_is_flat_over_a_hundred_thousand_sequences() {
         }
         let plan = batch.plan().unwrap();
         let drawn = device.step(&plan);
-        batch.apply(plan, &drawn, Duration::ZERO);
+        batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
         ended += batch.take_news().iter().filter(|i| i.end.is_some()).count() as u64;
         if ended <= 2_000 {
             warm = batch.footprint();

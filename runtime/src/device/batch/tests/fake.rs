@@ -103,7 +103,7 @@ impl FakeDevice {
 pub(super) fn run(batch: &mut Batch, device: &mut FakeDevice) -> bool {
     let Some(plan) = batch.plan() else { return false };
     let drawn = device.step(&plan);
-    batch.apply(plan, &drawn, Duration::ZERO);
+    batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
     batch.assert_sound();
     true
 }

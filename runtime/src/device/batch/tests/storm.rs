@@ -66,6 +66,8 @@ impl Storm {
             cache_salt: [(family % 2) as u8; 16],
             bad_words: Vec::new(),
             dry_breakers: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
             ..super::assign(self.next, known, max_new)
         };
         let window = self.batch.window();
@@ -106,7 +108,7 @@ impl Storm {
     fn apply(&mut self) {
         if let Some((plan, drawn)) = self.computed.pop_front() {
             let took = Duration::from_micros(500 + plan.tokens.len() as u64 * self.choices.between(100, 900) as u64);
-            self.batch.apply(plan, &drawn, took);
+            self.batch.apply(plan, StepOutput::of(&drawn), took);
         }
     }
 

@@ -2,14 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use cuckoo_wire::message::TokenLogprob;
 use serde_json::{Value, json};
 
 fn envelope(surface: Surface) -> Envelope {
-    Envelope::new(surface, RequestId([0xab; 16]), "wren".to_owned(), 1_700_000_000)
+    Envelope::new(surface, Show::default(), RequestId([0xab; 16]), "wren".to_owned(), 1_700_000_000)
 }
 
 fn delta(text: &str, tokens: &[u32]) -> Option<Reply> {
-    Some(Reply::Delta { first: 0, tokens: tokens.to_vec(), text: text.to_owned() })
+    Some(Reply::Delta { first: 0, tokens: tokens.to_vec(), text: text.to_owned(), logprobs: Vec::new() })
 }
 
 fn finished(reason: FinishReason) -> Option<Reply> {
@@ -155,4 +156,131 @@ fn an_event_is_one_line_whatever_the_text() {
     let events = pieces.take(delta("a\nb\r\n\u{2028}\0\"", &[1]));
     assert!(events.iter().all(|event| !event.contains(['\n', '\r'])), "{events:?}");
     assert_eq!(parsed(&events)[0]["choices"][0]["delta"]["content"], "a\nb\r\n\u{2028}\0\"");
+}
+
+fn asking(surface: Surface, logprobs: Option<u8>, prompt_logprobs: Option<u8>, echo: bool) -> Envelope {
+    let show = Show { logprobs, prompt_logprobs, echo };
+    Envelope::new(surface, show, RequestId([0xab; 16]), "wren".to_owned(), 1_700_000_000)
+}
+
+fn token(token: u32, bytes: &[u8], logprob: f32) -> TokenLogprob {
+    TokenLogprob { token, bytes: bytes.to_vec(), special: false, logprob: Some(logprob) }
+}
+
+fn entry(chosen: TokenLogprob, rank: u32, top: Vec<TokenLogprob>) -> TokenLogprobs {
+    TokenLogprobs { chosen, rank, top }
+}
+
+/// "a", half of an "é", the other half, and the end.
+fn told() -> Vec<Option<Reply>> {
+    let ends = TokenLogprob { special: true, ..token(9, b"<end>", f32::NEG_INFINITY) };
+    let tops = || vec![token(5, b"b", -0.25), token(1, b"a", -1.5)];
+    let entries = [
+        ("a", entry(token(1, b"a", -1.5), 2, tops())),
+        ("", entry(token(2, b"\xc3", -2.0), 3, tops())),
+        ("\u{e9}", entry(token(3, b"\xa9", -0.5), 1, vec![token(3, b"\xa9", -0.5), token(1, b"a", -3.0)])),
+        ("", entry(ends, 4, tops())),
+    ];
+    let delta = |(i, (text, entry)): (usize, (&str, TokenLogprobs))| {
+        let (first, tokens) = (i as u32, vec![entry.chosen.token]);
+        Some(Reply::Delta { first, tokens, text: text.to_owned(), logprobs: vec![entry] })
+    };
+    entries.into_iter().enumerate().map(delta).chain([finished(FinishReason::Stop)]).collect()
+}
+
+fn of_prompt() -> Vec<Option<Reply>> {
+    let first = TokenLogprob { logprob: None, ..token(7, "日".as_bytes(), 0.0) };
+    let entries = vec![entry(first, 0, vec![]), entry(token(8, b" x", -4.0), 3, vec![token(5, b"b", -0.25)])];
+    let piece = |text: &str, logprobs| Some(Reply::Prompt { text: text.to_owned(), logprobs });
+    vec![piece("日 x", vec![]), piece("", entries[..1].to_vec()), piece("", entries[1..].to_vec())]
+}
+
+fn whole(envelope: Envelope, replies: Vec<Option<Reply>>) -> Value {
+    let mut whole = Whole::new(envelope);
+    let body = replies.into_iter().find_map(|reply| whole.take(reply).unwrap());
+    serde_json::from_str(&body.unwrap()).unwrap()
+}
+
+fn pieces(envelope: Envelope, replies: Vec<Option<Reply>>) -> Vec<Value> {
+    let mut pieces = Pieces::new(envelope, false);
+    parsed(&replies.into_iter().flat_map(|reply| pieces.take(reply)).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_chats_tokens_have_text_bytes_and_rivals() {
+    let b = json!({"token": "b", "logprob": -0.25, "bytes": [98]});
+    let a = |logprob: f32| json!({"token": "a", "logprob": logprob, "bytes": [97]});
+    let half = json!({"token": "\\xa9", "logprob": -0.5, "bytes": [169]});
+    let content = json!([
+        {"token": "a", "logprob": -1.5, "bytes": [97], "top_logprobs": [b, a(-1.5)]},
+        {"token": "\\xc3", "logprob": -2.0, "bytes": [195], "top_logprobs": [b, a(-1.5)]},
+        {"token": "\\xa9", "logprob": -0.5, "bytes": [169], "top_logprobs": [half, a(-3.0)]},
+        {"token": "<end>", "logprob": -9999.0, "bytes": null, "top_logprobs": [b, a(-1.5)]},
+    ]);
+    let got = whole(asking(Surface::Chat, Some(2), None, false), told());
+    assert_eq!(got["choices"][0]["logprobs"], json!({"content": content, "refusal": null}));
+    assert_eq!(got["choices"][0]["message"]["content"], "a\u{e9}");
+    let events = pieces(asking(Surface::Chat, Some(2), None, false), told());
+    let streamed: Vec<&Value> =
+        events.iter().filter_map(|e| e["choices"][0]["logprobs"]["content"].as_array()).flatten().collect();
+    assert_eq!(json!(streamed), content, "each token once, those without text too");
+    assert_eq!(events.len(), 6, "a piece a token, the reason, and the end");
+    let none = whole(asking(Surface::Chat, Some(0), None, false), told());
+    assert_eq!(none["choices"][0]["logprobs"]["content"][0]["top_logprobs"], json!([]));
+}
+
+#[test]
+fn a_completions_tokens_stand_in_columns() {
+    let expected = json!({
+        "text_offset": [0, 1, 1, 2],
+        "token_logprobs": [-1.5, -2.0, -0.5, -9999.0],
+        "tokens": ["a", "bytes:\\xc3", "bytes:\\xa9", "<end>"],
+        "top_logprobs": [
+            {"b": -0.25, "a": -1.5}, {"b": -0.25, "bytes:\\xc3": -2.0}, {"bytes:\\xa9": -0.5}, {"b": -0.25, "<end>": -9999.0},
+        ],
+    });
+    let mut got = whole(asking(Surface::Completion, Some(1), None, false), told());
+    assert_eq!(got["choices"][0]["logprobs"].take(), expected);
+    let events = pieces(asking(Surface::Completion, Some(1), None, false), told());
+    let offsets: Vec<&Value> =
+        events.iter().filter_map(|e| e["choices"][0]["logprobs"]["text_offset"].get(0)).collect();
+    assert_eq!(json!(offsets), expected["text_offset"]);
+}
+
+#[test]
+fn an_echoed_prompt_comes_first_with_its_tokens() {
+    let replies = || [of_prompt(), told()].concat();
+    let got = whole(asking(Surface::Completion, Some(1), None, true), replies());
+    let choice = &got["choices"][0];
+    assert_eq!(choice["text"], "日 xa\u{e9}");
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 3, 4, 4, 5]));
+    assert_eq!(choice["logprobs"]["token_logprobs"], json!([null, -4.0, -1.5, -2.0, -0.5, -9999.0]));
+    assert_eq!(choice["logprobs"]["top_logprobs"][0], Value::Null);
+    assert_eq!(choice["logprobs"]["top_logprobs"][1], json!({"b": -0.25, " x": -4.0}));
+    let events = pieces(asking(Surface::Completion, Some(1), None, true), replies());
+    assert_eq!(events[0]["choices"][0]["text"], "日 x");
+    assert_eq!(events[0]["choices"][0]["logprobs"]["tokens"], json!(["日", " x"]));
+    assert_eq!(events[1]["choices"][0]["logprobs"]["text_offset"], json!([3]));
+    let silent = pieces(asking(Surface::Completion, None, None, true), replies());
+    assert_eq!(
+        (&silent[0]["choices"][0]["text"], &silent[0]["choices"][0]["logprobs"]),
+        (&json!("日 x"), &Value::Null)
+    );
+}
+
+#[test]
+fn a_prompts_own_tokens_are_told_as_vllm_tells_them() {
+    let expected = json!([null, {
+        "8": {"logprob": -4.0, "rank": 3, "decoded_token": " x"},
+        "5": {"logprob": -0.25, "rank": 1, "decoded_token": "b"},
+    }]);
+    let replies = || [of_prompt()[1..].to_vec(), told()].concat();
+    let completion = whole(asking(Surface::Completion, None, Some(1), false), replies());
+    assert_eq!(completion["choices"][0]["prompt_logprobs"], expected);
+    assert_eq!(
+        (&completion["choices"][0]["logprobs"], &completion["choices"][0]["text"]),
+        (&Value::Null, &json!("a\u{e9}"))
+    );
+    let chat = whole(asking(Surface::Chat, None, Some(1), false), replies());
+    assert_eq!(chat["prompt_logprobs"], expected);
 }

@@ -53,6 +53,9 @@ fn a_bare_request_gets_the_usual_values() {
         include_stop: false,
         bad_words: Vec::new(),
         dry_sequence_breakers: None,
+        logprobs: None,
+        prompt_logprobs: None,
+        echo: false,
     };
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
@@ -131,6 +134,34 @@ fn what_is_out_of_range_is_named() {
         ("stop", json!(vec!["x"; limits::STOPS_MAX + 1])),
         ("stop", json!("x".repeat(limits::STOP_BYTES_MAX + 1))),
         ("stop[1]", json!(["a", 1])),
+        ("logit_bias", json!({"1": 101})),
+        ("logit_bias", json!({"1": "1"})),
+        ("logit_bias", json!({"-1": 1})),
+        ("logit_bias", json!({"07": 1})),
+        ("logit_bias", json!({"the": 1})),
+        ("logit_bias", json!([])),
+        ("stream", json!("yes")),
+        ("ignore_eos", json!(1)),
+        ("max_price", json!(5)),
+        ("max_price.prompt", json!({"prompt": "-1"})),
+        ("max_price.completion", json!({"completion": 0.000_000_000_1})),
+        ("max_price", json!({"prompt": "100000"})),
+        ("model", json!("")),
+        ("model", json!(7)),
+        ("model", json!("x".repeat(limits::NAME_BYTES_MAX + 1))),
+        ("stream_options", json!({"include_usage": true})),
+    ] {
+        refused_for(param, chat(json!({param.split(['.', '[']).next().unwrap(): value})));
+    }
+    refused_for("max_completion_tokens", chat(json!({"max_tokens": 5, "max_completion_tokens": 6})));
+    assert_eq!(chat(json!({"max_tokens": 5, "max_completion_tokens": 5})).unwrap().generate.max_tokens, Some(5));
+    let options = json!({"stream": true, "stream_options": {"include_usage": "yes"}});
+    refused_for("stream_options.include_usage", chat(options));
+}
+
+#[test]
+fn what_is_out_of_range_of_other_servers_parameters_is_named() {
+    for (param, value) in [
         ("typical_p", json!(0)),
         ("typical_p", json!(1.5)),
         ("dry_multiplier", json!(-1)),
@@ -153,30 +184,42 @@ fn what_is_out_of_range_is_named() {
         ("stop_token_ids", json!(vec![1; limits::STOP_TOKENS_ASKED_MAX + 1])),
         ("stop_token_ids[0]", json!(["a"])),
         ("include_stop_str_in_output", json!("yes")),
-        ("logit_bias", json!({"1": 101})),
-        ("logit_bias", json!({"1": "1"})),
-        ("logit_bias", json!({"-1": 1})),
-        ("logit_bias", json!({"07": 1})),
-        ("logit_bias", json!({"the": 1})),
-        ("logit_bias", json!([])),
-        ("stream", json!("yes")),
-        ("ignore_eos", json!(1)),
-        ("max_price", json!(5)),
-        ("max_price.prompt", json!({"prompt": "-1"})),
-        ("max_price.completion", json!({"completion": 0.000_000_000_1})),
-        ("max_price", json!({"prompt": "100000"})),
-        ("model", json!("")),
-        ("model", json!(7)),
-        ("model", json!("x".repeat(limits::NAME_BYTES_MAX + 1))),
-        ("stream_options", json!({"include_usage": true})),
+        ("logprobs", json!(1)),
+        ("top_logprobs", json!(5)),
+        ("top_logprobs", json!(21)),
+        ("prompt_logprobs", json!(21)),
+        ("prompt_logprobs", json!(-1)),
     ] {
-        refused_for(param, chat(json!({param.split(['.', '[']).next().unwrap(): value})));
+        refused_for(param, chat(json!({param.split('[').next().unwrap(): value})));
     }
-    refused_for("max_completion_tokens", chat(json!({"max_tokens": 5, "max_completion_tokens": 6})));
     refused_for("min_tokens", chat(json!({"max_tokens": 5, "min_tokens": 6})));
-    assert_eq!(chat(json!({"max_tokens": 5, "max_completion_tokens": 5})).unwrap().generate.max_tokens, Some(5));
-    let options = json!({"stream": true, "stream_options": {"include_usage": "yes"}});
-    refused_for("stream_options.include_usage", chat(options));
+}
+
+#[test]
+fn log_probabilities_are_asked_for_in_each_interfaces_way() {
+    let show = |asked: Result<Asked, Refusal>| {
+        let asked = asked.unwrap();
+        assert_eq!(asked.generate.logprobs, asked.show.logprobs);
+        (asked.show.logprobs, asked.generate.prompt_logprobs, asked.generate.echo)
+    };
+    assert_eq!(show(chat(json!({"logprobs": false, "top_logprobs": 0}))), (None, None, false));
+    assert_eq!(show(chat(json!({"logprobs": true}))), (Some(0), None, false));
+    assert_eq!(
+        show(chat(json!({"logprobs": true, "top_logprobs": 20, "prompt_logprobs": 0}))),
+        (Some(20), Some(0), false)
+    );
+    let completion = |mut extra: Value| {
+        extra.as_object_mut().unwrap().extend(json!({"model": "wren", "prompt": "x"}).as_object().unwrap().clone());
+        read(Surface::Completion, extra)
+    };
+    assert_eq!(show(completion(json!({"logprobs": 5}))), (Some(5), None, false));
+    assert_eq!(show(completion(json!({"logprobs": 0, "echo": true}))), (Some(0), Some(0), true));
+    assert_eq!(show(completion(json!({"logprobs": 3, "echo": true, "prompt_logprobs": 2}))), (Some(3), Some(3), true));
+    assert_eq!(show(completion(json!({"echo": true, "stream": true}))), (None, None, true));
+    refused_for("logprobs", completion(json!({"logprobs": true})));
+    refused_for("logprobs", completion(json!({"logprobs": 21})));
+    refused_for("top_logprobs", completion(json!({"logprobs": 2, "top_logprobs": 2})));
+    refused_for("prompt_logprobs", completion(json!({"prompt_logprobs": 1, "stream": true})));
 }
 
 #[test]
@@ -188,9 +231,6 @@ fn what_would_change_the_answer_is_refused() {
         ("best_of", json!(2)),
         ("echo", json!(true)),
         ("suffix", json!("end")),
-        ("logprobs", json!(true)),
-        ("logprobs", json!(0)),
-        ("top_logprobs", json!(5)),
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("auto")),
         ("tool_choice", json!({"type": "function"})),

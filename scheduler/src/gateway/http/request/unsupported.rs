@@ -11,12 +11,8 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("n", &["1"]),
     ("best_of", &["1"]),
     ("use_beam_search", &["false"]),
-    ("echo", &["false"]),
     ("suffix", &["\"\""]),
-    // Probabilities.
-    ("logprobs", &["false"]),
-    ("top_logprobs", &["0"]),
-    ("prompt_logprobs", &[]),
+    // The answer in other terms.
     ("return_token_ids", &["false"]),
     ("return_tokens_as_token_ids", &["false"]),
     // Tools.
