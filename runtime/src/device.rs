@@ -6,6 +6,7 @@ mod batcher;
 mod budget;
 mod executor;
 mod kv_cache;
+mod kv_plan;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIG
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;
-pub use kv_cache::{BlockHash, KvCache, Prefix};
+pub use kv_cache::{BlockHash, HOLE, KvCache};
+pub use kv_plan::{GroupPlan, KvPlan};
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
@@ -74,6 +76,8 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+    /// Memory for keys and values.
+    pub kv: KvPlan,
 }
 
 impl DeviceConfig {
@@ -84,6 +88,7 @@ impl DeviceConfig {
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
+            kv: self.kv.clone(),
         }
     }
 
@@ -169,6 +174,7 @@ impl Pair {
         let batcher_args = batcher::BatcherArgs {
             executor: executor.clone(),
             limits: args.config.limits,
+            kv: args.config.kv.clone(),
             steps_in_flight: args.config.kind.steps_in_flight(),
             offer: args.config.offer(),
         };

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{Batch, BatchLimits, StepPlan};
 use super::executor::ExecutorMsg;
+use super::kv_plan::KvPlan;
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -50,6 +51,7 @@ pub(crate) enum BatcherMsg {
 pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
+    pub(super) kv: KvPlan,
     /// Steps that the executor has at most: one it computes, and those behind it.
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
@@ -87,7 +89,7 @@ impl Actor for Batcher {
 
     async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         Ok(State {
-            batch: Batch::new(args.limits, args.offer.weights),
+            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
             args,
             outlet: None,
             unsent: None,
@@ -132,7 +134,7 @@ impl State {
     fn detach(&mut self) {
         self.outlet = None;
         self.unsent = None;
-        self.batch = Batch::new(self.args.limits, self.args.offer.weights);
+        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
         self.steps_void += std::mem::take(&mut self.steps);
     }
 

@@ -7,7 +7,7 @@ use cuckoo_kernels::sampling::{SamplingParams, TokenCounts};
 use cuckoo_wire::message::{Assign, End, Sampling, SequenceId};
 
 use super::plan::{Draw, Placeholder, StepPlan};
-use crate::device::kv_cache::BlockHash;
+use crate::device::kv_cache::{BlockHash, Table};
 
 /// One sequence.
 #[derive(Debug)]
@@ -43,7 +43,8 @@ pub(super) struct Stay {
     pub(super) number: u64,
     /// Whether it never ran before: what later stays find in the cache was computed for it once.
     pub(super) is_first: bool,
-    pub(super) blocks: Vec<u32>,
+    /// Its blocks in each group of layers.
+    pub(super) tables: Vec<Table>,
     /// Leading blocks that have their names in the cache.
     pub(super) published: u32,
     /// Positions whose keys and values are in the cache.
@@ -142,9 +143,10 @@ impl Sequence {
         }
     }
 
-    /// Whether its blocks hold one more position than is planned.
-    pub(super) fn has_room(&self) -> bool {
-        (self.stay.planned as usize) < self.stay.blocks.len() * KV_BLOCK_TOKENS
+    /// Names of the blocks that it may share, and what it holds.
+    pub(super) fn chain_and_stay(&mut self) -> (&[BlockHash], &mut Stay) {
+        let shareable = self.shareable().len();
+        (&self.names[..shareable], &mut self.stay)
     }
 
     /// Names of the first `blocks` blocks; all of them are full of known tokens.
@@ -165,7 +167,9 @@ impl Sequence {
     pub(super) fn take(&mut self, rows: u32, plan: &mut StepPlan) -> Share {
         let (from, to) = (self.stay.planned as usize, (self.stay.planned + rows) as usize);
         let first_row = plan.tokens.len();
-        plan.spans.push(Span { first_row, rows: rows as usize, first_position: from, first_block: plan.blocks.len() });
+        plan.blocks.resize(self.stay.tables.len(), Vec::new());
+        let first_block = plan.blocks.first().map_or(0, Vec::len);
+        plan.spans.push(Span { first_row, rows: rows as usize, first_position: from, first_block });
         match self.stay.pending.take() {
             Some(draw) => {
                 assert_eq!((from, rows), (self.tokens.len(), 1), "only the token in flight is unknown");
@@ -174,7 +178,9 @@ impl Sequence {
             }
             None => plan.tokens.extend_from_slice(&self.tokens[from..to]),
         }
-        plan.blocks.extend_from_slice(&self.stay.blocks[..to.div_ceil(KV_BLOCK_TOKENS)]);
+        for (blocks, table) in plan.blocks.iter_mut().zip(&self.stay.tables) {
+            blocks.extend_from_slice(table.first(to.div_ceil(KV_BLOCK_TOKENS)));
+        }
         if to >= self.tokens.len() {
             self.stay.pending = Some(plan.draws.len());
             plan.draws.push(Draw {

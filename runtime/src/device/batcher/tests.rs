@@ -56,7 +56,8 @@ impl Bench {
             ask: Price::default(),
             window: Window::default(),
         };
-        let args = BatcherArgs { executor, limits, steps_in_flight, offer };
+        let kv = KvPlan::plain(limits.kv_blocks);
+        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer };
         let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();
         let mut bench = Self { batcher, plans, frames: mpsc::channel(1).1 };
         bench.attach().await;
