@@ -6,6 +6,7 @@ mod batcher;
 mod budget;
 mod executor;
 mod kv_cache;
+mod speculation;
 
 use std::path::PathBuf;
 use std::sync::Arc;

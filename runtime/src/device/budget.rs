@@ -58,6 +58,14 @@ impl StepBudget {
         self.rows
     }
 
+    /// What one more row in a step costs, in tokens: the time that it takes, in which a step of `decodes` rows draws so
+    /// many. `None` before there was anything to tell it from.
+    pub fn row_price(&self, decodes: u32) -> Option<f64> {
+        let (slope, rows) = (self.slope.is_some().then(|| self.slope())?, f64::from(decodes));
+        // Nothing takes no time but in tests, where a row is free.
+        Some(slope * rows / self.expected_s(rows).max(f64::MIN_POSITIVE))
+    }
+
     /// A step of `rows` rows took so long.
     pub fn observe(&mut self, rows: u32, took: Duration) {
         self.estimate(f64::from(rows), took.as_secs_f64());
