@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use cuckoo_kernels::ops::OpsError;
 use cuckoo_wire::message::{Assign, End, ReplicaFrame, ReplicaId, Sampling, SequenceId};
@@ -97,7 +97,7 @@ fn assign(id: u64) -> Assign {
 /// The clock stands still but where nobody has anything to do; the executor's thread is not asked.
 #[tokio::test(start_paused = true)]
 async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device() {
-    let (let_go, held) = channel();
+    let (let_go, held) = sync_channel(1);
     let held = Mutex::new(Some(Blocking(held)));
     let (ready_in, mut ready) = mpsc::channel(4);
     let (failed_in, mut failed) = mpsc::channel(4);

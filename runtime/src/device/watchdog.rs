@@ -108,7 +108,7 @@ mod tests {
         dog.launched(2, None, now);
         for _ in 0..25 {
             now += WATCH_INTERVAL;
-            dog.look(now).unwrap();
+            assert_eq!(dog.look(now), Ok(()));
         }
         dog.landed(now);
         let overdue = StepOverdue { rows: 2, limit: UNKNOWN_STEP_MAX };

@@ -81,7 +81,7 @@ mod tests {
         replica.given(start);
         replica.given(start + 50 * S);
         assert_eq!(verdict(&[replica], start + 60 * S), Ok(()));
-        let why = verdict(&[replica], start + 61 * S).unwrap_err();
+        let why = verdict(&[replica], start + 61 * S).expect_err("it is stuck");
         assert!(why.contains("(1)") && why.contains("61 s"), "{why}");
         replica.stepped(true, true, start + 70 * S);
         assert_eq!(verdict(&[replica], start + 130 * S), Ok(()));
