@@ -12,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, StepOverdue};
 use crate::forward::{self, Workspace, kv_shape};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
@@ -80,6 +80,9 @@ pub enum MineError {
     /// A device keeps failing.
     #[error("the miner failed: {0}")]
     Failed(String),
+    /// A device computes for ever. What it ran goes on elsewhere; only a new process can have the device again.
+    #[error("the miner is stuck: {0}; start it again")]
+    Stuck(String),
 }
 
 /// A running miner. Dropping it does not stop it; [`Miner::stop`] does.
@@ -88,7 +91,16 @@ pub struct Miner {
     root: ActorRef<RootMsg>,
     finished: JoinHandle<()>,
     status: watch::Receiver<LinkStatus>,
-    failure: watch::Receiver<Option<String>>,
+    failure: watch::Receiver<Option<Failure>>,
+}
+
+/// What ended a miner.
+#[derive(Clone, Debug)]
+enum Failure {
+    /// A step that never came back.
+    Stuck(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
@@ -119,7 +131,11 @@ impl Miner {
         if let LinkStatus::Refused(why) = &*self.status.borrow() {
             return MineError::Refused(why.clone());
         }
-        MineError::Failed(self.failure.borrow().clone().unwrap_or_else(|| "stopped".to_owned()))
+        match self.failure.borrow().clone() {
+            Some(Failure::Stuck(why)) => MineError::Stuck(why),
+            Some(Failure::Other(why)) => MineError::Failed(why),
+            None => MineError::Failed("stopped".to_owned()),
+        }
     }
 
     /// Accepts nothing more, finishes what runs within `patience`, and stops.
@@ -188,14 +204,14 @@ enum RootMsg {
 struct RootArgs {
     devices: Vec<DeviceConfig>,
     link: LinkArgs,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 struct Root;
 
 struct RootState {
     link: ActorRef<LinkMsg>,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 impl Actor for Root {
@@ -205,8 +221,8 @@ impl Actor for Root {
 
     async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
         let (link, _) = Actor::spawn_linked(None, Link, args.link, me.get_cell()).await?;
-        for (index, config) in args.devices.into_iter().enumerate() {
-            let args = DeviceArgs { index, config, link: link.clone() };
+        for (index, config) in args.devices.iter().enumerate() {
+            let args = DeviceArgs::new(index, config, link.clone());
             Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
         }
         Ok(RootState { link, failure: args.failure })
@@ -231,7 +247,10 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
         if let SupervisionEvent::ActorFailed(_, why) = event {
-            state.failure.send_replace(Some(why.to_string()));
+            state.failure.send_replace(Some(match why.is::<StepOverdue>() {
+                true => Failure::Stuck(why.to_string()),
+                false => Failure::Other(why.to_string()),
+            }));
             me.stop(Some(why.to_string()));
         }
         Ok(())

@@ -159,6 +159,11 @@ impl Batch {
         self.cache.used()
     }
 
+    /// How long a step of `rows` rows takes on this device, as far as is known.
+    pub fn expected(&self, rows: u32) -> Option<Duration> {
+        self.budget.expected(rows)
+    }
+
     /// What has happened so far.
     pub fn stats(&self) -> BatchStats {
         BatchStats { evictions: self.cache.evictions(), ..self.stats }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{OpsError, StepLayout};
@@ -33,9 +34,21 @@ pub(super) enum ExecutorMsg {
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
     pub(super) weights: PathBuf,
-    pub(super) gguf: std::sync::Arc<Gguf>,
+    pub(super) gguf: Arc<Gguf>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
+}
+
+/// Loads what computes. Called on the executor's own thread, at each of its starts.
+pub(super) type Load = Arc<dyn Fn() -> Result<Box<dyn Stepper>, LoadError> + Send + Sync>;
+
+impl ExecutorArgs {
+    /// Loads the model onto the device.
+    pub(super) fn load(&self) -> Result<Box<dyn Stepper>, LoadError> {
+        Ok(match self.device {
+            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), self)?),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -44,16 +57,10 @@ pub(super) struct Executor;
 impl ThreadLocalActor for Executor {
     type Msg = ExecutorMsg;
     type State = Box<dyn Stepper>;
-    type Arguments = ExecutorArgs;
+    type Arguments = Load;
 
-    async fn pre_start(
-        &self,
-        _me: ActorRef<ExecutorMsg>,
-        args: ExecutorArgs,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(match args.device {
-            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), &args)?),
-        })
+    async fn pre_start(&self, _me: ActorRef<ExecutorMsg>, load: Load) -> Result<Self::State, ActorProcessingErr> {
+        Ok(load()?)
     }
 
     async fn handle(
