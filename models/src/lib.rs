@@ -39,5 +39,5 @@ pub use manifest::{Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
-pub use template::{ChatTemplate, Message, TemplateError};
+pub use template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};

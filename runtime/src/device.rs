@@ -1,5 +1,9 @@
 //! One device of a miner: supervises the batcher, which decides, and the executor, which computes. A fault in either
 //! restarts both, and the link offers the device anew.
+//!
+//! A step that never comes back is the one fault that no restart mends: a thread cannot be killed, and this one holds
+//! the weights, the KV memory and the processors. A second one beside it would need as much again and get what is left
+//! over. So the sequences are released to go on elsewhere, and then the miner ends, to be started afresh as a process.
 
 mod batch;
 mod batcher;
@@ -7,6 +11,10 @@ mod budget;
 mod executor;
 mod kv_cache;
 mod kv_plan;
+mod speculation;
+#[cfg(test)]
+mod tests;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,11 +33,15 @@ pub use budget::StepBudget;
 pub use executor::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache};
 pub use kv_plan::{GroupPlan, KvPlan};
+pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
 /// See [`RESTARTS_MAX`].
 const RESTART_WINDOW: Duration = Duration::from_secs(30);
+
+/// How long the end of a stuck device's stream may take to reach the scheduler, before the miner ends.
+const RELEASE_TIME: Duration = Duration::from_secs(1);
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,15 +93,16 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
-    fn executor_args(&self) -> executor::ExecutorArgs {
-        executor::ExecutorArgs {
+    fn load(&self) -> executor::Load {
+        let args = executor::ExecutorArgs {
             device: self.kind,
             weights: self.weights.clone(),
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
             kv: self.kv.clone(),
-        }
+        };
+        Arc::new(move || args.load())
     }
 
     fn offer(&self) -> Offer {
@@ -104,23 +117,41 @@ impl DeviceConfig {
     }
 }
 
-/// Messages of a device: none, it only supervises.
-pub(crate) enum DeviceMsg {}
+/// Messages of a device.
+pub(crate) enum DeviceMsg {
+    /// Its sequences have been released; nothing is left to wait for.
+    End(StepOverdue),
+}
 
 pub(crate) struct Device;
 
 /// What a device starts with.
 pub(crate) struct DeviceArgs {
     /// Its number in the miner.
-    pub(crate) index: usize,
-    pub(crate) config: DeviceConfig,
-    pub(crate) link: ActorRef<LinkMsg>,
+    index: usize,
+    load: executor::Load,
+    limits: BatchLimits,
+    kv: KvPlan,
+    steps_in_flight: usize,
+    offer: Offer,
+    link: ActorRef<LinkMsg>,
+}
+
+impl DeviceArgs {
+    /// The device `index` of a miner, which is offered on `link`.
+    pub(crate) fn new(index: usize, config: &DeviceConfig, link: ActorRef<LinkMsg>) -> Self {
+        let (load, offer) = (config.load(), config.offer());
+        let (limits, kv) = (config.limits, config.kv.clone());
+        Self { index, load, limits, kv, steps_in_flight: config.kind.steps_in_flight(), offer, link }
+    }
 }
 
 pub(crate) struct State {
     args: DeviceArgs,
     pair: Pair,
     restarts: Vec<Instant>,
+    /// Whether a step is stuck, and the end is a matter of [`RELEASE_TIME`].
+    ending: bool,
 }
 
 /// The two children.
@@ -136,7 +167,17 @@ impl Actor for Device {
 
     async fn pre_start(&self, me: ActorRef<DeviceMsg>, args: DeviceArgs) -> Result<State, ActorProcessingErr> {
         let pair = Pair::start(&me, &args).await?;
-        Ok(State { args, pair, restarts: Vec::new() })
+        Ok(State { args, pair, restarts: Vec::new(), ending: false })
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<DeviceMsg>,
+        message: DeviceMsg,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let DeviceMsg::End(overdue) = message;
+        Err(overdue.into())
     }
 
     async fn handle_supervisor_evt(
@@ -146,11 +187,18 @@ impl Actor for Device {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let (who, why) = match event {
-            SupervisionEvent::ActorFailed(who, why) => (who, why.to_string()),
-            SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned())),
+            SupervisionEvent::ActorFailed(who, why) => (who, why),
+            SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned()).into()),
             _ => return Ok(()),
         };
-        if !state.pair.holds(&who) {
+        if state.ending || !state.pair.holds(&who) {
+            return Ok(());
+        }
+        if let Some(overdue) = why.downcast_ref::<StepOverdue>().cloned() {
+            tracing::error!(device = state.args.index, %overdue, "device stuck; ending the miner");
+            state.ending = true;
+            state.pair.stop();
+            me.send_after(RELEASE_TIME, || DeviceMsg::End(overdue));
             return Ok(());
         }
         let now = Instant::now();
@@ -159,7 +207,7 @@ impl Actor for Device {
             return Err(format!("device {} failed {RESTARTS_MAX} times in a row: {why}", state.args.index).into());
         }
         state.restarts.push(now);
-        tracing::error!(device = state.args.index, why, "device fault; restarting it");
+        tracing::error!(device = state.args.index, %why, "device fault; restarting it");
         state.pair.stop();
         state.pair = Pair::start(&me, &state.args).await?;
         Ok(())
@@ -169,14 +217,13 @@ impl Actor for Device {
 impl Pair {
     async fn start(me: &ActorRef<DeviceMsg>, args: &DeviceArgs) -> Result<Self, ActorProcessingErr> {
         let spawner = ThreadLocalActorSpawner::new();
-        let (executor, _) =
-            executor::Executor::spawn_linked(None, args.config.executor_args(), me.get_cell(), spawner).await?;
+        let (executor, _) = executor::Executor::spawn_linked(None, args.load.clone(), me.get_cell(), spawner).await?;
         let batcher_args = batcher::BatcherArgs {
             executor: executor.clone(),
-            limits: args.config.limits,
-            kv: args.config.kv.clone(),
-            steps_in_flight: args.config.kind.steps_in_flight(),
-            offer: args.config.offer(),
+            limits: args.limits,
+            kv: args.kv.clone(),
+            steps_in_flight: args.steps_in_flight,
+            offer: args.offer.clone(),
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;

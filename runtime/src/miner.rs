@@ -12,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
 use crate::forward::{self, Workspace};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
@@ -35,6 +35,8 @@ pub struct MineConfig {
     pub batch_sequences_max: u32,
     /// Rows of one step.
     pub step_tokens_max: u32,
+    /// Draft tokens of one step; 0 turns speculation off.
+    pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
 }
@@ -78,6 +80,9 @@ pub enum MineError {
     /// A device keeps failing.
     #[error("the miner failed: {0}")]
     Failed(String),
+    /// A device computes for ever. What it ran goes on elsewhere; only a new process can have the device again.
+    #[error("the miner is stuck: {0}; start it again")]
+    Stuck(String),
 }
 
 /// A running miner. Dropping it does not stop it; [`Miner::stop`] does.
@@ -86,7 +91,16 @@ pub struct Miner {
     root: ActorRef<RootMsg>,
     finished: JoinHandle<()>,
     status: watch::Receiver<LinkStatus>,
-    failure: watch::Receiver<Option<String>>,
+    failure: watch::Receiver<Option<Failure>>,
+}
+
+/// What ended a miner.
+#[derive(Clone, Debug)]
+enum Failure {
+    /// A step that never came back.
+    Stuck(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
@@ -117,7 +131,11 @@ impl Miner {
         if let LinkStatus::Refused(why) = &*self.status.borrow() {
             return MineError::Refused(why.clone());
         }
-        MineError::Failed(self.failure.borrow().clone().unwrap_or_else(|| "stopped".to_owned()))
+        match self.failure.borrow().clone() {
+            Some(Failure::Stuck(why)) => MineError::Stuck(why),
+            Some(Failure::Other(why)) => MineError::Failed(why),
+            None => MineError::Failed("stopped".to_owned()),
+        }
     }
 
     /// Accepts nothing more, finishes what runs within `patience`, and stops.
@@ -164,6 +182,7 @@ fn limits(
         sequences_max: config.batch_sequences_max,
         step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
         step_target: kind.step_target(),
+        drafts_max: config.drafts_max,
         kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
         context_tokens: 0,
     };
@@ -175,8 +194,8 @@ fn limits(
     }
     let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
     limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
-    let work =
-        Workspace::<cuckoo_kernels::Cpu>::bytes(spec, limits.step_tokens_max as usize, limits.sequences_max as usize);
+    let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
+    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
     let kv = KvPlan::new(spec, KvKind::F16, &limits);
     tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
     Ok((limits, kv))
@@ -190,14 +209,14 @@ enum RootMsg {
 struct RootArgs {
     devices: Vec<DeviceConfig>,
     link: LinkArgs,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 struct Root;
 
 struct RootState {
     link: ActorRef<LinkMsg>,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 impl Actor for Root {
@@ -207,8 +226,8 @@ impl Actor for Root {
 
     async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
         let (link, _) = Actor::spawn_linked(None, Link, args.link, me.get_cell()).await?;
-        for (index, config) in args.devices.into_iter().enumerate() {
-            let args = DeviceArgs { index, config, link: link.clone() };
+        for (index, config) in args.devices.iter().enumerate() {
+            let args = DeviceArgs::new(index, config, link.clone());
             Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
         }
         Ok(RootState { link, failure: args.failure })
@@ -233,7 +252,10 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
         if let SupervisionEvent::ActorFailed(_, why) = event {
-            state.failure.send_replace(Some(why.to_string()));
+            state.failure.send_replace(Some(match why.is::<StepOverdue>() {
+                true => Failure::Stuck(why.to_string()),
+                false => Failure::Other(why.to_string()),
+            }));
             me.stop(Some(why.to_string()));
         }
         Ok(())

@@ -117,11 +117,12 @@ impl Market {
         self.0.metrics.render()
     }
 
-    /// Whether requests can be served at all. An owner of shared truth that failed has stopped the process.
-    pub(crate) fn healthy(&self) -> Result<(), String> {
+    /// Whether requests can be served at all; why, if they cannot. An owner of shared truth that failed has stopped the
+    /// process.
+    pub(crate) async fn healthy(&self) -> Result<(), String> {
         match self.0.catalog.all().is_empty() {
             true => Err("no model is in the catalog".to_owned()),
-            false => Ok(()),
+            false => self.0.dispatcher.health().await,
         }
     }
 }

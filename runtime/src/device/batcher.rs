@@ -1,8 +1,8 @@
 //! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, Window};
+use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -10,6 +10,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::batch::{Batch, BatchLimits, StepPlan};
 use super::executor::ExecutorMsg;
 use super::kv_plan::KvPlan;
+use super::watchdog::{WATCH_INTERVAL, Watchdog};
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -40,6 +41,8 @@ pub(crate) enum BatcherMsg {
         /// How long it took.
         took: Duration,
     },
+    /// Look whether the executor gets anywhere, and tell the scheduler if it does.
+    Watch,
     /// The outlet was full; try again.
     Retry,
     /// Accept nothing more, and tell when all sequences have ended.
@@ -72,6 +75,9 @@ pub(super) struct State {
     /// Steps at the executor, before those, for sequences of a lost connection.
     steps_void: usize,
     draining: Draining,
+    watchdog: Watchdog,
+    /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
+    untold: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -87,7 +93,8 @@ impl Actor for Batcher {
     type State = State;
     type Arguments = BatcherArgs;
 
-    async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
+        me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
             batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
             args,
@@ -97,6 +104,8 @@ impl Actor for Batcher {
             steps: 0,
             steps_void: 0,
             draining: Draining::No,
+            watchdog: Watchdog::new(now()),
+            untold: false,
         })
     }
 
@@ -113,6 +122,11 @@ impl Actor for Batcher {
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
             BatcherMsg::Stepped { plan, drawn, took } => state.stepped(plan, &drawn, took),
+            BatcherMsg::Watch => {
+                // Its supervisor ends the device; what ran here goes on elsewhere.
+                state.watchdog.look(now())?;
+                state.tell_of_progress(&me);
+            }
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -134,17 +148,20 @@ impl State {
     fn detach(&mut self) {
         self.outlet = None;
         self.unsent = None;
+        self.untold = false;
         self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
         self.steps_void += std::mem::take(&mut self.steps);
     }
 
     /// Steps come back in the order in which they were launched, so those of a lost connection come first.
     fn stepped(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+        self.watchdog.landed(now());
         match self.steps_void.checked_sub(1) {
             Some(left) => self.steps_void = left,
             None => {
                 self.steps -= 1;
                 self.batch.apply(plan, drawn, took);
+                self.untold = true;
             }
         }
     }
@@ -159,11 +176,8 @@ impl State {
             return;
         }
         let items = self.batch.take_news();
-        let window = self.batch.window();
-        if !items.is_empty() || window != self.announced {
-            self.announced = window;
-            let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
-            self.send(&outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
+        if !items.is_empty() || self.batch.window() != self.announced {
+            self.send_step(&outlet, items, me);
         }
         if self.draining == Draining::Asked && self.unsent.is_none() {
             self.draining = Draining::Announced;
@@ -173,6 +187,21 @@ impl State {
             // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
             self.outlet = None;
         }
+    }
+
+    /// Sends a step without news, if one was computed and nothing was sent since.
+    fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
+        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold && self.unsent.is_none()) {
+            self.send_step(&outlet, Vec::new(), me);
+        }
+    }
+
+    fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
+        let window = self.batch.window();
+        self.announced = window;
+        self.untold = false;
+        let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
+        self.send(outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
     }
 
     fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
@@ -190,11 +219,18 @@ impl State {
     fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
+            let rows = plan.tokens.len();
+            self.watchdog.launched(rows, self.batch.expected(rows as u32), now());
             self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
             self.steps += 1;
         }
         Ok(())
     }
+}
+
+/// The time, which tests can move.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{KvKind, OpsError, StepLayout};
@@ -34,10 +35,22 @@ pub(super) enum ExecutorMsg {
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
     pub(super) weights: PathBuf,
-    pub(super) gguf: std::sync::Arc<Gguf>,
+    pub(super) gguf: Arc<Gguf>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
     pub(super) kv: KvPlan,
+}
+
+/// Loads what computes. Called on the executor's own thread, at each of its starts.
+pub(super) type Load = Arc<dyn Fn() -> Result<Box<dyn Stepper>, LoadError> + Send + Sync>;
+
+impl ExecutorArgs {
+    /// Loads the model onto the device.
+    pub(super) fn load(&self) -> Result<Box<dyn Stepper>, LoadError> {
+        Ok(match self.device {
+            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), self)?),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -46,16 +59,10 @@ pub(super) struct Executor;
 impl ThreadLocalActor for Executor {
     type Msg = ExecutorMsg;
     type State = Box<dyn Stepper>;
-    type Arguments = ExecutorArgs;
+    type Arguments = Load;
 
-    async fn pre_start(
-        &self,
-        _me: ActorRef<ExecutorMsg>,
-        args: ExecutorArgs,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(match args.device {
-            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), &args)?),
-        })
+    async fn pre_start(&self, _me: ActorRef<ExecutorMsg>, load: Load) -> Result<Self::State, ActorProcessingErr> {
+        Ok(load()?)
     }
 
     async fn handle(
@@ -115,7 +122,7 @@ impl<O: Ops> Engine<O> {
     ) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
-        let work = Workspace::new(&mut ops, spec, rows, limits.sequences_max as usize)?;
+        let work = Workspace::new(&mut ops, spec, rows, limits.draws_max() as usize)?;
         let cache = KvMemory::new(&mut ops, &kv.shapes(spec))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new() })

@@ -35,16 +35,22 @@ struct Bench {
     batcher: ActorRef<BatcherMsg>,
     plans: mpsc::Receiver<(StepPlan, ActorRef<BatcherMsg>)>,
     frames: mpsc::Receiver<ReplicaFrame>,
+    ended: tokio::task::JoinHandle<()>,
 }
 
 impl Bench {
     async fn start(steps_in_flight: usize) -> Self {
         let (plans_in, plans) = mpsc::channel(16);
         let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+        Self { plans, ..Self::with(executor, steps_in_flight).await }
+    }
+
+    async fn with(executor: ActorRef<ExecutorMsg>, steps_in_flight: usize) -> Self {
         let limits = BatchLimits {
             sequences_max: 4,
             step_tokens_max: 64,
             step_target: Duration::MAX,
+            drafts_max: 0,
             kv_blocks: 64,
             context_tokens: 1_000,
         };
@@ -58,8 +64,8 @@ impl Bench {
         };
         let kv = KvPlan::plain(limits.kv_blocks);
         let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer };
-        let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();
-        let mut bench = Self { batcher, plans, frames: mpsc::channel(1).1 };
+        let (batcher, ended) = Actor::spawn(None, Batcher, args).await.unwrap();
+        let mut bench = Self { batcher, plans: mpsc::channel(1).1, frames: mpsc::channel(1).1, ended };
         bench.attach().await;
         bench
     }
@@ -72,17 +78,21 @@ impl Bench {
     }
 
     fn assign(&self, id: u64) {
+        self.assign_prompt(id, 4);
+    }
+
+    fn assign_prompt(&self, id: u64, tokens: u32) {
         let assign = Assign {
             replica: ReplicaId(1),
             sequence: SequenceId(id),
-            tokens: vec![1; 4],
-            prompt_tokens: 4,
+            tokens: vec![1; tokens as usize],
+            prompt_tokens: tokens,
             max_new: 4,
             sampling: Sampling::default(),
             seed: 0,
             stop_tokens: vec![],
             credit: 64,
-            blocks: 1,
+            blocks: Assign::blocks_for(tokens, 4, 16),
             cache_salt: [0; 16],
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
@@ -152,4 +162,40 @@ async fn steps_of_a_lost_connection_are_nobodys() {
     assert_eq!(ahead.0.placeholders.len(), 1);
     answer(fresh, 30);
     assert_eq!(bench.items().await[0].tokens, [30]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_prompt_is_seen_to_get_on() {
+    let mut bench = Bench::start(1).await;
+    bench.assign_prompt(1, 300);
+    for _ in 0..4 {
+        let began = tokio::time::Instant::now();
+        let step = bench.plan().await;
+        assert!(step.0.draws.is_empty() && bench.frames.try_recv().is_err());
+        answer(step, 9);
+        assert_eq!(bench.items().await, [], "computed, and nothing to say");
+        assert!(began.elapsed() <= WATCH_INTERVAL);
+        let silence = tokio::time::timeout(10 * WATCH_INTERVAL, bench.frames.recv()).await;
+        assert!(silence.is_err(), "once a step: {silence:?}");
+    }
+    let last = bench.plan().await;
+    answer(last, 9);
+    assert_eq!(bench.items().await[0].tokens, [9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
+    for detached in [false, true] {
+        let (plans_in, _plans) = mpsc::channel(16);
+        let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+        let mut bench = Bench::with(executor, 1).await;
+        bench.assign(1);
+        if detached {
+            bench.batcher.cast(BatcherMsg::Detach).unwrap();
+        }
+        let began = tokio::time::Instant::now();
+        bench.ended.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 301);
+        assert!(bench.frames.recv().await.is_none());
+    }
 }

@@ -6,6 +6,7 @@ const LIMITS: BatchLimits = BatchLimits {
     sequences_max: 16,
     step_tokens_max: 64,
     step_target: Duration::MAX,
+    drafts_max: 0,
     kv_blocks: 4_096,
     context_tokens: 32_768,
 };

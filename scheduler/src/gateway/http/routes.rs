@@ -191,7 +191,7 @@ async fn model(
 }
 
 async fn health(State(door): State<Door>) -> Response {
-    match door.market.healthy() {
+    match door.market.healthy().await {
         Ok(()) => Json(json!({"status": "ok"})).into_response(),
         Err(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "unavailable", "reason": reason}))).into_response()
