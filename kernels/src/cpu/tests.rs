@@ -8,7 +8,7 @@ use half::f16;
 
 use super::*;
 use crate::exact::Exact;
-use crate::ops::{KV_BLOCK_TOKENS, RopePairs, Span};
+use crate::ops::{KV_BLOCK_TOKENS, KvKind, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
 
