@@ -144,7 +144,7 @@ impl Matcher {
     /// Goes on past `tokens`. After the end, nothing changes any more.
     ///
     /// # Errors
-    /// [`ConstraintError::Stuck`] if one of them was not allowed.
+    /// [`ConstraintError::Stuck`] if one of them was not allowed; it and those after it are not taken into account.
     pub fn accept(&mut self, tokens: &[u32]) -> Result<(), ConstraintError> {
         for token in tokens {
             if self.0.is_stopped() && !self.0.is_error() {

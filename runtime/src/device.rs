@@ -4,14 +4,16 @@
 mod batch;
 mod batcher;
 mod budget;
+mod constraints;
 mod executor;
 mod kv_cache;
+mod masks;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -23,6 +25,7 @@ pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;
 pub use kv_cache::{BlockHash, KvCache, Prefix};
+pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
@@ -44,6 +47,14 @@ impl DeviceKind {
     pub(crate) fn step_target(self) -> Duration {
         match self {
             Self::Cpu { .. } => Duration::from_millis(60),
+        }
+    }
+
+    /// Threads that compute the masks of constrained sequences while a step is computed.
+    fn mask_threads(self) -> usize {
+        match self {
+            // A mask takes a hundredth of a step, so one thread serves many sequences and takes little from the others.
+            Self::Cpu { threads } => threads.div_ceil(8),
         }
     }
 
@@ -85,6 +96,11 @@ impl DeviceConfig {
             spec: self.spec.clone(),
             limits: self.limits,
         }
+    }
+
+    fn read_tokenizer(&self) -> constraints::ReadTokenizer {
+        let gguf = self.gguf.clone();
+        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
     }
 
     fn offer(&self) -> Offer {
@@ -171,6 +187,8 @@ impl Pair {
             limits: args.config.limits,
             steps_in_flight: args.config.kind.steps_in_flight(),
             offer: args.config.offer(),
+            read_tokenizer: args.config.read_tokenizer(),
+            mask_threads: args.config.kind.mask_threads(),
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;

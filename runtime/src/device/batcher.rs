@@ -8,7 +8,9 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{Batch, BatchLimits, StepPlan};
+use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::executor::ExecutorMsg;
+use super::masks::PendingMask;
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -34,11 +36,15 @@ pub(crate) enum BatcherMsg {
     Stepped {
         /// What was computed.
         plan: StepPlan,
+        /// The masks that it was drawn with.
+        masks: Vec<Option<PendingMask>>,
         /// One token for each draw.
         drawn: Vec<u32>,
         /// How long it took.
         took: Duration,
     },
+    /// A constraint is compiled, or cannot be.
+    Compiled(Compiled),
     /// The outlet was full; try again.
     Retry,
     /// Accept nothing more, and tell when all sequences have ended.
@@ -54,6 +60,10 @@ pub(super) struct BatcherArgs {
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
     pub(super) offer: Offer,
+    /// For constraints.
+    pub(super) read_tokenizer: ReadTokenizer,
+    /// Threads that compute masks.
+    pub(super) mask_threads: usize,
 }
 
 pub(super) struct Batcher;
@@ -61,6 +71,7 @@ pub(super) struct Batcher;
 pub(super) struct State {
     args: BatcherArgs,
     batch: Batch,
+    constraints: Constraints,
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
@@ -88,6 +99,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         Ok(State {
             batch: Batch::new(args.limits, args.offer.weights),
+            constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
             unsent: None,
@@ -107,10 +119,11 @@ impl Actor for Batcher {
         match message {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.batch.assign(assign),
+            BatcherMsg::Assign(assign) => state.assign(assign, &me),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
-            BatcherMsg::Stepped { plan, drawn, took } => state.stepped(plan, &drawn, took),
+            BatcherMsg::Stepped { plan, masks, drawn, took } => state.stepped(plan, &masks, &drawn, took),
+            BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -133,15 +146,46 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.batch = Batch::new(self.args.limits, self.args.offer.weights);
+        self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
 
+    /// A sequence with a constraint waits in the batch until that is compiled.
+    fn assign(&mut self, assign: Assign, me: &ActorRef<BatcherMsg>) {
+        let sequence = assign.sequence;
+        self.batch.assign(assign.clone());
+        if self.batch.is_compiling(sequence)
+            && let Err(why) = self.constraints.compile(&assign, me)
+        {
+            self.batch.fail(sequence, &why);
+        }
+    }
+
+    fn compiled(&mut self, compiled: Compiled) {
+        let sequence = compiled.sequence;
+        // Somebody who was cancelled meanwhile has nothing to be told.
+        if !self.batch.is_compiling(sequence) {
+            return;
+        }
+        match self.constraints.compiled(compiled) {
+            None => {}
+            Some(Ok(())) => self.batch.constraint_is_ready(sequence),
+            Some(Err(why)) => self.batch.fail(sequence, &why),
+        }
+    }
+
     /// Steps come back in the order in which they were launched, so those of a lost connection come first.
-    fn stepped(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+    fn stepped(&mut self, plan: StepPlan, masks: &[Option<PendingMask>], drawn: &[u32], took: Duration) {
         match self.steps_void.checked_sub(1) {
             Some(left) => self.steps_void = left,
             None => {
                 self.steps -= 1;
+                // What was drawn for a sequence without its mask is nobody's.
+                for (draw, mask) in plan.draws.iter().zip(masks) {
+                    if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
+                        self.batch.fail(draw.sequence, &why);
+                    }
+                }
                 self.batch.apply(plan, drawn, took);
             }
         }
@@ -157,6 +201,7 @@ impl State {
             return;
         }
         let items = self.batch.take_news();
+        items.iter().filter(|i| i.end.is_some()).for_each(|i| self.constraints.remove(i.sequence));
         let window = self.batch.window();
         if !items.is_empty() || window != self.announced {
             self.announced = window;
@@ -188,7 +233,8 @@ impl State {
     fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
-            self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
+            let masks = self.constraints.masks(&plan);
+            self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;
         }
         Ok(())

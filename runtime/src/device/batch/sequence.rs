@@ -24,6 +24,7 @@ pub(super) struct Sequence {
     params: Arc<SamplingParams>,
     /// Kept up to date only where penalties read it.
     counts: Arc<TokenCounts>,
+    constraint: Constrained,
     /// What it took from the window.
     pub(super) reserved: u32,
     /// Tokens found in the cache in its first stay; `None` before.
@@ -33,6 +34,17 @@ pub(super) struct Sequence {
     root: BlockHash,
     /// What it holds while it runs.
     pub(super) stay: Stay,
+}
+
+/// How far a sequence's constraint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Constrained {
+    /// It has none.
+    No,
+    /// It waits for it to be compiled.
+    Compiling,
+    /// The masks before the next one took so many of its tokens into account.
+    Told(u32),
 }
 
 /// One stay among the running sequences, from admission to end or preemption. What a step in flight has computed for a
@@ -85,6 +97,7 @@ impl Sequence {
             stop_tokens: assign.stop_tokens,
             params: Arc::new(params),
             counts: Arc::new(counts),
+            constraint: if assign.constraint.is_some() { Constrained::Compiling } else { Constrained::No },
             reserved: assign.blocks,
             cached: None,
             names: Vec::new(),
@@ -113,6 +126,30 @@ impl Sequence {
         self.drawn_ahead() < self.credit
     }
 
+    /// Whether it waits for its constraint to be compiled.
+    pub(super) fn is_compiling(&self) -> bool {
+        self.constraint == Constrained::Compiling
+    }
+
+    /// Its constraint is compiled, and knows all tokens that came with the assignment.
+    pub(super) fn constraint_is_ready(&mut self) {
+        if self.is_compiling() {
+            self.constraint = Constrained::Told(self.assigned);
+        }
+    }
+
+    /// Whether a draw depends on the tokens before it beyond their keys and values.
+    fn reads_its_tokens(&self) -> bool {
+        is_penalized(&self.params) || self.constraint != Constrained::No
+    }
+
+    /// Tokens that the next mask has to take into account, where there is one.
+    fn tell(&mut self) -> Option<Vec<u32>> {
+        let Constrained::Told(told) = self.constraint else { return None };
+        self.constraint = Constrained::Told(self.known());
+        Some(self.tokens[told as usize..].to_vec())
+    }
+
     /// Whether it can do nothing until its developer has read.
     pub(super) fn is_stalled(&self) -> bool {
         self.stay.pending.is_none() && !self.has_credit()
@@ -125,11 +162,11 @@ impl Sequence {
 
     /// Whether a row for its newest token can be planned now: the token is known, or will be when the row is computed.
     pub(super) fn can_decode(&self) -> bool {
-        let known = self.stay.pending.is_none() || !is_penalized(&self.params);
+        let known = self.stay.pending.is_none() || !self.reads_its_tokens();
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && known
     }
 
-    /// Whether it would decode if only its newest token were known: penalties count that token.
+    /// Whether it would decode if only its newest token were known: penalties and masks depend on that token.
     pub(super) fn waits_for_its_token(&self) -> bool {
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && !self.can_decode()
     }
@@ -177,6 +214,7 @@ impl Sequence {
         plan.blocks.extend_from_slice(&self.stay.blocks[..to.div_ceil(KV_BLOCK_TOKENS)]);
         if to >= self.tokens.len() {
             self.stay.pending = Some(plan.draws.len());
+            let untold = self.tell();
             plan.draws.push(Draw {
                 sequence: self.id,
                 row: plan.tokens.len() - 1,
@@ -184,6 +222,7 @@ impl Sequence {
                 seed: self.seed,
                 params: self.params.clone(),
                 counts: self.counts.clone(),
+                untold,
             });
         }
         self.stay.planned = to as u32;
