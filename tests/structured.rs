@@ -34,8 +34,8 @@ struct Walker {
     tokenizer: Tokenizer,
     constrainer: Constrainer,
     rows: Vec<Vec<f32>>,
-    /// Tokens that close something: an output, a string, an object.
-    closing: Vec<u32>,
+    /// Tokens that close something (an output, a string, an object), and those of other punctuation.
+    closing: [Vec<u32>; 2],
 }
 
 impl Walker {
@@ -47,10 +47,12 @@ impl Walker {
             (state >> 40) as f32 / (1 << 20) as f32 - 8.0
         };
         let rows = (0..16).map(|_| (0..tokenizer.vocab_len()).map(|_| random()).collect()).collect();
-        let closes = |bytes: &[u8]| bytes.iter().all(|b| b"\"]})".contains(b));
-        let closing = (0..tokenizer.vocab_len() as u32)
-            .filter(|t| tokenizer.eos_ids().contains(t) || tokenizer.token_bytes(*t).is_some_and(closes))
-            .collect();
+        let made_of = |token: u32, of: &[u8]| tokenizer.token_bytes(token).unwrap().iter().all(|b| of.contains(b));
+        let all = 0..tokenizer.vocab_len() as u32;
+        let closing = [
+            all.clone().filter(|t| tokenizer.eos_ids().contains(t) || made_of(*t, b"\"]})")).collect(),
+            all.filter(|t| made_of(*t, b"@.,;</> :-")).collect(),
+        ];
         let constrainer = Constrainer::new(&tokenizer).unwrap();
         Self { tokenizer, constrainer, rows, closing }
     }
@@ -69,7 +71,9 @@ impl Walker {
             let words = matcher.mask().unwrap_or_else(|e| panic!("{grammar:?} after {:?}: {e}", self.text(&tokens)));
             let mask = TokenMask::from_words(words);
             let haste = position.saturating_sub(ENDING_FROM) as f32;
-            let logit_bias = self.closing.iter().map(|t| (*t, haste)).collect();
+            let [closing, punctuation] = &self.closing;
+            let closing = closing.iter().map(|t| (*t, haste));
+            let logit_bias = closing.chain(punctuation.iter().map(|t| (*t, haste / 2.0))).collect();
             let params = SamplingParams { temperature, top_k, top_p, logit_bias, ..SamplingParams::default() };
             let row = (seed as usize * 5 + position) % self.rows.len();
             let request = SampleRequest {
@@ -113,7 +117,12 @@ fn every_output_of_a_schema_satisfies_it() {
     for schema in list(&table, "schemas") {
         let judge = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
         for output in walker.outputs(&Grammar::JsonSchema(schema.to_string())) {
-            let value: Value = serde_json::from_str(&output).unwrap_or_else(|e| panic!("{schema}: {e} in {output:?}"));
+            let value: Value = match serde_json::from_str(&output) {
+                Ok(value) => value,
+                // JSON's numbers have any exponent; this parser's do not.
+                Err(e) if e.to_string().contains("number out of range") => continue,
+                Err(e) => panic!("{schema}: {e} in {output:?}"),
+            };
             let wrong = judge.validate(&value).err();
             assert!(wrong.is_none(), "{schema}: {output} {wrong:?}");
         }
@@ -250,15 +259,15 @@ fn resumed_at_any_position_and_preempted_equal_undisturbed() {
     let constrainer = Arc::new(Constrainer::new(&tokenizer).unwrap());
     let schema = r#"{"type": "object", "required": ["name", "tags", "age"], "additionalProperties": false, "properties":
         {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
-         "tags": {"type": "array", "items": {"enum": ["bird", "red", "sings"]}, "minItems": 2, "maxItems": 4}}}"#;
+         "tags": {"type": "array", "items": {"enum": ["bird", "red", "sings"]}, "minItems": 6, "maxItems": 8}}}"#;
     let grammars = [
         Grammar::JsonSchema(schema.to_owned()),
-        Grammar::Regex(r"The [a-z]{2,9} (sings|flies)( and (sings|flies)){2,6}\.".to_owned()),
+        Grammar::Regex(r"The [a-z]{2,9} (sings|flies)( and (sings|flies)){9,12}\.".to_owned()),
         Grammar::JsonSchema(schema.to_owned()),
     ];
     let prompt = tokenizer.encode("Describe a bird as JSON. Its name, its tags and its age:", true).unwrap();
     let stops = tokenizer.eos_ids();
-    let assigns: Vec<Assign> = (0..3).map(|id| assign(id, &prompt, prompt.len(), 64, stops)).collect();
+    let assigns: Vec<Assign> = (0..3).map(|id| assign(id, &prompt, prompt.len(), 90, stops)).collect();
     let mut roomy = Rig::new(&constrainer, 256);
     let (whole, preemptions) = roomy.run(&assigns, &grammars);
     assert_eq!(preemptions, 0);
@@ -274,12 +283,12 @@ fn resumed_at_any_position_and_preempted_equal_undisturbed() {
     }
     for accepted in 1..whole[0].0.len() {
         let known = [prompt.as_slice(), &whole[0].0[..accepted]].concat();
-        let rest = assign(0, &known, prompt.len(), 64 - accepted as u32, stops);
+        let rest = assign(0, &known, prompt.len(), 90 - accepted as u32, stops);
         let (resumed, _) = roomy.run(&[rest], &grammars[..1]);
         assert_eq!(resumed[0].0, whole[0].0[accepted..], "after {accepted} tokens");
     }
     // Blocks for one of them at its longest, and a little more.
-    let mut tight = Rig::new(&constrainer, 7);
+    let mut tight = Rig::new(&constrainer, assigns[0].blocks);
     let (preempted, preemptions) = tight.run(&assigns, &grammars);
     assert!(preemptions > 0);
     assert_eq!(whole, preempted);
