@@ -289,7 +289,7 @@ fn resumed_at_any_position_and_preempted_equal_undisturbed() {
     }
     // Blocks for one of them at its longest, and a little more.
     let mut tight = Rig::new(&constrainer, assigns[0].blocks);
-    let (preempted, preemptions) = tight.run(&assigns, &grammars);
+    let (preempted, preemptions) = tight.run(&assigns[..2], &grammars[..2]);
     assert!(preemptions > 0);
-    assert_eq!(whole, preempted);
+    assert_eq!(whole[..2], preempted);
 }

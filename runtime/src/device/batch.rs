@@ -11,8 +11,8 @@
 //! ```
 //!
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
-//! prompts in order of arrival. A sequence whose constraint is being compiled waits until it is. A sequence whose developer has not read what it sent (no credit left) sits steps out
-//! and holds nobody else up.
+//! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
+//! and holds nobody else up; so does one whose constraint is being compiled.
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
