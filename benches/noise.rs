@@ -110,7 +110,10 @@ fn main() {
     let (mut exact, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let mut short = 0;
     for (at, text) in texts.iter().enumerate() {
-        let tokens = tokenizer.encode(text, true).expect("it can be encoded");
+        let mut tokens = tokenizer.encode(text, true).expect("it can be encoded");
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+            tokens.insert(0, bos);
+        }
         exact.extend(log_probabilities(Reference::new(Rounding::None), &files, &tokens));
         ours.extend(log_probabilities(Cpu::new(2), &files, &tokens));
         if let Some((their_tokens, logprobs)) = peers.as_ref().and_then(|p| p.get(at)) {

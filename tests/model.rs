@@ -81,7 +81,7 @@ fn logits_are_the_contracts_and_near_unrounded_ones() {
     }
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     println!("logits equal the contract's bit for bit; log-probabilities differ by {mean:.4} nats from unrounded ones");
-    assert!(mean <= 0.058, "mean difference of log-probabilities: {mean}");
+    assert!(mean <= 0.0556, "mean difference of log-probabilities: {mean}");
 }
 
 /// Other checkpoints, where they have been fetched: architecture, file, and how far log-probabilities may be from those
@@ -137,9 +137,11 @@ struct Shape {
     kv_blocks: u32,
     /// Steps planned before the first of them is computed.
     in_flight: usize,
+    /// Guesses in one step.
+    drafts: u32,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1 };
+const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1, drafts: 0 };
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -178,6 +180,7 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
         step_target: Duration::MAX,
+        drafts_max: shape.drafts,
         kv_blocks: shape.kv_blocks,
         context_tokens: 8_192,
     };
@@ -353,4 +356,32 @@ fn planned_ahead_equals_one_by_one() {
     let (outputs, stats) = generate_counting(&files, ahead, assigns);
     assert_eq!(alone, outputs);
     assert!(stats.rows_discarded >= 3, "{stats:?}");
+}
+
+#[test]
+fn speculated_equals_plain() {
+    let files = files();
+    // A text that comes three times is continued as it went on before, until the noise of a temperature leads away.
+    let words = files.tokenizer.encode(&TEXTS[0].repeat(3), true).unwrap();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let assigns: Vec<Assign> = [greedy.clone(), greedy, plain(2), plain(3), sampled(4)]
+        .iter()
+        .enumerate()
+        .map(|(i, sampling)| assign(i, &words[..words.len() - 3 * i - 1], words.len() - 3 * i - 1, 40, sampling))
+        .collect();
+    let alone = generate(&files, ALONE, assigns.clone());
+    for (batch, in_flight) in [(1, 1), (4, 1), (4, 2)] {
+        let shape = Shape { batch, step_tokens: 96, in_flight, drafts: 8, ..ALONE };
+        let (outputs, stats) = generate_counting(&files, shape, assigns.clone());
+        assert_eq!(alone, outputs, "{batch} together, {in_flight} in flight");
+        println!(
+            "{batch} together, {in_flight} in flight: {} of {} guesses right",
+            stats.drafts_accepted, stats.drafts
+        );
+        match in_flight {
+            1 => assert!(stats.drafts_accepted > 20 && stats.drafts > stats.drafts_accepted, "{stats:?}"),
+            // Who has a token in flight cannot say what comes after it.
+            _ => assert_eq!(stats.drafts, 0),
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod batcher;
 mod budget;
 mod executor;
 mod kv_cache;
+mod speculation;
 #[cfg(test)]
 mod tests;
 mod watchdog;

@@ -184,7 +184,7 @@ impl<O: Ops> Model<O> {
     ) -> Result<(), OpsError> {
         let (heads, epsilon) = (heads(&self.spec), self.spec.norm_epsilon);
         let input = layer.attention_norms.input(ops, epsilon, &work.hidden, &mut work.normed)?;
-        layer.qkv.apply(ops, input, &mut work.qkv)?;
+        layer.qkv.apply_fine(ops, input, &mut work.qkv)?;
         if let Some(norm) = &layer.q_norm {
             ops.norm_heads(norm, epsilon, 0..heads.query, &mut work.qkv)?;
         }
@@ -301,7 +301,7 @@ impl<O: Ops> Experts<O> {
         (networks, mixture): (&mut [Inner<O>], &mut Mixture<O>),
         out: &mut O::Buffer,
     ) -> Result<(), OpsError> {
-        self.router.apply(ops, x, &mut mixture.logits)?;
+        self.router.apply_fine(ops, x, &mut mixture.logits)?;
         let routes = ops.route(&mixture.logits, &self.routing)?;
         ops.zero(routes.len(), out)?;
         for (number, network) in self.networks.iter().enumerate() {
@@ -334,6 +334,16 @@ impl<O: Ops> Experts<O> {
 impl<O: Ops> Projection<O> {
     fn apply(&self, ops: &mut O, x: &O::Buffer, out: &mut O::Buffer) -> Result<(), OpsError> {
         ops.linear(x, &self.weight, out)?;
+        self.add_bias(ops, out)
+    }
+
+    /// With finer activations, where the error of a result is magnified by what follows.
+    fn apply_fine(&self, ops: &mut O, x: &O::Buffer, out: &mut O::Buffer) -> Result<(), OpsError> {
+        ops.linear_fine(x, &self.weight, out)?;
+        self.add_bias(ops, out)
+    }
+
+    fn add_bias(&self, ops: &mut O, out: &mut O::Buffer) -> Result<(), OpsError> {
         match &self.bias {
             Some(bias) => ops.add_bias(bias, out),
             None => Ok(()),

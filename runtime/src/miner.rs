@@ -35,6 +35,8 @@ pub struct MineConfig {
     pub batch_sequences_max: u32,
     /// Rows of one step.
     pub step_tokens_max: u32,
+    /// Draft tokens of one step; 0 turns speculation off.
+    pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
 }
@@ -180,17 +182,18 @@ fn limits(
     if blocks == 0 {
         return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed: block });
     }
-    let step_tokens_max = config.step_tokens_max.max(config.batch_sequences_max);
-    let work =
-        Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, config.batch_sequences_max as usize);
-    tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
-    Ok(BatchLimits {
+    let limits = BatchLimits {
         sequences_max: config.batch_sequences_max,
-        step_tokens_max,
+        step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
         step_target: kind.step_target(),
+        drafts_max: config.drafts_max,
         kv_blocks: blocks as u32,
         context_tokens: (spec.context_tokens as u64).min(blocks * KV_BLOCK_TOKENS as u64) as u32,
-    })
+    };
+    let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
+    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
+    tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
+    Ok(limits)
 }
 
 #[derive(Debug)]

@@ -143,7 +143,10 @@ fn linear_in_all_formats_and_ragged_shapes() {
                     let mut out = ops.buffer(tokens + 1, rows + 11).unwrap();
                     ops.linear(&x, &w, &mut out).unwrap();
                     ops.linear_add(&x, &w, &mut out).unwrap();
-                    ops.read(&out).unwrap()
+                    let mut both = ops.read(&out).unwrap();
+                    ops.linear_fine(&x, &w, &mut out).unwrap();
+                    both.extend(ops.read(&out).unwrap());
+                    both
                 });
             }
         }

@@ -12,7 +12,8 @@
 //!
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
 //! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
-//! and holds nobody else up.
+//! and holds nobody else up. Where rows are cheap and the next tokens can be guessed, a decoding sequence gets a row for
+//! each guess (`speculation`).
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
@@ -56,10 +57,19 @@ pub struct BatchLimits {
     pub step_tokens_max: u32,
     /// How long a step should take: prompts are cut so that those who are decoding wait about so long.
     pub step_target: Duration,
+    /// Draft tokens of one step, of all its sequences together; 0 where nothing is speculated on.
+    pub drafts_max: u32,
     /// KV blocks of the device.
     pub kv_blocks: u32,
     /// Longest sequence.
     pub context_tokens: u32,
+}
+
+impl BatchLimits {
+    /// Draws of one step at most: one a sequence, and one a draft.
+    pub fn draws_max(&self) -> u32 {
+        self.sequences_max + self.drafts_max
+    }
 }
 
 /// What a batch has done since it began.
@@ -75,6 +85,10 @@ pub struct BatchStats {
     pub rows_discarded: u64,
     /// Blocks with content that were overwritten.
     pub evictions: u64,
+    /// Draft tokens computed.
+    pub drafts: u64,
+    /// Of these, how many were drawn.
+    pub drafts_accepted: u64,
 }
 
 /// The sequences of one replica.

@@ -58,6 +58,14 @@ impl StepBudget {
         self.rows
     }
 
+    /// What one more row in a step costs, in tokens: the time that it takes, in which a step of `decodes` rows draws so
+    /// many. `None` before there was anything to tell it from.
+    pub fn row_price(&self, decodes: u32) -> Option<f64> {
+        let (slope, rows) = (self.slope.is_some().then(|| self.slope())?, f64::from(decodes));
+        // Nothing takes no time but in tests, where a row is free.
+        Some(slope * rows / self.expected_s(rows).max(f64::MIN_POSITIVE))
+    }
+
     /// How long a step of `rows` rows takes, as far as is known.
     pub fn expected(&self, rows: u32) -> Option<Duration> {
         (self.steps > 0).then(|| Duration::try_from_secs_f64(self.expected_s(f64::from(rows))).unwrap_or(Duration::MAX))

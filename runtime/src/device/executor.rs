@@ -108,7 +108,7 @@ impl<O: Ops> Engine<O> {
     pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
-        let work = Workspace::new(&mut ops, spec, rows, limits.sequences_max as usize)?;
+        let work = Workspace::new(&mut ops, spec, rows, limits.draws_max() as usize)?;
         let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new() })

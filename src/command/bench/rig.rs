@@ -150,6 +150,7 @@ impl Rig {
             sequences_max,
             step_tokens_max,
             step_target: Duration::MAX,
+            drafts_max: 0,
             kv_blocks,
             context_tokens: context,
         };

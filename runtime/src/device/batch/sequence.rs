@@ -1,13 +1,16 @@
 //! One sequence of one assignment: what is known of it, how far it is computed, and which blocks it holds.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span};
 use cuckoo_kernels::sampling::{SamplingParams, TokenCounts};
+use cuckoo_wire::limits::STEP_TOKENS_MAX;
 use cuckoo_wire::message::{Assign, End, Sampling, SequenceId};
 
 use super::plan::{Draw, Placeholder, StepPlan};
 use crate::device::kv_cache::BlockHash;
+use crate::device::speculation::{Acceptance, look_up};
 
 /// One sequence.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(super) struct Sequence {
     /// Names of the full blocks of `tokens`, as far as they were asked for; the chain's root is before them.
     names: Vec<BlockHash>,
     root: BlockHash,
+    /// Whether guesses of its tokens were right.
+    acceptance: Acceptance,
     /// What it holds while it runs.
     pub(super) stay: Stay,
 }
@@ -53,16 +58,21 @@ pub(super) struct Stay {
     /// The newest draw in flight, by its index in its step. While a step is planned there is no other: the draw of
     /// the token after `tokens`.
     pub(super) pending: Option<usize>,
+    /// Whether drafts are in flight behind that draw: how many tokens it will be is not known.
+    pub(super) drafted: bool,
 }
 
 /// What one sequence has in one step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Share {
     /// [`Stay::number`].
     pub(super) stay: u64,
+    /// Rows of known tokens.
     pub(super) rows: u32,
-    /// Index of its draw, if it has one.
-    pub(super) draw: Option<usize>,
+    /// Tokens of the rows after those, which count as far as they are drawn.
+    pub(super) drafts: Vec<u32>,
+    /// Its draws, by index: none, or one after the newest token and one after each draft.
+    pub(super) draws: Range<usize>,
 }
 
 impl Sequence {
@@ -89,6 +99,7 @@ impl Sequence {
             cached: None,
             names: Vec::new(),
             root,
+            acceptance: Acceptance::default(),
             stay: Stay::default(),
         }
     }
@@ -125,11 +136,12 @@ impl Sequence {
 
     /// Whether a row for its newest token can be planned now: the token is known, or will be when the row is computed.
     pub(super) fn can_decode(&self) -> bool {
-        let known = self.stay.pending.is_none() || !is_penalized(&self.params);
+        let known = self.stay.pending.is_none() || !(is_penalized(&self.params) || self.stay.drafted);
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && known
     }
 
-    /// Whether it would decode if only its newest token were known: penalties count that token.
+    /// Whether it would decode if only its newest token were known: penalties count that token, and of drafts in flight
+    /// it is not known how many will be right.
     pub(super) fn waits_for_its_token(&self) -> bool {
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && !self.can_decode()
     }
@@ -142,9 +154,9 @@ impl Sequence {
         }
     }
 
-    /// Whether its blocks hold one more position than is planned.
-    pub(super) fn has_room(&self) -> bool {
-        (self.stay.planned as usize) < self.stay.blocks.len() * KV_BLOCK_TOKENS
+    /// Positions that its blocks hold beyond those that are planned.
+    pub(super) fn room(&self) -> u32 {
+        (self.stay.blocks.len() * KV_BLOCK_TOKENS) as u32 - self.stay.planned
     }
 
     /// Names of the first `blocks` blocks; all of them are full of known tokens.
@@ -161,37 +173,80 @@ impl Sequence {
         self.names((self.known() - 1) / KV_BLOCK_TOKENS as u32)
     }
 
-    /// Adds `rows` rows to the plan, and a draw if they reach the newest token.
-    pub(super) fn take(&mut self, rows: u32, plan: &mut StepPlan) -> Share {
+    /// Guesses of the tokens after the newest one, as many as are worth their rows at `price` and fit the blocks it holds.
+    pub(super) fn drafts(&self, price: f64, most: u32) -> Vec<u32> {
+        // One more token is drawn than is guessed.
+        let wanted = self.max_new.min(self.credit).saturating_sub(self.drawn() + 1);
+        let most = most.min(wanted).min(self.room() - 1).min(STEP_TOKENS_MAX as u32 - 1);
+        // Penalties depend on each token before.
+        if most == 0 || self.stay.pending.is_some() || is_penalized(&self.params) {
+            return Vec::new();
+        }
+        match self.acceptance.worth(price, most as usize) {
+            0 => Vec::new(),
+            worth => look_up(&self.tokens, worth).to_vec(),
+        }
+    }
+
+    /// Adds `rows` rows of known tokens and those of `drafts` to the plan, and draws if they reach the newest token.
+    pub(super) fn take(&mut self, rows: u32, drafts: Vec<u32>, plan: &mut StepPlan) -> Share {
         let (from, to) = (self.stay.planned as usize, (self.stay.planned + rows) as usize);
         let first_row = plan.tokens.len();
-        plan.spans.push(Span { first_row, rows: rows as usize, first_position: from, first_block: plan.blocks.len() });
+        let rows_all = rows as usize + drafts.len();
+        plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block: plan.blocks.len() });
         match self.stay.pending.take() {
             Some(draw) => {
-                assert_eq!((from, rows), (self.tokens.len(), 1), "only the token in flight is unknown");
+                assert_eq!((from, rows_all), (self.tokens.len(), 1), "only the token in flight is unknown");
                 plan.placeholders.push(Placeholder { row: first_row, draw });
                 plan.tokens.push(0);
             }
             None => plan.tokens.extend_from_slice(&self.tokens[from..to]),
         }
-        plan.blocks.extend_from_slice(&self.stay.blocks[..to.div_ceil(KV_BLOCK_TOKENS)]);
+        plan.tokens.extend_from_slice(&drafts);
+        plan.blocks.extend_from_slice(&self.stay.blocks[..(from + rows_all).div_ceil(KV_BLOCK_TOKENS)]);
+        let first_draw = plan.draws.len();
         if to >= self.tokens.len() {
-            self.stay.pending = Some(plan.draws.len());
-            plan.draws.push(Draw {
+            self.stay.pending = Some(first_draw);
+            plan.draws.extend((0..=drafts.len()).map(|ahead| Draw {
                 sequence: self.id,
-                row: plan.tokens.len() - 1,
-                position: to as u64,
+                row: first_row + rows as usize - 1 + ahead,
+                position: (to + ahead) as u64,
                 seed: self.seed,
                 params: self.params.clone(),
                 counts: self.counts.clone(),
-            });
+            }));
         }
         self.stay.planned = to as u32;
-        Share { stay: self.stay.number, rows, draw: self.stay.pending }
+        self.stay.drafted = !drafts.is_empty();
+        Share { stay: self.stay.number, rows, drafts, draws: first_draw..plan.draws.len() }
+    }
+
+    /// Rows of a step are computed: takes in what was drawn after them, as far as the drafts were right. The new tokens,
+    /// and why they are the last ones, if they are.
+    pub(super) fn land(&mut self, share: &Share, drawn: &[u32]) -> (Vec<u32>, Option<End>) {
+        let (mut tokens, mut end) = (Vec::new(), None);
+        for (at, token) in drawn.iter().enumerate() {
+            tokens.push(*token);
+            end = self.push(*token);
+            if end.is_some() || share.drafts.get(at) != Some(token) {
+                break;
+            }
+        }
+        let accepted = tokens.len().saturating_sub(1) as u32;
+        if !drawn.is_empty() {
+            self.acceptance.observe(share.drafts.len(), accepted as usize);
+        }
+        self.stay.computed += share.rows;
+        if self.stay.computed == self.stay.planned {
+            (self.stay.pending, self.stay.drafted) = (None, false);
+        }
+        self.stay.computed += accepted;
+        self.stay.planned += accepted;
+        (tokens, end)
     }
 
     /// Takes a drawn token in; why it is the last one, if it is.
-    pub(super) fn push(&mut self, token: u32) -> Option<End> {
+    fn push(&mut self, token: u32) -> Option<End> {
         self.tokens.push(token);
         if is_penalized(&self.params) {
             Arc::make_mut(&mut self.counts).push_output(token);

@@ -27,9 +27,9 @@ struct Draft {
 }
 
 impl Draft {
-    fn take(&mut self, sequence: &mut Sequence, rows: u32) {
-        self.shares.push(sequence.take(rows, &mut self.plan));
-        self.rows_left -= rows;
+    fn take(&mut self, sequence: &mut Sequence, rows: u32, drafts: Vec<u32>) {
+        self.rows_left -= rows + drafts.len() as u32;
+        self.shares.push(sequence.take(rows, drafts, &mut self.plan));
     }
 }
 
@@ -64,16 +64,40 @@ impl Batch {
         !self.flights.is_empty() && self.running.iter().any(Sequence::waits_for_its_token)
     }
 
-    /// One row for each sequence that decodes, oldest first. All fit: the budget is never below the batch.
+    /// One row for each sequence that decodes, oldest first, and one for each guess that is worth it. All fit: the budget
+    /// is never below the batch.
     fn plan_decodes(&mut self, draft: &mut Draft) {
+        let (mut drafts_left, price) = self.drafts_affordable(draft.rows_left);
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].can_decode() {
                 let Some(here) = self.make_room(at) else { continue };
                 at = here;
-                draft.take(&mut self.running[at], 1);
+                self.make_room_for_drafts(at, drafts_left);
+                let drafts = self.running[at].drafts(price, drafts_left);
+                drafts_left -= drafts.len() as u32;
+                draft.take(&mut self.running[at], 1, drafts);
             }
             at += 1;
+        }
+    }
+
+    /// How many guesses a step of `rows` rows may hold, and what each costs in tokens: none where a prompt could use the
+    /// rows.
+    fn drafts_affordable(&self, rows: u32) -> (u32, f64) {
+        let decodes = self.running.iter().filter(|s| s.can_decode()).count() as u32;
+        let prompts = !self.waiting.is_empty() || self.running.iter().any(|s| s.rows_to_prefill() > 1);
+        match self.budget.row_price(decodes) {
+            Some(price) if !prompts => (self.limits.drafts_max.min(rows.saturating_sub(decodes)), price),
+            _ => (0, f64::INFINITY),
+        }
+    }
+
+    /// Another block for a sequence whose guesses may not fit the last one, if there is one that nobody holds.
+    fn make_room_for_drafts(&mut self, at: usize, drafts: u32) {
+        let sequence = &mut self.running[at];
+        if drafts > 0 && sequence.room() <= drafts && (sequence.stay.blocks.len() as u32) < sequence.reserved {
+            sequence.stay.blocks.extend(self.cache.allocate());
         }
     }
 
@@ -85,7 +109,7 @@ impl Batch {
             }
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
             if rows > 0 {
-                draft.take(sequence, rows);
+                draft.take(sequence, rows, Vec::new());
             }
         }
     }
@@ -94,7 +118,7 @@ impl Batch {
     /// if it had to give up its own. Cached blocks that nobody holds go first, then those of whoever can use them
     /// least: who cannot run for lack of credit, then who came last.
     fn make_room(&mut self, mut at: usize) -> Option<usize> {
-        while !self.running[at].has_room() {
+        while self.running[at].room() == 0 {
             if let Some(block) = self.cache.allocate() {
                 self.running[at].stay.blocks.push(block);
                 continue;
@@ -131,7 +155,7 @@ impl Batch {
             let mut sequence = self.waiting.remove(at).expect("found there");
             self.settle_in(&mut sequence);
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
-            draft.take(&mut sequence, rows);
+            draft.take(&mut sequence, rows, Vec::new());
             self.running.push(sequence);
         }
     }
@@ -158,7 +182,7 @@ impl Batch {
         }
         let is_first = sequence.cached.is_none();
         sequence.stay =
-            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, pending: None };
+            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, ..Stay::default() };
         if is_first {
             sequence.cached = Some(computed);
             self.stats.prefix_lookup_tokens += u64::from(sequence.known());
@@ -177,19 +201,19 @@ impl Batch {
         drop(plan);
         for share in flight.shares {
             match self.running.binary_search_by_key(&share.stay, |s| s.stay.number) {
-                Ok(at) => self.land(at, share.rows, share.draw.map(|draw| drawn[draw])),
-                Err(_) => self.stats.rows_discarded += u64::from(share.rows),
+                Ok(at) => self.land(at, &share, &drawn[share.draws.clone()]),
+                Err(_) => self.stats.rows_discarded += u64::from(share.rows) + share.drafts.len() as u64,
             }
         }
     }
 
     /// Rows of a running sequence are computed: blocks that they filled get names, and it goes on or ends.
-    fn land(&mut self, at: usize, rows: u32, token: Option<u32>) {
+    fn land(&mut self, at: usize, share: &Share, drawn: &[u32]) {
         let sequence = &mut self.running[at];
-        sequence.stay.computed += rows;
-        if sequence.stay.computed == sequence.stay.planned {
-            sequence.stay.pending = None;
-        }
+        let first = sequence.drawn();
+        let (tokens, end) = sequence.land(share, drawn);
+        self.stats.drafts += share.drafts.len() as u64;
+        self.stats.drafts_accepted += tokens.len().saturating_sub(1) as u64;
         let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
         for i in sequence.stay.published..full {
             let name = sequence.names(full)[i as usize];
@@ -197,14 +221,11 @@ impl Batch {
             *block = self.cache.publish(*block, name);
         }
         sequence.stay.published = full;
-        let Some(token) = token else { return };
-        let (id, first) = (sequence.id, sequence.drawn());
-        match sequence.push(token) {
-            None => self.news.push(StepItem { sequence: id, first, tokens: vec![token], end: None }),
-            Some(end) => {
-                let sequence = self.running.remove(at);
-                self.retire(sequence, vec![token], end);
-            }
+        if let Some(end) = end {
+            let sequence = self.running.remove(at);
+            self.retire(sequence, tokens, end);
+        } else if !tokens.is_empty() {
+            self.news.push(StepItem { sequence: sequence.id, first, tokens, end });
         }
     }
 

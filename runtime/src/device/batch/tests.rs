@@ -4,6 +4,8 @@
 mod ahead;
 /// Blocks: shared, evicted, taken away.
 mod blocks;
+/// Tokens guessed and computed ahead.
+mod drafts;
 /// A device without a model.
 mod fake;
 /// Everything at once.
@@ -20,6 +22,7 @@ const LIMITS: BatchLimits = BatchLimits {
     sequences_max: 3,
     step_tokens_max: 8,
     step_target: Duration::MAX,
+    drafts_max: 0,
     kv_blocks: 12,
     context_tokens: 100,
 };
@@ -166,6 +169,7 @@ fn prompts_are_cut_to_the_time_that_a_step_may_take() {
         sequences_max: 4,
         step_tokens_max: 64,
         step_target: target,
+        drafts_max: 0,
         kv_blocks: 1_000,
         context_tokens: 8_000,
     };

@@ -50,6 +50,7 @@ impl Bench {
             sequences_max: 4,
             step_tokens_max: 64,
             step_target: Duration::MAX,
+            drafts_max: 0,
             kv_blocks: 64,
             context_tokens: 1_000,
         };

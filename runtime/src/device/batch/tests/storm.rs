@@ -31,6 +31,7 @@ impl Storm {
             sequences_max,
             step_tokens_max: sequences_max + choices.between(0, 40),
             step_target: Duration::from_millis(choices.below(40)),
+            drafts_max: [0, choices.between(1, 12)][choices.below(2) as usize],
             kv_blocks,
             context_tokens: 160,
         };
@@ -87,6 +88,7 @@ impl Storm {
         let rows: usize = plan.spans.iter().map(|s| s.rows).sum();
         assert!(rows == plan.tokens.len() && rows <= self.limits.step_tokens_max as usize);
         assert!(plan.spans.len() <= self.limits.sequences_max as usize);
+        assert!(plan.draws.len() <= self.limits.draws_max() as usize);
         for placeholder in &plan.placeholders {
             let draw = plan.draws.iter().find(|d| d.row == placeholder.row).unwrap();
             assert_eq!(draw.params.presence_penalty, 0.0, "penalties need the token");
@@ -103,7 +105,9 @@ impl Storm {
 
     fn apply(&mut self) {
         if let Some((plan, drawn)) = self.computed.pop_front() {
-            let took = Duration::from_micros(500 + plan.tokens.len() as u64 * self.choices.between(100, 900) as u64);
+            // Where tokens are guessed rows are cheap, or nothing would be.
+            let row_us = if self.limits.drafts_max > 0 { 10 } else { self.choices.between(100, 900) };
+            let took = Duration::from_micros(500 + plan.tokens.len() as u64 * u64::from(row_us));
             self.batch.apply(plan, &drawn, took);
         }
     }
@@ -201,11 +205,14 @@ fn storms_change_no_token_and_lose_nothing() {
         total.prefix_hit_tokens += stats.prefix_hit_tokens;
         total.rows_discarded += stats.rows_discarded;
         total.evictions += stats.evictions;
+        total.drafts += stats.drafts;
+        total.drafts_accepted += stats.drafts_accepted;
         finished += storm.finished;
         cancelled += storm.cancelled;
     }
     println!("{finished} finished, {cancelled} cancelled, {total:?}");
     assert!(finished > 20_000 && cancelled > 2_000, "it was a real test");
     assert!(total.preemptions > 500 && total.prefix_hit_tokens > 50_000);
+    assert!(total.drafts_accepted > 1_000 && total.drafts - total.drafts_accepted > 1_000);
     assert!(total.rows_discarded > 5_000 && total.evictions > 20_000);
 }
