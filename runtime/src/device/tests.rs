@@ -16,6 +16,7 @@ const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     kv_blocks: 64,
     context_tokens: 1_000,
+    drafts_max: 0,
 };
 
 /// Draws ones, once the test lets each step end: until then it blocks its thread, as a lost device would.
