@@ -164,7 +164,7 @@ fn sample(c: &mut Criterion) {
         group.bench_function(*name, |b| {
             b.iter(|| {
                 position += 1;
-                let request = SampleRequest { row: 0, params, seed: 1, position, counts: &counts };
+                let request = SampleRequest { row: 0, params, seed: 1, position, counts: &counts, allowed: None };
                 black_box(ops.sample(&x, &[request]))
             });
         });

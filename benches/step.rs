@@ -51,6 +51,7 @@ fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
         credit: u32::MAX,
         blocks: Assign::blocks_for(prompt_tokens, max_new, 16),
         cache_salt: [0; 16],
+        constraint: None,
     }
 }
 

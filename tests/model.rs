@@ -164,6 +164,7 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sam
         credit: 10_000,
         blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
         cache_salt: [0; 16],
+        constraint: None,
         tokens: tokens.to_vec(),
     }
 }

@@ -37,9 +37,9 @@ const PRICE: Price = Price { input_per_mtok: 1_000_000, output_per_mtok: 2 };
 
 #[test]
 fn calls_have_these_bytes() {
-    snapshot(&Call::Models, "0201");
+    snapshot(&Call::Models, "0301");
     let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
-    snapshot(&wallet, "020201016b03");
+    snapshot(&wallet, "030201016b03");
     let chat = Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]);
     let generate = |prompt| {
         Call::Generate(Generate {
@@ -51,24 +51,25 @@ fn calls_have_these_bytes() {
             max_tokens: Some(5),
             ignore_eos: true,
             max_price: Some(PRICE),
+            constraint: Some(Constraint::Regex("a".into())),
         })
     };
-    let tail = format!("{SAMPLING}0101780105010 1c0843d02").replace(' ', "");
-    snapshot(&generate(chat), &format!("0200016b016d00010475736572026869{tail}"));
-    snapshot(&generate(Prompt::Text("hi".into())), &format!("0200016b016d01026869{tail}"));
-    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0200016b016d020201ac02{tail}"));
+    let tail = format!("{SAMPLING}0101780105010 1c0843d02 01020161").replace(' ', "");
+    snapshot(&generate(chat), &format!("0300016b016d00010475736572026869{tail}"));
+    snapshot(&generate(Prompt::Text("hi".into())), &format!("0300016b016d01026869{tail}"));
+    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0300016b016d020201ac02{tail}"));
 }
 
 #[test]
 fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
-    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0200{}04", "09".repeat(16)));
-    snapshot(&Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into() }, "02010102050602c3a9");
+    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0300{}04", "09".repeat(16)));
+    snapshot(&Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into() }, "03010102050602c3a9");
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
-    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "02020101020304050607");
+    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "03020101020304050607");
     let refusal = Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()) };
-    snapshot(&Reply::Refused(refusal), "02030b016d010170");
+    snapshot(&Reply::Refused(refusal), "03030b016d010170");
     let info = ModelInfo {
         name: "m".into(),
         context_tokens: 1,
@@ -80,7 +81,7 @@ fn replies_have_these_bytes() {
         replicas: 4,
         lowest_ask: None,
     };
-    snapshot(&Reply::Models(vec![info]), &format!("020401016d010171016c{}02030400", "08".repeat(32)));
+    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400", "08".repeat(32)));
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -90,12 +91,12 @@ fn replies_have_these_bytes() {
         request: Some(id),
     };
     let wallet = Wallet { balances: vec![("a".into(), -3)], entries: vec![entry] };
-    snapshot(&Reply::Wallet(wallet), &format!("02050101610501010161016204016b01{}", "09".repeat(16)));
+    snapshot(&Reply::Wallet(wallet), &format!("03050101610501010161016204016b01{}", "09".repeat(16)));
 }
 
 #[test]
 fn a_miners_messages_have_these_bytes() {
-    snapshot(&Hello { name: "n".into(), program: "p".into() }, "02016e0170");
+    snapshot(&Hello { name: "n".into(), program: "p".into() }, "03016e0170");
     let offer = Offer {
         replica: ReplicaId(1),
         weights: WeightsHash([2; 32]),
@@ -104,22 +105,22 @@ fn a_miners_messages_have_these_bytes() {
         ask: PRICE,
         window: Window { sequences: 4, blocks: 300 },
     };
-    snapshot(&ReplicaFrame::Offer(offer), &format!("020001{}0310c0843d0204ac02", "02".repeat(32)));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac02", "02".repeat(32)));
     let item = |end| StepItem { sequence: SequenceId(1), first: 2, tokens: vec![3], end };
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
     snapshot(
         &ReplicaFrame::Step(step),
-        "02010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str(),
+        "03010102030403010201030001020103010001020103010301 66".replace(' ', "").as_str(),
     );
-    snapshot(&ReplicaFrame::Drain, "0202");
+    snapshot(&ReplicaFrame::Drain, "0302");
 }
 
 #[test]
 fn messages_to_a_miner_have_these_bytes() {
-    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "02000173");
+    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "03000173");
     let refusal = Refusal::new(RefusalCode::NotAllowed, "no");
-    snapshot(&ToMiner::Refused(refusal), "020108026e6f00");
+    snapshot(&ToMiner::Refused(refusal), "030108026e6f00");
     let (replica, sequence) = (ReplicaId(1), SequenceId(2));
     let assign = Assign {
         replica,
@@ -133,11 +134,15 @@ fn messages_to_a_miner_have_these_bytes() {
         credit: 64,
         blocks: 8,
         cache_salt: [9; 16],
+        constraint: Some(Constraint::Choice(vec!["a".into(), "b".into()])),
     };
     let salt = "09".repeat(16);
-    snapshot(&ToMiner::Assign(assign), &format!("0202010202030401 05{SAMPLING}0601074008{salt}").replace(' ', ""));
-    snapshot(&ToMiner::Cancel { replica, sequence }, "02030102");
-    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "020401028001");
+    snapshot(
+        &ToMiner::Assign(assign),
+        &format!("0302010202030401 05{SAMPLING}0601074008{salt} 01030201610162").replace(' ', ""),
+    );
+    snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
+    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
 }
 
 #[test]

@@ -7,12 +7,14 @@
 //! The noise of a token: word `token % 4` of `philox(key = seed, counter = (position low, position high, token / 4, 0))`,
 //! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`.
 
+mod mask;
 mod nucleus;
 mod philox;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+pub use self::mask::TokenMask;
 use self::nucleus::nucleus;
 use self::philox::philox;
 use crate::ops::OpsError;
@@ -66,6 +68,8 @@ pub struct SampleRequest<'a> {
     pub position: u64,
     /// What the sequence holds so far; only penalties read it.
     pub counts: &'a TokenCounts,
+    /// The tokens that may be drawn; `None` where any may.
+    pub allowed: Option<&'a TokenMask>,
 }
 
 /// A drawn token.
@@ -112,7 +116,7 @@ impl Candidate {
 
 /// Draws one token from a row of logits.
 ///
-/// In this order: bias, repetition penalty, presence and frequency penalties; greedy if the temperature is 0; then
+/// In this order: bias, mask, repetition penalty, presence and frequency penalties; greedy if the temperature is 0; then
 /// temperature, top-k, top-p (of what top-k left), min-p, and the noise.
 ///
 /// # Errors
@@ -135,13 +139,13 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
     Ok(Sampled { token })
 }
 
-/// The logits after bias and penalties; borrowed if there are none.
+/// The logits after bias, mask and penalties; borrowed if there are none.
 fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Cow<'a, [f32]> {
     let p = request.params;
     let penalties = p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
     let penalized = penalties && !request.counts.output.is_empty();
     let mut logits = Cow::Borrowed(logits);
-    if p.logit_bias.is_empty() && !penalized {
+    if p.logit_bias.is_empty() && !penalized && request.allowed.is_none() {
         return logits;
     }
     let values = logits.to_mut();
@@ -149,6 +153,9 @@ fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Cow<'a, [f32]
         if let Some(logit) = values.get_mut(token as usize) {
             *logit += bias;
         }
+    }
+    if let Some(allowed) = request.allowed {
+        allowed.apply(values);
     }
     if penalized {
         for (&token, &count) in &request.counts.output {

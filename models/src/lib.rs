@@ -30,10 +30,13 @@ pub mod tokenizer;
 
 pub mod template;
 
+pub mod constraint;
+
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
 pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
+pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
 pub use manifest::{Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};

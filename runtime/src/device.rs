@@ -8,9 +8,11 @@
 mod batch;
 mod batcher;
 mod budget;
+mod constraints;
 mod executor;
 mod kv_cache;
 mod kv_plan;
+mod masks;
 mod speculation;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -33,6 +35,7 @@ pub use budget::StepBudget;
 pub use executor::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache};
 pub use kv_plan::{GroupPlan, KvPlan};
+pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
 pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
@@ -58,6 +61,14 @@ impl DeviceKind {
     pub(crate) fn step_target(self) -> Duration {
         match self {
             Self::Cpu { .. } => Duration::from_millis(60),
+        }
+    }
+
+    /// Threads that compute the masks of constrained sequences while a step is computed.
+    fn mask_threads(self) -> usize {
+        match self {
+            // A mask takes a hundredth of a step, so one thread serves many sequences and takes little from the others.
+            Self::Cpu { threads } => threads.div_ceil(8),
         }
     }
 
@@ -105,6 +116,11 @@ impl DeviceConfig {
         Arc::new(move || args.load())
     }
 
+    fn read_tokenizer(&self) -> constraints::ReadTokenizer {
+        let gguf = self.gguf.clone();
+        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
+    }
+
     fn offer(&self) -> Offer {
         Offer {
             replica: ReplicaId(0),
@@ -134,15 +150,25 @@ pub(crate) struct DeviceArgs {
     kv: KvPlan,
     steps_in_flight: usize,
     offer: Offer,
+    read_tokenizer: constraints::ReadTokenizer,
+    mask_threads: usize,
     link: ActorRef<LinkMsg>,
 }
 
 impl DeviceArgs {
     /// The device `index` of a miner, which is offered on `link`.
     pub(crate) fn new(index: usize, config: &DeviceConfig, link: ActorRef<LinkMsg>) -> Self {
-        let (load, offer) = (config.load(), config.offer());
-        let (limits, kv) = (config.limits, config.kv.clone());
-        Self { index, load, limits, kv, steps_in_flight: config.kind.steps_in_flight(), offer, link }
+        Self {
+            index,
+            load: config.load(),
+            limits: config.limits,
+            kv: config.kv.clone(),
+            steps_in_flight: config.kind.steps_in_flight(),
+            offer: config.offer(),
+            read_tokenizer: config.read_tokenizer(),
+            mask_threads: config.kind.mask_threads(),
+            link,
+        }
     }
 }
 
@@ -224,6 +250,8 @@ impl Pair {
             kv: args.kv.clone(),
             steps_in_flight: args.steps_in_flight,
             offer: args.offer.clone(),
+            read_tokenizer: args.read_tokenizer.clone(),
+            mask_threads: args.mask_threads,
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;

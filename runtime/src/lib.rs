@@ -22,7 +22,7 @@ mod miner;
 
 pub use device::{
     Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, GroupPlan, HOLE, KvCache,
-    KvPlan, Placeholder, STEPS_IN_FLIGHT_MAX, StepBudget, StepPlan,
+    KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, SharedMatcher, StepBudget, StepPlan,
 };
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

@@ -1,24 +1,25 @@
 //! One request, from its prompt to its settlement: a function, shared by both doors.
 //!
 //! ```text
-//! check ▶ whose key ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
+//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
 //!                                                          ▲          │ miner lost: prompt + accepted tokens
 //!                                                          └──────────┘
 //! ```
 //!
 //! The developer may go at any point: what was delivered is settled, the rest of the hold returns. Nothing that a miner
-//! claims is taken for granted: tokens are counted, stops are recognized and limits are kept here.
+//! claims is taken for granted: tokens are counted, held against the constraint, stops are recognized and limits are kept here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId, Sampling,
-    SequenceId, Usage,
+    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId,
+    Sampling, SequenceId, Usage,
 };
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
+use crate::constraint::{self, Judge};
 use crate::dispatcher::{Need, Placed};
 use crate::gateway::miner::News;
 use crate::ledger::{Attempt, Settlement};
@@ -73,6 +74,7 @@ impl Market {
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
         prompt::check_bias(&model, &request.sampling)?;
+        let judge = constraint::judge(self, &model, request.constraint.as_ref()).await?;
         let tokens = prompt::tokens(self, &model, &request.prompt).await?;
         let prompt_tokens = tokens.len() as u32;
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
@@ -89,6 +91,8 @@ impl Market {
             stop_tokens: if request.ignore_eos { Vec::new() } else { model.stop_tokens() },
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
+            constraint: request.constraint,
+            judge,
             attempts: Vec::new(),
             model,
             tokens,
@@ -122,6 +126,8 @@ struct Job {
     seed: u64,
     stop_tokens: Vec<u32>,
     cache_salt: [u8; 16],
+    constraint: Option<Constraint>,
+    judge: Option<Judge>,
     output: Output,
     attempts: Vec<Attempt>,
     began: Instant,
@@ -211,6 +217,7 @@ impl Job {
             seed: self.seed,
             stop_tokens: self.stop_tokens.clone(),
             cache_salt: self.cache_salt,
+            constraint: self.constraint.clone(),
         };
         (need, assign)
     }
@@ -222,6 +229,10 @@ impl Job {
         let mut text = String::new();
         let mut taken = Vec::with_capacity(tokens.len());
         for token in tokens {
+            let allowed = self.judge.as_mut().is_none_or(|judge| judge.accept(token));
+            if !allowed {
+                return Some(Outcome::Lost("the miner sent a token that the constraint does not allow".to_owned()));
+            }
             if reason.is_some() || token as usize >= self.model.tokenizer().vocab_len() {
                 return Some(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of every message in this crate; the byte before each message. Peers of another version are told so.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Bytes before a frame's body: its length as `u32`, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;
@@ -30,6 +30,10 @@ pub const STOP_BYTES_MAX: usize = 64;
 pub const LOGIT_BIAS_MAX: usize = 1_024;
 /// Stop token ids of an assignment.
 pub const STOP_TOKENS_MAX: usize = 64;
+/// UTF-8 bytes of a constraint: a schema, a regular expression, a grammar, or all choices together.
+pub const CONSTRAINT_BYTES_MAX: usize = 64 << 10;
+/// Texts to choose from.
+pub const CONSTRAINT_CHOICES_MAX: usize = 1_024;
 /// Bytes of a name: a model's, a miner's.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -70,9 +74,12 @@ pub const NANO_PER_CREDIT: u64 = 1_000_000_000;
 pub const PRICE_PER_MTOK_MAX: u64 = 1_000 * NANO_PER_CREDIT;
 
 // A token id takes at most 5 bytes as a postcard varint; 4 KiB are left for everything else.
-const _: () = assert!(PROMPT_TOKENS_MAX * 5 + 4_096 + LOGIT_BIAS_MAX * 9 <= ASSIGN_FRAME_BYTES_MAX);
+const _: () = assert!(
+    PROMPT_TOKENS_MAX * 5 + 4_096 + LOGIT_BIAS_MAX * 9 + CONSTRAINT_BYTES_MAX + CONSTRAINT_CHOICES_MAX * 3
+        <= ASSIGN_FRAME_BYTES_MAX
+);
 // A prompt in bytes leaves room in a call for roles, stops, biases and keys.
-const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX);
+const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX && CONSTRAINT_BYTES_MAX * 4 <= PROMPT_BYTES_MAX);
 // A prompt of token ids fits too.
 const _: () = assert!(PROMPT_TOKENS_MAX * 5 + 64 * 1024 <= CALL_FRAME_BYTES_MAX);
 // Every sequence of a replica may end in one step: id (10), index (5), token (5), and a reason of some 130 bytes.

@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::PeerId;
 mod check;
+mod constraint;
 mod price;
 mod print;
 
 pub use check::Invalid;
+pub use constraint::Constraint;
 
 // ---------------------------------------------------------------- words that both legs use
 
@@ -155,6 +157,8 @@ pub struct Generate {
     pub ignore_eos: bool,
     /// Use only miners that ask at most this.
     pub max_price: Option<Price>,
+    /// What the output must look like.
+    pub constraint: Option<Constraint>,
 }
 
 /// An API key in the clear; never printed.
@@ -440,6 +444,8 @@ pub struct Assign {
     /// Only sequences of equal salt share cached blocks: how fast a prompt is answered must not tell one account what
     /// another has asked. All zeros share with all zeros.
     pub cache_salt: [u8; 16],
+    /// What the tokens after the prompt must look like, those accepted from an earlier miner included.
+    pub constraint: Option<Constraint>,
 }
 
 impl Assign {

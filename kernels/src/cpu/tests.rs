@@ -303,8 +303,12 @@ fn sampling_is_the_same_on_every_backend() {
     let logits = Random(8).values(5 * 1024);
     let params = crate::sampling::SamplingParams { temperature: 0.7, top_p: 0.95, ..Default::default() };
     let counts = crate::sampling::TokenCounts::default();
+    let mask: crate::sampling::TokenMask = (0..1024).filter(|t| t % 7 == 3).collect();
     let requests: Vec<_> = (0..40)
-        .map(|i| SampleRequest { row: i % 5, params: &params, seed: 9, position: i as u64, counts: &counts })
+        .map(|i| {
+            let allowed = (i % 3 == 0).then_some(&mask);
+            SampleRequest { row: i % 5, params: &params, seed: 9, position: i as u64, counts: &counts, allowed }
+        })
         .collect();
     agree!(f64::MIN_POSITIVE, ops => {
         let logits = upload(ops, &logits, 1024);

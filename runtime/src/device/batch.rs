@@ -12,8 +12,8 @@
 //!
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
 //! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
-//! and holds nobody else up. Where rows are cheap and the next tokens can be guessed, a decoding sequence gets a row for
-//! each guess (`speculation`).
+//! and holds nobody else up; so does one whose constraint is being compiled. Where rows are cheap and the next tokens can
+//! be guessed, a decoding sequence gets a row for each guess (`speculation`).
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
@@ -46,6 +46,8 @@ const BLOCKS_GRANTED_PER_BLOCK: u64 = 2;
 /// Steps that may be planned and not applied: one that is computed, and one behind it that needs no planning when the
 /// first is done.
 pub const STEPS_IN_FLIGHT_MAX: usize = 2;
+/// Of the reason why a sequence failed, so much is told: many may fail in one step.
+const REASON_CHARS_MAX: usize = 120;
 /// Rows that a step may have beyond one a sequence, however long it takes: a prompt must get through.
 const PROMPT_ROWS_MIN: u32 = KV_BLOCK_TOKENS as u32;
 
@@ -230,12 +232,33 @@ impl Batch {
     /// Ends a sequence; unknown ones have ended already. Its blocks are free at once: a step in flight that still writes
     /// to them is computed before any step that uses them for somebody else.
     pub fn cancel(&mut self, id: SequenceId) {
+        self.end(id, End::Cancelled);
+    }
+
+    /// Ends a sequence that cannot go on, like [`Batch::cancel`].
+    pub fn fail(&mut self, id: SequenceId, why: &str) {
+        self.end(id, End::Failed(why.chars().take(REASON_CHARS_MAX).collect()));
+    }
+
+    /// Whether a sequence waits for [`Batch::constraint_is_ready`], or for [`Batch::fail`].
+    pub fn is_compiling(&self, id: SequenceId) -> bool {
+        self.waiting.iter().any(|s| s.id == id && s.is_compiling())
+    }
+
+    /// A sequence's constraint is compiled, for all the tokens that it was assigned with: it may run.
+    pub fn constraint_is_ready(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.waiting.iter_mut().find(|s| s.id == id) {
+            sequence.constraint_is_ready();
+        }
+    }
+
+    fn end(&mut self, id: SequenceId, end: End) {
         let sequence = match self.waiting.iter().position(|s| s.id == id) {
             Some(at) => self.waiting.remove(at),
             None => self.running.iter().position(|s| s.id == id).map(|at| self.running.remove(at)),
         };
         if let Some(sequence) = sequence {
-            self.retire(sequence, Vec::new(), End::Cancelled);
+            self.retire(sequence, Vec::new(), end);
         }
     }
 

@@ -8,8 +8,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{Batch, BatchLimits, StepPlan};
+use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::executor::ExecutorMsg;
 use super::kv_plan::KvPlan;
+use super::masks::PendingMask;
 use super::watchdog::{WATCH_INTERVAL, Watchdog};
 
 /// How soon a full outlet is tried again.
@@ -36,6 +38,8 @@ pub(crate) enum BatcherMsg {
     Stepped {
         /// What was computed.
         plan: StepPlan,
+        /// The masks that it was drawn with.
+        masks: Vec<Option<PendingMask>>,
         /// One token for each draw.
         drawn: Vec<u32>,
         /// How long it took.
@@ -43,6 +47,8 @@ pub(crate) enum BatcherMsg {
     },
     /// Look whether the executor gets anywhere, and tell the scheduler if it does.
     Watch,
+    /// A constraint is compiled, or cannot be.
+    Compiled(Compiled),
     /// The outlet was full; try again.
     Retry,
     /// Accept nothing more, and tell when all sequences have ended.
@@ -59,6 +65,10 @@ pub(super) struct BatcherArgs {
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
     pub(super) offer: Offer,
+    /// For constraints.
+    pub(super) read_tokenizer: ReadTokenizer,
+    /// Threads that compute masks.
+    pub(super) mask_threads: usize,
 }
 
 pub(super) struct Batcher;
@@ -66,6 +76,7 @@ pub(super) struct Batcher;
 pub(super) struct State {
     args: BatcherArgs,
     batch: Batch,
+    constraints: Constraints,
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
@@ -97,6 +108,7 @@ impl Actor for Batcher {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
             batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
+            constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
             unsent: None,
@@ -118,15 +130,16 @@ impl Actor for Batcher {
         match message {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.batch.assign(assign),
+            BatcherMsg::Assign(assign) => state.assign(assign, &me),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
-            BatcherMsg::Stepped { plan, drawn, took } => state.stepped(plan, &drawn, took),
+            BatcherMsg::Stepped { plan, masks, drawn, took } => state.stepped(plan, &masks, &drawn, took),
             BatcherMsg::Watch => {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
                 state.tell_of_progress(&me);
             }
+            BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -150,16 +163,47 @@ impl State {
         self.unsent = None;
         self.untold = false;
         self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
+        self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
 
+    /// A sequence with a constraint waits in the batch until that is compiled.
+    fn assign(&mut self, assign: Assign, me: &ActorRef<BatcherMsg>) {
+        let sequence = assign.sequence;
+        self.batch.assign(assign.clone());
+        if self.batch.is_compiling(sequence)
+            && let Err(why) = self.constraints.compile(&assign, me)
+        {
+            self.batch.fail(sequence, &why);
+        }
+    }
+
+    fn compiled(&mut self, compiled: Compiled) {
+        let sequence = compiled.sequence;
+        // Somebody who was cancelled meanwhile has nothing to be told.
+        if !self.batch.is_compiling(sequence) {
+            return;
+        }
+        match self.constraints.compiled(compiled) {
+            None => {}
+            Some(Ok(())) => self.batch.constraint_is_ready(sequence),
+            Some(Err(why)) => self.batch.fail(sequence, &why),
+        }
+    }
+
     /// Steps come back in the order in which they were launched, so those of a lost connection come first.
-    fn stepped(&mut self, plan: StepPlan, drawn: &[u32], took: Duration) {
+    fn stepped(&mut self, plan: StepPlan, masks: &[Option<PendingMask>], drawn: &[u32], took: Duration) {
         self.watchdog.landed(now());
         match self.steps_void.checked_sub(1) {
             Some(left) => self.steps_void = left,
             None => {
                 self.steps -= 1;
+                // What was drawn for a sequence without its mask is nobody's.
+                for (draw, mask) in plan.draws.iter().zip(masks) {
+                    if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
+                        self.batch.fail(draw.sequence, &why);
+                    }
+                }
                 self.batch.apply(plan, drawn, took);
                 self.untold = true;
             }
@@ -176,6 +220,7 @@ impl State {
             return;
         }
         let items = self.batch.take_news();
+        items.iter().filter(|i| i.end.is_some()).for_each(|i| self.constraints.remove(i.sequence));
         if !items.is_empty() || self.batch.window() != self.announced {
             self.send_step(&outlet, items, me);
         }
@@ -221,7 +266,8 @@ impl State {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
             self.watchdog.launched(rows, self.batch.expected(rows as u32), now());
-            self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
+            let masks = self.constraints.masks(&plan);
+            self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{KvKind, OpsError, StepLayout};
-use cuckoo_kernels::sampling::SampleRequest;
+use cuckoo_kernels::sampling::{SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
 use ractor::thread_local::ThreadLocalActor;
@@ -17,6 +17,7 @@ use super::DeviceKind;
 use super::batch::{BatchLimits, StepPlan};
 use super::batcher::BatcherMsg;
 use super::kv_plan::KvPlan;
+use super::masks::PendingMask;
 use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Messages of the executor.
@@ -25,6 +26,8 @@ pub(super) enum ExecutorMsg {
     Run {
         /// What to compute.
         plan: StepPlan,
+        /// The mask of each draw that has one; they are computed meanwhile.
+        masks: Vec<Option<PendingMask>>,
         /// Who asked.
         reply_to: ActorRef<BatcherMsg>,
     },
@@ -72,12 +75,12 @@ impl ThreadLocalActor for Executor {
         engine: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ExecutorMsg::Run { plan, reply_to } => {
+            ExecutorMsg::Run { plan, masks, reply_to } => {
                 let began = Instant::now();
                 // A fault fails this actor; its supervisor starts the device afresh.
-                let drawn = engine.step(&plan)?;
+                let drawn = engine.step(&plan, &masks)?;
                 // A batcher that is gone has nobody to tell.
-                let _ = reply_to.cast(BatcherMsg::Stepped { plan, drawn, took: began.elapsed() });
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, masks, drawn, took: began.elapsed() });
             }
         }
         Ok(())
@@ -87,7 +90,7 @@ impl ThreadLocalActor for Executor {
 /// A loaded model on some backend.
 pub(super) trait Stepper {
     /// Computes a step and draws its tokens.
-    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError>;
+    fn step(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError>;
 }
 
 /// One model on one backend, with the memory that its batch needs.
@@ -131,6 +134,12 @@ impl<O: Ops> Engine<O> {
     /// Computes the rows of `plan` and draws a token for each of its draws. Plans come in the order in which they were
     /// made, so that what the one before drew is known here even where it was not when this one was made.
     pub fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+        self.step_masked(plan, &[])
+    }
+
+    /// The same, with the masks of those draws that have one. They are waited for when the logits are there, so that
+    /// whoever computes them has the whole forward pass for it. A draw whose mask failed is made without it.
+    pub fn step_masked(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
         let layout = |blocks| StepLayout { spans: &plan.spans, blocks };
         let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
         let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
@@ -140,6 +149,8 @@ impl<O: Ops> Engine<O> {
         if plan.draws.is_empty() {
             return Ok(Vec::new());
         }
+        let mask = |at| masks.get(at).and_then(Option::as_ref).and_then(PendingMask::wait);
+        let masks: Vec<Option<Arc<TokenMask>>> = (0..plan.draws.len()).map(mask).collect();
         let requests: Vec<SampleRequest<'_>> = plan
             .draws
             .iter()
@@ -150,6 +161,7 @@ impl<O: Ops> Engine<O> {
                 seed: d.seed,
                 position: d.position,
                 counts: &d.counts,
+                allowed: masks[row].as_deref(),
             })
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
@@ -169,7 +181,7 @@ impl<O: Ops> Engine<O> {
 }
 
 impl<O: Ops> Stepper for Engine<O> {
-    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
-        Engine::step(self, plan)
+    fn step(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
+        self.step_masked(plan, masks)
     }
 }

@@ -23,7 +23,7 @@ const LIMITS: BatchLimits = BatchLimits {
 struct Blocking(Receiver<()>);
 
 impl Stepper for Blocking {
-    fn step(&mut self, plan: &StepPlan) -> Result<Vec<u32>, OpsError> {
+    fn step(&mut self, plan: &StepPlan, _: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
         let _ = self.0.recv();
         Ok(vec![1; plan.draws.len()])
     }
@@ -92,6 +92,7 @@ fn assign(id: u64) -> Assign {
         credit: 64,
         blocks: 1,
         cache_salt: [0; 16],
+        constraint: None,
     }
 }
 
@@ -113,8 +114,10 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
         window: Window::default(),
     };
     let load: executor::Load = Arc::new(move || Ok(Box::new(held.lock().unwrap().take().expect("loaded once"))));
-    let kv = KvPlan::plain(LIMITS.kv_blocks);
-    let args = DeviceArgs { index: 0, load, limits: LIMITS, kv, steps_in_flight: 1, offer, link };
+    let read_tokenizer: constraints::ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
+    let (limits, steps_in_flight, mask_threads) = (LIMITS, 1, 1);
+    let kv = KvPlan::plain(limits.kv_blocks);
+    let args = DeviceArgs { index: 0, load, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads, link };
     let (_device, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
     let batcher = ready.recv().await.unwrap();
     let (outlet, mut frames) = mpsc::channel(16);

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::{
     ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
@@ -19,6 +19,9 @@ use tokio::task::JoinSet;
 use crate::dispatcher::progress::Progress;
 use crate::dispatcher::{DispatcherMsg, LinkId, ReplicaKey};
 use crate::market::Market;
+
+/// How long the steps that a leaving miner has sent may take to be read.
+const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
 
 /// News of one sequence, from its miner.
 #[derive(Debug)]
@@ -288,7 +291,7 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
     loop {
         tokio::select! {
             stream = connection.accept_uni() => {
-                let stream = stream.map_err(std::io::Error::from)?;
+                let Ok(stream) = stream else { break };
                 replicas.spawn(serve_replica(link.clone(), market.clone(), stream));
             }
             Some(ended) = replicas.join_next(), if !replicas.is_empty() => {
@@ -303,15 +306,18 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
                 }
                 control_out.flush().await?;
             }
-            said = control_in.next::<Hello>() => {
-                drop(registered);
-                return match said? {
-                    None => Ok(()),
-                    Some(_) => Err(FrameError::Malformed),
-                };
+            said = control_in.next::<Hello>() => match said {
+                Ok(Some(_)) => return Err(FrameError::Malformed),
+                Ok(None) | Err(FrameError::Io(_)) => break,
+                Err(error) => return Err(error),
             }
         }
     }
+    // A miner that leaves does so when its last steps have arrived, which is before they are read.
+    let read = async { while replicas.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_STEPS_MAX, read).await;
+    drop(registered);
+    Ok(())
 }
 
 async fn greet(

@@ -227,6 +227,7 @@ impl Rig {
             credit: u32::MAX,
             blocks: Assign::blocks_for(prompt_tokens, max_new, KV_BLOCK_TOKENS as u32),
             cache_salt: [0; 16],
+            constraint: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
-use super::{Assign, ChatMessage, Generate, Hello, Offer, Prompt, Refusal, RefusalCode, Sampling, Step};
+use super::{Assign, ChatMessage, Constraint, Generate, Hello, Offer, Prompt, Refusal, RefusalCode, Sampling, Step};
 use crate::limits;
 
 /// A peer's message that breaks the protocol's rules: the link is closed with this text.
@@ -41,6 +41,13 @@ impl Generate {
             }
             if stop.len() > limits::STOP_BYTES_MAX {
                 return Err(too_many("stop", stop.len(), limits::STOP_BYTES_MAX, "bytes in a string"));
+            }
+        }
+        if let Some(constraint) = &self.constraint {
+            constraint.check()?;
+            if self.ignore_eos {
+                let why = "an output with a constraint ends where it is complete: leave ignore_eos out";
+                return Err(Refusal::invalid("ignore_eos", why));
             }
         }
         if self.max_tokens == Some(0) {
@@ -148,7 +155,10 @@ impl Assign {
                 Err(Invalid(format!("{} new tokens", self.max_new)))
             }
             () if self.stop_tokens.len() > limits::STOP_TOKENS_MAX => Err(Invalid("too many stop tokens".to_owned())),
-            () => self.sampling.check().map_err(|r| Invalid(r.message)),
+            () => {
+                let constraint = self.constraint.as_ref().map_or(Ok(()), Constraint::check);
+                constraint.and(self.sampling.check()).map_err(|r| Invalid(r.message))
+            }
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct Draw {
     pub params: Arc<SamplingParams>,
     /// For penalties; empty where there are none.
     pub counts: Arc<TokenCounts>,
+    /// Where a mask says what may be drawn: the tokens that came since the mask before this one.
+    pub untold: Option<Vec<u32>>,
 }
 
 impl StepPlan {

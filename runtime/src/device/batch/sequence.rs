@@ -27,6 +27,7 @@ pub(super) struct Sequence {
     params: Arc<SamplingParams>,
     /// Kept up to date only where penalties read it.
     counts: Arc<TokenCounts>,
+    constraint: Constrained,
     /// What it took from the window.
     pub(super) reserved: u32,
     /// Tokens found in the cache in its first stay; `None` before.
@@ -38,6 +39,17 @@ pub(super) struct Sequence {
     acceptance: Acceptance,
     /// What it holds while it runs.
     pub(super) stay: Stay,
+}
+
+/// How far a sequence's constraint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Constrained {
+    /// It has none.
+    No,
+    /// It waits for it to be compiled.
+    Compiling,
+    /// The masks before the next one took so many of its tokens into account.
+    Told(u32),
 }
 
 /// One stay among the running sequences, from admission to end or preemption. What a step in flight has computed for a
@@ -96,6 +108,7 @@ impl Sequence {
             stop_tokens: assign.stop_tokens,
             params: Arc::new(params),
             counts: Arc::new(counts),
+            constraint: if assign.constraint.is_some() { Constrained::Compiling } else { Constrained::No },
             reserved: assign.blocks,
             cached: None,
             names: Vec::new(),
@@ -125,6 +138,30 @@ impl Sequence {
         self.drawn_ahead() < self.credit
     }
 
+    /// Whether it waits for its constraint to be compiled.
+    pub(super) fn is_compiling(&self) -> bool {
+        self.constraint == Constrained::Compiling
+    }
+
+    /// Its constraint is compiled, and knows all tokens that came with the assignment.
+    pub(super) fn constraint_is_ready(&mut self) {
+        if self.is_compiling() {
+            self.constraint = Constrained::Told(self.assigned);
+        }
+    }
+
+    /// Whether a draw depends on the tokens before it beyond their keys and values.
+    fn reads_its_tokens(&self) -> bool {
+        is_penalized(&self.params) || self.constraint != Constrained::No
+    }
+
+    /// Tokens that the next mask has to take into account, where there is one.
+    fn tell(&mut self) -> Option<Vec<u32>> {
+        let Constrained::Told(told) = self.constraint else { return None };
+        self.constraint = Constrained::Told(self.known());
+        Some(self.tokens[told as usize..].to_vec())
+    }
+
     /// Whether it can do nothing until its developer has read.
     pub(super) fn is_stalled(&self) -> bool {
         self.stay.pending.is_none() && !self.has_credit()
@@ -137,12 +174,12 @@ impl Sequence {
 
     /// Whether a row for its newest token can be planned now: the token is known, or will be when the row is computed.
     pub(super) fn can_decode(&self) -> bool {
-        let known = self.stay.pending.is_none() || !(is_penalized(&self.params) || self.stay.drafted);
+        let known = self.stay.pending.is_none() || !(self.reads_its_tokens() || self.stay.drafted);
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && known
     }
 
-    /// Whether it would decode if only its newest token were known: penalties count that token, and of drafts in flight
-    /// it is not known how many will be right.
+    /// Whether it would decode if only its newest token were known: penalties and masks depend on that token, and of
+    /// drafts in flight it is not known how many will be right.
     pub(super) fn waits_for_its_token(&self) -> bool {
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && !self.can_decode()
     }
@@ -186,8 +223,8 @@ impl Sequence {
         // One more token is drawn than is guessed.
         let wanted = self.max_new.min(self.credit).saturating_sub(self.drawn() + 1);
         let most = most.min(wanted).min(self.room() - 1).min(STEP_TOKENS_MAX as u32 - 1);
-        // Penalties depend on each token before.
-        if most == 0 || self.stay.pending.is_some() || is_penalized(&self.params) {
+        // Penalties and masks depend on each token before.
+        if most == 0 || self.stay.pending.is_some() || self.reads_its_tokens() {
             return Vec::new();
         }
         match self.acceptance.worth(price, most as usize) {
@@ -219,6 +256,7 @@ impl Sequence {
         let first_draw = plan.draws.len();
         if to >= self.tokens.len() {
             self.stay.pending = Some(first_draw);
+            let untold = self.tell();
             plan.draws.extend((0..=drafts.len()).map(|ahead| Draw {
                 sequence: self.id,
                 row: first_row + rows as usize - 1 + ahead,
@@ -226,6 +264,8 @@ impl Sequence {
                 seed: self.seed,
                 params: self.params.clone(),
                 counts: self.counts.clone(),
+                // Who has a mask guesses nothing, so there is one draw.
+                untold: untold.clone(),
             }));
         }
         self.stay.planned = to as u32;

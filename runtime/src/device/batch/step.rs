@@ -72,7 +72,7 @@ impl Batch {
         Some(plan)
     }
 
-    /// A sequence with penalties needs its last token before it can go on. Stepping without it would halve its speed
+    /// A sequence with penalties or a constraint needs its last token before it can go on. Stepping without it would halve its speed
     /// and tear the batch in two, so then nothing is planned ahead.
     fn somebody_would_be_left_out(&self) -> bool {
         !self.flights.is_empty() && self.running.iter().any(Sequence::waits_for_its_token)
@@ -161,10 +161,11 @@ impl Batch {
     }
 
     /// Lets sequences in while there are slots, rows and blocks. In order: a large one is not overtaken for ever by
-    /// small ones. Only those that may not send anything are passed over.
+    /// small ones. Only those that may not send anything, or whose constraint is not compiled, are passed over.
     fn admit(&mut self, draft: &mut Draft) {
         while (self.running.len() as u32) < self.limits.sequences_max && draft.rows_left > 0 {
-            let Some(at) = self.waiting.iter().position(Sequence::has_credit) else { return };
+            let may_start = |s: &Sequence| s.has_credit() && !s.is_compiling();
+            let Some(at) = self.waiting.iter().position(may_start) else { return };
             let Some(found) = self.fits(at) else { return };
             let mut sequence = self.waiting.remove(at).expect("found there");
             self.settle_in(&mut sequence, found);

@@ -4,6 +4,8 @@
 mod ahead;
 /// Blocks: shared, evicted, taken away.
 mod blocks;
+/// Sequences with a constraint.
+mod constrained;
 /// Tokens guessed and computed ahead.
 mod drafts;
 /// A device without a model.
@@ -40,6 +42,7 @@ fn assign(id: u64, known: u32, max_new: u32) -> Assign {
         credit: 1_000,
         blocks: Assign::blocks_for(known, max_new, KV_BLOCK_TOKENS as u32),
         cache_salt: [0; 16],
+        constraint: None,
     }
 }
 

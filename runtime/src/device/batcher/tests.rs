@@ -1,15 +1,19 @@
 #![allow(clippy::unwrap_used)]
 
-use cuckoo_wire::message::{Price, Sampling, StepItem, WeightsHash};
+use std::sync::Arc;
+
+use cuckoo_wire::message::{Constraint, Price, Sampling, StepItem, WeightsHash};
 
 use super::*;
+
+type Run = (StepPlan, Vec<Option<PendingMask>>, ActorRef<BatcherMsg>);
 
 /// An executor that hands its plans to the test, which answers them when it likes.
 struct Held;
 
 impl Actor for Held {
     type Msg = ExecutorMsg;
-    type State = mpsc::Sender<(StepPlan, ActorRef<BatcherMsg>)>;
+    type State = mpsc::Sender<Run>;
     type Arguments = Self::State;
 
     async fn pre_start(
@@ -26,14 +30,14 @@ impl Actor for Held {
         message: ExecutorMsg,
         to: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let ExecutorMsg::Run { plan, reply_to } = message;
-        Ok(to.send((plan, reply_to)).await?)
+        let ExecutorMsg::Run { plan, masks, reply_to } = message;
+        Ok(to.send((plan, masks, reply_to)).await?)
     }
 }
 
 struct Bench {
     batcher: ActorRef<BatcherMsg>,
-    plans: mpsc::Receiver<(StepPlan, ActorRef<BatcherMsg>)>,
+    plans: mpsc::Receiver<Run>,
     frames: mpsc::Receiver<ReplicaFrame>,
     ended: tokio::task::JoinHandle<()>,
 }
@@ -62,8 +66,9 @@ impl Bench {
             ask: Price::default(),
             window: Window::default(),
         };
+        let read_tokenizer: ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
         let kv = KvPlan::plain(limits.kv_blocks);
-        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer };
+        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads: 1 };
         let (batcher, ended) = Actor::spawn(None, Batcher, args).await.unwrap();
         let mut bench = Self { batcher, plans: mpsc::channel(1).1, frames: mpsc::channel(1).1, ended };
         bench.attach().await;
@@ -78,10 +83,10 @@ impl Bench {
     }
 
     fn assign(&self, id: u64) {
-        self.assign_prompt(id, 4);
+        self.assign_sequence(id, 4, None);
     }
 
-    fn assign_prompt(&self, id: u64, tokens: u32) {
+    fn assign_sequence(&self, id: u64, tokens: u32, constraint: Option<Constraint>) {
         let assign = Assign {
             replica: ReplicaId(1),
             sequence: SequenceId(id),
@@ -94,11 +99,12 @@ impl Bench {
             credit: 64,
             blocks: Assign::blocks_for(tokens, 4, 16),
             cache_salt: [0; 16],
+            constraint,
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
     }
 
-    async fn plan(&mut self) -> (StepPlan, ActorRef<BatcherMsg>) {
+    async fn plan(&mut self) -> Run {
         self.plans.recv().await.unwrap()
     }
 
@@ -117,9 +123,9 @@ impl Bench {
     }
 }
 
-fn answer((plan, to): (StepPlan, ActorRef<BatcherMsg>), token: u32) {
+fn answer((plan, masks, to): Run, token: u32) {
     let drawn = vec![token; plan.draws.len()];
-    to.cast(BatcherMsg::Stepped { plan, drawn, took: Duration::from_millis(1) }).unwrap();
+    to.cast(BatcherMsg::Stepped { plan, masks, drawn, took: Duration::from_millis(1) }).unwrap();
 }
 
 #[tokio::test]
@@ -167,7 +173,7 @@ async fn steps_of_a_lost_connection_are_nobodys() {
 #[tokio::test(start_paused = true)]
 async fn a_long_prompt_is_seen_to_get_on() {
     let mut bench = Bench::start(1).await;
-    bench.assign_prompt(1, 300);
+    bench.assign_sequence(1, 300, None);
     for _ in 0..4 {
         let began = tokio::time::Instant::now();
         let step = bench.plan().await;
@@ -198,4 +204,19 @@ async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
         assert_eq!(began.elapsed().as_secs(), 301);
         assert!(bench.frames.recv().await.is_none());
     }
+}
+
+#[tokio::test]
+async fn a_constraint_that_cannot_be_compiled_ends_its_sequence_only() {
+    let mut bench = Bench::start(1).await;
+    bench.assign_sequence(1, 4, Some(Constraint::JsonObject));
+    let items = bench.items().await;
+    assert_eq!((items.len(), items[0].sequence), (1, SequenceId(1)));
+    assert!(matches!(&items[0].end, Some(cuckoo_wire::message::End::Failed(why)) if why.contains("no words")));
+    bench.assign(2);
+    let run = bench.plan().await;
+    assert_eq!(run.1.len(), 1);
+    assert!(run.1[0].is_none(), "nobody computes a mask for it");
+    answer(run, 7);
+    assert_eq!(bench.items().await[0].tokens, [7]);
 }

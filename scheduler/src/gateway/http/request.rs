@@ -12,10 +12,11 @@ use super::fields::{self, Fields};
 use super::ignored::Ignored;
 
 mod prompt;
+mod structured;
 mod unsupported;
 
 /// The parameters that this door understands besides model and prompt, as `/v1/models` lists them.
-pub(super) const SUPPORTED_PARAMETERS: [&str; 17] = [
+pub(super) const SUPPORTED_PARAMETERS: [&str; 23] = [
     "max_tokens",
     "max_completion_tokens",
     "temperature",
@@ -33,6 +34,12 @@ pub(super) const SUPPORTED_PARAMETERS: [&str; 17] = [
     "n",
     "ignore_eos",
     "max_price",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
 ];
 
 /// Which of the two ways to ask.
@@ -69,6 +76,35 @@ pub(super) struct Asked {
     pub(super) include_usage: bool,
     /// Fields that were not used.
     pub(super) ignored: Ignored,
+    /// The field that holds the constraint, if there is one.
+    pub(super) constraint_field: Option<String>,
+}
+
+impl Asked {
+    /// What renames refusals once this has been taken apart.
+    pub(super) fn names(&self, surface: Surface) -> Names {
+        Names { surface, constraint: self.constraint_field.clone() }
+    }
+}
+
+/// What the parts of a request are called in the interface that it came through.
+#[derive(Debug)]
+pub(super) struct Names {
+    surface: Surface,
+    constraint: Option<String>,
+}
+
+impl Names {
+    /// A refusal with the field at fault by its name in this interface.
+    pub(super) fn rename(&self, refusal: Refusal) -> Refusal {
+        match (&self.constraint, refusal.param.as_deref()) {
+            (Some(field), Some("constraint")) => {
+                let message = format!("{field} cannot be used: {}", refusal.message);
+                Refusal { param: Some(field.clone()), message, ..refusal }
+            }
+            _ => self.surface.rename(refusal),
+        }
+    }
 }
 
 /// Reads a request's body. Errors name the field at fault.
@@ -85,6 +121,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         Surface::Completion => prompt::completion(&mut fields)?,
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
+    let (constraint, constraint_field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
     let generate = Generate {
         api_key,
         model,
@@ -94,10 +131,12 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         max_tokens: max_tokens(&mut fields)?,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         max_price: max_price(&mut fields, &mut ignored)?,
+        constraint,
     };
-    generate.check().map_err(|refusal| surface.rename(refusal))?;
+    let names = Names { surface, constraint: constraint_field.clone() };
+    generate.check().map_err(|refusal| names.rename(refusal))?;
     fields.rest(&mut ignored);
-    Ok(Asked { generate, stream, include_usage, ignored })
+    Ok(Asked { generate, stream, include_usage, ignored, constraint_field })
 }
 
 fn sampling(fields: &mut Fields) -> Result<Sampling, Refusal> {

@@ -6,7 +6,7 @@ use cuckoo_wire::message::Refusal;
 use super::super::fields::{self, Fields};
 
 /// Each field with the values, as JSON, that ask for nothing. `null` always does.
-const UNSUPPORTED: [(&str, &[&str]); 45] = [
+const UNSUPPORTED: [(&str, &[&str]); 42] = [
     // More than one answer, or another answer than the one continuation.
     ("n", &["1"]),
     ("best_of", &["1"]),
@@ -25,13 +25,10 @@ const UNSUPPORTED: [(&str, &[&str]); 45] = [
     ("functions", &["[]"]),
     ("function_call", &["\"none\""]),
     ("web_search_options", &[]),
-    // Constrained output.
-    ("response_format", &["{\"type\":\"text\"}"]),
-    ("structured_outputs", &[]),
-    ("guided_json", &[]),
-    ("guided_regex", &[]),
-    ("guided_choice", &[]),
-    ("guided_grammar", &[]),
+    // Constrained output, in words that are not understood.
+    ("guided_decoding_backend", &[]),
+    ("guided_whitespace_pattern", &[]),
+    ("structural_tag", &[]),
     ("grammar", &["\"\""]),
     ("json_schema", &[]),
     ("allowed_token_ids", &[]),
