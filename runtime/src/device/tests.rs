@@ -17,7 +17,6 @@ const LIMITS: BatchLimits = BatchLimits {
     drafts_max: 0,
     kv_blocks: 64,
     context_tokens: 1_000,
-    drafts_max: 0,
 };
 
 /// Draws ones, once the test lets each step end: until then it blocks its thread, as a lost device would.
