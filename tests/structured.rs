@@ -40,7 +40,7 @@ struct Walker {
 
 impl Walker {
     fn new() -> Self {
-        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&weights()).unwrap()).unwrap();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(weights()).unwrap()).unwrap();
         let mut state = 7u64;
         let mut random = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -185,6 +185,9 @@ fn what_cannot_be_met_is_refused_and_says_why() {
     }
 }
 
+/// Tokens and end of one sequence.
+type Output = (Vec<u32>, Option<End>);
+
 /// The real model, with a batch and workers as a miner has them.
 struct Rig {
     engine: Engine<Cpu>,
@@ -195,7 +198,7 @@ struct Rig {
 
 impl Rig {
     fn new(constrainer: &Arc<Constrainer>, kv_blocks: u32) -> Self {
-        let gguf = Gguf::open(&weights()).unwrap();
+        let gguf = Gguf::open(weights()).unwrap();
         let spec = ArchSpec::from_gguf(&gguf).unwrap();
         let limits = BatchLimits {
             sequences_max: 4,
@@ -210,7 +213,7 @@ impl Rig {
     }
 
     /// Tokens and ends, and how often somebody was preempted.
-    fn run(&mut self, assigns: &[Assign], grammars: &[Grammar]) -> (Vec<(Vec<u32>, Option<End>)>, u64) {
+    fn run(&mut self, assigns: &[Assign], grammars: &[Grammar]) -> (Vec<Output>, u64) {
         let mut batch = Batch::new(self.limits, WeightsHash([0; 32]));
         let mut matchers: HashMap<SequenceId, SharedMatcher> = HashMap::new();
         let mut outputs = vec![(Vec::new(), None); assigns.len()];
@@ -256,7 +259,7 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, stop_tokens: &
 
 #[test]
 fn resumed_at_any_position_and_preempted_equal_undisturbed() {
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&weights()).unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(weights()).unwrap()).unwrap();
     let constrainer = Arc::new(Constrainer::new(&tokenizer).unwrap());
     let schema = r#"{"type": "object", "required": ["name", "tags", "age"], "additionalProperties": false, "properties":
         {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150},

@@ -124,6 +124,7 @@ pub enum RefusalCode {
 
 /// The one frame that a developer's stream begins with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a stream has one, which is taken apart at once")]
 pub enum Call {
     /// Generate tokens. Answered by [`Reply::Accepted`], [`Reply::Delta`]…, [`Reply::Finished`].
     Generate(Generate),

@@ -20,7 +20,8 @@ const LARK_BYTES_MAX: usize = 16_384;
 pub enum Grammar {
     /// Any JSON object.
     JsonObject,
-    /// JSON that satisfies this JSON schema.
+    /// JSON that satisfies this JSON schema. Of formats, `time` and `date-time` admit second 60 in any minute, and names
+    /// of hosts may be longer than DNS allows.
     JsonSchema(String),
     /// This regular expression, in the syntax of Rust's `regex`.
     Regex(String),

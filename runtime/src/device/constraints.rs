@@ -34,7 +34,7 @@ pub(super) struct Constraints {
 pub(crate) struct Compiled {
     epoch: u64,
     pub(super) sequence: SequenceId,
-    outcome: Result<Matcher, String>,
+    outcome: Result<SharedMatcher, String>,
 }
 
 struct Workers {
@@ -101,7 +101,7 @@ impl Constraints {
             return None;
         }
         Some(compiled.outcome.map(|matcher| {
-            self.matchers.insert(compiled.sequence, Arc::new(Mutex::new(matcher)));
+            self.matchers.insert(compiled.sequence, matcher);
         }))
     }
 
@@ -138,7 +138,7 @@ impl Workers {
 impl Compiler {
     fn work(&self, waiting: &Receiver<Compilation>) {
         while let Ok(Compilation { epoch, sequence, constraint, accepted, reply_to }) = waiting.recv() {
-            let outcome = self.compile(constraint, &accepted);
+            let outcome = self.compile(constraint, &accepted).map(|matcher| Arc::new(Mutex::new(matcher)));
             // A batcher that is gone has nobody to tell.
             let _ = reply_to.cast(BatcherMsg::Compiled(Compiled { epoch, sequence, outcome }));
         }
