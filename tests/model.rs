@@ -6,12 +6,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{Span, StepLayout};
+use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_runtime::forward::{Model, Workspace, kv_shape};
-use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, StepPlan};
+use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
+use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
 use crate::support::weights;
@@ -48,11 +48,12 @@ fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
-    let mut cache = ops.kv_cache(kv_shape(&files.spec, blocks.len())).unwrap();
+    let shapes = kv_shapes(&files.spec, KvKind::F16, blocks.len());
+    let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
-    let step = StepLayout { spans: &spans, blocks: &blocks };
-    model.forward(&mut ops, &mut work, &mut cache, tokens, &step, &wanted).unwrap();
+    let steps = vec![StepLayout { spans: &spans, blocks: &blocks }; shapes.len()];
+    model.forward(&mut ops, &mut work, &mut cache, tokens, &steps, &wanted).unwrap();
     ops.read(&work.logits).unwrap().chunks(files.spec.vocab).map(<[f32]>::to_vec).collect()
 }
 
@@ -177,6 +178,12 @@ fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
 }
 
 fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats) {
+    let (outputs, stats, _) = generate_watching(files, shape, assigns);
+    (outputs, stats)
+}
+
+/// The same, and the most blocks that were held at once, for each group of layers.
+fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats, Vec<u32>) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
@@ -185,8 +192,11 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
         kv_blocks: shape.kv_blocks,
         context_tokens: 8_192,
     };
-    let mut engine = Engine::new(Cpu::new(shape.threads), &files.gguf, &files.file, &files.spec, limits).unwrap();
-    let mut batch = Batch::new(limits, WeightsHash([0; 32]));
+    let kv = KvPlan::new(&files.spec, KvKind::F16, &limits);
+    let backend = Cpu::new(shape.threads);
+    let mut engine = Engine::with_kv(backend, &files.gguf, &files.file, &files.spec, limits, &kv).unwrap();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];
     let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();
     let mut left = assigns.into_iter();
@@ -212,6 +222,7 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             }
         }
         batch.apply(plan, &drawn, Duration::ZERO);
+        most.iter_mut().zip(batch.blocks_by_group()).for_each(|(most, now)| *most = now.max(*most));
         for StepItem { sequence, first, tokens, end } in batch.take_news() {
             let output = &mut outputs[sequence.0 as usize];
             assert_eq!(output.tokens.len(), first as usize, "gapless");
@@ -219,10 +230,10 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             output.end = end.or(output.end.take());
         }
     }
-    assert_eq!(batch.blocks_used(), 0, "all blocks return");
+    assert!(batch.blocks_by_group().all(|blocks| blocks == 0), "all blocks return");
     // A step planned ahead may have drawn once more after a stop token: that is discarded.
     outputs.iter_mut().for_each(|o| o.logits.truncate(o.tokens.len()));
-    (outputs, batch.stats())
+    (outputs, batch.stats(), most)
 }
 
 fn prompts(files: &Files) -> Vec<Vec<u32>> {
@@ -357,6 +368,40 @@ fn planned_ahead_equals_one_by_one() {
     let (outputs, stats) = generate_counting(&files, ahead, assigns);
     assert_eq!(alone, outputs);
     assert!(stats.rows_discarded >= 3, "{stats:?}");
+}
+
+/// Gemma 3 sees 512 positions in five of six layers: their blocks are let go on the way, and no bit changes.
+#[test]
+fn windows_let_go_of_their_tail() {
+    let Some(path) = other("gemma-3-270m.Q4_K_M.gguf") else { return };
+    let files = open(&path);
+    let text = include_str!("../benches/peers/text.txt").repeat(2);
+    let mut words = files.tokenizer.encode(&text, true).unwrap();
+    words.insert(0, files.tokenizer.bos().unwrap());
+    let long = |id, from: usize, to: usize, new| assign(id, &words[from..to], to - from, new, &plain(id as u64));
+    let first = long(0, 0, 2_060, 12);
+    let shape = Shape { step_tokens: 128, ..ALONE };
+    let (chunked, _, most) = generate_watching(&files, shape, vec![first.clone()]);
+    // 511 positions before a row, up to 128 rows, and the ends of blocks.
+    assert_eq!((most[0], most.len()), (130, 2));
+    assert!(most[1] <= 34 + 8, "{most:?}");
+    let whole = generate(&files, Shape { step_tokens: 2_100, ..ALONE }, vec![first.clone()]);
+    assert_eq!(chunked, whole, "chunked = whole");
+    // It goes on from where it ended, though most of its windowed blocks are gone.
+    let on = [&words[..2_060], &chunked[0].tokens, &words[2_060..2_070]].concat();
+    let on = Assign { seed: 5, ..assign(1, &on, on.len(), 12, &plain(5)) };
+    let cold = generate(&files, shape, vec![Assign { sequence: SequenceId(0), ..on.clone() }]);
+    let (warm, stats) = generate_counting(&files, shape, vec![first, on]);
+    assert_eq!((&warm[0], &warm[1]), (&chunked[0], &cold[0]), "cached = cold");
+    assert_eq!(stats.prefix_hit_tokens, 2_064, "all full blocks of the first: {stats:?}");
+    // Three that outgrow the device together, each beyond its window.
+    let three: Vec<Assign> = (0..3).map(|i| long(i, i * 300, i * 300 + 560, 40)).collect();
+    let roomy = Shape { batch: 3, step_tokens: 64, ..ALONE };
+    let (undisturbed, stats) = generate_counting(&files, roomy, three.clone());
+    assert_eq!(stats.preemptions, 0);
+    let (preempted, stats) = generate_counting(&files, Shape { kv_blocks: 108, ..roomy }, three);
+    assert!(stats.preemptions > 0, "{stats:?}");
+    assert_eq!(undisturbed, preempted, "preempted = undisturbed");
 }
 
 #[test]

@@ -166,9 +166,19 @@ pub enum Activation {
     },
 }
 
-/// Extent of one paged KV cache. Keys and values are `f16`.
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvKind {
+    /// IEEE half precision.
+    #[default]
+    F16,
+}
+
+/// Extent of one paged KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
+    /// How keys and values are stored.
+    pub kind: KvKind,
     /// Transformer layers.
     pub layers: usize,
     /// Key/value heads.

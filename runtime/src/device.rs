@@ -11,6 +11,7 @@ mod budget;
 mod constraints;
 mod executor;
 mod kv_cache;
+mod kv_plan;
 mod masks;
 mod speculation;
 #[cfg(test)]
@@ -32,7 +33,8 @@ pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIG
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;
-pub use kv_cache::{BlockHash, KvCache, Prefix};
+pub use kv_cache::{BlockHash, HOLE, KvCache};
+pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
 pub(crate) use watchdog::StepOverdue;
 
@@ -97,6 +99,8 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+    /// Memory for keys and values.
+    pub kv: KvPlan,
 }
 
 impl DeviceConfig {
@@ -107,6 +111,7 @@ impl DeviceConfig {
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
+            kv: self.kv.clone(),
         };
         Arc::new(move || args.load())
     }
@@ -142,6 +147,7 @@ pub(crate) struct DeviceArgs {
     index: usize,
     load: executor::Load,
     limits: BatchLimits,
+    kv: KvPlan,
     steps_in_flight: usize,
     offer: Offer,
     read_tokenizer: constraints::ReadTokenizer,
@@ -156,6 +162,7 @@ impl DeviceArgs {
             index,
             load: config.load(),
             limits: config.limits,
+            kv: config.kv.clone(),
             steps_in_flight: config.kind.steps_in_flight(),
             offer: config.offer(),
             read_tokenizer: config.read_tokenizer(),
@@ -240,6 +247,7 @@ impl Pair {
         let batcher_args = batcher::BatcherArgs {
             executor: executor.clone(),
             limits: args.limits,
+            kv: args.kv.clone(),
             steps_in_flight: args.steps_in_flight,
             offer: args.offer.clone(),
             read_tokenizer: args.read_tokenizer.clone(),

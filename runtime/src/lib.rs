@@ -21,8 +21,8 @@ mod link;
 mod miner;
 
 pub use device::{
-    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, KvCache, MaskWorkers,
-    PendingMask, Placeholder, Prefix, STEPS_IN_FLIGHT_MAX, SharedMatcher, StepBudget, StepPlan,
+    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, GroupPlan, HOLE, KvCache,
+    KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, SharedMatcher, StepBudget, StepPlan,
 };
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

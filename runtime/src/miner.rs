@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
@@ -12,8 +12,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, StepOverdue};
-use crate::forward::{self, Workspace, kv_shape};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
+use crate::forward::{self, Workspace};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
 /// How a miner runs.
@@ -156,7 +156,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
-    let limits = limits(config, kind, &spec, &model.path)?;
+    let (limits, kv) = limits(config, kind, &spec, &model.path)?;
     Ok(DeviceConfig {
         kind,
         weights: model.path.clone(),
@@ -165,6 +165,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
         hash: model.hash,
         ask: config.ask,
         limits,
+        kv,
     })
 }
 
@@ -174,26 +175,30 @@ fn limits(
     kind: DeviceKind,
     spec: &ArchSpec,
     path: &std::path::Path,
-) -> Result<BatchLimits, MineError> {
-    let block = kv_shape(spec, 1).block_bytes() as u64;
+) -> Result<(BatchLimits, KvPlan), MineError> {
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
-    let wanted = context_blocks * u64::from(config.batch_sequences_max);
-    let blocks = wanted.min(config.kv_bytes_max / block);
-    if blocks == 0 {
-        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed: block });
-    }
-    let limits = BatchLimits {
+    let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
+    let mut limits = BatchLimits {
         sequences_max: config.batch_sequences_max,
         step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
         step_target: kind.step_target(),
         drafts_max: config.drafts_max,
-        kv_blocks: blocks as u32,
-        context_tokens: (spec.context_tokens as u64).min(blocks * KV_BLOCK_TOKENS as u64) as u32,
+        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
+        context_tokens: 0,
     };
+    limits.kv_blocks = KvPlan::blocks_within(spec, KvKind::F16, &limits, config.kv_bytes_max);
+    if limits.kv_blocks == 0 {
+        let block = KvPlan::new(spec, KvKind::F16, &BatchLimits { kv_blocks: 1, ..limits });
+        let needed = block.device_bytes();
+        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
+    }
+    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
+    limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
     let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
     let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
-    tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
-    Ok(limits)
+    let kv = KvPlan::new(spec, KvKind::F16, &limits);
+    tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
+    Ok((limits, kv))
 }
 
 #[derive(Debug)]

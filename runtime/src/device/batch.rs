@@ -35,7 +35,8 @@ pub use self::plan::{Draw, Placeholder, StepPlan};
 use self::sequence::Sequence;
 use self::step::Flight;
 use super::budget::StepBudget;
-use super::kv_cache::{BlockHash, KvCache};
+use super::kv_cache::{BlockHash, KvGroups};
+use super::kv_plan::KvPlan;
 
 /// Sequences accepted beyond those that run, so that a freed slot is filled without waiting for a round trip.
 const SEQUENCES_AHEAD: u32 = 4;
@@ -61,7 +62,7 @@ pub struct BatchLimits {
     pub step_target: Duration,
     /// Draft tokens of one step, of all its sequences together; 0 where nothing is speculated on.
     pub drafts_max: u32,
-    /// KV blocks of the device.
+    /// KV blocks of the device, as the window counts them; see [`KvPlan`].
     pub kv_blocks: u32,
     /// Longest sequence.
     pub context_tokens: u32,
@@ -98,7 +99,7 @@ pub struct BatchStats {
 pub struct Batch {
     limits: BatchLimits,
     weights: WeightsHash,
-    cache: KvCache,
+    cache: KvGroups,
     budget: StepBudget,
     /// In order of arrival, those that were preempted before the others.
     waiting: VecDeque<Sequence>,
@@ -120,14 +121,19 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// An empty batch of sequences of the model `weights`, with all blocks free and blank.
+    /// An empty batch of sequences of the model `weights`, in which all layers see everything.
     pub fn new(limits: BatchLimits, weights: WeightsHash) -> Self {
+        Self::with_kv(limits, weights, &KvPlan::plain(limits.kv_blocks))
+    }
+
+    /// An empty batch of sequences of the model `weights`, with all blocks of `kv` free and blank.
+    pub fn with_kv(limits: BatchLimits, weights: WeightsHash, kv: &KvPlan) -> Self {
         assert!(limits.sequences_max > 0 && limits.step_tokens_max >= limits.sequences_max, "a step must hold a batch");
         let accepted = limits.sequences_max + SEQUENCES_AHEAD;
         assert!(accepted as usize <= REPLICA_SEQUENCES_MAX, "the protocol bounds a replica's sequences");
         let rows_min = limits.step_tokens_max.min(limits.sequences_max + PROMPT_ROWS_MIN);
         Self {
-            cache: KvCache::new(limits.kv_blocks),
+            cache: KvGroups::new(&kv.groups),
             budget: StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -156,8 +162,14 @@ impl Batch {
         (self.running.len(), self.waiting.len())
     }
 
-    /// KV blocks that running sequences hold; what idle ones contain can be overwritten at any time.
+    /// KV blocks that running sequences hold, of those that the window counts; what idle ones contain can be overwritten at
+    /// any time.
     pub fn blocks_used(&self) -> u32 {
+        self.blocks_by_group().next().unwrap_or(0)
+    }
+
+    /// The same for each group of layers: the first is the one that sees most.
+    pub fn blocks_by_group(&self) -> impl Iterator<Item = u32> {
         self.cache.used()
     }
 
@@ -267,7 +279,7 @@ impl Batch {
         let first = sequence.drawn() - tokens.len() as u32;
         self.news.push(StepItem { sequence: sequence.id, first, tokens, end: Some(end) });
         self.give_back(sequence.reserved);
-        self.cache.release(&sequence.stay.blocks);
+        self.cache.release(&sequence.stay.tables);
     }
 
     fn take(&mut self, assign: &Assign) {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::batch::{Batch, BatchLimits, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::executor::ExecutorMsg;
+use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use super::watchdog::{WATCH_INTERVAL, Watchdog};
 
@@ -59,6 +60,7 @@ pub(crate) enum BatcherMsg {
 pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
+    pub(super) kv: KvPlan,
     /// Steps that the executor has at most: one it computes, and those behind it.
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
@@ -105,7 +107,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: Batch::new(args.limits, args.offer.weights),
+            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
@@ -160,7 +162,7 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.untold = false;
-        self.batch = Batch::new(self.args.limits, self.args.offer.weights);
+        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }

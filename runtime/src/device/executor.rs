@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{OpsError, StepLayout};
+use cuckoo_kernels::ops::{KvKind, OpsError, StepLayout};
 use cuckoo_kernels::sampling::{SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
@@ -16,8 +16,9 @@ use ractor::{ActorProcessingErr, ActorRef};
 use super::DeviceKind;
 use super::batch::{BatchLimits, StepPlan};
 use super::batcher::BatcherMsg;
+use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
-use crate::forward::{LoadError, Model, Workspace, kv_shape};
+use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Messages of the executor.
 pub(super) enum ExecutorMsg {
@@ -40,6 +41,7 @@ pub(super) struct ExecutorArgs {
     pub(super) gguf: Arc<Gguf>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
+    pub(super) kv: KvPlan,
 }
 
 /// Loads what computes. Called on the executor's own thread, at each of its starts.
@@ -96,7 +98,7 @@ pub struct Engine<O: Ops> {
     ops: O,
     model: Model<O>,
     work: Workspace<O>,
-    cache: O::KvCache,
+    cache: KvMemory<O>,
     /// What the last step drew: the tokens that the next one may have placeholders for.
     drawn: Vec<u32>,
 }
@@ -104,15 +106,27 @@ pub struct Engine<O: Ops> {
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
         let file = File::open(&args.weights)?;
-        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
+        Self::with_kv(ops, &args.gguf, &file, &args.spec, args.limits, &args.kv)
     }
 
     /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need.
-    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+    pub fn new(ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        Self::with_kv(ops, gguf, file, spec, limits, &KvPlan::new(spec, KvKind::F16, &limits))
+    }
+
+    /// The same with keys and values as `kv` plans them.
+    pub fn with_kv(
+        mut ops: O,
+        gguf: &Gguf,
+        file: &File,
+        spec: &ArchSpec,
+        limits: BatchLimits,
+        kv: &KvPlan,
+    ) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
         let work = Workspace::new(&mut ops, spec, rows, limits.draws_max() as usize)?;
-        let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
+        let cache = KvMemory::new(&mut ops, &kv.shapes(spec))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new() })
     }
@@ -126,11 +140,12 @@ impl<O: Ops> Engine<O> {
     /// The same, with the masks of those draws that have one. They are waited for when the logits are there, so that
     /// whoever computes them has the whole forward pass for it. A draw whose mask failed is made without it.
     pub fn step_masked(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
-        let layout = StepLayout { spans: &plan.spans, blocks: &plan.blocks };
+        let layout = |blocks| StepLayout { spans: &plan.spans, blocks };
+        let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
         let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
         let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
-        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layout, &wanted)?;
+        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layouts, &wanted)?;
         if plan.draws.is_empty() {
             return Ok(Vec::new());
         }

@@ -116,7 +116,8 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
     let load: executor::Load = Arc::new(move || Ok(Box::new(held.lock().unwrap().take().expect("loaded once"))));
     let read_tokenizer: constraints::ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
     let (limits, steps_in_flight, mask_threads) = (LIMITS, 1, 1);
-    let args = DeviceArgs { index: 0, load, limits, steps_in_flight, offer, read_tokenizer, mask_threads, link };
+    let kv = KvPlan::plain(limits.kv_blocks);
+    let args = DeviceArgs { index: 0, load, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads, link };
     let (_device, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
     let batcher = ready.recv().await.unwrap();
     let (outlet, mut frames) = mpsc::channel(16);

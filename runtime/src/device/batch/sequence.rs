@@ -9,7 +9,7 @@ use cuckoo_wire::limits::STEP_TOKENS_MAX;
 use cuckoo_wire::message::{Assign, End, Sampling, SequenceId};
 
 use super::plan::{Draw, Placeholder, StepPlan};
-use crate::device::kv_cache::BlockHash;
+use crate::device::kv_cache::{BlockHash, Table};
 use crate::device::speculation::{Acceptance, look_up};
 
 /// One sequence.
@@ -60,7 +60,8 @@ pub(super) struct Stay {
     pub(super) number: u64,
     /// Whether it never ran before: what later stays find in the cache was computed for it once.
     pub(super) is_first: bool,
-    pub(super) blocks: Vec<u32>,
+    /// Its blocks in each group of layers.
+    pub(super) tables: Vec<Table>,
     /// Leading blocks that have their names in the cache.
     pub(super) published: u32,
     /// Positions whose keys and values are in the cache.
@@ -191,9 +192,16 @@ impl Sequence {
         }
     }
 
-    /// Positions that its blocks hold beyond those that are planned.
+    /// Names of the blocks that it may share, and what it holds.
+    pub(super) fn chain_and_stay(&mut self) -> (&[BlockHash], &mut Stay) {
+        let shareable = self.shareable().len();
+        (&self.names[..shareable], &mut self.stay)
+    }
+
+    /// Positions that its blocks hold, in every group of layers, beyond those that are planned.
     pub(super) fn room(&self) -> u32 {
-        (self.stay.blocks.len() * KV_BLOCK_TOKENS) as u32 - self.stay.planned
+        let blocks = self.stay.tables.iter().map(Table::len).min().unwrap_or(0);
+        blocks * KV_BLOCK_TOKENS as u32 - self.stay.planned
     }
 
     /// Names of the first `blocks` blocks; all of them are full of known tokens.
@@ -229,8 +237,10 @@ impl Sequence {
     pub(super) fn take(&mut self, rows: u32, drafts: Vec<u32>, plan: &mut StepPlan) -> Share {
         let (from, to) = (self.stay.planned as usize, (self.stay.planned + rows) as usize);
         let first_row = plan.tokens.len();
+        plan.blocks.resize(self.stay.tables.len(), Vec::new());
+        let first_block = plan.blocks.first().map_or(0, Vec::len);
         let rows_all = rows as usize + drafts.len();
-        plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block: plan.blocks.len() });
+        plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block });
         match self.stay.pending.take() {
             Some(draw) => {
                 assert_eq!((from, rows_all), (self.tokens.len(), 1), "only the token in flight is unknown");
@@ -240,7 +250,9 @@ impl Sequence {
             None => plan.tokens.extend_from_slice(&self.tokens[from..to]),
         }
         plan.tokens.extend_from_slice(&drafts);
-        plan.blocks.extend_from_slice(&self.stay.blocks[..(from + rows_all).div_ceil(KV_BLOCK_TOKENS)]);
+        for (blocks, table) in plan.blocks.iter_mut().zip(&self.stay.tables) {
+            blocks.extend_from_slice(table.first((from + rows_all).div_ceil(KV_BLOCK_TOKENS)));
+        }
         let first_draw = plan.draws.len();
         if to >= self.tokens.len() {
             self.stay.pending = Some(first_draw);

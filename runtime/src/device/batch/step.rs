@@ -8,7 +8,7 @@ use cuckoo_wire::message::{Assign, SequenceId, StepItem};
 use super::plan::StepPlan;
 use super::sequence::{Sequence, Share, Stay};
 use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
-use crate::device::kv_cache::KvCache;
+use crate::device::kv_cache::KvGroups;
 
 /// A step that has been planned and not applied.
 #[derive(Debug)]
@@ -40,6 +40,20 @@ impl Batch {
         if self.flights.len() >= STEPS_IN_FLIGHT_MAX || self.somebody_would_be_left_out() {
             return None;
         }
+        loop {
+            if let Some(plan) = self.draft() {
+                return Some(plan);
+            }
+            // A prompt may wait for blocks of a window while others hold them all and cannot go on themselves.
+            let waits = self.running.iter().any(|s| s.rows_to_prefill() > 0);
+            if !waits || !self.flights.is_empty() || self.running.len() < 2 {
+                return None;
+            }
+            self.preempt(self.victim());
+        }
+    }
+
+    fn draft(&mut self) -> Option<StepPlan> {
         let mut draft = Draft { rows_left: self.budget.rows(), ..Draft::default() };
         let preemptions = self.stats.preemptions;
         self.plan_decodes(&mut draft);
@@ -96,8 +110,9 @@ impl Batch {
     /// Another block for a sequence whose guesses may not fit the last one, if there is one that nobody holds.
     fn make_room_for_drafts(&mut self, at: usize, drafts: u32) {
         let sequence = &mut self.running[at];
-        if drafts > 0 && sequence.room() <= drafts && (sequence.stay.blocks.len() as u32) < sequence.reserved {
-            sequence.stay.blocks.extend(self.cache.allocate());
+        let blocks = (sequence.stay.planned + sequence.room()) / KV_BLOCK_TOKENS as u32;
+        if drafts > 0 && sequence.room() <= drafts && blocks < sequence.reserved {
+            self.cache.grow(&mut sequence.stay.tables, blocks + 1);
         }
     }
 
@@ -108,6 +123,7 @@ impl Batch {
                 catch_up(sequence, &mut self.cache, &mut self.stats);
             }
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
+            let rows = with_blocks(sequence, rows, &mut self.cache);
             if rows > 0 {
                 draft.take(sequence, rows, Vec::new());
             }
@@ -118,13 +134,8 @@ impl Batch {
     /// if it had to give up its own. Cached blocks that nobody holds go first, then those of whoever can use them
     /// least: who cannot run for lack of credit, then who came last.
     fn make_room(&mut self, mut at: usize) -> Option<usize> {
-        while self.running[at].room() == 0 {
-            if let Some(block) = self.cache.allocate() {
-                self.running[at].stay.blocks.push(block);
-                continue;
-            }
-            let stalled = self.running.iter().rposition(Sequence::is_stalled);
-            let victim = stalled.unwrap_or(self.running.len() - 1);
+        while with_blocks(&mut self.running[at], 1, &mut self.cache) == 0 {
+            let victim = self.victim();
             self.preempt(victim);
             if victim == at {
                 return None;
@@ -134,12 +145,17 @@ impl Batch {
         Some(at)
     }
 
+    /// Whose blocks are taken when somebody needs some.
+    fn victim(&self) -> usize {
+        self.running.iter().rposition(Sequence::is_stalled).unwrap_or(self.running.len() - 1)
+    }
+
     /// Takes a sequence's blocks away. It is the first to be admitted again, and computes anew what the cache has lost
     /// by then; a draw depends on position and logits alone, so its output is the same.
     fn preempt(&mut self, at: usize) {
         let mut sequence = self.running.remove(at);
         let stay = std::mem::take(&mut sequence.stay);
-        self.cache.release(&stay.blocks);
+        self.cache.release(&stay.tables);
         self.waiting.push_front(sequence);
         self.stats.preemptions += 1;
     }
@@ -150,40 +166,42 @@ impl Batch {
         while (self.running.len() as u32) < self.limits.sequences_max && draft.rows_left > 0 {
             let may_start = |s: &Sequence| s.has_credit() && !s.is_compiling();
             let Some(at) = self.waiting.iter().position(may_start) else { return };
-            if !self.fits(at) {
-                return;
-            }
+            let Some(found) = self.fits(at) else { return };
             let mut sequence = self.waiting.remove(at).expect("found there");
-            self.settle_in(&mut sequence);
+            self.settle_in(&mut sequence, found);
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
+            let rows = with_blocks(&mut sequence, rows, &mut self.cache);
             draft.take(&mut sequence, rows, Vec::new());
             self.running.push(sequence);
         }
     }
 
     /// Whether the known tokens of a waiting sequence fit beside what the cache has of them, and one more block if it
-    /// can ever need one, so that it is not preempted at once.
-    fn fits(&mut self, at: usize) -> bool {
+    /// can ever need one, so that it is not preempted at once. If so, how many blocks the cache has.
+    fn fits(&mut self, at: usize) -> Option<u32> {
         let sequence = &mut self.waiting[at];
-        let prefix = self.cache.prefix(sequence.shareable());
         let wanted = (blocks_for(sequence) + 1).min(sequence.reserved);
-        wanted - prefix.blocks + prefix.idle <= self.cache.available()
+        let chain = sequence.shareable();
+        let found = self.cache.find(chain, 0);
+        self.cache.fits(chain, found, wanted).then_some(found)
     }
 
-    /// Gives a sequence that fits the blocks of its known tokens: those of the cache, then fresh ones.
-    fn settle_in(&mut self, sequence: &mut Sequence) {
+    /// Gives a sequence that fits the blocks of its known tokens: those `found` in the cache, then fresh ones.
+    fn settle_in(&mut self, sequence: &mut Sequence, found: u32) {
         self.stays += 1;
         let known = blocks_for(sequence);
-        let shared: Vec<u32> = sequence.shareable().iter().map_while(|name| self.cache.share(*name)).collect();
-        let published = shared.len() as u32;
-        let computed = published * KV_BLOCK_TOKENS as u32;
-        let mut blocks = shared;
-        while (blocks.len() as u32) < known {
-            blocks.push(self.cache.allocate().expect("it was seen to fit"));
-        }
+        let computed = found * KV_BLOCK_TOKENS as u32;
+        let tables = self.cache.settle(sequence.shareable(), found, known);
         let is_first = sequence.cached.is_none();
-        sequence.stay =
-            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, ..Stay::default() };
+        sequence.stay = Stay {
+            number: self.stays,
+            is_first,
+            tables,
+            published: found,
+            computed,
+            planned: computed,
+            ..Stay::default()
+        };
         if is_first {
             sequence.cached = Some(computed);
             self.stats.prefix_lookup_tokens += u64::from(sequence.known());
@@ -218,10 +236,10 @@ impl Batch {
         let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
         for i in sequence.stay.published..full {
             let name = sequence.names(full)[i as usize];
-            let block = &mut sequence.stay.blocks[i as usize];
-            *block = self.cache.publish(*block, name);
+            self.cache.publish(&mut sequence.stay.tables, i, name);
         }
         sequence.stay.published = full;
+        self.cache.advance(&mut sequence.stay.tables, sequence.stay.computed);
         if let Some(end) = end {
             let sequence = self.running.remove(at);
             self.retire(sequence, tokens, end);
@@ -238,25 +256,30 @@ impl Batch {
 
 /// Exchanges blocks that a sequence has yet to compute for such as others have computed since it was admitted: of many
 /// that come at once with the same beginning, one computes it.
-fn catch_up(sequence: &mut Sequence, cache: &mut KvCache, stats: &mut BatchStats) {
+fn catch_up(sequence: &mut Sequence, cache: &mut KvGroups, stats: &mut BatchStats) {
     if sequence.stay.computed < sequence.stay.planned {
         return;
     }
-    let from = sequence.stay.published as usize;
-    let found = cache.prefix(&sequence.shareable()[from..]).blocks as usize;
-    for at in from..from + found {
-        let Some(shared) = cache.share(sequence.shareable()[at]) else { return };
-        let own = std::mem::replace(&mut sequence.stay.blocks[at], shared);
-        cache.release(&[own]);
-        sequence.stay.published += 1;
-        let end = sequence.stay.published * KV_BLOCK_TOKENS as u32;
-        let spared = end - sequence.stay.computed;
-        (sequence.stay.computed, sequence.stay.planned) = (end, end);
-        if sequence.stay.is_first {
-            sequence.cached = sequence.cached.map(|c| c + spared);
-            stats.prefix_hit_tokens += u64::from(spared);
-        }
+    let (chain, stay) = sequence.chain_and_stay();
+    let found = cache.find(chain, stay.published);
+    if found == stay.published {
+        return;
     }
+    cache.catch_up(&mut stay.tables, chain, (stay.published, found));
+    let end = found * KV_BLOCK_TOKENS as u32;
+    let spared = end - stay.computed;
+    (stay.published, stay.computed, stay.planned) = (found, end, end);
+    if stay.is_first {
+        sequence.cached = sequence.cached.map(|c| c + spared);
+        stats.prefix_hit_tokens += u64::from(spared);
+    }
+}
+
+/// How many of `rows` more rows a sequence has blocks for in every group, once it has taken what there is.
+fn with_blocks(sequence: &mut Sequence, rows: u32, cache: &mut KvGroups) -> u32 {
+    let stay = &mut sequence.stay;
+    let blocks = cache.grow(&mut stay.tables, (stay.planned + rows).div_ceil(KV_BLOCK_TOKENS as u32));
+    rows.min(blocks * KV_BLOCK_TOKENS as u32 - stay.planned)
 }
 
 /// Blocks of the known tokens.

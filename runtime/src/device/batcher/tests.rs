@@ -67,7 +67,8 @@ impl Bench {
             window: Window::default(),
         };
         let read_tokenizer: ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
-        let args = BatcherArgs { executor, limits, steps_in_flight, offer, read_tokenizer, mask_threads: 1 };
+        let kv = KvPlan::plain(limits.kv_blocks);
+        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads: 1 };
         let (batcher, ended) = Actor::spawn(None, Batcher, args).await.unwrap();
         let mut bench = Self { batcher, plans: mpsc::channel(1).1, frames: mpsc::channel(1).1, ended };
         bench.attach().await;

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use super::fake::{Choices, FakeDevice, expected};
+use super::fake::{Choices, FakeDevice, expected_of};
 use super::*;
+use crate::device::kv_plan::{GroupPlan, window_blocks};
 
 /// A scheduler that keeps to the window, its developers, and the batch with its device.
 struct Storm {
     choices: Choices,
     limits: BatchLimits,
+    kv: KvPlan,
     batch: Batch,
     device: FakeDevice,
     /// Plans that are not computed yet, and computed ones that are not applied.
@@ -35,9 +37,11 @@ impl Storm {
             kv_blocks,
             context_tokens: 160,
         };
+        let kv = plan(&mut choices, &limits);
         Self {
-            batch: Batch::new(limits, WEIGHTS),
-            device: FakeDevice::new(limits),
+            batch: Batch::with_kv(limits, WEIGHTS, &kv),
+            device: FakeDevice::with_kv(&kv),
+            kv,
             choices,
             limits,
             planned: VecDeque::new(),
@@ -121,7 +125,8 @@ impl Storm {
             assert!(output.len() as u32 <= assign.credit, "no more than was allowed");
             let Some(end) = item.end else { continue };
             let (assign, output) = self.live.remove(&id).unwrap();
-            let (tokens, natural) = expected(&assign);
+            let windows: Vec<_> = self.kv.groups.iter().map(|g| g.window).collect();
+            let (tokens, natural) = expected_of(&windows, &assign);
             match end {
                 End::Cancelled => {
                     self.cancelled += 1;
@@ -182,11 +187,31 @@ impl Storm {
         }
         self.batch.assert_sound();
         assert_eq!((self.batch.blocks_used(), self.batch.sequences()), (0, (0, 0)));
-        let (window, full) = (self.batch.window(), Batch::new(self.limits, WEIGHTS).window());
+        let (window, full) = (self.batch.window(), Batch::with_kv(self.limits, WEIGHTS, &self.kv).window());
         assert_eq!(window.sequences - self.taken.sequences, full.sequences, "what was taken is granted again");
         assert_eq!(window.blocks - self.taken.blocks, full.blocks);
         assert_eq!(self.batch.taken, self.taken);
     }
+}
+
+/// One to three groups of layers, some with little more than one sequence needs.
+fn plan(choices: &mut Choices, limits: &BatchLimits) -> KvPlan {
+    let mut windows: Vec<Option<u32>> = (0..choices.below(3)).map(|_| Some(choices.between(1, 90))).collect();
+    if windows.is_empty() || choices.below(3) > 0 {
+        windows.insert(0, None);
+    }
+    let mut plan = KvPlan::plain(limits.kv_blocks);
+    let full = plan.groups[0];
+    let rows = limits.step_tokens_max * STEPS_IN_FLIGHT_MAX as u32;
+    plan.groups = windows
+        .into_iter()
+        .map(|window| {
+            let least = window.map_or(u32::MAX, |w| window_blocks(w) + rows.div_ceil(16));
+            let blocks = limits.kv_blocks.min(least.saturating_add(choices.below(6) as u32));
+            GroupPlan { window, blocks, ..full }
+        })
+        .collect();
+    plan
 }
 
 #[test]
@@ -212,7 +237,7 @@ fn storms_change_no_token_and_lose_nothing() {
     }
     println!("{finished} finished, {cancelled} cancelled, {total:?}");
     assert!(finished > 20_000 && cancelled > 2_000, "it was a real test");
-    assert!(total.preemptions > 500 && total.prefix_hit_tokens > 50_000);
+    assert!(total.preemptions > 500 && total.prefix_hit_tokens > 30_000);
     assert!(total.drafts_accepted > 1_000 && total.drafts - total.drafts_accepted > 1_000);
     assert!(total.rows_discarded > 5_000 && total.evictions > 20_000);
 }
