@@ -9,11 +9,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cuckoo_kernels::ops::{Span, StepLayout};
+use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_runtime::forward::{Model, Workspace, kv_shape};
+use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 
 /// As in tests/model.rs.
 const TEXTS: [&str; 3] = [
@@ -36,11 +36,12 @@ fn log_probabilities<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<f
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).expect("it loads");
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).expect("it fits");
-    let mut cache = ops.kv_cache(kv_shape(&files.spec, blocks.len())).expect("it fits");
+    let shapes = kv_shapes(&files.spec, KvKind::F16, blocks.len());
+    let mut cache = KvMemory::new(&mut ops, &shapes).expect("it fits");
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
-    let step = StepLayout { spans: &spans, blocks: &blocks };
-    model.forward(&mut ops, &mut work, &mut cache, tokens, &step, &wanted).expect("the device works");
+    let steps = vec![StepLayout { spans: &spans, blocks: &blocks }; shapes.len()];
+    model.forward(&mut ops, &mut work, &mut cache, tokens, &steps, &wanted).expect("the device works");
     let logits = ops.read(&work.logits).expect("the device works");
     let rows = logits.chunks(files.spec.vocab).zip(&tokens[1..]);
     rows.map(|(row, next)| log_probability(row, *next)).collect()
@@ -110,7 +111,10 @@ fn main() {
     let (mut exact, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     let mut short = 0;
     for (at, text) in texts.iter().enumerate() {
-        let tokens = tokenizer.encode(text, true).expect("it can be encoded");
+        let mut tokens = tokenizer.encode(text, true).expect("it can be encoded");
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+            tokens.insert(0, bos);
+        }
         exact.extend(log_probabilities(Reference::new(Rounding::None), &files, &tokens));
         ours.extend(log_probabilities(Cpu::new(2), &files, &tokens));
         if let Some((their_tokens, logprobs)) = peers.as_ref().and_then(|p| p.get(at)) {

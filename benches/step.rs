@@ -31,6 +31,7 @@ fn limits(step_tokens_max: u32) -> BatchLimits {
         sequences_max: 16,
         step_tokens_max,
         step_target: Duration::MAX,
+        drafts_max: 0,
         kv_blocks: 1_024,
         context_tokens: 8_192,
     }
@@ -54,6 +55,7 @@ fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
         dry_breakers: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,
+        constraint: None,
     }
 }
 

@@ -162,6 +162,9 @@ pub(crate) struct Mining {
     /// Tokens computed in one step; a smaller number gives smoother streams, a larger one faster prompts
     #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(crate) step_tokens: u32,
+    /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
+    pub(crate) drafts: u32,
     /// Memory for keys and values, in MiB
     #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) kv_memory: u64,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, ChatMessage, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId, Sampling,
-    TokenLogprobs, Usage, Wallet,
+    ApiKey, Call, ChatMessage, Constraint, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId,
+    Sampling, TokenLogprobs, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
 
@@ -97,12 +97,19 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             echo: false,
+            constraint: None,
         })
     }
 
     /// At most so many tokens.
     pub fn max_tokens(mut self, tokens: u32) -> Self {
         self.0.max_tokens = Some(tokens);
+        self
+    }
+
+    /// What the output must look like.
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.0.constraint = Some(constraint);
         self
     }
 

@@ -12,6 +12,7 @@ mod wallet;
 use std::time::{Duration, Instant};
 
 use cuckoo::{ClientError, RefusalCode};
+use cuckoo_runtime::MineError;
 use cuckoo_wire::limits::NANO_PER_CREDIT;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,8 +35,12 @@ pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
     }
 }
 
-/// 6 for a bad key, 7 for too little credit, 5 where nobody can be reached, 1 for everything else.
+/// 6 for a bad key, 7 for too little credit, 5 where nobody can be reached, 8 for a miner that is stuck and wants to be
+/// started again, 1 for everything else.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(MineError::Stuck(_)) = error.downcast_ref::<MineError>() {
+        return 8;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Refused(refusal)) => match refusal.code {
             RefusalCode::InvalidApiKey => 6,
@@ -79,7 +84,14 @@ fn credits(nano: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::credits;
+    use super::{credits, exit_code};
+    use cuckoo_runtime::MineError;
+
+    #[test]
+    fn a_stuck_miner_can_be_told_from_others() {
+        assert_eq!(exit_code(&MineError::Stuck("a step".to_owned()).into()), 8);
+        assert_eq!(exit_code(&MineError::Failed("a step".to_owned()).into()), 1);
+    }
 
     #[test]
     fn credits_print_exactly() {

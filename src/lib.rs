@@ -24,7 +24,7 @@ mod client;
 
 pub use client::{Client, ClientError, Delta, Generation, Request};
 pub use cuckoo_wire::message::{
-    ApiKey, ChatMessage, FinishReason, ModelInfo, Price, Prompt, Refusal, RefusalCode, RequestId, Sampling, Usage,
-    Wallet, WalletEntry,
+    ApiKey, ChatMessage, Constraint, FinishReason, ModelInfo, Price, Prompt, Refusal, RefusalCode, RequestId, Sampling,
+    Usage, Wallet, WalletEntry,
 };
 pub use cuckoo_wire::{Address, Identity, IdentityError, PeerId};

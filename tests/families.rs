@@ -3,12 +3,12 @@
 
 use std::fs::File;
 
-use cuckoo_kernels::ops::{Span, StepLayout};
+use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
 use cuckoo_models::{ArchSpec, GgmlType, Gguf};
-use cuckoo_runtime::forward::{Model, Workspace, check, kv_shape};
+use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
 /// Numbers between -1 and 1: SplitMix64 of the FNV-1a hash of the name and the index.
@@ -57,13 +57,14 @@ fn write(model: &Value, path: &std::path::Path) {
 fn logits<O: Ops>(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
-    let mut cache = ops.kv_cache(kv_shape(spec, 2)).unwrap();
+    let shapes = kv_shapes(spec, KvKind::F16, 2);
+    let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let mut all = Vec::new();
     for (i, tokens) in tokens.chunks(chunk).enumerate() {
         let spans = [Span { first_row: 0, rows: tokens.len(), first_position: i * chunk, first_block: 0 }];
-        let step = StepLayout { spans: &spans, blocks: &[1, 0] };
+        let steps = vec![StepLayout { spans: &spans, blocks: &[1, 0] }; shapes.len()];
         let wanted: Vec<usize> = (0..tokens.len()).collect();
-        model.forward(&mut ops, &mut work, &mut cache, tokens, &step, &wanted).unwrap();
+        model.forward(&mut ops, &mut work, &mut cache, tokens, &steps, &wanted).unwrap();
         all.extend(ops.read(&work.logits).unwrap());
     }
     all

@@ -10,7 +10,7 @@ use cuckoo_wire::message::{
 use cuckoo_wire::{Close, FrameReader, FrameWriter, Role, connect};
 use serde_json::Value;
 
-use crate::support::{MODEL, Process, Up, cuckoo, eventually, metric, weights};
+use crate::support::{MODEL, Process, Up, cuckoo, eventually, get, metric, weights};
 
 fn schedule(options: &[&str]) -> (Process, Value) {
     let args = [&["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"], options].concat();
@@ -165,6 +165,39 @@ async fn miners_that_claim_too_much_are_shut_out_and_unpaid() {
     }
     let http = ready["http"].as_str().unwrap();
     eventually("nothing runs", || metric(http, "cuckoo_num_requests_running") == 0.0);
+}
+
+/// A miner whose device hangs: it is there, and computes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_of_a_miner_that_hangs_and_its_sequences_move_on() {
+    let (_scheduler, ready) = schedule(&[]);
+    let http = ready["http"].as_str().unwrap();
+    let health = || serde_json::from_str::<Value>(&get(http, "/health")).unwrap();
+    let client = Client::connect(&address(&ready), &Identity::generate()).await.unwrap();
+    let mut hanging = FakeMiner::join(&address(&ready), &Identity::generate(), 4).await;
+    let key = ready["api_key"].as_str().unwrap();
+    let mut generation = client.generate(Request::chat(key, MODEL, "hi").max_tokens(2)).await.unwrap();
+    let assign = hanging.assigned().await;
+    hanging.step(vec![StepItem::new(assign.sequence, 0, vec![28], None)]).await;
+    assert_eq!(generation.next().await.unwrap().unwrap().tokens, [28]);
+    let since = std::time::Instant::now();
+    while health()["status"] == "ok" {
+        assert!(since.elapsed() < Duration::from_secs(70), "still well");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(since.elapsed() > Duration::from_secs(59), "{:?}", since.elapsed());
+    let why = health()["reason"].as_str().unwrap().to_owned();
+    assert!(why.contains("has computed anything for 6"), "{why}");
+
+    let mut other = FakeMiner::join(&address(&ready), &Identity::generate(), 4).await;
+    eventually("another miner can serve", || health()["status"] == "ok");
+    hanging.replica.get_mut().finish().unwrap();
+    let moved = other.assigned().await;
+    assert_eq!((moved.tokens, moved.seed), ([assign.tokens, vec![28]].concat(), assign.seed));
+    other.step(vec![StepItem::new(moved.sequence, 0, vec![29], None)]).await;
+    assert_eq!(generation.next().await.unwrap().unwrap().tokens, [29]);
+    while generation.next().await.unwrap().is_some() {}
+    assert_eq!(generation.usage().unwrap().migrations, 1);
 }
 
 /// More tokens than any credit, in one step.

@@ -252,7 +252,7 @@ fn bad_values_are_named() {
         ("logit_bias", json!({"bird": 1})),
         ("n", json!(2)),
         ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format.type", json!({"type": "xml"})),
         ("logprobs", json!(1)),
         ("top_logprobs", json!(5)),
         ("messages", json!([])),

@@ -21,6 +21,8 @@ mod http;
 mod model;
 /// A scheduler, miners and clients over loopback QUIC.
 mod network;
+/// Structured output: every schema, regex, choice and grammar of a table, and the real model.
+mod structured;
 /// Style and direction: sizes of files and functions, banned words, who depends on whom.
 mod tidy;
 /// Every message's bytes; decoders fed noise.

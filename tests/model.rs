@@ -6,17 +6,17 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{Span, StepLayout};
+use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_runtime::forward::{Model, Workspace, kv_shape};
-use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, StepPlan};
-use cuckoo_wire::message::{
-    Assign, End, Logprobs, PromptLogprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash,
-};
+use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
+use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
+use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
 use crate::support::weights;
+
+mod logprobs;
 
 const TEXTS: [&str; 3] = [
     "The cuckoo lays its eggs in the nests of other birds, which then raise the young as their own. Most species live in trees,",
@@ -50,11 +50,12 @@ fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
-    let mut cache = ops.kv_cache(kv_shape(&files.spec, blocks.len())).unwrap();
+    let shapes = kv_shapes(&files.spec, KvKind::F16, blocks.len());
+    let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
-    let step = StepLayout { spans: &spans, blocks: &blocks };
-    model.forward(&mut ops, &mut work, &mut cache, tokens, &step, &wanted).unwrap();
+    let steps = vec![StepLayout { spans: &spans, blocks: &blocks }; shapes.len()];
+    model.forward(&mut ops, &mut work, &mut cache, tokens, &steps, &wanted).unwrap();
     ops.read(&work.logits).unwrap().chunks(files.spec.vocab).map(<[f32]>::to_vec).collect()
 }
 
@@ -83,7 +84,7 @@ fn logits_are_the_contracts_and_near_unrounded_ones() {
     }
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     println!("logits equal the contract's bit for bit; log-probabilities differ by {mean:.4} nats from unrounded ones");
-    assert!(mean <= 0.058, "mean difference of log-probabilities: {mean}");
+    assert!(mean <= 0.0556, "mean difference of log-probabilities: {mean}");
 }
 
 /// Other checkpoints, where they have been fetched: architecture, file, and how far log-probabilities may be from those
@@ -139,9 +140,11 @@ struct Shape {
     kv_blocks: u32,
     /// Steps planned before the first of them is computed.
     in_flight: usize,
+    /// Guesses in one step.
+    drafts: u32,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1 };
+const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1, drafts: 0 };
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -167,8 +170,9 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sam
         cache_salt: [0; 16],
         bad_words: if sampling.dry_multiplier > 0.0 { vec![vec![28, 198], vec![30]] } else { vec![] },
         dry_breakers: vec![28, 30],
-        logprobs: (sampling.dry_multiplier > 0.0).then_some(5),
+        logprobs: sampling.seed.filter(|seed| seed % 2 == 1).map(|_| 5),
         prompt_logprobs: None,
+        constraint: None,
         tokens: tokens.to_vec(),
     }
 }
@@ -182,15 +186,25 @@ fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
 }
 
 fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats) {
+    let (outputs, stats, _) = generate_watching(files, shape, assigns);
+    (outputs, stats)
+}
+
+/// The same, and the most blocks that were held at once, for each group of layers.
+fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats, Vec<u32>) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
         step_target: Duration::MAX,
+        drafts_max: shape.drafts,
         kv_blocks: shape.kv_blocks,
         context_tokens: 8_192,
     };
-    let mut engine = Engine::new(Cpu::new(shape.threads), &files.gguf, &files.file, &files.spec, limits).unwrap();
-    let mut batch = Batch::new(limits, WeightsHash([0; 32]));
+    let kv = KvPlan::new(&files.spec, KvKind::F16, &limits);
+    let backend = Cpu::new(shape.threads);
+    let mut engine = Engine::with_kv(backend, &files.gguf, &files.file, &files.spec, limits, &kv).unwrap();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];
     let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();
     let mut left = assigns.into_iter();
@@ -216,6 +230,7 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             }
         }
         batch.apply(plan, output, Duration::ZERO);
+        most.iter_mut().zip(batch.blocks_by_group()).for_each(|(most, now)| *most = now.max(*most));
         for StepItem { sequence, first, tokens, end, logprobs, prompt_logprobs } in batch.take_news() {
             let output = &mut outputs[sequence.0 as usize];
             output.logprobs.extend(logprobs);
@@ -225,10 +240,10 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             output.end = end.or(output.end.take());
         }
     }
-    assert_eq!(batch.blocks_used(), 0, "all blocks return");
+    assert!(batch.blocks_by_group().all(|blocks| blocks == 0), "all blocks return");
     // A step planned ahead may have drawn once more after a stop token: that is discarded.
     outputs.iter_mut().for_each(|o| o.logits.truncate(o.tokens.len()));
-    (outputs, batch.stats())
+    (outputs, batch.stats(), most)
 }
 
 fn prompts(files: &Files) -> Vec<Vec<u32>> {
@@ -330,58 +345,6 @@ fn cached_equals_cold() {
     assert!(stats.prefix_hit_tokens > 0, "{stats:?}");
 }
 
-/// Holds found log-probabilities against a softmax of the row that they are of.
-fn assert_logprobs(found: &Logprobs, row: &[f32], token: u32, top: usize) {
-    let max = row.iter().copied().fold(f32::MIN, f32::max);
-    let sum: f64 = row.iter().map(|l| (f64::from(*l) - f64::from(max)).exp()).sum();
-    let near = |got: f32, id: u32| {
-        let expected = f64::from(row[id as usize]) - f64::from(max) - sum.ln();
-        (f64::from(got) - expected).abs() <= expected.abs() * 1e-7 + 1e-9
-    };
-    let mut order: Vec<u32> = (0..row.len() as u32).collect();
-    order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
-    assert!(near(found.logprob, token), "{found:?} of {token}");
-    assert_eq!(order[found.rank as usize - 1], token);
-    assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), order[..top]);
-    assert!(found.top.iter().all(|(id, logprob)| near(*logprob, *id)));
-}
-
-#[test]
-fn log_probabilities_are_those_of_the_logits_however_they_are_computed() {
-    let files = files();
-    let prompt = files.tokenizer.encode(&TEXTS.join("\n"), true).unwrap();
-    let ask = |id, from: Option<u32>| Assign {
-        logprobs: Some(4),
-        prompt_logprobs: from.map(|from| PromptLogprobs { top: 3, from }),
-        ..assign(id, &prompt, prompt.len(), 6, &sampled(3))
-    };
-    let alone = generate(&files, ALONE, vec![ask(0, Some(1))]).remove(0);
-    assert_eq!((alone.prompt.len(), alone.logprobs.len()), (prompt.len() - 1, 6));
-    let all = [prompt.as_slice(), &alone.tokens].concat();
-    let rows = logits(Cpu::new(2), &files, &all);
-    for (at, found) in alone.prompt.iter().chain(&alone.logprobs).enumerate() {
-        assert_logprobs(found, &rows[at], all[at + 1], if at + 1 < prompt.len() { 3 } else { 4 });
-    }
-    // After somebody with the same prompt, whose blocks are in the cache: what is to be scored is computed all the same.
-    let asks = vec![ask(0, None), ask(1, Some(1)), ask(2, Some(60)), ask(3, None)];
-    let check = |outputs: Vec<Output>| {
-        assert_eq!([&outputs[0].prompt, &outputs[3].prompt], [&vec![], &vec![]]);
-        assert_eq!(outputs[1], alone);
-        assert_eq!(outputs[2].prompt, alone.prompt[59..], "what was scored elsewhere is not scored again");
-        assert!(outputs.iter().all(|o| o.logprobs == alone.logprobs && o.tokens == alone.tokens));
-    };
-    let (outputs, stats) = generate_counting(&files, ALONE, asks.clone());
-    check(outputs);
-    let whole = (prompt.len() as u64 - 1) / 16 * 16;
-    assert_eq!(stats.prefix_hit_tokens, 48 + whole, "three blocks before position 59, and all for who scores nothing");
-    for shape in [
-        Shape { batch: 4, step_tokens: 16, ..ALONE },
-        Shape { batch: 4, step_tokens: 50, threads: 1, in_flight: 2, kv_blocks: 14, ..ALONE },
-    ] {
-        check(generate(&files, shape, asks.clone()));
-    }
-}
-
 #[test]
 fn preempted_equals_undisturbed() {
     let files = files();
@@ -421,4 +384,66 @@ fn planned_ahead_equals_one_by_one() {
     let (outputs, stats) = generate_counting(&files, ahead, assigns);
     assert_eq!(alone, outputs);
     assert!(stats.rows_discarded >= 3, "{stats:?}");
+}
+
+/// Gemma 3 sees 512 positions in five of six layers: their blocks are let go on the way, and no bit changes.
+#[test]
+fn windows_let_go_of_their_tail() {
+    let Some(path) = other("gemma-3-270m.Q4_K_M.gguf") else { return };
+    let files = open(&path);
+    let text = include_str!("../benches/peers/text.txt").repeat(2);
+    let mut words = files.tokenizer.encode(&text, true).unwrap();
+    words.insert(0, files.tokenizer.bos().unwrap());
+    let long = |id, from: usize, to: usize, new| assign(id, &words[from..to], to - from, new, &plain(id as u64));
+    let first = long(0, 0, 2_060, 12);
+    let shape = Shape { step_tokens: 128, ..ALONE };
+    let (chunked, _, most) = generate_watching(&files, shape, vec![first.clone()]);
+    // 511 positions before a row, up to 128 rows, and the ends of blocks.
+    assert_eq!((most[0], most.len()), (130, 2));
+    assert!(most[1] <= 34 + 8, "{most:?}");
+    let whole = generate(&files, Shape { step_tokens: 2_100, ..ALONE }, vec![first.clone()]);
+    assert_eq!(chunked, whole, "chunked = whole");
+    // It goes on from where it ended, though most of its windowed blocks are gone.
+    let on = [&words[..2_060], &chunked[0].tokens, &words[2_060..2_070]].concat();
+    let on = Assign { seed: 5, ..assign(1, &on, on.len(), 12, &plain(5)) };
+    let cold = generate(&files, shape, vec![Assign { sequence: SequenceId(0), ..on.clone() }]);
+    let (warm, stats) = generate_counting(&files, shape, vec![first, on]);
+    assert_eq!((&warm[0], &warm[1]), (&chunked[0], &cold[0]), "cached = cold");
+    assert_eq!(stats.prefix_hit_tokens, 2_064, "all full blocks of the first: {stats:?}");
+    // Three that outgrow the device together, each beyond its window.
+    let three: Vec<Assign> = (0..3).map(|i| long(i, i * 300, i * 300 + 560, 40)).collect();
+    let roomy = Shape { batch: 3, step_tokens: 64, ..ALONE };
+    let (undisturbed, stats) = generate_counting(&files, roomy, three.clone());
+    assert_eq!(stats.preemptions, 0);
+    let (preempted, stats) = generate_counting(&files, Shape { kv_blocks: 108, ..roomy }, three);
+    assert!(stats.preemptions > 0, "{stats:?}");
+    assert_eq!(undisturbed, preempted, "preempted = undisturbed");
+}
+
+#[test]
+fn speculated_equals_plain() {
+    let files = files();
+    // A text that comes three times is continued as it went on before, until the noise of a temperature leads away.
+    let words = files.tokenizer.encode(&TEXTS[0].repeat(3), true).unwrap();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let assigns: Vec<Assign> = [greedy.clone(), greedy, plain(2), plain(3), sampled(4)]
+        .iter()
+        .enumerate()
+        .map(|(i, sampling)| assign(i, &words[..words.len() - 3 * i - 1], words.len() - 3 * i - 1, 40, sampling))
+        .collect();
+    let alone = generate(&files, ALONE, assigns.clone());
+    for (batch, in_flight) in [(1, 1), (4, 1), (4, 2)] {
+        let shape = Shape { batch, step_tokens: 96, in_flight, drafts: 8, ..ALONE };
+        let (outputs, stats) = generate_counting(&files, shape, assigns.clone());
+        assert_eq!(alone, outputs, "{batch} together, {in_flight} in flight");
+        println!(
+            "{batch} together, {in_flight} in flight: {} of {} guesses right",
+            stats.drafts_accepted, stats.drafts
+        );
+        match in_flight {
+            1 => assert!(stats.drafts_accepted > 20 && stats.drafts > stats.drafts_accepted, "{stats:?}"),
+            // Who has a token in flight cannot say what comes after it.
+            _ => assert_eq!(stats.drafts, 0),
+        }
+    }
 }

@@ -213,7 +213,8 @@ async fn a_miner_that_is_asked_to_stop_finishes_what_it_has() {
     let mut miner = market.miners.remove(0);
     let stopping = tokio::task::spawn_blocking(move || miner.interrupt());
     eventually("its replica is leaving", || metric(market.http(), "cuckoo_num_requests_running") <= 1.0);
-    assert!(stream.text().await.is_ok());
+    let text = stream.text().await;
+    assert!(text.is_ok(), "{text:?}");
     let usage = stream.usage().unwrap();
     assert_eq!((usage.completion_tokens, usage.migrations), (40, 0));
     assert!(stopping.await.unwrap().success());

@@ -6,7 +6,9 @@ Exits with 0 if everything holds, with a traceback if not. Never talks to anythi
 """
 
 import asyncio
+import json
 import math
+import re
 import sys
 
 import openai
@@ -178,11 +180,15 @@ def test_other_sampling():
         changed = complete(**base, extra_body=body).choices[0].text
         assert changed != plain, options
         assert complete(**base, extra_body=body).choices[0].text == changed, options
-    loop = complete(prompt="one two three one two three one two", max_tokens=1).choices[0].text
-    assert loop == " three", loop
-    dry = {"ignore_eos": True, "dry_multiplier": 20}
-    broken = complete(prompt="one two three one two three one two", max_tokens=1, extra_body=dry).choices[0].text
-    assert broken != loop, broken
+    bias = {"5000": 60}
+    unit = complete(logit_bias=bias, max_tokens=1).choices[0].text
+    assert complete(logit_bias=bias, max_tokens=4).choices[0].text == unit * 4
+    dry = {"ignore_eos": True, "dry_multiplier": 100, "dry_allowed_length": 1, "dry_penalty_last_n": -1}
+    broken = complete(logit_bias=bias, max_tokens=4, logprobs=0, extra_body=dry).choices[0].logprobs.tokens
+    assert broken[:2] == [unit, unit] and broken[2] != unit, broken
+    # A repetition does not reach over what ends it.
+    text = {"dry_sequence_breakers": [unit]}
+    assert complete(logit_bias=bias, max_tokens=4, extra_body={**dry, **text}).choices[0].text == unit * 4
 
 
 def test_logprobs_of_chats():
@@ -243,7 +249,7 @@ def test_echo():
     assert scored[0] is None and len(scored) == prompt
     for entry, token, logprob in zip(scored[1:], columns.tokens[1:], columns.token_logprobs[1:]):
         own = [e for e in entry.values() if e["decoded_token"] == token]
-        assert abs(own[0]["logprob"] - logprob) < 1e-9 and own[0]["rank"] >= 1, (entry, token, logprob)
+        assert own[0]["logprob"] == logprob and own[0]["rank"] >= 1, (entry, token, logprob)
     whole_chat = chat(max_tokens=1, extra_body={"prompt_logprobs": 0})
     assert len(whole_chat.prompt_logprobs) == whole_chat.usage.prompt_tokens
     refused(openai.BadRequestError, "invalid_request", "prompt_logprobs", stream=True, extra_body={"prompt_logprobs": 1})
@@ -282,6 +288,70 @@ def test_errors():
             raise AssertionError("a key that does not exist")
         except openai.AuthenticationError as error:
             assert error.status_code == 401 and error.code == "invalid_api_key"
+
+
+def test_structured_output():
+    free = {"extra_body": {}, "temperature": 0.8, "seed": 5, "max_tokens": 200}
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "colours": {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 1, "maxItems": 2},
+            "wings": {"type": "integer", "minimum": 0, "maximum": 4},
+        },
+        "required": ["name", "colours", "wings"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "bird", "schema": schema, "strict": True}}
+    whole = chat(**free, response_format=form)
+    bird = json.loads(whole.choices[0].message.content)
+    assert whole.choices[0].finish_reason == "stop", whole
+    assert set(bird) == {"name", "colours", "wings"} and set(bird["colours"]) <= {"red", "blue"}, bird
+    assert len(bird["name"]) <= 12 and bird["wings"] in range(5), bird
+    streamed, reason, _ = chat_stream(**free, response_format=form)
+    assert (streamed, reason) == (whole.choices[0].message.content, "stop")
+    some = chat(**{**free, "max_tokens": 1000}, response_format={"type": "json_object"}).choices[0]
+    assert some.finish_reason == "length" or isinstance(json.loads(some.message.content), dict), some
+
+    def body(**fields):
+        return {**free, "extra_body": fields}
+
+    assert re.fullmatch(r"[A-Z][a-z]{2,8}!", chat(**body(guided_regex="[A-Z][a-z]{2,8}!")).choices[0].message.content)
+    birds = ["robin", "raven", "rook"]
+    assert chat(**body(guided_choice=birds)).choices[0].message.content in birds
+    assert complete(**body(structured_outputs={"choice": birds})).choices[0].text in birds
+    assert json.loads(complete(**body(guided_json=schema)).choices[0].text).keys() == bird.keys()
+    lark = 'start: "I see a " BIRD "."\nBIRD: "robin" | "raven"'
+    assert chat(**body(guided_grammar=lark)).choices[0].message.content in ("I see a robin.", "I see a raven.")
+    # The limit comes first, as for everybody.
+    cut = chat(**{**free, "max_tokens": 4}, response_format=form)
+    assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 4
+
+    bad = openai.BadRequestError, "invalid_request"
+    impossible = {**form, "json_schema": {"name": "x", "schema": {"type": "string", "minLength": 3, "maxLength": 2}}}
+    message = refused(*bad, "response_format.json_schema.schema", response_format=impossible)
+    assert "no output can satisfy it" in message, message
+    message = refused(*bad, "guided_regex", extra_body={"guided_regex": "("})
+    assert "guided_regex cannot be used" in message and "unclosed" in message, message
+    refused(*bad, "guided_json", extra_body={"guided_json": {"not": {}}})
+    refused(*bad, "guided_grammar", extra_body={"guided_grammar": "start: missing"})
+    refused(*bad, "guided_choice", extra_body={"guided_regex": "a", "guided_choice": ["a"]})
+    refused(*bad, "ignore_eos", extra_body={"guided_regex": "a", "ignore_eos": True})
+
+    async def mixed():
+        async with openai.AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=180) as many:
+            create = many.chat.completions.create
+            asked = [create(model=MODEL, messages=MESSAGES, **{**free, "seed": i}, response_format=form) for i in range(5)]
+            return await asyncio.gather(*asked, create(model=MODEL, messages=MESSAGES, **GREEDY))
+
+    *structured, plain = asyncio.run(mixed())
+    assert plain.choices[0].message.content == chat().choices[0].message.content, "company changes an answer"
+    for i, answer in enumerate(structured):
+        # A small model may spend all its tokens on indentation.
+        cut = answer.choices[0].finish_reason == "length"
+        assert cut or json.loads(answer.choices[0].message.content).keys() == bird.keys(), answer
+        alone = chat(**{**free, "seed": i}, response_format=form)
+        assert answer.choices[0].message.content == alone.choices[0].message.content, "company changes an answer"
 
 
 def test_leaving_early():

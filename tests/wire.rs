@@ -61,9 +61,10 @@ fn calls_have_these_bytes() {
             logprobs: Some(2),
             prompt_logprobs: None,
             echo: true,
+            constraint: Some(Constraint::Regex("a".into())),
         })
     };
-    let tail = format!("{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001").replace(' ', "");
+    let tail = format!("{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001 01020161").replace(' ', "");
     snapshot(&generate(chat), &format!("0300016b016d00010475736572026869{tail}"));
     snapshot(&generate(Prompt::Text("hi".into())), &format!("0300016b016d01026869{tail}"));
     snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0300016b016d020201ac02{tail}"));
@@ -163,11 +164,12 @@ fn messages_to_a_miner_have_these_bytes() {
         dry_breakers: vec![5],
         logprobs: None,
         prompt_logprobs: Some(PromptLogprobs { top: 2, from: 1 }),
+        constraint: Some(Constraint::Choice(vec!["a".into(), "b".into()])),
     };
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201").replace(' ', ""),
+        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 01030201610162").replace(' ', ""),
     );
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");

@@ -18,7 +18,7 @@ pub use self::weights::Matrix;
 
 use std::ops::Range;
 
-use self::activations::Activations;
+use self::activations::{Activations, Planes};
 use self::arena::Arena;
 use self::disjoint::Disjoint;
 use self::lanes::Level;
@@ -143,12 +143,12 @@ impl Cpu {
         results.into_iter().map(|r| r.expect("every chunk has run")).collect()
     }
 
-    fn multiply(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer, add: bool) {
+    fn multiply(&mut self, x: &Buffer, w: &Matrix, planes: Planes, out: &mut Buffer, add: bool) {
         assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
         assert_eq!(out.cols, w.rows, "a product has as many columns as the weights have rows");
         assert!(!add || out.rows == x.rows, "rows are added to as many rows");
         let out = out.begin(x.rows);
-        linear::linear(&mut self.pool, self.level, (x.used(), &mut self.quantized), w, (out, add));
+        linear::linear(&mut self.pool, self.level, (x.used(), planes, &mut self.quantized), w, (out, add));
     }
 }
 
@@ -204,12 +204,17 @@ impl Ops for Cpu {
     }
 
     fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
-        self.multiply(x, w, out, false);
+        self.multiply(x, w, Planes::One, out, false);
+        Ok(())
+    }
+
+    fn linear_fine(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        self.multiply(x, w, Planes::Two, out, false);
         Ok(())
     }
 
     fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
-        self.multiply(x, w, out, true);
+        self.multiply(x, w, Planes::One, out, true);
         Ok(())
     }
 

@@ -68,9 +68,9 @@ impl Exact {
     }
 
     /// `[x row][w row]`.
-    fn product(&self, x: &Buffer, w: &Matrix) -> Vec<Vec<f32>> {
+    fn product(&self, x: &Buffer, w: &Matrix, rounded: impl Fn(&[f32]) -> Activations) -> Vec<Vec<f32>> {
         assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
-        let x: Vec<Activations> = x.rows.iter().map(|row| Activations::new(row)).collect();
+        let x: Vec<Activations> = x.rows.iter().map(|row| rounded(row)).collect();
         let mut columns = vec![vec![0.0; x.len()]; w.rows.len()];
         let each = w.rows.len().div_ceil(self.threads).max(1);
         std::thread::scope(|scope| {
@@ -153,13 +153,18 @@ impl Ops for Exact {
     }
 
     fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
-        out.set(self.product(x, w));
+        out.set(self.product(x, w, Activations::new));
+        Ok(())
+    }
+
+    fn linear_fine(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(self.product(x, w, Activations::fine));
         Ok(())
     }
 
     fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
-        for (row, product) in out.rows.iter_mut().zip(self.product(x, w)) {
+        for (row, product) in out.rows.iter_mut().zip(self.product(x, w, Activations::new)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
         }
         Ok(())

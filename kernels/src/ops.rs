@@ -11,7 +11,7 @@
 //! Values are rounded to less than `f32` in two places:
 //! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 8-bit integers
 //!   with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized weights;
-//!   floating-point weights meet activations as they are;
+//!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
 //! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
 
 use crate::quant::Quant;
@@ -166,9 +166,19 @@ pub enum Activation {
     },
 }
 
-/// Extent of one paged KV cache. Keys and values are `f16`.
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvKind {
+    /// IEEE half precision.
+    #[default]
+    F16,
+}
+
+/// Extent of one paged KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
+    /// How keys and values are stored.
+    pub kind: KvKind,
     /// Transformer layers.
     pub layers: usize,
     /// Key/value heads.
@@ -265,6 +275,12 @@ pub trait Ops {
     ///
     /// Minimum bytes: `bytes(w) + 4 * rows * (w.cols + w.rows)`.
     fn linear(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// [`Ops::linear`] with activations of 15 bits: twice the arithmetic for a 128th of the rounding, where that is worth it.
+    /// With floating-point weights it is the same as [`Ops::linear`].
+    ///
+    /// Minimum bytes: as [`Ops::linear`].
+    fn linear_fine(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
 
     /// `out[i] += w * x[i]`: [`Ops::linear`], rounded to `f32`, then added.
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;

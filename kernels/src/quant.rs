@@ -23,6 +23,12 @@ pub use self::encode::quantize_row;
 /// Largest magnitude of a quantized activation.
 pub const ACTIVATION_MAX: f32 = 127.0;
 
+/// What one unit of the high plane of an activation of 15 bits is worth, in units of the low plane.
+pub const PLANE_STEP: f32 = 128.0;
+
+/// Largest magnitude of an activation of 15 bits.
+pub const ACTIVATION_MAX_FINE: f32 = PLANE_STEP * ACTIVATION_MAX;
+
 /// How the values of a matrix are stored.
 ///
 /// Layouts are those of the `block_*` structures in ggml's ggml-common.h, fields in the order in which they lie in the
@@ -179,28 +185,49 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn(&[u8; N]) 
 /// # Panics
 /// If `row.len()` is not a whole number of blocks, or the outputs are not `row.len()` and one value a block long.
 pub fn quantize_activations(row: &[f32], out: &mut [i8], scales: &mut [f32]) {
-    assert_eq!(row.len() % ACTIVATION_BLOCK, 0, "activations come in blocks of {ACTIVATION_BLOCK}");
     assert_eq!(row.len(), out.len(), "one integer per activation");
-    assert_eq!(row.len() / ACTIVATION_BLOCK, scales.len(), "one scale per block");
-    let blocks = row.chunks_exact(ACTIVATION_BLOCK).zip(out.chunks_exact_mut(ACTIVATION_BLOCK));
-    for ((x, q), scale) in blocks.zip(scales) {
+    let mut blocks = out.chunks_exact_mut(ACTIVATION_BLOCK);
+    each_block(row, ACTIVATION_MAX, scales, |units| {
+        let q = blocks.next().expect("one integer per activation");
+        q.iter_mut().zip(units).for_each(|(q, unit)| *q = *unit as i8);
+    });
+}
+
+/// Quantizes a row of activations to 15 bits in blocks of [`ACTIVATION_BLOCK`]: `scale = amax / 16256`,
+/// `q = round_ties_even(x * (1 / scale))`, as two planes of 8 bits: `q = 128 * high + low` with
+/// `high = round_ties_even(q / 128)`. Otherwise as [`quantize_activations`].
+///
+/// # Panics
+/// Likewise.
+pub fn quantize_activations_fine(row: &[f32], high: &mut [i8], low: &mut [i8], scales: &mut [f32]) {
+    assert!(row.len() == high.len() && row.len() == low.len(), "two integers per activation");
+    let mut blocks = high.chunks_exact_mut(ACTIVATION_BLOCK).zip(low.chunks_exact_mut(ACTIVATION_BLOCK));
+    each_block(row, ACTIVATION_MAX_FINE, scales, |units| {
+        let (high, low) = blocks.next().expect("two integers per activation");
+        for ((high, low), unit) in high.iter_mut().zip(low).zip(units) {
+            let upper = (unit / PLANE_STEP).round_ties_even();
+            (*high, *low) = (upper as i8, (unit - PLANE_STEP * upper) as i8);
+        }
+    });
+}
+
+/// Sets the scale of each block of `row` so that its largest magnitude is `most` units, and hands over all in whole units.
+fn each_block(row: &[f32], most: f32, scales: &mut [f32], mut put: impl FnMut(&[f32; ACTIVATION_BLOCK])) {
+    let (blocks, rest) = row.as_chunks::<ACTIVATION_BLOCK>();
+    assert!(rest.is_empty(), "activations come in blocks of {ACTIVATION_BLOCK}");
+    assert_eq!(blocks.len(), scales.len(), "one scale per block");
+    for (x, scale) in blocks.iter().zip(scales) {
         // The bits of non-negative floats order as the floats do, with infinities and NaNs on top.
         let amax_bits = x.iter().fold(0, |m, v| m.max(v.abs().to_bits()));
-        *scale = activation_scale(amax_bits);
-        if *scale > 0.0 {
-            let inverse = 1.0 / *scale;
-            for (q, x) in q.iter_mut().zip(x) {
-                *q = (x * inverse).round_ties_even() as i8;
-            }
-        } else {
-            q.fill(0);
-        }
+        *scale = activation_scale(amax_bits, most);
+        let inverse = 1.0 / *scale;
+        put(&x.map(|x| if *scale > 0.0 { (x * inverse).round_ties_even() } else { 0.0 }));
     }
 }
 
-/// The scale of a block whose largest magnitude has these bits.
-pub(crate) fn activation_scale(amax_bits: u32) -> f32 {
-    let scale = f32::from_bits(amax_bits) / ACTIVATION_MAX;
+/// The scale of a block whose largest magnitude has these bits, and is to be `most` units.
+pub(crate) fn activation_scale(amax_bits: u32, most: f32) -> f32 {
+    let scale = f32::from_bits(amax_bits) / most;
     if amax_bits >= f32::INFINITY.to_bits() {
         f32::NAN
     } else if scale < f32::MIN_POSITIVE {
@@ -291,6 +318,18 @@ mod tests {
                 prop_assert!((f64::from(x[i]) - f64::from(q[i]) * scale).abs() <= scale * 0.501);
             }
             prop_assert_eq!(q[..32].iter().map(|v| v.unsigned_abs()).max(), Some(127));
+        }
+
+        #[test]
+        fn fine_activations_round_to_the_nearest_step(x in prop::collection::vec(-1e3f32..1e3, 64)) {
+            let (mut high, mut low, mut s) = ([0i8; 64], [0i8; 64], [0.0f32; 2]);
+            quantize_activations_fine(&x, &mut high, &mut low, &mut s);
+            for i in 0..64 {
+                let (scale, q) = (f64::from(s[i / 32]), 128 * i32::from(high[i]) + i32::from(low[i]));
+                prop_assert!((f64::from(x[i]) - f64::from(q) * scale).abs() <= scale * 0.51);
+                prop_assert!(low[i].unsigned_abs() <= 64);
+            }
+            prop_assert_eq!(high[..32].iter().map(|v| v.unsigned_abs()).max(), Some(127));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
     StepLayout,
 };
-use crate::quant::{Quant, dequantize_row, quantize_activations};
+use crate::quant::{PLANE_STEP, Quant, dequantize_row, quantize_activations, quantize_activations_fine};
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
@@ -90,27 +90,31 @@ impl Reference {
         Self { rounding, threads: std::thread::available_parallelism().map_or(1, usize::from) }
     }
 
-    /// A row of activations as the products see it.
-    fn activations(&self, row: &[f64], quant: Quant) -> Vec<f64> {
-        if self.rounding == Rounding::None || quant.is_float() {
+    /// A row of activations as products with quantized weights see it.
+    fn activations(&self, row: &[f64], fine: bool) -> Vec<f64> {
+        if self.rounding == Rounding::None {
             return row.to_vec();
         }
         let single: Vec<f32> = row.iter().map(|&v| v as f32).collect();
-        let (mut q, mut scales) = (vec![0; row.len()], vec![0.0; row.len() / ACTIVATION_BLOCK]);
-        quantize_activations(&single, &mut q, &mut scales);
-        q.iter().enumerate().map(|(i, &q)| f64::from(q) * f64::from(scales[i / ACTIVATION_BLOCK])).collect()
+        let (mut high, mut low) = (vec![0; row.len()], vec![0; row.len()]);
+        let mut scales = vec![0.0; row.len() / ACTIVATION_BLOCK];
+        match fine {
+            true => quantize_activations_fine(&single, &mut high, &mut low, &mut scales),
+            false => quantize_activations(&single, &mut low, &mut scales),
+        }
+        let units = high.iter().zip(&low).map(|(high, low)| f64::from(PLANE_STEP) * f64::from(*high) + f64::from(*low));
+        units.enumerate().map(|(i, q)| q * f64::from(scales[i / ACTIVATION_BLOCK])).collect()
     }
 
-    /// `[w row][x row]`.
-    fn product(&self, x: &Buffer, w: &Matrix) -> Vec<Vec<f64>> {
+    /// `[x row][w row]`.
+    fn product(&self, x: &Buffer, w: &Matrix, fine: bool) -> Vec<Vec<f64>> {
         assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
         let tokens = x.rows.len();
         // Transposed, so that one row of weights meets all tokens at once.
-        let transposed = |quant| {
-            let rows: Vec<Vec<f64>> = x.rows.iter().map(|row| self.activations(row, quant)).collect();
-            (0..w.cols * tokens).map(|i| rows[i % tokens][i / tokens]).collect::<Vec<f64>>()
-        };
-        let (rounded, exact) = (transposed(Quant::Q8_0), transposed(Quant::F32));
+        let transposed =
+            |rows: &[Vec<f64>]| -> Vec<f64> { (0..w.cols * tokens).map(|i| rows[i % tokens][i / tokens]).collect() };
+        let rounded: Vec<Vec<f64>> = x.rows.iter().map(|row| self.activations(row, fine)).collect();
+        let (rounded, exact) = (transposed(&rounded), transposed(&x.rows));
         let mut out = vec![vec![0.0; tokens]; w.rows.len()];
         let each = w.rows.len().div_ceil(self.threads).max(1);
         std::thread::scope(|scope| {
@@ -127,7 +131,7 @@ impl Reference {
                 });
             }
         });
-        out
+        (0..tokens).map(|t| out.iter().map(|sums| sums[t]).collect()).collect()
     }
 
     fn round_kv(&self, v: &[f64]) -> Vec<f64> {
@@ -195,16 +199,19 @@ impl Ops for Reference {
     }
 
     fn linear(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
-        let product = self.product(x, w);
-        out.set((0..x.rows.len()).map(|t| product.iter().map(|p| p[t]).collect()).collect());
+        out.set(self.product(x, w, false));
+        Ok(())
+    }
+
+    fn linear_fine(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
+        out.set(self.product(x, w, true));
         Ok(())
     }
 
     fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
-        let product = self.product(x, w);
-        for (t, row) in out.rows.iter_mut().enumerate() {
-            row.iter_mut().zip(&product).for_each(|(out, p)| *out += p[t]);
+        for (row, product) in out.rows.iter_mut().zip(self.product(x, w, false)) {
+            row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
         }
         Ok(())
     }
@@ -428,72 +435,4 @@ fn attend(query: &[f64], mask: &Mask, sink: Option<f64>, at: &[usize], cache: &K
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::ops::Span;
-
-    /// Values worked out by hand, so that the oracle is not only compared with what was written after it.
-    #[test]
-    fn small_cases_by_hand() {
-        let mut ops = Reference::new(Rounding::None);
-        let mut identity = vec![0.0f32; 32 * 32];
-        (0..32).for_each(|i| identity[33 * i] = (i + 1) as f32);
-        let source = MatrixSource { quant: Quant::F32, rows: 32, cols: 32, data: bytemuck::cast_slice(&identity) };
-        let w = ops.matrix(&[source]).unwrap();
-        let (mut x, mut y) = (ops.buffer(2, 32).unwrap(), ops.buffer(2, 32).unwrap());
-        ops.embed(&w, &[2, 0], &mut x).unwrap();
-        assert_eq!(ops.read(&x).unwrap()[..4], [0.0, 0.0, 3.0, 0.0]);
-        ops.linear(&x, &w, &mut y).unwrap();
-        assert_eq!(y.rows[0][2], 9.0);
-        ops.linear_add(&x, &w, &mut y).unwrap();
-        assert_eq!((y.rows[0][2], y.rows[1][0], y.rows[1][1]), (18.0, 2.0, 0.0));
-        let ones = ops.vector(&[2.0; 32]).unwrap();
-        ops.norm(&x, &ones, 0.0, &mut y).unwrap();
-        assert!((y.rows[0][2] - 2.0 * 32f64.sqrt()).abs() < 1e-12);
-        let mut half = ops.buffer(2, 16).unwrap();
-        x.rows[0][16 + 2] = 5.0;
-        ops.gate(Activation::Silu, &x, &mut half).unwrap();
-        assert!((half.rows[0][2] - 15.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
-    }
-
-    #[test]
-    fn attention_by_hand() {
-        let mut ops = Reference::new(Rounding::AsBackends);
-        let heads = Heads { query: 2, kv: 1, dim: 8 };
-        let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 8, blocks: 3 }).unwrap();
-        let rope = Rope { frequencies: vec![1.0], magnitude: 1.0, pairs: RopePairs::Halves, positions: 40 };
-        let span = Span { first_row: 0, rows: 2, first_position: 0, first_block: 0 };
-        let step = StepLayout { spans: &[span], blocks: &[2] };
-        let mut qkv = ops.buffer(2, heads.qkv_cols()).unwrap();
-        // Queries look at value 7, which is not rotated; values are the position plus one.
-        let row = |v: f64| {
-            let mut row = vec![0.0; 32];
-            (row[7], row[15], row[23]) = (1.0, 0.0, v);
-            row[24..].fill(v);
-            row
-        };
-        qkv.set(vec![row(1.0), row(2.0)]);
-        ops.rope_store(Some(&rope), &step, heads, &mut qkv, &mut cache, 0).unwrap();
-        let mask = Mask { scale: 1.0, softcap: None, window: None, causal: true };
-        let mut out = ops.buffer(2, 16).unwrap();
-        ops.attention(&step, heads, mask, None, &qkv, &cache, 0, &mut out).unwrap();
-        assert_eq!(out.rows[0], vec![1.0; 16]);
-        let (a, b) = (1f64.exp(), 2f64.exp());
-        assert!((out.rows[1][0] - (a + 2.0 * b) / (a + b)).abs() < 1e-12);
-        assert!((out.rows[1][8] - 1.5).abs() < 1e-12);
-    }
-
-    #[test]
-    fn rotation_by_hand() {
-        let rope = |pairs| Rope { frequencies: vec![1.0, 0.05], magnitude: 1.0, pairs, positions: 9 };
-        let mut head = [1.0, 0.0, 1.0, 0.0, 5.0];
-        rotate(&rope(RopePairs::Adjacent), &mut head, 3);
-        let expect = [3f64.cos(), 3f64.sin(), 0.15f64.cos(), 0.15f64.sin(), 5.0];
-        assert!(head.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-12));
-        let mut head = [1.0, 1.0, 0.0, 0.0, 5.0];
-        rotate(&rope(RopePairs::Halves), &mut head, 3);
-        let expect = [3f64.cos(), 0.15f64.cos(), 3f64.sin(), 0.15f64.sin(), 5.0];
-        assert!(head.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-12));
-    }
-}
+mod tests;

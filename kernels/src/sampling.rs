@@ -10,8 +10,9 @@
 //!
 //! # What is applied, in this order
 //!
-//! 1. On logits: [`SamplingParams::allowed`], the bias, the repetition penalty, presence and frequency penalties, DRY,
-//!    bad words, [`SampleRequest::forbidden`]. What would leave no token at all is not applied.
+//! 1. On logits: the mask [`SampleRequest::allowed`], [`SamplingParams::allowed_tokens`], the bias, the repetition
+//!    penalty, presence and frequency penalties, DRY, bad words, [`SampleRequest::forbidden`]. The lists among these are
+//!    not applied where they would leave no token at all; a mask always is.
 //! 2. If the temperature is 0, the highest logit is taken, and that is all.
 //! 3. On the distribution at the temperature: top-k, typical-p, top-p, min-p, XTC, each on what the one before it left.
 //!    None of them ever leaves nobody.
@@ -22,6 +23,7 @@ mod filters;
 mod history;
 mod logits;
 mod logprobs;
+mod mask;
 mod nucleus;
 mod philox;
 
@@ -29,6 +31,7 @@ use self::filters::survivors;
 pub use self::history::TokenHistory;
 use self::logits::adjusted;
 pub use self::logprobs::{LogprobRequest, Logprobs, logprobs};
+pub use self::mask::TokenMask;
 use self::philox::philox;
 use crate::ops::OpsError;
 
@@ -62,7 +65,7 @@ pub struct SamplingParams {
     /// Added to the logits of these tokens before penalties; negative infinity forbids.
     pub logit_bias: Vec<(u32, f32)>,
     /// If not empty, no other tokens are drawn.
-    pub allowed: Vec<u32>,
+    pub allowed_tokens: Vec<u32>,
     /// Sequences that are not to appear: the last token of one is forbidden where prompt and output end in the others.
     pub bad_words: Vec<Vec<u32>>,
 }
@@ -99,7 +102,7 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             dry: None,
             logit_bias: Vec::new(),
-            allowed: Vec::new(),
+            allowed_tokens: Vec::new(),
             bad_words: Vec::new(),
         }
     }
@@ -131,6 +134,8 @@ pub struct SampleRequest<'a> {
     pub history: &'a TokenHistory,
     /// Tokens that are not to be drawn this time: those that end a sequence which is not long enough yet.
     pub forbidden: &'a [u32],
+    /// The tokens that may be drawn; `None` where any may.
+    pub allowed: Option<&'a TokenMask>,
 }
 
 /// A drawn token.

@@ -104,6 +104,10 @@ impl<O: Ops> Ops for Timed<O> {
         self.measure(&w.name, |ops| ops.linear(x, &w.matrix, out))
     }
 
+    fn linear_fine(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure(&w.name, |ops| ops.linear_fine(x, &w.matrix, out))
+    }
+
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
         self.measure(&w.name, |ops| ops.linear_add(x, &w.matrix, out))
     }

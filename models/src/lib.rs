@@ -30,14 +30,17 @@ pub mod tokenizer;
 
 pub mod template;
 
+pub mod constraint;
+
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
 pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
+pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
 pub use manifest::{Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
-pub use template::{ChatTemplate, Message, TemplateError};
+pub use template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};

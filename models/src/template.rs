@@ -5,13 +5,16 @@
 //! that doubles a string in a loop can ask for much before its fuel ends, so templates of unknown origin belong in a
 //! process of their own.
 
-use std::{error::Error as _, io, thread};
+use std::{collections::BTreeMap, error::Error as _, io, thread};
 
-use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig, value::Value};
+use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig, value::Serde, value::Value};
 
 use crate::gguf::Gguf;
 
 mod guard;
+mod json;
+#[cfg(test)]
+mod parity_tests;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -24,8 +27,9 @@ pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 pub const FUEL: u64 = 100_000;
 /// What each message adds to [`FUEL`], so that long conversations render.
 pub const FUEL_PER_MESSAGE: u64 = 500;
-/// How deep macros and blocks may call each other.
-pub const RECURSION_MAX: usize = 32;
+/// How deep macros, blocks and loops may nest while they run, in the engine's own measure: a macro counts four and each
+/// loop in it one. Templates that write JSON by themselves use some seven for each level of a tool's schema.
+pub const RECURSION_MAX: usize = 400;
 
 /// The stack on which templates are compiled and run, in bytes. The compiler and the destructors of values recurse once
 /// per operator of a chain and level of a list; the worst that [`SOURCE_BYTES_MAX`] or [`FUEL`] allow fits, in debug
@@ -74,6 +78,20 @@ impl Message {
     }
 }
 
+/// A conversation in the shapes of the OpenAI API, as templates know them.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// Objects with a role, content (a text, or a list of parts), and what else there is. The arguments of a call must
+    /// be an object, not a text that holds one.
+    pub messages: &'a [serde_json::Value],
+    /// The tools that the model may call.
+    pub tools: Option<&'a [serde_json::Value]>,
+    /// Whether the prompt ends where the assistant's answer begins.
+    pub add_generation_prompt: bool,
+    /// Variables of the template's own, such as `enable_thinking`.
+    pub extra: &'a [(&'a str, serde_json::Value)],
+}
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -107,18 +125,39 @@ impl ChatTemplate {
 
     /// The prompt for `messages`; with `add_generation_prompt`, it ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        let count = messages.len();
+        self.run(count, || Value::from(Serde(messages)), Value::from(()), add_generation_prompt, BTreeMap::new())
+    }
+
+    /// The prompt for a conversation with tools, calls of tools, or content in parts.
+    pub fn render_conversation(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
+        let tools = conversation.tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)));
+        let extra = conversation.extra.iter().map(|(name, value)| (*name, Value::from(Serde(value)))).collect();
+        let messages = || Value::from(Serde(conversation.messages));
+        self.run(conversation.messages.len(), messages, tools, conversation.add_generation_prompt, extra)
+    }
+
+    fn run(
+        &self,
+        count: usize,
+        messages: impl FnOnce() -> Value + Send,
+        tools: Value,
+        add_generation_prompt: bool,
+        extra: BTreeMap<&str, Value>,
+    ) -> Result<String, TemplateError> {
         on_deep_stack(|| {
-            let context = minijinja::context! {
-                messages => minijinja::value::Serde(messages),
+            let own = minijinja::context! {
+                messages => messages(),
                 add_generation_prompt,
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
                 // transformers always defines these; templates ask whether they are none.
-                tools => Value::from(()),
+                tools,
                 documents => Value::from(()),
             };
+            let context = minijinja::context! { ..own, ..Value::from(extra) };
             let mut environment = self.environment.clone();
-            environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(messages.len() as u64))));
+            environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(count as u64))));
             let mut prompt = Prompt { text: Vec::new(), full: false };
             let template = environment.get_template("chat").map_err(|why| TemplateError::Failed(one_line(&why)))?;
             match template.render_captured_to(context, &mut prompt) {
@@ -138,7 +177,8 @@ fn environment() -> Environment<'static> {
     environment.set_recursion_limit(RECURSION_MAX);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(python::format);
-    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_filter("string", python::string);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function("raise_exception", python::raise_exception);
     environment.add_function("strftime_now", python::strftime_now);

@@ -1,17 +1,28 @@
 //! One device of a miner: supervises the batcher, which decides, and the executor, which computes. A fault in either
 //! restarts both, and the link offers the device anew.
+//!
+//! A step that never comes back is the one fault that no restart mends: a thread cannot be killed, and this one holds
+//! the weights, the KV memory and the processors. A second one beside it would need as much again and get what is left
+//! over. So the sequences are released to go on elsewhere, and then the miner ends, to be started afresh as a process.
 
 mod batch;
 mod batcher;
 mod budget;
+mod constraints;
 mod executor;
 mod kv_cache;
+mod kv_plan;
+mod masks;
+mod speculation;
+#[cfg(test)]
+mod tests;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -22,12 +33,18 @@ pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIG
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;
-pub use kv_cache::{BlockHash, KvCache, Prefix};
+pub use kv_cache::{BlockHash, HOLE, KvCache};
+pub use kv_plan::{GroupPlan, KvPlan};
+pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
+pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
 /// See [`RESTARTS_MAX`].
 const RESTART_WINDOW: Duration = Duration::from_secs(30);
+
+/// How long the end of a stuck device's stream may take to reach the scheduler, before the miner ends.
+const RELEASE_TIME: Duration = Duration::from_secs(1);
 
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +61,14 @@ impl DeviceKind {
     pub(crate) fn step_target(self) -> Duration {
         match self {
             Self::Cpu { .. } => Duration::from_millis(60),
+        }
+    }
+
+    /// Threads that compute the masks of constrained sequences while a step is computed.
+    fn mask_threads(self) -> usize {
+        match self {
+            // A mask takes a hundredth of a step, so one thread serves many sequences and takes little from the others.
+            Self::Cpu { threads } => threads.div_ceil(8),
         }
     }
 
@@ -74,17 +99,26 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+    /// Memory for keys and values.
+    pub kv: KvPlan,
 }
 
 impl DeviceConfig {
-    fn executor_args(&self) -> executor::ExecutorArgs {
-        executor::ExecutorArgs {
+    fn load(&self) -> executor::Load {
+        let args = executor::ExecutorArgs {
             device: self.kind,
             weights: self.weights.clone(),
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
-        }
+            kv: self.kv.clone(),
+        };
+        Arc::new(move || args.load())
+    }
+
+    fn read_tokenizer(&self) -> constraints::ReadTokenizer {
+        let gguf = self.gguf.clone();
+        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
     }
 
     fn offer(&self) -> Offer {
@@ -99,23 +133,51 @@ impl DeviceConfig {
     }
 }
 
-/// Messages of a device: none, it only supervises.
-pub(crate) enum DeviceMsg {}
+/// Messages of a device.
+pub(crate) enum DeviceMsg {
+    /// Its sequences have been released; nothing is left to wait for.
+    End(StepOverdue),
+}
 
 pub(crate) struct Device;
 
 /// What a device starts with.
 pub(crate) struct DeviceArgs {
     /// Its number in the miner.
-    pub(crate) index: usize,
-    pub(crate) config: DeviceConfig,
-    pub(crate) link: ActorRef<LinkMsg>,
+    index: usize,
+    load: executor::Load,
+    limits: BatchLimits,
+    kv: KvPlan,
+    steps_in_flight: usize,
+    offer: Offer,
+    read_tokenizer: constraints::ReadTokenizer,
+    mask_threads: usize,
+    link: ActorRef<LinkMsg>,
+}
+
+impl DeviceArgs {
+    /// The device `index` of a miner, which is offered on `link`.
+    pub(crate) fn new(index: usize, config: &DeviceConfig, link: ActorRef<LinkMsg>) -> Self {
+        Self {
+            index,
+            load: config.load(),
+            limits: config.limits,
+            kv: config.kv.clone(),
+            steps_in_flight: config.kind.steps_in_flight(),
+            offer: config.offer(),
+            read_tokenizer: config.read_tokenizer(),
+            mask_threads: config.kind.mask_threads(),
+            link,
+        }
+    }
 }
 
 pub(crate) struct State {
     args: DeviceArgs,
     pair: Pair,
     restarts: Vec<Instant>,
+    /// Whether a step is stuck, and the end is a matter of [`RELEASE_TIME`].
+    ending: bool,
 }
 
 /// The two children.
@@ -131,7 +193,17 @@ impl Actor for Device {
 
     async fn pre_start(&self, me: ActorRef<DeviceMsg>, args: DeviceArgs) -> Result<State, ActorProcessingErr> {
         let pair = Pair::start(&me, &args).await?;
-        Ok(State { args, pair, restarts: Vec::new() })
+        Ok(State { args, pair, restarts: Vec::new(), ending: false })
+    }
+
+    async fn handle(
+        &self,
+        _me: ActorRef<DeviceMsg>,
+        message: DeviceMsg,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let DeviceMsg::End(overdue) = message;
+        Err(overdue.into())
     }
 
     async fn handle_supervisor_evt(
@@ -141,11 +213,18 @@ impl Actor for Device {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let (who, why) = match event {
-            SupervisionEvent::ActorFailed(who, why) => (who, why.to_string()),
-            SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned())),
+            SupervisionEvent::ActorFailed(who, why) => (who, why),
+            SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned()).into()),
             _ => return Ok(()),
         };
-        if !state.pair.holds(&who) {
+        if state.ending || !state.pair.holds(&who) {
+            return Ok(());
+        }
+        if let Some(overdue) = why.downcast_ref::<StepOverdue>().cloned() {
+            tracing::error!(device = state.args.index, %overdue, "device stuck; ending the miner");
+            state.ending = true;
+            state.pair.stop();
+            me.send_after(RELEASE_TIME, || DeviceMsg::End(overdue));
             return Ok(());
         }
         let now = Instant::now();
@@ -154,7 +233,7 @@ impl Actor for Device {
             return Err(format!("device {} failed {RESTARTS_MAX} times in a row: {why}", state.args.index).into());
         }
         state.restarts.push(now);
-        tracing::error!(device = state.args.index, why, "device fault; restarting it");
+        tracing::error!(device = state.args.index, %why, "device fault; restarting it");
         state.pair.stop();
         state.pair = Pair::start(&me, &state.args).await?;
         Ok(())
@@ -164,13 +243,15 @@ impl Actor for Device {
 impl Pair {
     async fn start(me: &ActorRef<DeviceMsg>, args: &DeviceArgs) -> Result<Self, ActorProcessingErr> {
         let spawner = ThreadLocalActorSpawner::new();
-        let (executor, _) =
-            executor::Executor::spawn_linked(None, args.config.executor_args(), me.get_cell(), spawner).await?;
+        let (executor, _) = executor::Executor::spawn_linked(None, args.load.clone(), me.get_cell(), spawner).await?;
         let batcher_args = batcher::BatcherArgs {
             executor: executor.clone(),
-            limits: args.config.limits,
-            steps_in_flight: args.config.kind.steps_in_flight(),
-            offer: args.config.offer(),
+            limits: args.limits,
+            kv: args.kv.clone(),
+            steps_in_flight: args.steps_in_flight,
+            offer: args.offer.clone(),
+            read_tokenizer: args.read_tokenizer.clone(),
+            mask_threads: args.mask_threads,
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;

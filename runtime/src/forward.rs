@@ -1,16 +1,18 @@
 //! The forward pass of a transformer, once, over any backend and for every family that [`ArchSpec`] describes. Knows no
 //! batch, actor or peer.
 
+mod kv;
 mod load;
 mod rope;
 
 use std::fs::File;
 
 use cuckoo_kernels::Ops;
-use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, OpsError, StepLayout};
+use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
 use cuckoo_models::{ArchSpec, Gguf, arch};
 
+pub use self::kv::{KvMemory, kv_groups, kv_shapes};
 pub use self::load::{LoadError, check};
 use self::load::{Loader, activation};
 
@@ -34,6 +36,8 @@ struct Layer<O: Ops> {
     /// Which of the model's rotations.
     rope: Option<usize>,
     mask: Mask,
+    /// Its group of [`KvMemory`], and its number in that.
+    kv: (usize, usize),
     sinks: Option<O::Vector>,
     output: Projection<O>,
     ffn_norms: Branch<O>,
@@ -141,22 +145,24 @@ impl<O: Ops> Model<O> {
         &self.spec
     }
 
-    /// Runs `tokens`, laid out as `step` says, and leaves the logits of the rows in `wanted` in `work.logits`.
+    /// Runs `tokens`, laid out as `steps` say, and leaves the logits of the rows in `wanted` in `work.logits`. There is one
+    /// layout for each group of layers: the same spans, and the group's own block tables.
     pub fn forward(
         &self,
         ops: &mut O,
         work: &mut Workspace<O>,
-        cache: &mut O::KvCache,
+        cache: &mut KvMemory<O>,
         tokens: &[u32],
-        step: &StepLayout<'_>,
+        steps: &[StepLayout<'_>],
         wanted: &[usize],
     ) -> Result<(), OpsError> {
+        assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
         ops.embed(&self.embedding, tokens, &mut work.hidden)?;
         if self.spec.embedding_scale != 1.0 {
             ops.scale(self.spec.embedding_scale, None, &mut work.hidden)?;
         }
-        for (i, layer) in self.layers.iter().enumerate() {
-            self.attention(ops, work, cache, step, (i, layer))?;
+        for layer in &self.layers {
+            self.attention(ops, work, cache, steps, layer)?;
             self.feed_forward(ops, work, layer)?;
         }
         match wanted.is_empty() {
@@ -183,13 +189,15 @@ impl<O: Ops> Model<O> {
         &self,
         ops: &mut O,
         work: &mut Workspace<O>,
-        cache: &mut O::KvCache,
-        step: &StepLayout<'_>,
-        (i, layer): (usize, &Layer<O>),
+        cache: &mut KvMemory<O>,
+        steps: &[StepLayout<'_>],
+        layer: &Layer<O>,
     ) -> Result<(), OpsError> {
+        let (group, i) = layer.kv;
+        let (step, cache) = (&steps[group], &mut cache.groups[group]);
         let (heads, epsilon) = (heads(&self.spec), self.spec.norm_epsilon);
         let input = layer.attention_norms.input(ops, epsilon, &work.hidden, &mut work.normed)?;
-        layer.qkv.apply(ops, input, &mut work.qkv)?;
+        layer.qkv.apply_fine(ops, input, &mut work.qkv)?;
         if let Some(norm) = &layer.q_norm {
             ops.norm_heads(norm, epsilon, 0..heads.query, &mut work.qkv)?;
         }
@@ -306,7 +314,7 @@ impl<O: Ops> Experts<O> {
         (networks, mixture): (&mut [Inner<O>], &mut Mixture<O>),
         out: &mut O::Buffer,
     ) -> Result<(), OpsError> {
-        self.router.apply(ops, x, &mut mixture.logits)?;
+        self.router.apply_fine(ops, x, &mut mixture.logits)?;
         let routes = ops.route(&mixture.logits, &self.routing)?;
         ops.zero(routes.len(), out)?;
         for (number, network) in self.networks.iter().enumerate() {
@@ -339,6 +347,16 @@ impl<O: Ops> Experts<O> {
 impl<O: Ops> Projection<O> {
     fn apply(&self, ops: &mut O, x: &O::Buffer, out: &mut O::Buffer) -> Result<(), OpsError> {
         ops.linear(x, &self.weight, out)?;
+        self.add_bias(ops, out)
+    }
+
+    /// With finer activations, where the error of a result is magnified by what follows.
+    fn apply_fine(&self, ops: &mut O, x: &O::Buffer, out: &mut O::Buffer) -> Result<(), OpsError> {
+        ops.linear_fine(x, &self.weight, out)?;
+        self.add_bias(ops, out)
+    }
+
+    fn add_bias(&self, ops: &mut O, out: &mut O::Buffer) -> Result<(), OpsError> {
         match &self.bias {
             Some(bias) => ops.add_bias(bias, out),
             None => Ok(()),
@@ -445,9 +463,4 @@ fn sigmoid(x: f32) -> f32 {
 
 fn heads(spec: &ArchSpec) -> Heads {
     Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
-}
-
-/// The KV cache that `spec` needs for `blocks` blocks.
-pub fn kv_shape(spec: &ArchSpec, blocks: usize) -> KvShape {
-    KvShape { layers: spec.layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, blocks }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
@@ -12,8 +12,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind};
-use crate::forward::{self, Workspace, kv_shape};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
+use crate::forward::{self, Workspace};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
 /// How a miner runs.
@@ -35,6 +35,8 @@ pub struct MineConfig {
     pub batch_sequences_max: u32,
     /// Rows of one step.
     pub step_tokens_max: u32,
+    /// Draft tokens of one step; 0 turns speculation off.
+    pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
 }
@@ -78,6 +80,9 @@ pub enum MineError {
     /// A device keeps failing.
     #[error("the miner failed: {0}")]
     Failed(String),
+    /// A device computes for ever. What it ran goes on elsewhere; only a new process can have the device again.
+    #[error("the miner is stuck: {0}; start it again")]
+    Stuck(String),
 }
 
 /// A running miner. Dropping it does not stop it; [`Miner::stop`] does.
@@ -86,7 +91,16 @@ pub struct Miner {
     root: ActorRef<RootMsg>,
     finished: JoinHandle<()>,
     status: watch::Receiver<LinkStatus>,
-    failure: watch::Receiver<Option<String>>,
+    failure: watch::Receiver<Option<Failure>>,
+}
+
+/// What ended a miner.
+#[derive(Clone, Debug)]
+enum Failure {
+    /// A step that never came back.
+    Stuck(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
@@ -117,7 +131,11 @@ impl Miner {
         if let LinkStatus::Refused(why) = &*self.status.borrow() {
             return MineError::Refused(why.clone());
         }
-        MineError::Failed(self.failure.borrow().clone().unwrap_or_else(|| "stopped".to_owned()))
+        match self.failure.borrow().clone() {
+            Some(Failure::Stuck(why)) => MineError::Stuck(why),
+            Some(Failure::Other(why)) => MineError::Failed(why),
+            None => MineError::Failed("stopped".to_owned()),
+        }
     }
 
     /// Accepts nothing more, finishes what runs within `patience`, and stops.
@@ -138,7 +156,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
-    let limits = limits(config, kind, &spec, &model.path)?;
+    let (limits, kv) = limits(config, kind, &spec, &model.path)?;
     Ok(DeviceConfig {
         kind,
         weights: model.path.clone(),
@@ -147,6 +165,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
         hash: model.hash,
         ask: config.ask,
         limits,
+        kv,
     })
 }
 
@@ -156,25 +175,30 @@ fn limits(
     kind: DeviceKind,
     spec: &ArchSpec,
     path: &std::path::Path,
-) -> Result<BatchLimits, MineError> {
-    let block = kv_shape(spec, 1).block_bytes() as u64;
+) -> Result<(BatchLimits, KvPlan), MineError> {
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
-    let wanted = context_blocks * u64::from(config.batch_sequences_max);
-    let blocks = wanted.min(config.kv_bytes_max / block);
-    if blocks == 0 {
-        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed: block });
-    }
-    let step_tokens_max = config.step_tokens_max.max(config.batch_sequences_max);
-    let work =
-        Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, config.batch_sequences_max as usize);
-    tracing::info!(kv_bytes = blocks * block, activations_bytes = work, "memory planned");
-    Ok(BatchLimits {
+    let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
+    let mut limits = BatchLimits {
         sequences_max: config.batch_sequences_max,
-        step_tokens_max,
+        step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
         step_target: kind.step_target(),
-        kv_blocks: blocks as u32,
-        context_tokens: (spec.context_tokens as u64).min(blocks * KV_BLOCK_TOKENS as u64) as u32,
-    })
+        drafts_max: config.drafts_max,
+        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
+        context_tokens: 0,
+    };
+    limits.kv_blocks = KvPlan::blocks_within(spec, KvKind::F16, &limits, config.kv_bytes_max);
+    if limits.kv_blocks == 0 {
+        let block = KvPlan::new(spec, KvKind::F16, &BatchLimits { kv_blocks: 1, ..limits });
+        let needed = block.device_bytes();
+        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
+    }
+    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
+    limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
+    let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
+    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
+    let kv = KvPlan::new(spec, KvKind::F16, &limits);
+    tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
+    Ok((limits, kv))
 }
 
 #[derive(Debug)]
@@ -185,14 +209,14 @@ enum RootMsg {
 struct RootArgs {
     devices: Vec<DeviceConfig>,
     link: LinkArgs,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 struct Root;
 
 struct RootState {
     link: ActorRef<LinkMsg>,
-    failure: watch::Sender<Option<String>>,
+    failure: watch::Sender<Option<Failure>>,
 }
 
 impl Actor for Root {
@@ -202,8 +226,8 @@ impl Actor for Root {
 
     async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
         let (link, _) = Actor::spawn_linked(None, Link, args.link, me.get_cell()).await?;
-        for (index, config) in args.devices.into_iter().enumerate() {
-            let args = DeviceArgs { index, config, link: link.clone() };
+        for (index, config) in args.devices.iter().enumerate() {
+            let args = DeviceArgs::new(index, config, link.clone());
             Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
         }
         Ok(RootState { link, failure: args.failure })
@@ -228,7 +252,10 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
         if let SupervisionEvent::ActorFailed(_, why) = event {
-            state.failure.send_replace(Some(why.to_string()));
+            state.failure.send_replace(Some(match why.is::<StepOverdue>() {
+                true => Failure::Stuck(why.to_string()),
+                false => Failure::Other(why.to_string()),
+            }));
             me.stop(Some(why.to_string()));
         }
         Ok(())

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cuckoo_models::{ArchSpec, ChatTemplate, Gguf, Shelf, SignedManifest, Tokenizer};
+use cuckoo_models::{ArchSpec, ChatTemplate, Constrainer, ConstraintError, Gguf, Shelf, SignedManifest, Tokenizer};
 use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
@@ -24,6 +24,8 @@ pub(crate) struct Model {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     context_tokens: u32,
+    /// Made when the first constraint is met.
+    constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
 }
 
 type Models = BTreeMap<String, Arc<Model>>;
@@ -154,7 +156,7 @@ impl Model {
             None => None,
         };
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
-        Ok(Self { manifest, tokenizer, template, context_tokens })
+        Ok(Self { manifest, tokenizer, template, context_tokens, constrainer: OnceLock::new() })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -175,6 +177,11 @@ impl Model {
 
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// What compiles constraints for this model's vocabulary. The first call takes a fraction of a second.
+    pub(crate) fn constrainer(&self) -> Result<&Constrainer, &ConstraintError> {
+        self.constrainer.get_or_init(|| Constrainer::new(&self.tokenizer)).as_ref()
     }
 
     /// Prompt and output together.

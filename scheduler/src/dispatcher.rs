@@ -1,6 +1,7 @@
 //! The actor around the [`Board`]: requests and windows come in as messages, assignments go out to miners' links.
 
 pub(crate) mod board;
+pub(crate) mod progress;
 mod score;
 
 use std::collections::HashMap;
@@ -21,8 +22,11 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 const UNSERVED_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often waiting requests are looked through for those that waited too long.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// A dispatcher that does not answer within this is not well.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Messages of the dispatcher.
+#[allow(clippy::large_enum_variant, reason = "a submission is moved once a placement")]
 pub(crate) enum DispatcherMsg {
     /// A replica is there.
     Offer(ReplicaKey, Offer, Arc<MinerLink>),
@@ -40,6 +44,8 @@ pub(crate) enum DispatcherMsg {
     Withdraw(Ticket),
     /// How does a model stand?
     Quote(WeightsHash, RpcReplyPort<Quote>),
+    /// Does anybody get on with what is assigned?
+    Health(RpcReplyPort<Result<(), String>>),
     /// Look for requests that waited too long.
     Expire,
 }
@@ -103,6 +109,14 @@ impl DispatcherHandle {
             _ => Quote::default(),
         }
     }
+
+    /// Why no request can be served, if that is so: see [`progress::verdict`].
+    pub(crate) async fn health(&self) -> Result<(), String> {
+        match self.0.call(DispatcherMsg::Health, Some(HEALTH_TIMEOUT)).await {
+            Ok(ractor::rpc::CallResult::Success(verdict)) => verdict,
+            _ => Err(format!("the dispatcher does not answer within {} s", HEALTH_TIMEOUT.as_secs())),
+        }
+    }
 }
 
 /// Withdraws the request unless it was answered.
@@ -160,6 +174,12 @@ impl Actor for Dispatcher {
             }
             DispatcherMsg::Quote(weights, reply) => {
                 let _ = reply.send(state.board.quote(&weights));
+                return Ok(());
+            }
+            DispatcherMsg::Health(reply) => {
+                let replicas: Vec<_> =
+                    state.links.iter().filter_map(|(key, link)| link.progress(key.replica)).collect();
+                let _ = reply.send(progress::verdict(&replicas, Instant::now()));
                 return Ok(());
             }
             DispatcherMsg::Expire => state.expire(Instant::now()),

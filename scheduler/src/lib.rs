@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod constraint;
 mod dispatcher;
 mod gateway;
 pub mod ledger;

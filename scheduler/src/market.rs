@@ -16,6 +16,8 @@ use crate::metrics::Metrics;
 /// Prompts that are rendered and tokenized at a time; the rest wait. Tokenizing is work for processors, and more of it
 /// at once only makes each slower.
 const TOKENIZING_MAX: usize = 2;
+/// Constraints that are compiled at a time; the rest wait.
+const COMPILING_MAX: usize = 2;
 /// Entries of a wallet at most.
 const WALLET_ENTRIES_MAX: u32 = 100;
 /// How much dearer than the cheapest miner one may be for requests that name no limit.
@@ -33,6 +35,7 @@ struct Shared {
     ledger: LedgerHandle,
     metrics: Arc<Metrics>,
     tokenizing: Semaphore,
+    compiling: Semaphore,
     tickets: AtomicU64,
 }
 
@@ -43,8 +46,9 @@ impl Market {
         ledger: LedgerHandle,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (tokenizing, tickets) = (Semaphore::new(TOKENIZING_MAX), AtomicU64::new(1));
-        Self(Arc::new(Shared { catalog, dispatcher, ledger, metrics, tokenizing, tickets }))
+        let (tokenizing, compiling) = (Semaphore::new(TOKENIZING_MAX), Semaphore::new(COMPILING_MAX));
+        let tickets = AtomicU64::new(1);
+        Self(Arc::new(Shared { catalog, dispatcher, ledger, metrics, tokenizing, compiling, tickets }))
     }
 
     pub(crate) fn catalog(&self) -> &CatalogHandle {
@@ -65,6 +69,10 @@ impl Market {
 
     pub(crate) fn tokenizing(&self) -> &Semaphore {
         &self.0.tokenizing
+    }
+
+    pub(crate) fn compiling(&self) -> &Semaphore {
+        &self.0.compiling
     }
 
     pub(crate) fn next_ticket(&self) -> Ticket {
@@ -117,11 +125,12 @@ impl Market {
         self.0.metrics.render()
     }
 
-    /// Whether requests can be served at all. An owner of shared truth that failed has stopped the process.
-    pub(crate) fn healthy(&self) -> Result<(), String> {
+    /// Whether requests can be served at all; why, if they cannot. An owner of shared truth that failed has stopped the
+    /// process.
+    pub(crate) async fn healthy(&self) -> Result<(), String> {
         match self.0.catalog.all().is_empty() {
             true => Err("no model is in the catalog".to_owned()),
-            false => Ok(()),
+            false => self.0.dispatcher.health().await,
         }
     }
 }

@@ -1,24 +1,25 @@
 //! One request, from its prompt to its settlement: a function, shared by both doors.
 //!
 //! ```text
-//! check ▶ whose key ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
+//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
 //!                                                          ▲          │ miner lost: prompt + accepted tokens
 //!                                                          └──────────┘
 //! ```
 //!
 //! The developer may go at any point: what was delivered is settled, the rest of the hold returns. Nothing that a miner
-//! claims is taken for granted: tokens are counted, stops are recognized and limits are kept here.
+//! claims is taken for granted: tokens are counted, held against the constraint, stops are recognized and limits are kept here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId, Sampling,
-    SequenceId, TokenLogprobs, Usage,
+    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId,
+    Sampling, SequenceId, TokenLogprobs, Usage,
 };
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
+use crate::constraint::{self, Judge};
 use crate::dispatcher::{Need, Placed};
 use crate::gateway::miner::News;
 use crate::ledger::{Attempt, Settlement};
@@ -75,6 +76,7 @@ impl Market {
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
         prompt::check_tokens(&model, &request)?;
+        let judge = constraint::judge(self, &model, request.constraint.as_ref()).await?;
         let tokens = prompt::tokens(self, &model, &request.prompt).await?;
         let prompt_tokens = tokens.len() as u32;
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
@@ -99,6 +101,8 @@ impl Market {
             echo,
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
+            constraint: request.constraint,
+            judge,
             attempts: Vec::new(),
             model,
             tokens,
@@ -137,6 +141,8 @@ struct Job {
     /// The prompt's text, where it is to be sent back.
     echo: Option<String>,
     cache_salt: [u8; 16],
+    constraint: Option<Constraint>,
+    judge: Option<Judge>,
     output: Output,
     attempts: Vec<Attempt>,
     began: Instant,
@@ -234,6 +240,7 @@ impl Job {
             dry_breakers: self.words.dry_breakers.clone(),
             logprobs,
             prompt_logprobs,
+            constraint: self.constraint.clone(),
         };
         (need, assign)
     }
@@ -288,14 +295,21 @@ impl Job {
         if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
             return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
         }
-        let mut taken = Vec::with_capacity(tokens.len());
+        let (mut taken, mut allowed) = (Vec::with_capacity(tokens.len()), true);
         for &token in tokens {
+            allowed = self.judge.as_mut().is_none_or(|judge| judge.accept(token));
+            if !allowed {
+                break;
+            }
             self.tokens.push(token);
             taken.push(token);
             reason = self.judge(token, &mut text);
             if reason.is_some() {
                 break;
             }
+        }
+        if !allowed && taken.is_empty() {
+            return Err(not_allowed());
         }
         if first == 0 {
             self.hold.market.metrics().first_token(self.began.elapsed());
@@ -309,7 +323,10 @@ impl Job {
         }
         let delta = Reply::Delta { first, tokens: taken, text, logprobs };
         send_all(replies, vec![delta]).await.map_err(Outcome::Ended)?;
-        Ok(reason)
+        match allowed {
+            true => Ok(reason),
+            false => Err(not_allowed()),
+        }
     }
 
     /// What one more token means.
@@ -371,6 +388,10 @@ impl Job {
         market.metrics().settled(&usage);
         Ok(usage)
     }
+}
+
+fn not_allowed() -> Outcome {
+    Outcome::Lost("the miner sent a token that the constraint does not allow".to_owned())
 }
 
 /// Sends replies in order, unless the developer has gone.

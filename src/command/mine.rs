@@ -72,6 +72,7 @@ pub(super) async fn start(
         threads: mining.threads.map_or(processors, usize::from),
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,
+        drafts_max: mining.drafts,
         kv_bytes_max: mining.kv_memory << 20,
     };
     Ok(mine(config).await?)

@@ -48,6 +48,10 @@ pub const DRY_BREAKERS_MAX: usize = 16;
 pub const DRY_BREAKER_BYTES_MAX: usize = 64;
 /// Tokens that contain one of these, in an assignment.
 pub const DRY_BREAKER_TOKENS_MAX: usize = 16_384;
+/// UTF-8 bytes of a constraint: a schema, a regular expression, a grammar, or all choices together.
+pub const CONSTRAINT_BYTES_MAX: usize = 64 << 10;
+/// Texts to choose from.
+pub const CONSTRAINT_CHOICES_MAX: usize = 1_024;
 /// Bytes of a name: a model's, a miner's.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -99,17 +103,19 @@ pub const PRICE_PER_MTOK_MAX: u64 = 1_000 * NANO_PER_CREDIT;
 
 /// Bytes of a token id at most, as a postcard varint.
 const TOKEN_BYTES: usize = 5;
-/// What sampling may add to an assignment: biases, lists of tokens.
+/// What sampling may add to an assignment: biases, lists of tokens, a constraint.
 const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
     + ALLOWED_TOKENS_MAX * TOKEN_BYTES
     + BAD_WORD_WAYS_MAX * (1 + BAD_WORD_TOKENS_MAX * TOKEN_BYTES)
-    + DRY_BREAKER_TOKENS_MAX * TOKEN_BYTES;
+    + DRY_BREAKER_TOKENS_MAX * TOKEN_BYTES
+    + CONSTRAINT_BYTES_MAX
+    + CONSTRAINT_CHOICES_MAX * 3;
 
 // 4 KiB are left for everything else.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);
 const _: () = assert!(STOP_TOKENS_ASKED_MAX < STOP_TOKENS_MAX);
 // A prompt in bytes leaves room in a call for roles, stops, biases and keys.
-const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX);
+const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX && CONSTRAINT_BYTES_MAX * 4 <= PROMPT_BYTES_MAX);
 // A prompt of token ids fits too.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 64 * 1024 <= CALL_FRAME_BYTES_MAX);
 /// A token's log-probability with those of the most probable ones, on the way from a miner.

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 mod accounts;
 mod check;
+mod constraint;
 mod logprobs;
 mod price;
 mod print;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
+pub use constraint::Constraint;
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
 
 // ---------------------------------------------------------------- words that both legs use
@@ -152,6 +154,7 @@ pub enum RefusalCode {
 
 /// The one frame that a developer's stream begins with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a stream has one, which is taken apart at once")]
 pub enum Call {
     /// Generate tokens. Answered by [`Reply::Accepted`], [`Reply::Delta`]…, [`Reply::Finished`].
     Generate(Generate),
@@ -199,6 +202,8 @@ pub struct Generate {
     pub prompt_logprobs: Option<u8>,
     /// Send the prompt's text back before the output.
     pub echo: bool,
+    /// What the output must look like.
+    pub constraint: Option<Constraint>,
 }
 
 /// What ends a repetition where a request does not say, as in llama.cpp.
@@ -397,6 +402,10 @@ pub enum End {
 
 /// Frames of the control stream, towards the miner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "an assignment is moved a few times a sequence, and most are sent at once"
+)]
 pub enum ToMiner {
     /// The miner is in.
     Welcome {
@@ -459,6 +468,8 @@ pub struct Assign {
     pub logprobs: Option<u8>,
     /// The same of the prompt's tokens.
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// What the tokens after the prompt must look like, those accepted from an earlier miner included.
+    pub constraint: Option<Constraint>,
 }
 
 impl Assign {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::activations::{Activations, quantize};
+use super::activations::{Activations, Planes, quantize};
 use super::disjoint::Disjoint;
 use super::lanes::{Kernel, LANES, Lanes, Level};
 use super::pool::Pool;
@@ -26,16 +26,16 @@ const CHUNK_PRODUCTS: usize = 1 << 18;
 pub(super) fn linear(
     pool: &mut Pool,
     level: Level,
-    (x, quantized): (&[f32], &mut Vec<Activations>),
+    (x, planes, quantized): (&[f32], Planes, &mut Vec<Activations>),
     w: &Matrix,
     (out, add): (&mut [f32], bool),
 ) {
     let tokens = x.len() / w.cols;
     if w.is_quantized() {
-        quantized.resize(x.len() / ACTIVATION_BLOCK, Activations::zeroed());
-        quantize(pool, level, x, quantized);
+        quantized.resize(x.len() / ACTIVATION_BLOCK * planes as usize, Activations::zeroed());
+        quantize(pool, level, x, planes, quantized);
     }
-    let plan = Plan::new(pool.threads(), w, tokens);
+    let plan = Plan::new(pool.threads(), w, tokens, planes);
     let output = Output { data: Disjoint::new(out), cols: w.rows, add };
     let quantized = &*quantized;
     pool.run(plan.chunks.len() * plan.token_chunks, &|chunk| {
@@ -45,7 +45,7 @@ pub(super) fn linear(
         let tokens = first..tokens.min(first + plan.tokens_each);
         let area = Area { rows: part.rows, first_row: part.first_row, cols: w.cols, tiles: tiles.clone(), tokens };
         with_blocks!(&part.tiles, blocks => level.run(FloatTiles { area, blocks, x, output: &output }),
-            level.run(IntegerTiles { area, blocks, x: quantized, output: &output }));
+            level.run(IntegerTiles { area, blocks, x: quantized, planes: planes as usize, output: &output }));
     });
 }
 
@@ -57,8 +57,8 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(threads: usize, w: &'a Matrix, tokens: usize) -> Self {
-        let token_bytes = w.cols / ACTIVATION_BLOCK * size_of::<Activations>();
+    fn new(threads: usize, w: &'a Matrix, tokens: usize, planes: Planes) -> Self {
+        let token_bytes = w.cols / ACTIVATION_BLOCK * planes as usize * size_of::<Activations>();
         // Never so few that the weights are read from memory too often for the arithmetic.
         let tokens_each = (TOKENS_BYTES / token_bytes / 8 * 8).max(16).min(tokens.next_multiple_of(8).max(8));
         // Several chunks a thread, so that one that is slowed down or late leaves its share to the others.
@@ -115,6 +115,8 @@ struct IntegerTiles<'a, B> {
     area: Area,
     blocks: &'a [B],
     x: &'a [Activations],
+    /// Of each block of activations, one after the other.
+    planes: usize,
     output: &'a Output<'a>,
 }
 
@@ -150,7 +152,8 @@ impl<B: IntegerBlock> IntegerTiles<'_, B> {
         let n = self.area.cols / ACTIVATION_BLOCK;
         let units = n / B::BLOCKS;
         let blocks = &self.blocks[tile * units..][..units];
-        let x: [&[Activations]; T] = std::array::from_fn(|t| &self.x[(token + t) * n..][..n]);
+        let x: [&[Activations]; T] =
+            std::array::from_fn(|t| &self.x[(token + t) * n * self.planes..][..n * self.planes]);
         let first = token == self.area.tokens.start;
         let mut totals = [l.splat(0.0); T];
         for segment in (0..n).step_by(SEGMENT_BLOCKS) {
@@ -160,7 +163,10 @@ impl<B: IntegerBlock> IntegerTiles<'_, B> {
                 if first && b % B::BLOCKS == 0 {
                     prefetch_after(l, unit, AHEAD_BYTES);
                 }
-                unit.multiply(l, b % B::BLOCKS, std::array::from_fn(|t| &x[t][b]), &mut sums);
+                for plane in 0..self.planes {
+                    let x = std::array::from_fn(|t| &x[t][b * self.planes + plane]);
+                    unit.multiply(l, b % B::BLOCKS, x, &mut sums);
+                }
             }
             for t in 0..T {
                 totals[t] = l.add(totals[t], sums[t]);

@@ -1,20 +1,30 @@
 //! Products, sums and the exponential of the contract. Knows no operation of a model.
 
 use crate::ops::{ACTIVATION_BLOCK, Activation, SEGMENT_BLOCKS};
-use crate::quant::{IntBlock, IntFormat, Quant, dequantize_row, int_blocks, quantize_activations};
+use crate::quant::{
+    IntBlock, IntFormat, PLANE_STEP, Quant, dequantize_row, int_blocks, quantize_activations, quantize_activations_fine,
+};
 
 /// One row of activations, as it is and as integer products see it.
 pub(super) struct Activations {
     values: Vec<f32>,
-    q: Vec<i8>,
-    scales: Vec<f32>,
+    /// Integers with a scale a block; two of them make up a value of 15 bits.
+    planes: Vec<(Vec<i8>, Vec<f32>)>,
 }
 
 impl Activations {
     pub(super) fn new(row: &[f32]) -> Self {
         let (mut q, mut scales) = (vec![0; row.len()], vec![0.0; row.len() / ACTIVATION_BLOCK]);
         quantize_activations(row, &mut q, &mut scales);
-        Self { values: row.to_vec(), q, scales }
+        Self { values: row.to_vec(), planes: vec![(q, scales)] }
+    }
+
+    pub(super) fn fine(row: &[f32]) -> Self {
+        let (mut high, mut low) = (vec![0; row.len()], vec![0; row.len()]);
+        let mut scales = vec![0.0; row.len() / ACTIVATION_BLOCK];
+        quantize_activations_fine(row, &mut high, &mut low, &mut scales);
+        let upper = scales.iter().map(|scale| PLANE_STEP * scale).collect();
+        Self { values: row.to_vec(), planes: vec![(high, upper), (low, scales)] }
     }
 }
 
@@ -43,29 +53,36 @@ fn float_product(weights: &[f32], x: &[f32]) -> f32 {
     (sums[0] + sums[1]) + (sums[2] + sums[3])
 }
 
-/// Segments in order; in each, blocks in order: integer products scaled, one or, with scales of 16, two; then as many
-/// minimums.
+/// Segments in order; in each, blocks in order; for each, the planes of activations.
 fn integer_product(format: IntFormat, blocks: &[IntBlock], x: &Activations) -> f32 {
-    let groups = if format.halves { 2 } else { 1 };
-    let width = ACTIVATION_BLOCK / groups;
     let mut total = 0.0f32;
     for (segment, blocks) in blocks.chunks(SEGMENT_BLOCKS).enumerate() {
         let mut sum = 0.0f32;
         for (i, block) in blocks.iter().enumerate() {
             let at = segment * SEGMENT_BLOCKS + i;
-            let (q, scale) = (&x.q[at * ACTIVATION_BLOCK..][..ACTIVATION_BLOCK], x.scales[at]);
-            for ((group, w), x) in block.q.chunks(width).enumerate().zip(q.chunks(width)) {
-                let dot: i32 = w.iter().zip(x).map(|(w, x)| (i32::from(*w) - format.offset) * i32::from(*x)).sum();
-                sum = (dot as f32).mul_add(block.scale[group] * scale, sum);
-            }
-            for (group, x) in q.chunks(width).enumerate().filter(|_| format.minimums) {
-                let scaled_sum = scale * x.iter().map(|x| i32::from(*x)).sum::<i32>() as f32;
-                sum = block.minimum[group].mul_add(scaled_sum, sum);
+            for (q, scales) in &x.planes {
+                let q = &q[at * ACTIVATION_BLOCK..][..ACTIVATION_BLOCK];
+                sum = add_block(format, block, (q, scales[at]), sum);
             }
         }
         total += sum;
     }
     total
+}
+
+/// Integer products scaled, one or, with scales of 16, two; then as many minimums.
+fn add_block(format: IntFormat, block: &IntBlock, (q, scale): (&[i8], f32), mut sum: f32) -> f32 {
+    let groups = if format.halves { 2 } else { 1 };
+    let width = ACTIVATION_BLOCK / groups;
+    for ((group, w), x) in block.q.chunks(width).enumerate().zip(q.chunks(width)) {
+        let dot: i32 = w.iter().zip(x).map(|(w, x)| (i32::from(*w) - format.offset) * i32::from(*x)).sum();
+        sum = (dot as f32).mul_add(block.scale[group] * scale, sum);
+    }
+    for (group, x) in q.chunks(width).enumerate().filter(|_| format.minimums) {
+        let scaled_sum = scale * x.iter().map(|x| i32::from(*x)).sum::<i32>() as f32;
+        sum = block.minimum[group].mul_add(scaled_sum, sum);
+    }
+    sum
 }
 
 /// Adds values up: those half the length apart, and so on, as the shuffles of a warp do.

@@ -8,8 +8,12 @@ use super::{SampleRequest, SamplingParams, TokenHistory, dry};
 pub(super) fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Cow<'a, [f32]> {
     let (p, history) = (request.params, request.history);
     let mut logits = Cow::Borrowed(logits);
-    if !p.allowed.is_empty() {
-        allow(&mut logits, &p.allowed);
+    // First, so that whatever yields does so to it.
+    if let Some(mask) = request.allowed {
+        mask.apply(logits.to_mut());
+    }
+    if !p.allowed_tokens.is_empty() {
+        allow(&mut logits, &p.allowed_tokens);
     }
     if !p.logit_bias.is_empty() {
         let values = logits.to_mut();

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 fn draw_at(logits: &[f32], params: &SamplingParams, seed: u64, position: u64) -> u32 {
     let history = TokenHistory::default();
-    draw(logits, &SampleRequest { row: 0, params, seed, position, history: &history, forbidden: &[] }).unwrap().token
+    draw(logits, &SampleRequest { row: 0, params, seed, position, history: &history, forbidden: &[], allowed: None })
+        .unwrap()
+        .token
 }
 
 fn ids(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
@@ -106,9 +108,12 @@ fn bias_and_penalties() {
     history.push_output(1);
     let logits = [4.0f32, 4.2, 3.0, -1.0];
     let pick = |params: &SamplingParams| {
-        draw(&logits, &SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden: &[] })
-            .unwrap()
-            .token
+        draw(
+            &logits,
+            &SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden: &[], allowed: None },
+        )
+        .unwrap()
+        .token
     };
     assert_eq!(pick(&greedy), 1);
     // Presence and frequency count the output only: 4.2 - 0.1 - 2 * 0.2 = 3.7 < 4.0.
@@ -128,7 +133,15 @@ fn a_negative_logit_is_pushed_down_by_repetition() {
     let mut history = TokenHistory::default();
     history.push_prompt(&[0]);
     let params = SamplingParams { temperature: 0.0, repetition_penalty: 2.0, ..Default::default() };
-    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, history: &history, forbidden: &[] };
+    let request = SampleRequest {
+        row: 0,
+        params: &params,
+        seed: 0,
+        position: 0,
+        history: &history,
+        forbidden: &[],
+        allowed: None,
+    };
     assert_eq!(draw(&[-1.0, -1.5], &request).unwrap().token, 1);
 }
 
@@ -136,7 +149,15 @@ fn a_negative_logit_is_pushed_down_by_repetition() {
 fn broken_logits_are_a_fault() {
     let history = TokenHistory::default();
     let params = SamplingParams::default();
-    let request = SampleRequest { row: 0, params: &params, seed: 0, position: 0, history: &history, forbidden: &[] };
+    let request = SampleRequest {
+        row: 0,
+        params: &params,
+        seed: 0,
+        position: 0,
+        history: &history,
+        forbidden: &[],
+        allowed: None,
+    };
     for bad in [f32::NAN, f32::INFINITY] {
         for at in [0, 15, 16, 33] {
             let mut logits = vec![0.0; 34];
@@ -157,7 +178,69 @@ fn forbidden_tokens_are_never_drawn() {
     }
 }
 
+#[test]
+fn a_mask_holds_for_every_way_to_draw() {
+    let logits: Vec<f32> = (0..100).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+    let history = TokenHistory::default();
+    let ways = [
+        SamplingParams { temperature: 0.0, ..Default::default() },
+        SamplingParams::default(),
+        SamplingParams { top_k: 5, ..Default::default() },
+        SamplingParams { top_p: 0.5, ..Default::default() },
+        SamplingParams { min_p: 0.2, top_p: 0.9, top_k: 50, ..Default::default() },
+        // A bias is no way around it, and what it forbids stays so.
+        SamplingParams { logit_bias: vec![(0, 100.0), (64, f32::NEG_INFINITY)], ..Default::default() },
+    ];
+    // The last has no bit in the words that follow it; none reaches the end of the logits.
+    for tokens in [vec![3, 31, 32, 64, 97], vec![31], vec![99], (0..64).collect(), vec![70]] {
+        let mask = TokenMask::from_iter(tokens.clone());
+        for params in &ways {
+            for position in 0..50 {
+                let request = SampleRequest {
+                    row: 0,
+                    params,
+                    seed: 1,
+                    position,
+                    history: &history,
+                    forbidden: &[],
+                    allowed: Some(&mask),
+                };
+                assert!(tokens.contains(&draw(&logits, &request).unwrap().token), "{tokens:?} {params:?}");
+            }
+        }
+    }
+    let none = TokenMask::default();
+    let request = SampleRequest {
+        row: 0,
+        params: &SamplingParams::default(),
+        seed: 1,
+        position: 0,
+        history: &history,
+        forbidden: &[],
+        allowed: Some(&none),
+    };
+    assert!(matches!(draw(&logits, &request), Err(OpsError::Fault(_))));
+}
+
 proptest! {
+    /// A masked draw is the draw among logits that are minus infinity elsewhere, bit for bit.
+    #[test]
+    fn a_mask_is_minus_infinity_elsewhere(
+        logits in prop::collection::vec(-30f32..10.0, 1..300), words in prop::collection::vec(any::<u32>(), 0..12),
+        temperature in 0f32..2.0, top_k in 0u32..50, top_p in 0.1f32..1.0, position in any::<u64>(),
+    ) {
+        let mask = TokenMask::from_words(words);
+        let allowed = |token: usize| mask.allows(token as u32);
+        let left: Vec<f32> = (0..logits.len()).map(|i| if allowed(i) { logits[i] } else { f32::NEG_INFINITY }).collect();
+        let (params, history) = (SamplingParams { temperature, top_k, top_p, ..Default::default() }, TokenHistory::default());
+        let request = SampleRequest { row: 0, params: &params, seed: 4, position, history: &history, forbidden: &[], allowed: Some(&mask) };
+        let plain = SampleRequest { allowed: None, ..request };
+        match (draw(&logits, &request), draw(&left, &plain)) {
+            (Ok(masked), Ok(plain)) => prop_assert_eq!(masked, plain),
+            (masked, plain) => prop_assert!(masked.is_err() && plain.is_err()),
+        }
+    }
+
     /// The bounds that spare work never change the winner.
     #[test]
     fn shortcuts_agree_with_the_definition(

@@ -1,12 +1,14 @@
 //! What chat templates expect of Jinja in Python and of transformers: filters, functions, and how values look.
 
-use std::io;
+use std::{fmt, io};
 
 use minijinja::{
     Error, ErrorKind, Output, State,
-    value::{Kwargs, Value, ValueKind},
+    value::{Value, ValueKind},
 };
-use serde::Serialize;
+use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
+
+use super::OUTPUT_BYTES_MAX;
 
 /// The message of a template's `raise_exception`.
 #[derive(Debug, thiserror::Error)]
@@ -23,107 +25,143 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(wrong)
 }
 
-/// Writes a value as Python would print it where that differs from Jinja in Rust: `None`, `True`, `False`.
+/// Writes a value as Python's `str` gives it.
 pub(super) fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::None => Ok(out.write_str("None")?),
-        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
-        _ => minijinja::escape_formatter(out, state, value),
+        ValueKind::String => minijinja::escape_formatter(out, state, value),
+        _ => Ok(write_str(out, value)?),
     }
+}
+
+/// Python's `str`, as a filter.
+pub(super) fn string(value: &Value) -> Result<Value, Error> {
+    if value.kind() == ValueKind::String {
+        return Ok(value.clone());
+    }
+    let mut text = Bounded::default();
+    write_str(&mut text, value)?;
+    Ok(Value::from(text.into_string()?))
+}
+
+fn write_str(out: &mut impl fmt::Write, value: &Value) -> fmt::Result {
+    match value.as_str() {
+        Some(text) => out.write_str(text),
+        None if value.is_undefined() => Ok(()),
+        None => write_repr(out, value),
+    }
+}
+
+/// Writes what Python's `repr` gives: texts in quotes, and items of lists and dictionaries likewise.
+fn write_repr(out: &mut impl fmt::Write, value: &Value) -> fmt::Result {
+    if let Some(text) = value.as_str() {
+        return write_quoted(out, text);
+    }
+    let items = || value.try_iter().map_err(|_| fmt::Error);
+    match value.kind() {
+        ValueKind::None => out.write_str("None"),
+        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
+            Ok(number) if number.is_finite() => out.write_str(&float(number)),
+            _ => write!(out, "{value}"),
+        },
+        ValueKind::Seq => {
+            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
+            out.write_char(open)?;
+            for (i, item) in items()?.enumerate() {
+                out.write_str(if i > 0 { ", " } else { "" })?;
+                write_repr(out, &item)?;
+            }
+            if value.is_tuple() && value.len() == Some(1) {
+                out.write_char(',')?;
+            }
+            out.write_char(close)
+        }
+        ValueKind::Map => {
+            out.write_char('{')?;
+            for (i, key) in items()?.enumerate() {
+                out.write_str(if i > 0 { ", " } else { "" })?;
+                write_repr(out, &key)?;
+                out.write_str(": ")?;
+                write_repr(out, &value.get_item(&key).map_err(|_| fmt::Error)?)?;
+            }
+            out.write_char('}')
+        }
+        _ => write!(out, "{value}"),
+    }
+}
+
+fn write_quoted(out: &mut impl fmt::Write, text: &str) -> fmt::Result {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.write_char(quote)?;
+    for c in text.chars() {
+        match c {
+            '\\' => out.write_str("\\\\")?,
+            '\n' => out.write_str("\\n")?,
+            '\r' => out.write_str("\\r")?,
+            '\t' => out.write_str("\\t")?,
+            c if c == quote => write!(out, "\\{c}")?,
+            c if is_printable(c) => out.write_char(c)?,
+            c if u32::from(c) <= 0xff => write!(out, "\\x{:02x}", u32::from(c))?,
+            c if u32::from(c) <= 0xffff => write!(out, "\\u{:04x}", u32::from(c))?,
+            c => write!(out, "\\U{:08x}", u32::from(c))?,
+        }
+    }
+    out.write_char(quote)
+}
+
+/// Python's `str.isprintable`.
+fn is_printable(c: char) -> bool {
+    use GeneralCategoryGroup::{Other, Separator};
+    c == ' ' || !matches!(c.general_category_group(), Other | Separator)
+}
+
+/// Text that must not grow beyond a prompt's length: values may share parts, and so be far longer than the memory that
+/// they take.
+#[derive(Default)]
+pub(super) struct Bounded(Vec<u8>);
+
+impl Bounded {
+    pub(super) fn into_string(self) -> Result<String, Error> {
+        String::from_utf8(self.0).map_err(|why| Error::new(ErrorKind::InvalidOperation, why.to_string()))
+    }
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > OUTPUT_BYTES_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        io::Write::write_all(self, text.as_bytes()).map_err(|_| fmt::Error)
+    }
+}
+
+/// A finite number as Python's `repr` gives it: the fewest digits that read back as `number`, with an exponent below 1e-4
+/// and from 1e16.
+pub(super) fn float(number: f64) -> String {
+    if number == 0.0 || (1e-4..1e16).contains(&number.abs()) {
+        let text = number.to_string();
+        return if text.contains('.') { text } else { text + ".0" };
+    }
+    let text = format!("{number:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+    format!("{digits}e{sign}{exponent:0>2}")
 }
 
 /// Python's `None` cannot be iterated over, which templates ask of absent tools; undefined values can.
 pub(super) fn is_iterable(value: &Value) -> bool {
     !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number | ValueKind::Bytes)
-}
-
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what transformers puts in place of Jinja's filter:
-/// nothing is escaped for HTML.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted by transformers; escaping to ASCII is refused rather than ignored.
-    if options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: ensure_ascii is not supported"));
-    }
-    options.assert_all_used()?;
-    let indent = indent.map(|indent| " ".repeat(indent.min(64)));
-    let mut json = Vec::new();
-    let layout = Layout { indent, depth: 0, empty: true };
-    let written = value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, layout));
-    let json = written.ok().and_then(|()| String::from_utf8(json).ok());
-    json.ok_or_else(|| Error::new(ErrorKind::BadSerialization, "tojson: the value cannot be written as JSON"))
-}
-
-/// Python's spacing: `", "` and `": "` on one line; with an indent, one item a line.
-struct Layout {
-    indent: Option<String>,
-    depth: usize,
-    empty: bool,
-}
-
-impl Layout {
-    fn begin(&mut self, out: &mut (impl io::Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        out.write_all(bracket)
-    }
-
-    fn item(&mut self, out: &mut (impl io::Write + ?Sized), first: bool) -> io::Result<()> {
-        self.empty = false;
-        match (&self.indent, first) {
-            (None, true) => Ok(()),
-            (None, false) => out.write_all(b", "),
-            (Some(_), true) => self.line(out),
-            (Some(_), false) => {
-                out.write_all(b",")?;
-                self.line(out)
-            }
-        }
-    }
-
-    fn end(&mut self, out: &mut (impl io::Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !std::mem::take(&mut self.empty) && self.indent.is_some() {
-            self.line(out)?;
-        }
-        out.write_all(bracket)
-    }
-
-    fn line(&self, out: &mut (impl io::Write + ?Sized)) -> io::Result<()> {
-        out.write_all(b"\n")?;
-        let indent = self.indent.as_deref().unwrap_or_default().as_bytes();
-        (0..self.depth).try_for_each(|_| out.write_all(indent))
-    }
-}
-
-impl serde_json::ser::Formatter for Layout {
-    fn begin_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin(out, b"[")
-    }
-
-    fn begin_array_value<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.item(out, first)
-    }
-
-    fn end_array<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out, b"]")
-    }
-
-    fn begin_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin(out, b"{")
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.item(out, first)
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
-
-    fn end_object<W: io::Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out, b"}")
-    }
 }
 
 /// Replaces transformers' `{% generation %}` and `{% endgeneration %}`, which only mark text for training, by tags that

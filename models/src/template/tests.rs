@@ -77,6 +77,55 @@ fn output_fuel_and_recursion_are_bounded() {
 }
 
 #[test]
+fn values_with_shared_parts_are_bounded() {
+    let shared = "{% set n = namespace(x=[1]) %}{% for a in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}";
+    assert_eq!(render(&format!("{shared}{{{{ n.x }}}}")), Err(TemplateError::OutputTooLong));
+    for use_ in ["n.x|string|length", "n.x|tojson|length", "n.x|tojson(sort_keys=true)|length"] {
+        let failed = render(&format!("{shared}{{{{ {use_} }}}}"));
+        assert!(matches!(failed, Err(TemplateError::Failed(_))), "{use_}: {failed:?}");
+    }
+}
+
+/// What Python 3.11 prints for the same values.
+#[test]
+fn values_look_as_in_python() {
+    for (source, expected) in [
+        ("[1, 2.0, 1e-5, 1e16, 1e22, 0.0001, none, true]", "[1, 2.0, 1e-05, 1e+16, 1e+22, 0.0001, None, True]"),
+        ("-1.5e-7", "-1.5e-07"),
+        ("(1,)", "(1,)"),
+        ("(1, 'b')", "(1, 'b')"),
+        ("{'a': [{}], 'it\\'s': '\"\\''}", r#"{'a': [{}], "it's": '"\''}"#),
+        (
+            "['\\n\\t\\\\', 'é日🦀', '\u{2028}\u{7f}\u{a0}\u{e000}\u{10ffff}']",
+            r"['\n\t\\', 'é日🦀', '\u2028\x7f\xa0\ue000\U0010ffff']",
+        ),
+    ] {
+        assert_eq!(render(&format!("{{{{ {source} }}}}")).unwrap(), expected);
+        assert_eq!(render(&format!("{{{{ ({source})|string }}}}")).unwrap(), expected);
+        assert_eq!(render(&format!("{{{{ '<' + ({source})|string + '>' }}}}")).unwrap(), format!("<{expected}>"));
+    }
+}
+
+/// What Python's `json.dumps` gives for the same values.
+#[test]
+fn json_is_written_as_in_python() {
+    let value = "{'b': ['é🦀\\x7f', 1e-5, 2.0, none], 'a': {}}";
+    for (options, expected) in [
+        ("", "{\"b\": [\"é🦀\u{7f}\", 1e-05, 2.0, null], \"a\": {}}"),
+        ("ensure_ascii=true", r#"{"b": ["\u00e9\ud83e\udd80\u007f", 1e-05, 2.0, null], "a": {}}"#),
+        ("separators=(',', ':')", "{\"b\":[\"é🦀\u{7f}\",1e-05,2.0,null],\"a\":{}}"),
+        ("sort_keys=true", "{\"a\": {}, \"b\": [\"é🦀\u{7f}\", 1e-05, 2.0, null]}"),
+        ("indent=1", "{\n \"b\": [\n  \"é🦀\u{7f}\",\n  1e-05,\n  2.0,\n  null\n ],\n \"a\": {}\n}"),
+        ("indent=0, separators=('; ', '=')", "{\n\"b\"=[\n\"é🦀\u{7f}\"; \n1e-05; \n2.0; \nnull\n]; \n\"a\"={}\n}"),
+    ] {
+        let value = value.replace("\\x7f", "\u{7f}");
+        assert_eq!(render(&format!("{{{{ {value}|tojson({options}) }}}}")).unwrap(), expected, "{options}");
+    }
+    assert!(matches!(render("{{ 1|tojson(separators=[',']) }}"), Err(TemplateError::Failed(_))));
+    assert!(matches!(render("{{ 1|tojson(other=1) }}"), Err(TemplateError::Failed(_))));
+}
+
+#[test]
 fn refusals_carry_the_templates_words() {
     let refused = render("{{ raise_exception('roles must alternate') }}");
     assert_eq!(refused, Err(TemplateError::Refused("roles must alternate".to_owned())));

@@ -12,7 +12,8 @@
 //!
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
 //! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
-//! and holds nobody else up.
+//! and holds nobody else up; so does one whose constraint is being compiled. Where rows are cheap and the next tokens can
+//! be guessed, a decoding sequence gets a row for each guess (`speculation`).
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
@@ -34,7 +35,8 @@ pub use self::plan::{Draw, Placeholder, Score, StepOutput, StepPlan};
 use self::sequence::Sequence;
 use self::step::Flight;
 use super::budget::StepBudget;
-use super::kv_cache::{BlockHash, KvCache};
+use super::kv_cache::{BlockHash, KvGroups};
+use super::kv_plan::KvPlan;
 
 /// Sequences accepted beyond those that run, so that a freed slot is filled without waiting for a round trip.
 const SEQUENCES_AHEAD: u32 = 4;
@@ -44,6 +46,8 @@ const BLOCKS_GRANTED_PER_BLOCK: u64 = 2;
 /// Steps that may be planned and not applied: one that is computed, and one behind it that needs no planning when the
 /// first is done.
 pub const STEPS_IN_FLIGHT_MAX: usize = 2;
+/// Of the reason why a sequence failed, so much is told: many may fail in one step.
+const REASON_CHARS_MAX: usize = 120;
 /// Rows that a step may have beyond one a sequence, however long it takes: a prompt must get through.
 const PROMPT_ROWS_MIN: u32 = KV_BLOCK_TOKENS as u32;
 
@@ -56,10 +60,19 @@ pub struct BatchLimits {
     pub step_tokens_max: u32,
     /// How long a step should take: prompts are cut so that those who are decoding wait about so long.
     pub step_target: Duration,
-    /// KV blocks of the device.
+    /// Draft tokens of one step, of all its sequences together; 0 where nothing is speculated on.
+    pub drafts_max: u32,
+    /// KV blocks of the device, as the window counts them; see [`KvPlan`].
     pub kv_blocks: u32,
     /// Longest sequence.
     pub context_tokens: u32,
+}
+
+impl BatchLimits {
+    /// Draws of one step at most: one a sequence, and one a draft.
+    pub fn draws_max(&self) -> u32 {
+        self.sequences_max + self.drafts_max
+    }
 }
 
 /// What a batch has done since it began.
@@ -75,6 +88,10 @@ pub struct BatchStats {
     pub rows_discarded: u64,
     /// Blocks with content that were overwritten.
     pub evictions: u64,
+    /// Draft tokens computed.
+    pub drafts: u64,
+    /// Of these, how many were drawn.
+    pub drafts_accepted: u64,
 }
 
 /// The sequences of one replica.
@@ -82,7 +99,7 @@ pub struct BatchStats {
 pub struct Batch {
     limits: BatchLimits,
     weights: WeightsHash,
-    cache: KvCache,
+    cache: KvGroups,
     budget: StepBudget,
     /// In order of arrival, those that were preempted before the others.
     waiting: VecDeque<Sequence>,
@@ -104,14 +121,19 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// An empty batch of sequences of the model `weights`, with all blocks free and blank.
+    /// An empty batch of sequences of the model `weights`, in which all layers see everything.
     pub fn new(limits: BatchLimits, weights: WeightsHash) -> Self {
+        Self::with_kv(limits, weights, &KvPlan::plain(limits.kv_blocks))
+    }
+
+    /// An empty batch of sequences of the model `weights`, with all blocks of `kv` free and blank.
+    pub fn with_kv(limits: BatchLimits, weights: WeightsHash, kv: &KvPlan) -> Self {
         assert!(limits.sequences_max > 0 && limits.step_tokens_max >= limits.sequences_max, "a step must hold a batch");
         let accepted = limits.sequences_max + SEQUENCES_AHEAD;
         assert!(accepted as usize <= REPLICA_SEQUENCES_MAX, "the protocol bounds a replica's sequences");
         let rows_min = limits.step_tokens_max.min(limits.sequences_max + PROMPT_ROWS_MIN);
         Self {
-            cache: KvCache::new(limits.kv_blocks),
+            cache: KvGroups::new(&kv.groups),
             budget: StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -140,9 +162,20 @@ impl Batch {
         (self.running.len(), self.waiting.len())
     }
 
-    /// KV blocks that running sequences hold; what idle ones contain can be overwritten at any time.
+    /// KV blocks that running sequences hold, of those that the window counts; what idle ones contain can be overwritten at
+    /// any time.
     pub fn blocks_used(&self) -> u32 {
+        self.blocks_by_group().next().unwrap_or(0)
+    }
+
+    /// The same for each group of layers: the first is the one that sees most.
+    pub fn blocks_by_group(&self) -> impl Iterator<Item = u32> {
         self.cache.used()
+    }
+
+    /// How long a step of `rows` rows takes on this device, as far as is known.
+    pub fn expected(&self, rows: u32) -> Option<Duration> {
+        self.budget.expected(rows)
     }
 
     /// What has happened so far.
@@ -199,12 +232,33 @@ impl Batch {
     /// Ends a sequence; unknown ones have ended already. Its blocks are free at once: a step in flight that still writes
     /// to them is computed before any step that uses them for somebody else.
     pub fn cancel(&mut self, id: SequenceId) {
+        self.end(id, End::Cancelled);
+    }
+
+    /// Ends a sequence that cannot go on, like [`Batch::cancel`].
+    pub fn fail(&mut self, id: SequenceId, why: &str) {
+        self.end(id, End::Failed(why.chars().take(REASON_CHARS_MAX).collect()));
+    }
+
+    /// Whether a sequence waits for [`Batch::constraint_is_ready`], or for [`Batch::fail`].
+    pub fn is_compiling(&self, id: SequenceId) -> bool {
+        self.waiting.iter().any(|s| s.id == id && s.is_compiling())
+    }
+
+    /// A sequence's constraint is compiled, for all the tokens that it was assigned with: it may run.
+    pub fn constraint_is_ready(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.waiting.iter_mut().find(|s| s.id == id) {
+            sequence.constraint_is_ready();
+        }
+    }
+
+    fn end(&mut self, id: SequenceId, end: End) {
         let sequence = match self.waiting.iter().position(|s| s.id == id) {
             Some(at) => self.waiting.remove(at),
             None => self.running.iter().position(|s| s.id == id).map(|at| self.running.remove(at)),
         };
         if let Some(sequence) = sequence {
-            self.retire(sequence, Vec::new(), Vec::new(), End::Cancelled);
+            self.retire(sequence, Vec::new(), Vec::new(), end);
         }
     }
 
@@ -225,7 +279,7 @@ impl Batch {
         let first = sequence.drawn() - tokens.len() as u32;
         self.news.push(StepItem { logprobs, ..StepItem::new(sequence.id, first, tokens, Some(end)) });
         self.give_back(sequence.reserved);
-        self.cache.release(&sequence.stay.blocks);
+        self.cache.release(&sequence.stay.tables);
     }
 
     fn take(&mut self, assign: &Assign) {

@@ -1,7 +1,7 @@
 //! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
 use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
@@ -10,7 +10,11 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{Batch, BatchLimits, StepOutput, StepPlan};
+use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::executor::ExecutorMsg;
+use super::kv_plan::KvPlan;
+use super::masks::PendingMask;
+use super::watchdog::{WATCH_INTERVAL, Watchdog};
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -36,11 +40,17 @@ pub(crate) enum BatcherMsg {
     Stepped {
         /// What was computed.
         plan: StepPlan,
+        /// The masks that it was drawn with.
+        masks: Vec<Option<PendingMask>>,
         /// What that gave.
         output: StepOutput,
         /// How long it took.
         took: Duration,
     },
+    /// Look whether the executor gets anywhere, and tell the scheduler if it does.
+    Watch,
+    /// A constraint is compiled, or cannot be.
+    Compiled(Compiled),
     /// The outlet was full; try again.
     Retry,
     /// Accept nothing more, and tell when all sequences have ended.
@@ -52,10 +62,15 @@ pub(crate) enum BatcherMsg {
 pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
+    pub(super) kv: KvPlan,
     /// Steps that the executor has at most: one it computes, and those behind it.
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
     pub(super) offer: Offer,
+    /// For constraints.
+    pub(super) read_tokenizer: ReadTokenizer,
+    /// Threads that compute masks.
+    pub(super) mask_threads: usize,
 }
 
 pub(super) struct Batcher;
@@ -63,6 +78,7 @@ pub(super) struct Batcher;
 pub(super) struct State {
     args: BatcherArgs,
     batch: Batch,
+    constraints: Constraints,
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
@@ -74,6 +90,9 @@ pub(super) struct State {
     /// Steps at the executor, before those, for sequences of a lost connection.
     steps_void: usize,
     draining: Draining,
+    watchdog: Watchdog,
+    /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
+    untold: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -89,9 +108,11 @@ impl Actor for Batcher {
     type State = State;
     type Arguments = BatcherArgs;
 
-    async fn pre_start(&self, _me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
+        me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: Batch::new(args.limits, args.offer.weights),
+            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
+            constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
             unsent: None,
@@ -100,6 +121,8 @@ impl Actor for Batcher {
             steps: 0,
             steps_void: 0,
             draining: Draining::No,
+            watchdog: Watchdog::new(now()),
+            untold: false,
         })
     }
 
@@ -112,10 +135,16 @@ impl Actor for Batcher {
         match message {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.batch.assign(assign),
+            BatcherMsg::Assign(assign) => state.assign(assign, &me),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
-            BatcherMsg::Stepped { plan, output, took } => state.stepped(plan, output, took),
+            BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
+            BatcherMsg::Watch => {
+                // Its supervisor ends the device; what ran here goes on elsewhere.
+                state.watchdog.look(now())?;
+                state.tell_of_progress(&me);
+            }
+            BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => {}
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
@@ -138,17 +167,51 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.news.clear();
-        self.batch = Batch::new(self.args.limits, self.args.offer.weights);
+        self.untold = false;
+        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
+        self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
 
+    /// A sequence with a constraint waits in the batch until that is compiled.
+    fn assign(&mut self, assign: Assign, me: &ActorRef<BatcherMsg>) {
+        let sequence = assign.sequence;
+        self.batch.assign(assign.clone());
+        if self.batch.is_compiling(sequence)
+            && let Err(why) = self.constraints.compile(&assign, me)
+        {
+            self.batch.fail(sequence, &why);
+        }
+    }
+
+    fn compiled(&mut self, compiled: Compiled) {
+        let sequence = compiled.sequence;
+        // Somebody who was cancelled meanwhile has nothing to be told.
+        if !self.batch.is_compiling(sequence) {
+            return;
+        }
+        match self.constraints.compiled(compiled) {
+            None => {}
+            Some(Ok(())) => self.batch.constraint_is_ready(sequence),
+            Some(Err(why)) => self.batch.fail(sequence, &why),
+        }
+    }
+
     /// Steps come back in the order in which they were launched, so those of a lost connection come first.
-    fn stepped(&mut self, plan: StepPlan, output: StepOutput, took: Duration) {
+    fn stepped(&mut self, plan: StepPlan, masks: &[Option<PendingMask>], output: StepOutput, took: Duration) {
+        self.watchdog.landed(now());
         match self.steps_void.checked_sub(1) {
             Some(left) => self.steps_void = left,
             None => {
                 self.steps -= 1;
+                // What was drawn for a sequence without its mask is nobody's.
+                for (draw, mask) in plan.draws.iter().zip(masks) {
+                    if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
+                        self.batch.fail(draw.sequence, &why);
+                    }
+                }
                 self.batch.apply(plan, output, took);
+                self.untold = true;
             }
         }
     }
@@ -159,13 +222,12 @@ impl State {
         if let Some(frame) = self.unsent.take() {
             self.send(&outlet, frame, me);
         }
-        self.news.extend(self.batch.take_news());
-        let window = self.batch.window();
-        while self.unsent.is_none() && (!self.news.is_empty() || window != self.announced) {
-            self.announced = window;
+        let items = self.batch.take_news();
+        items.iter().filter(|i| i.end.is_some()).for_each(|i| self.constraints.remove(i.sequence));
+        self.news.extend(items);
+        while self.unsent.is_none() && (!self.news.is_empty() || self.batch.window() != self.announced) {
             let items = frameful(&mut self.news);
-            let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
-            self.send(&outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
+            self.send_step(&outlet, items, me);
         }
         if self.draining == Draining::Asked && self.unsent.is_none() {
             self.draining = Draining::Announced;
@@ -175,6 +237,21 @@ impl State {
             // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
             self.outlet = None;
         }
+    }
+
+    /// Sends a step without news, if one was computed and nothing was sent since.
+    fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
+        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold && self.unsent.is_none()) {
+            self.send_step(&outlet, Vec::new(), me);
+        }
+    }
+
+    fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
+        let window = self.batch.window();
+        self.announced = window;
+        self.untold = false;
+        let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
+        self.send(outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
     }
 
     fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
@@ -192,7 +269,10 @@ impl State {
     fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
-            self.args.executor.cast(ExecutorMsg::Run { plan, reply_to: me.clone() })?;
+            let rows = plan.tokens.len();
+            self.watchdog.launched(rows, self.batch.expected(rows as u32), now());
+            let masks = self.constraints.masks(&plan);
+            self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;
         }
         Ok(())
@@ -209,6 +289,11 @@ fn frameful(news: &mut VecDeque<StepItem>) -> Vec<StepItem> {
     });
     let count = fit.count().max(1).min(news.len());
     news.drain(..count).collect()
+}
+
+/// The time, which tests can move.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

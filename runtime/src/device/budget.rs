@@ -58,6 +58,19 @@ impl StepBudget {
         self.rows
     }
 
+    /// What one more row in a step costs, in tokens: the time that it takes, in which a step of `decodes` rows draws so
+    /// many. `None` before there was anything to tell it from.
+    pub fn row_price(&self, decodes: u32) -> Option<f64> {
+        let (slope, rows) = (self.slope.is_some().then(|| self.slope())?, f64::from(decodes));
+        // Nothing takes no time but in tests, where a row is free.
+        Some(slope * rows / self.expected_s(rows).max(f64::MIN_POSITIVE))
+    }
+
+    /// How long a step of `rows` rows takes, as far as is known.
+    pub fn expected(&self, rows: u32) -> Option<Duration> {
+        (self.steps > 0).then(|| Duration::try_from_secs_f64(self.expected_s(f64::from(rows))).unwrap_or(Duration::MAX))
+    }
+
     /// A step of `rows` rows took so long.
     pub fn observe(&mut self, rows: u32, took: Duration) {
         self.estimate(f64::from(rows), took.as_secs_f64());
@@ -158,6 +171,17 @@ mod tests {
             }
             let changes = late.windows(2).filter(|w| w[0] != w[1]).count();
             assert!(changes <= 12, "{changes} changes in {} steps", late.len());
+        }
+    }
+
+    #[test]
+    fn what_steps_take_is_foreseen() {
+        let mut budget = StepBudget::new(8, 512, TARGET);
+        assert_eq!(budget.expected(8), None);
+        plant(10.0, 0.5, 0.0).run(&mut budget, 200, 8);
+        for (rows, ms) in [(8, 14.0), (100, 60.0), (512, 266.0)] {
+            let expected = budget.expected(rows).expect("steps were seen").as_secs_f64() * 1e3;
+            assert!((expected / ms - 1.0).abs() < 0.02, "{rows} rows take {ms} ms, not {expected}");
         }
     }
 

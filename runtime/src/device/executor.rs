@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{OpsError, StepLayout};
-use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest};
+use cuckoo_kernels::ops::{KvKind, OpsError, StepLayout};
+use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
 use ractor::thread_local::ThreadLocalActor;
@@ -15,7 +16,9 @@ use ractor::{ActorProcessingErr, ActorRef};
 use super::DeviceKind;
 use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
-use crate::forward::{LoadError, Model, Workspace, kv_shape};
+use super::kv_plan::KvPlan;
+use super::masks::PendingMask;
+use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Messages of the executor.
 pub(super) enum ExecutorMsg {
@@ -23,6 +26,8 @@ pub(super) enum ExecutorMsg {
     Run {
         /// What to compute.
         plan: StepPlan,
+        /// The mask of each draw that has one; they are computed meanwhile.
+        masks: Vec<Option<PendingMask>>,
         /// Who asked.
         reply_to: ActorRef<BatcherMsg>,
     },
@@ -33,9 +38,22 @@ pub(super) enum ExecutorMsg {
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
     pub(super) weights: PathBuf,
-    pub(super) gguf: std::sync::Arc<Gguf>,
+    pub(super) gguf: Arc<Gguf>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
+    pub(super) kv: KvPlan,
+}
+
+/// Loads what computes. Called on the executor's own thread, at each of its starts.
+pub(super) type Load = Arc<dyn Fn() -> Result<Box<dyn Stepper>, LoadError> + Send + Sync>;
+
+impl ExecutorArgs {
+    /// Loads the model onto the device.
+    pub(super) fn load(&self) -> Result<Box<dyn Stepper>, LoadError> {
+        Ok(match self.device {
+            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), self)?),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -44,16 +62,10 @@ pub(super) struct Executor;
 impl ThreadLocalActor for Executor {
     type Msg = ExecutorMsg;
     type State = Box<dyn Stepper>;
-    type Arguments = ExecutorArgs;
+    type Arguments = Load;
 
-    async fn pre_start(
-        &self,
-        _me: ActorRef<ExecutorMsg>,
-        args: ExecutorArgs,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(match args.device {
-            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), &args)?),
-        })
+    async fn pre_start(&self, _me: ActorRef<ExecutorMsg>, load: Load) -> Result<Self::State, ActorProcessingErr> {
+        Ok(load()?)
     }
 
     async fn handle(
@@ -63,12 +75,12 @@ impl ThreadLocalActor for Executor {
         engine: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ExecutorMsg::Run { plan, reply_to } => {
+            ExecutorMsg::Run { plan, masks, reply_to } => {
                 let began = Instant::now();
                 // A fault fails this actor; its supervisor starts the device afresh.
-                let output = engine.step(&plan)?;
+                let output = engine.step(&plan, &masks)?;
                 // A batcher that is gone has nobody to tell.
-                let _ = reply_to.cast(BatcherMsg::Stepped { plan, output, took: began.elapsed() });
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, masks, output, took: began.elapsed() });
             }
         }
         Ok(())
@@ -78,7 +90,7 @@ impl ThreadLocalActor for Executor {
 /// A loaded model on some backend.
 pub(super) trait Stepper {
     /// Computes a step and draws its tokens.
-    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError>;
+    fn step(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError>;
 }
 
 /// One model on one backend, with the memory that its batch needs.
@@ -86,7 +98,7 @@ pub struct Engine<O: Ops> {
     ops: O,
     model: Model<O>,
     work: Workspace<O>,
-    cache: O::KvCache,
+    cache: KvMemory<O>,
     /// What the last step drew: the tokens that the next one may have placeholders for.
     drawn: Vec<u32>,
     /// Rows of logits that the workspace holds.
@@ -96,16 +108,28 @@ pub struct Engine<O: Ops> {
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
         let file = File::open(&args.weights)?;
-        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
+        Self::with_kv(ops, &args.gguf, &file, &args.spec, args.limits, &args.kv)
     }
 
     /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need.
-    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+    pub fn new(ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        Self::with_kv(ops, gguf, file, spec, limits, &KvPlan::new(spec, KvKind::F16, &limits))
+    }
+
+    /// The same with keys and values as `kv` plans them.
+    pub fn with_kv(
+        mut ops: O,
+        gguf: &Gguf,
+        file: &File,
+        spec: &ArchSpec,
+        limits: BatchLimits,
+        kv: &KvPlan,
+    ) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
-        let logits_rows = limits.sequences_max as usize;
+        let logits_rows = limits.draws_max() as usize;
         let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;
-        let cache = ops.kv_cache(kv_shape(spec, limits.kv_blocks as usize))?;
+        let cache = KvMemory::new(&mut ops, &kv.shapes(spec))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new(), logits_rows })
     }
@@ -114,16 +138,25 @@ impl<O: Ops> Engine<O> {
     /// the order in which they were made, so that what the one before drew is known here even where it was not when this
     /// one was made.
     pub fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError> {
-        let layout = StepLayout { spans: &plan.spans, blocks: &plan.blocks };
+        self.step_masked(plan, &[])
+    }
+
+    /// The same, with the masks of those draws that have one. They are waited for when the logits are there, so that
+    /// whoever computes them has the whole forward pass for it. A draw whose mask failed is made without it.
+    pub fn step_masked(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        let layout = |blocks| StepLayout { spans: &plan.spans, blocks };
+        let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
         let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
-        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layout, &[])?;
+        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layouts, &[])?;
         let scores = self.score(&plan.scores)?;
         if plan.draws.is_empty() {
             return Ok(StepOutput { scores, ..StepOutput::default() });
         }
         let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
         self.model.logits(&mut self.ops, &mut self.work, &wanted)?;
+        let mask = |at| masks.get(at).and_then(Option::as_ref).and_then(PendingMask::wait);
+        let masks: Vec<Option<Arc<TokenMask>>> = (0..plan.draws.len()).map(mask).collect();
         let requests: Vec<SampleRequest<'_>> = plan
             .draws
             .iter()
@@ -135,6 +168,7 @@ impl<O: Ops> Engine<O> {
                 position: d.position,
                 history: &d.history,
                 forbidden: &d.forbidden,
+                allowed: masks[row].as_deref(),
             })
             .collect();
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
@@ -181,7 +215,7 @@ impl<O: Ops> Engine<O> {
 }
 
 impl<O: Ops> Stepper for Engine<O> {
-    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, OpsError> {
-        Engine::step(self, plan)
+    fn step(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        self.step_masked(plan, masks)
     }
 }

@@ -16,10 +16,13 @@
 //!
 //! Everything is an array over block numbers; the list is threaded through two of them. No operation searches.
 
+mod groups;
 mod hash;
 
 use std::collections::HashMap;
 
+pub use groups::HOLE;
+pub(super) use groups::{KvGroups, Table};
 pub use hash::BlockHash;
 
 /// The allocator and the prefix cache of one device's KV blocks.
@@ -37,15 +40,6 @@ pub struct KvCache {
     index: HashMap<BlockHash, u32>,
     idle: u32,
     evictions: u64,
-}
-
-/// How much of a chain is here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prefix {
-    /// Leading blocks that can be shared.
-    pub blocks: u32,
-    /// Of these, how many are idle: sharing them leaves as many fewer to allocate.
-    pub idle: u32,
 }
 
 impl KvCache {
@@ -82,14 +76,9 @@ impl KvCache {
         Some(block)
     }
 
-    /// How many leading blocks of `chain` are here.
-    pub fn prefix(&self, chain: &[BlockHash]) -> Prefix {
-        let mut prefix = Prefix::default();
-        for block in chain.iter().map_while(|name| self.index.get(name)) {
-            prefix.blocks += 1;
-            prefix.idle += u32::from(self.references[*block as usize] == 0);
-        }
-        prefix
+    /// Whether the block of that name is idle: holding it then leaves one fewer to allocate. `None` where it is not here.
+    pub fn is_idle(&self, name: BlockHash) -> Option<bool> {
+        Some(self.references[*self.index.get(&name)? as usize] == 0)
     }
 
     /// Takes the block of that name as one more holder.

@@ -11,6 +11,7 @@ use cuckoo_models::arch::{
 };
 use cuckoo_models::{GgmlType, Gguf, TensorInfo};
 
+use super::kv::kv_places;
 use super::rope::rope;
 use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
 
@@ -87,7 +88,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         let spec = self.spec;
         check(spec)?;
         let embedding = self.matrix(&[&spec.input.embedding])?;
-        let layers = spec.blocks.iter().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        let layers = spec.blocks.iter().zip(kv_places(spec)).map(|(layer, kv)| self.layer(layer, kv));
+        let layers = layers.collect::<Result<_, _>>()?;
         let norm = match &spec.output.norm {
             Some(norm) => self.norm(norm)?,
             None => return Err(LoadError::Feature("no norm before its output head".to_owned())),
@@ -100,7 +102,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(Model { spec: spec.clone(), embedding, layers, norm, head, ropes })
     }
 
-    fn layer(&mut self, layer: &LayerSpec) -> Result<Layer<O>, LoadError> {
+    fn layer(&mut self, layer: &LayerSpec, kv: (usize, usize)) -> Result<Layer<O>, LoadError> {
         let attention = &layer.attention;
         Ok(Layer {
             attention_norms: self.branch(&layer.attention_norms)?,
@@ -117,6 +119,7 @@ impl<'a, O: Ops> Loader<'a, O> {
                 window: attention.window,
                 causal: self.spec.causal,
             },
+            kv,
             sinks: attention.sinks.as_ref().map(|sinks| self.vector(sinks)).transpose()?,
             output: self.projection(&[&attention.output])?,
             ffn_norms: self.branch(&layer.ffn_norms)?,

@@ -1,9 +1,10 @@
 //! One miner's connection: greets it, passes its offers and windows to the dispatcher, and splits its step frames
 //! straight into the requests' channels. After placement a token meets no mailbox.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::{
     ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
@@ -18,8 +19,12 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::dispatcher::progress::Progress;
 use crate::dispatcher::{DispatcherMsg, LinkId, ReplicaKey};
 use crate::market::Market;
+
+/// How long the steps that a leaving miner has sent may take to be read.
+const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
 
 /// News of one sequence, from its miner.
 #[derive(Debug)]
@@ -46,10 +51,11 @@ pub(crate) struct MinerLink {
     sequences_made: AtomicU64,
 }
 
-/// What runs on a miner. One lock holds both, so that no sequence joins a replica that has just gone.
+/// What runs on a miner, and how its replicas get on. One lock holds both, so that no sequence joins a replica that has
+/// just gone.
 #[derive(Default)]
 struct Sequences {
-    replicas: HashSet<ReplicaId>,
+    replicas: HashMap<ReplicaId, Progress>,
     entries: HashMap<SequenceId, Entry>,
 }
 
@@ -86,8 +92,7 @@ impl MinerLink {
         assign.credit = CREDIT_TOKENS;
         let mut sequences = self.sequences.lock();
         // On a replica that has gone since the board chose it, the channel ends at once and the request moves on.
-        if sequences.replicas.contains(&replica) {
-            sequences.entries.insert(sequence, Entry { replica, received: 0, credited: CREDIT_TOKENS, news: news_in });
+        if sequences.join(sequence, replica, news_in, Instant::now()) {
             self.send(ToMiner::Assign(assign));
         }
         drop(sequences);
@@ -101,12 +106,43 @@ impl MinerLink {
         }
     }
 
-    /// Hands a step's items to their requests.
-    fn split(&self, replica: ReplicaId, items: Vec<StepItem>) -> Result<(), Invalid> {
+    /// How a replica gets on; `None` if it has gone.
+    pub(crate) fn progress(&self, replica: ReplicaId) -> Option<Progress> {
+        self.sequences.lock().replicas.get(&replica).copied()
+    }
+
+    /// Ends the channels of a replica that is gone.
+    fn lose_replica(&self, replica: ReplicaId) {
         let mut sequences = self.sequences.lock();
+        sequences.replicas.remove(&replica);
+        sequences.entries.retain(|_, entry| entry.replica != replica);
+    }
+}
+
+impl Sequences {
+    /// A sequence is assigned to a replica; false if that has gone.
+    fn join(&mut self, sequence: SequenceId, replica: ReplicaId, news: mpsc::Sender<News>, now: Instant) -> bool {
+        let Some(progress) = self.replicas.get_mut(&replica) else { return false };
+        progress.given(now);
+        self.entries.insert(sequence, Entry { replica, received: 0, credited: CREDIT_TOKENS, news });
+        true
+    }
+
+    /// A sequence may send up to `tokens` in all.
+    fn credit(&mut self, sequence: SequenceId, tokens: u32, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&sequence) else { return };
+        entry.credited = tokens;
+        if let Some(progress) = self.replicas.get_mut(&entry.replica) {
+            progress.given(now);
+        }
+    }
+
+    /// Hands a step's items to their requests.
+    fn split(&mut self, replica: ReplicaId, items: Vec<StepItem>, now: Instant) -> Result<(), Invalid> {
+        let computed = items.is_empty() || items.iter().any(|item| !item.tokens.is_empty());
         for item in items {
             // Ended and abandoned sequences may still have news under way.
-            let Some(entry) = sequences.entries.get_mut(&item.sequence) else { continue };
+            let Some(entry) = self.entries.get_mut(&item.sequence) else { continue };
             if entry.replica != replica || entry.received != item.first {
                 return Err(Invalid(format!(
                     "sequence {} continues at token {} where {} was expected",
@@ -129,17 +165,14 @@ impl MinerLink {
                 return Err(Invalid(format!("sequence {} sent more items than it can have", item.sequence.0)));
             }
             if ended {
-                sequences.entries.remove(&item.sequence);
+                self.entries.remove(&item.sequence);
             }
         }
+        let owes = self.entries.values().any(|entry| entry.replica == replica && entry.received < entry.credited);
+        if let Some(progress) = self.replicas.get_mut(&replica) {
+            progress.stepped(computed, owes, now);
+        }
         Ok(())
-    }
-
-    /// Ends the channels of a replica that is gone.
-    fn lose_replica(&self, replica: ReplicaId) {
-        let mut sequences = self.sequences.lock();
-        sequences.replicas.remove(&replica);
-        sequences.entries.retain(|_, entry| entry.replica != replica);
     }
 }
 
@@ -160,9 +193,7 @@ impl Running {
         // Half a window at a time keeps the miner busy and credits rare.
         if self.taken + CREDIT_TOKENS >= self.credited + CREDIT_TOKENS / 2 {
             self.credited = self.taken + CREDIT_TOKENS;
-            if let Some(entry) = self.link.sequences.lock().entries.get_mut(&self.sequence) {
-                entry.credited = self.credited;
-            }
+            self.link.sequences.lock().credit(self.sequence, self.credited, Instant::now());
             let (replica, sequence) = (self.replica, self.sequence);
             self.link.send(ToMiner::Credit { replica, sequence, tokens: self.credited });
         }
@@ -275,7 +306,7 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
     loop {
         tokio::select! {
             stream = connection.accept_uni() => {
-                let stream = stream.map_err(std::io::Error::from)?;
+                let Ok(stream) = stream else { break };
                 replicas.spawn(serve_replica(link.clone(), market.clone(), stream));
             }
             Some(ended) = replicas.join_next(), if !replicas.is_empty() => {
@@ -290,15 +321,18 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
                 }
                 control_out.flush().await?;
             }
-            said = control_in.next::<Hello>() => {
-                drop(registered);
-                return match said? {
-                    None => Ok(()),
-                    Some(_) => Err(FrameError::Malformed),
-                };
+            said = control_in.next::<Hello>() => match said {
+                Ok(Some(_)) => return Err(FrameError::Malformed),
+                Ok(None) | Err(FrameError::Io(_)) => break,
+                Err(error) => return Err(error),
             }
         }
     }
+    // A miner that leaves does so when its last steps have arrived, which is before they are read.
+    let read = async { while replicas.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_STEPS_MAX, read).await;
+    drop(registered);
+    Ok(())
 }
 
 async fn greet(
@@ -323,7 +357,7 @@ async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::Recv
     let Some(ReplicaFrame::Offer(offer)) = first else { return Err(FrameError::Malformed) };
     offer.check().map_err(invalid)?;
     let key = ReplicaKey { link: link.id, replica: offer.replica };
-    link.sequences.lock().replicas.insert(offer.replica);
+    link.sequences.lock().replicas.insert(offer.replica, Progress::default());
     let mut replica = ReplicaStream { key, link, market };
     replica.market.dispatcher().tell(DispatcherMsg::Offer(key, offer, replica.link.clone()));
     while let Some(frame) = reader.next::<ReplicaFrame>().await? {
@@ -346,7 +380,7 @@ impl ReplicaStream {
     fn step(&mut self, step: Step) -> Result<(), FrameError> {
         step.check().map_err(invalid)?;
         self.market.metrics().step(&self.link.peer, &step);
-        self.link.split(self.key.replica, step.items).map_err(invalid)?;
+        self.link.sequences.lock().split(self.key.replica, step.items, Instant::now()).map_err(invalid)?;
         self.market.dispatcher().tell(DispatcherMsg::Grant(self.key, step.window));
         Ok(())
     }
@@ -366,3 +400,6 @@ fn invalid(why: Invalid) -> FrameError {
 fn silent() -> FrameError {
     FrameError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the peer said nothing"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind};
 use cuckoo_kernels::timed::Spent;
 use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
-use cuckoo_runtime::forward::{check, kv_shape};
-use cuckoo_runtime::{Batch, BatchLimits, Engine, StepPlan};
+use cuckoo_runtime::forward::{check, kv_shapes};
+use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId, WeightsHash};
 
 /// Tokens of the prompt that a fresh process answers first.
@@ -71,9 +71,9 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    fn of(gguf: &Gguf, spec: &ArchSpec) -> Self {
-        let mut costs =
-            Self { position_bytes: (kv_shape(spec, 1).block_bytes() / KV_BLOCK_TOKENS) as u64, ..Self::default() };
+    fn of(gguf: &Gguf, spec: &ArchSpec, kind: KvKind) -> Self {
+        let block_bytes: usize = kv_shapes(spec, kind, 1).iter().map(|shape| shape.block_bytes()).sum();
+        let mut costs = Self { position_bytes: (block_bytes / KV_BLOCK_TOKENS) as u64, ..Self::default() };
         for tensor in gguf.tensors() {
             let embedding = tensor.name == "token_embd.weight";
             // Of a table that is no head only the rows of the step's tokens are read.
@@ -124,13 +124,19 @@ impl Run {
 pub(super) struct Rig {
     engine: Engine<Timed<Cpu>>,
     limits: BatchLimits,
+    kv: KvPlan,
     vocab: u32,
     costs: Costs,
 }
 
 impl Rig {
     /// Loads the model in `path`, with room for each of `cases`.
-    pub(super) fn load(path: &Path, threads: usize, step_tokens: u32, cases: &[Case]) -> anyhow::Result<Self> {
+    pub(super) fn load(
+        path: &Path,
+        threads: usize,
+        (kind, step_tokens): (KvKind, u32),
+        cases: &[Case],
+    ) -> anyhow::Result<Self> {
         let gguf = Gguf::open(path)?;
         let spec = ArchSpec::from_gguf(&gguf)?;
         check(&spec)?;
@@ -150,11 +156,14 @@ impl Rig {
             sequences_max,
             step_tokens_max,
             step_target: Duration::MAX,
+            drafts_max: 0,
             kv_blocks,
             context_tokens: context,
         };
-        let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;
-        Ok(Self { engine, limits, vocab: u32::try_from(spec.vocab)?, costs: Costs::of(&gguf, &spec) })
+        let kv = KvPlan::new(&spec, kind, &limits);
+        let engine = Engine::with_kv(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits, &kv)?;
+        let costs = Costs::of(&gguf, &spec, kind);
+        Ok(Self { engine, limits, kv, vocab: u32::try_from(spec.vocab)?, costs })
     }
 
     pub(super) fn costs(&self) -> Costs {
@@ -169,7 +178,7 @@ impl Rig {
     /// Runs one case; what comes before it is not timed.
     pub(super) fn run(&mut self, case: Case) -> anyhow::Result<Run> {
         let mut drive = Drive {
-            batch: Batch::new(self.limits, WeightsHash([0; 32])),
+            batch: Batch::with_kv(self.limits, WeightsHash([0; 32]), &self.kv),
             rig: self,
             run: Run { digest: FNV_OFFSET, ..Run::default() },
             ended: None,
@@ -222,6 +231,7 @@ impl Rig {
             dry_breakers: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            constraint: None,
         }
     }
 }

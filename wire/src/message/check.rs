@@ -1,7 +1,8 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
 use super::{
-    Assign, ChatMessage, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode, Sampling, Step,
+    Assign, ChatMessage, Constraint, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode,
+    Sampling, Step,
 };
 use crate::limits;
 
@@ -64,6 +65,13 @@ impl Generate {
         for (param, top) in [("top_logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             if let Some(top) = top.filter(|top| usize::from(*top) > limits::TOP_LOGPROBS_MAX) {
                 return Err(too_many(param, usize::from(top), limits::TOP_LOGPROBS_MAX, "tokens beside each"));
+            }
+        }
+        if let Some(constraint) = &self.constraint {
+            constraint.check()?;
+            if self.ignore_eos {
+                let why = "an output with a constraint ends where it is complete: leave ignore_eos out";
+                return Err(Refusal::invalid("ignore_eos", why));
             }
         }
         if self.max_tokens == Some(0) {
@@ -229,7 +237,8 @@ impl Assign {
             }
             () => self.check_logprobs(),
         }?;
-        self.sampling.check().map_err(|r| Invalid(r.message))
+        let constraint = self.constraint.as_ref().map_or(Ok(()), Constraint::check);
+        constraint.and(self.sampling.check()).map_err(|r| Invalid(r.message))
     }
 
     fn check_logprobs(&self) -> Result<(), Invalid> {

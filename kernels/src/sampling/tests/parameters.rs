@@ -74,7 +74,7 @@ fn draws_follow_the_distribution_that_filters_leave() {
     assert_eq!(left.len(), 8 - 2, "three tokens are at least a tenth probable: {p:?}");
     let params = SamplingParams { xtc_probability: 1.0, xtc_threshold: 0.1, ..warm.clone() };
     assert!(chi_square(&LOGITS, &params, &left) < 29.9);
-    let params = SamplingParams { allowed: vec![0, 3, 6, 900], ..warm.clone() };
+    let params = SamplingParams { allowed_tokens: vec![0, 3, 6, 900], ..warm.clone() };
     assert!(chi_square(&LOGITS, &params, &[0, 3, 6]) < 29.9);
     let params = SamplingParams { bad_words: vec![vec![1], vec![], vec![4, 7], vec![7]], ..warm };
     assert!(chi_square(&LOGITS, &params, &[0, 2, 3, 4, 5, 6]) < 29.9, "[4, 7] is not begun");
@@ -137,7 +137,8 @@ fn with_history(tokens: &[u32]) -> TokenHistory {
 }
 
 fn changed(logits: &[f32], params: &SamplingParams, history: &TokenHistory, forbidden: &[u32]) -> Vec<f32> {
-    adjusted(logits, &SampleRequest { row: 0, params, seed: 0, position: 0, history, forbidden }).into_owned()
+    adjusted(logits, &SampleRequest { row: 0, params, seed: 0, position: 0, history, forbidden, allowed: None })
+        .into_owned()
 }
 
 #[test]
@@ -154,12 +155,32 @@ fn lists_forbid_and_yield_where_nothing_would_be_left() {
     let bad = SamplingParams { bad_words: words, ..plain.clone() };
     assert_eq!(changed(&logits, &bad, &history, &[]), [NO, 2.0, 3.0, NO]);
     assert_eq!(changed(&logits, &bad, &TokenHistory::default(), &[]), logits);
-    let allowed = SamplingParams { allowed: vec![0, 3], ..bad.clone() };
+    let allowed = SamplingParams { allowed_tokens: vec![0, 3], ..bad.clone() };
     assert_eq!(changed(&logits, &allowed, &history, &[]), [1.0, NO, NO, 4.0], "bad words yield to what is allowed");
-    let allowed = SamplingParams { allowed: vec![0, 2], ..bad };
+    let allowed = SamplingParams { allowed_tokens: vec![0, 2], ..bad };
     assert_eq!(changed(&logits, &allowed, &history, &[2]), [NO, NO, 3.0, NO], "and who may not end yields to both");
-    let nobody = SamplingParams { allowed: vec![99], ..plain };
+    let nobody = SamplingParams { allowed_tokens: vec![99], ..plain };
     assert_eq!(changed(&logits, &nobody, &history, &[]), logits);
+}
+
+#[test]
+fn lists_yield_to_a_mask() {
+    let (history, mask) = (TokenHistory::default(), TokenMask::from_iter([1, 2]));
+    let draw = |params: &SamplingParams, forbidden: &[u32]| {
+        let request =
+            SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden, allowed: Some(&mask) };
+        draw(&[9.0, 1.0, 2.0, 9.0], &request).unwrap().token
+    };
+    let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+    assert_eq!(draw(&greedy, &[]), 2);
+    assert_eq!(draw(&SamplingParams { allowed_tokens: vec![1, 3], ..greedy.clone() }, &[]), 1);
+    assert_eq!(
+        draw(&SamplingParams { allowed_tokens: vec![0, 3], ..greedy.clone() }, &[]),
+        2,
+        "none of these may come"
+    );
+    assert_eq!(draw(&greedy, &[2]), 1);
+    assert_eq!(draw(&SamplingParams { bad_words: vec![vec![1]], ..greedy }, &[2]), 2, "one of them must");
 }
 
 #[test]
@@ -214,7 +235,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         frequency_penalty: p.2,
         dry: p.3,
         logit_bias: l.0,
-        allowed: l.1,
+        allowed_tokens: l.1,
         bad_words: l.2,
     })
 }
@@ -257,7 +278,7 @@ proptest! {
         seed in any::<u64>(), position in any::<u64>(),
     ) {
         let history = with_history(&tokens);
-        let request = SampleRequest { row: 0, params: &params, seed, position, history: &history, forbidden: &forbidden };
+        let request = SampleRequest { row: 0, params: &params, seed, position, history: &history, forbidden: &forbidden, allowed: None };
         let token = draw(&logits, &request).unwrap().token;
         prop_assert!((token as usize) < logits.len());
         prop_assert_eq!(draw(&logits, &request).unwrap().token, token);

@@ -7,6 +7,9 @@ use cuckoo_kernels::ops::Span;
 use cuckoo_kernels::sampling::{Logprobs, SamplingParams, TokenHistory};
 use cuckoo_wire::message::SequenceId;
 
+#[cfg(doc)]
+use crate::device::kv_cache::HOLE;
+
 /// What one step computes. Rows are in the order of `spans`.
 ///
 /// Steps are computed in the order in which they were planned. Blocks rely on it: one that is given back while a step
@@ -21,8 +24,9 @@ pub struct StepPlan {
     pub placeholders: Vec<Placeholder>,
     /// Whose rows these are.
     pub spans: Vec<Span>,
-    /// Block tables of the spans, concatenated.
-    pub blocks: Vec<u32>,
+    /// Block tables of the spans, concatenated, for each group of layers. All are as long, so that a span begins at the
+    /// same place in each; [`HOLE`] stands where a group's window does not reach.
+    pub blocks: Vec<Vec<u32>>,
     /// Draws to make after it.
     pub draws: Vec<Draw>,
     /// Rows whose logits are asked how probable the token after them is.
@@ -55,6 +59,8 @@ pub struct Draw {
     pub history: Arc<TokenHistory>,
     /// Tokens that may not come yet.
     pub forbidden: Arc<[u32]>,
+    /// Where a mask says what may be drawn: the tokens that came since the mask before this one.
+    pub untold: Option<Vec<u32>>,
     /// Whether the token's log-probability is wanted, and those of how many most probable tokens.
     pub logprobs: Option<u32>,
 }

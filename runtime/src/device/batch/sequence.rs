@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span};
 use cuckoo_kernels::sampling::{self, Dry, SamplingParams, TokenHistory};
-use cuckoo_wire::limits::STEP_SCORES_MAX;
+use cuckoo_wire::limits::{STEP_SCORES_MAX, STEP_TOKENS_MAX};
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId};
 
 use super::plan::{Draw, Placeholder, Score, StepPlan};
-use crate::device::kv_cache::BlockHash;
+use crate::device::kv_cache::{BlockHash, Table};
+use crate::device::speculation::{Acceptance, look_up};
 
 /// One sequence.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Sequence {
     params: Arc<SamplingParams>,
     /// Kept up to date only where something reads it.
     history: Arc<TokenHistory>,
+    constraint: Constrained,
     /// Whether log-probabilities of drawn tokens are wanted, and of how many others beside each.
     logprobs: Option<u32>,
     /// Those of the prompt's tokens, where they are wanted.
@@ -39,6 +41,8 @@ pub(super) struct Sequence {
     /// Names of the full blocks of `tokens`, as far as they were asked for; the chain's root is before them.
     names: Vec<BlockHash>,
     root: BlockHash,
+    /// Whether guesses of its tokens were right.
+    acceptance: Acceptance,
     /// What it holds while it runs.
     pub(super) stay: Stay,
 }
@@ -56,6 +60,17 @@ struct Scoring {
     held: Vec<Logprobs>,
 }
 
+/// How far a sequence's constraint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Constrained {
+    /// It has none.
+    No,
+    /// It waits for it to be compiled.
+    Compiling,
+    /// The masks before the next one took so many of its tokens into account.
+    Told(u32),
+}
+
 /// One stay among the running sequences, from admission to end or preemption. What a step in flight has computed for a
 /// stay that is over is discarded.
 #[derive(Debug, Default)]
@@ -64,7 +79,8 @@ pub(super) struct Stay {
     pub(super) number: u64,
     /// Whether it never ran before: what later stays find in the cache was computed for it once.
     pub(super) is_first: bool,
-    pub(super) blocks: Vec<u32>,
+    /// Its blocks in each group of layers.
+    pub(super) tables: Vec<Table>,
     /// Leading blocks that have their names in the cache.
     pub(super) published: u32,
     /// Positions whose keys and values are in the cache.
@@ -74,6 +90,8 @@ pub(super) struct Stay {
     /// The newest draw in flight, by its index in its step. While a step is planned there is no other: the draw of
     /// the token after `tokens`.
     pub(super) pending: Option<usize>,
+    /// Whether drafts are in flight behind that draw: how many tokens it will be is not known.
+    pub(super) drafted: bool,
 }
 
 /// What one sequence has in one step.
@@ -81,10 +99,13 @@ pub(super) struct Stay {
 pub(super) struct Share {
     /// [`Stay::number`].
     pub(super) stay: u64,
+    /// Rows of known tokens.
     pub(super) rows: u32,
-    /// Index of its draw, if it has one.
-    pub(super) draw: Option<usize>,
-    /// Indices of its scores.
+    /// Tokens of the rows after those, which count as far as they are drawn.
+    pub(super) drafts: Vec<u32>,
+    /// Its draws, by index: none, or one after the newest token and one after each draft.
+    pub(super) draws: Range<usize>,
+    /// Its scores, by index.
     pub(super) scores: Range<usize>,
 }
 
@@ -109,6 +130,7 @@ impl Sequence {
             stops_from: u64::from(assign.prompt_tokens) + u64::from(assign.sampling.min_tokens),
             params: Arc::new(params),
             history: Arc::new(history),
+            constraint: if assign.constraint.is_some() { Constrained::Compiling } else { Constrained::No },
             logprobs: assign.logprobs.map(u32::from),
             scoring: assign.prompt_logprobs.map(|p| Scoring {
                 top: u32::from(p.top),
@@ -120,6 +142,7 @@ impl Sequence {
             cached: None,
             names: Vec::new(),
             root,
+            acceptance: Acceptance::default(),
             stay: Stay::default(),
         }
     }
@@ -144,6 +167,30 @@ impl Sequence {
         self.drawn_ahead() < self.credit
     }
 
+    /// Whether it waits for its constraint to be compiled.
+    pub(super) fn is_compiling(&self) -> bool {
+        self.constraint == Constrained::Compiling
+    }
+
+    /// Its constraint is compiled, and knows all tokens that came with the assignment.
+    pub(super) fn constraint_is_ready(&mut self) {
+        if self.is_compiling() {
+            self.constraint = Constrained::Told(self.assigned);
+        }
+    }
+
+    /// Whether a draw depends on the tokens before it beyond their keys and values.
+    fn reads_its_tokens(&self) -> bool {
+        self.params.reads_history() || self.constraint != Constrained::No
+    }
+
+    /// Tokens that the next mask has to take into account, where there is one.
+    fn tell(&mut self) -> Option<Vec<u32>> {
+        let Constrained::Told(told) = self.constraint else { return None };
+        self.constraint = Constrained::Told(self.known());
+        Some(self.tokens[told as usize..].to_vec())
+    }
+
     /// Whether it can do nothing until its developer has read.
     pub(super) fn is_stalled(&self) -> bool {
         self.stay.pending.is_none() && !self.has_credit()
@@ -156,11 +203,12 @@ impl Sequence {
 
     /// Whether a row for its newest token can be planned now: the token is known, or will be when the row is computed.
     pub(super) fn can_decode(&self) -> bool {
-        let known = self.stay.pending.is_none() || !self.params.reads_history();
+        let known = self.stay.pending.is_none() || !(self.reads_its_tokens() || self.stay.drafted);
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && known
     }
 
-    /// Whether it would decode if only its newest token were known: penalties read that token.
+    /// Whether it would decode if only its newest token were known: penalties and masks depend on that token, and of
+    /// drafts in flight it is not known how many will be right.
     pub(super) fn waits_for_its_token(&self) -> bool {
         self.is_decoding() && self.has_credit() && self.drawn_ahead() < self.max_new && !self.can_decode()
     }
@@ -173,9 +221,16 @@ impl Sequence {
         }
     }
 
-    /// Whether its blocks hold one more position than is planned.
-    pub(super) fn has_room(&self) -> bool {
-        (self.stay.planned as usize) < self.stay.blocks.len() * KV_BLOCK_TOKENS
+    /// Names of the blocks that it may share, and what it holds.
+    pub(super) fn chain_and_stay(&mut self) -> (&[BlockHash], &mut Stay) {
+        let shareable = self.shareable().len();
+        (&self.names[..shareable], &mut self.stay)
+    }
+
+    /// Positions that its blocks hold, in every group of layers, beyond those that are planned.
+    pub(super) fn room(&self) -> u32 {
+        let blocks = self.stay.tables.iter().map(Table::len).min().unwrap_or(0);
+        blocks * KV_BLOCK_TOKENS as u32 - self.stay.planned
     }
 
     /// Names of the first `blocks` blocks; all of them are full of known tokens.
@@ -197,41 +252,76 @@ impl Sequence {
         self.names(unread / KV_BLOCK_TOKENS as u32)
     }
 
-    /// Adds `rows` rows to the plan, and a draw if they reach the newest token.
-    pub(super) fn take(&mut self, rows: u32, plan: &mut StepPlan) -> Share {
+    /// Guesses of the tokens after the newest one, as many as are worth their rows at `price` and fit the blocks it holds.
+    pub(super) fn drafts(&self, price: f64, most: u32) -> Vec<u32> {
+        // One more token is drawn than is guessed.
+        let wanted = self.max_new.min(self.credit).saturating_sub(self.drawn() + 1);
+        let most = most.min(wanted).min(self.room() - 1).min(STEP_TOKENS_MAX as u32 - 1);
+        // Penalties and masks depend on each token before.
+        if most == 0 || self.stay.pending.is_some() || self.reads_its_tokens() {
+            return Vec::new();
+        }
+        match self.acceptance.worth(price, most as usize) {
+            0 => Vec::new(),
+            worth => look_up(&self.tokens, worth).to_vec(),
+        }
+    }
+
+    /// Adds `rows` rows of known tokens and those of `drafts` to the plan, and draws if they reach the newest token.
+    pub(super) fn take(&mut self, rows: u32, drafts: Vec<u32>, plan: &mut StepPlan) -> Share {
         let (from, to) = (self.stay.planned as usize, (self.stay.planned + rows) as usize);
         let first_row = plan.tokens.len();
-        plan.spans.push(Span { first_row, rows: rows as usize, first_position: from, first_block: plan.blocks.len() });
+        plan.blocks.resize(self.stay.tables.len(), Vec::new());
+        let first_block = plan.blocks.first().map_or(0, Vec::len);
+        let rows_all = rows as usize + drafts.len();
+        plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block });
         match self.stay.pending.take() {
             Some(draw) => {
-                assert_eq!((from, rows), (self.tokens.len(), 1), "only the token in flight is unknown");
+                assert_eq!((from, rows_all), (self.tokens.len(), 1), "only the token in flight is unknown");
                 plan.placeholders.push(Placeholder { row: first_row, draw });
                 plan.tokens.push(0);
             }
             None => plan.tokens.extend_from_slice(&self.tokens[from..to]),
         }
-        plan.blocks.extend_from_slice(&self.stay.blocks[..to.div_ceil(KV_BLOCK_TOKENS)]);
         let first_score = plan.scores.len();
         if let Some(Scoring { top, next, end, .. }) = self.scoring {
             let rows = from.max(next as usize - 1)..to.min(end as usize - 1);
             let score = |at| Score { row: first_row + at - from, token: self.tokens[at + 1], top };
             plan.scores.extend(rows.map(score));
         }
+        plan.tokens.extend_from_slice(&drafts);
+        for (blocks, table) in plan.blocks.iter_mut().zip(&self.stay.tables) {
+            blocks.extend_from_slice(table.first((from + rows_all).div_ceil(KV_BLOCK_TOKENS)));
+        }
+        let first_draw = plan.draws.len();
         if to >= self.tokens.len() {
-            self.stay.pending = Some(plan.draws.len());
-            plan.draws.push(Draw {
+            self.stay.pending = Some(first_draw);
+            let untold = self.tell();
+            plan.draws.extend((0..=drafts.len()).map(|ahead| Draw {
                 sequence: self.id,
-                row: plan.tokens.len() - 1,
-                position: to as u64,
+                row: first_row + rows as usize - 1 + ahead,
+                position: (to + ahead) as u64,
                 seed: self.seed,
                 params: self.params.clone(),
                 history: self.history.clone(),
                 logprobs: self.logprobs,
-                forbidden: if (to as u64) < self.stops_from { self.stop_tokens.clone() } else { Arc::default() },
-            });
+                forbidden: self.forbidden((to + ahead) as u64),
+                // Who has a mask guesses nothing, so there is one draw.
+                untold: untold.clone(),
+            }));
         }
         self.stay.planned = to as u32;
-        Share { stay: self.stay.number, rows, draw: self.stay.pending, scores: first_score..plan.scores.len() }
+        self.stay.drafted = !drafts.is_empty();
+        let (draws, scores) = (first_draw..plan.draws.len(), first_score..plan.scores.len());
+        Share { stay: self.stay.number, rows, drafts, draws, scores }
+    }
+
+    /// Tokens that may not stand at a position yet.
+    fn forbidden(&self, position: u64) -> Arc<[u32]> {
+        match position < self.stops_from {
+            true => self.stop_tokens.clone(),
+            false => Arc::default(),
+        }
     }
 
     /// Takes scores of the prompt's next tokens in. Those that are to be sent now: in portions of a fixed size, so that
@@ -251,8 +341,32 @@ impl Sequence {
         portions
     }
 
+    /// Rows of a step are computed: takes in what was drawn after them, as far as the drafts were right. The new tokens,
+    /// and why they are the last ones, if they are.
+    pub(super) fn land(&mut self, share: &Share, drawn: &[u32]) -> (Vec<u32>, Option<End>) {
+        let (mut tokens, mut end) = (Vec::new(), None);
+        for (at, token) in drawn.iter().enumerate() {
+            tokens.push(*token);
+            end = self.push(*token);
+            if end.is_some() || share.drafts.get(at) != Some(token) {
+                break;
+            }
+        }
+        let accepted = tokens.len().saturating_sub(1) as u32;
+        if !drawn.is_empty() {
+            self.acceptance.observe(share.drafts.len(), accepted as usize);
+        }
+        self.stay.computed += share.rows;
+        if self.stay.computed == self.stay.planned {
+            (self.stay.pending, self.stay.drafted) = (None, false);
+        }
+        self.stay.computed += accepted;
+        self.stay.planned += accepted;
+        (tokens, end)
+    }
+
     /// Takes a drawn token in; why it is the last one, if it is.
-    pub(super) fn push(&mut self, token: u32) -> Option<End> {
+    fn push(&mut self, token: u32) -> Option<End> {
         self.tokens.push(token);
         if self.params.reads_history() {
             Arc::make_mut(&mut self.history).push_output(token);
@@ -292,7 +406,7 @@ fn params(assign: &Assign) -> SamplingParams {
         frequency_penalty: s.frequency_penalty,
         dry: (s.dry_multiplier > 0.0).then(dry),
         logit_bias: s.logit_bias.iter().map(|(token, bias)| (*token, *bias)).collect(),
-        allowed: s.allowed_token_ids.iter().copied().collect(),
+        allowed_tokens: s.allowed_token_ids.iter().copied().collect(),
         bad_words: assign.bad_words.clone(),
     }
 }

@@ -8,7 +8,7 @@ use cuckoo_wire::message::{Assign, SequenceId, StepItem};
 use super::plan::{StepOutput, StepPlan};
 use super::sequence::{Sequence, Share, Stay, told};
 use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
-use crate::device::kv_cache::KvCache;
+use crate::device::kv_cache::KvGroups;
 
 /// A step that has been planned and not applied.
 #[derive(Debug)]
@@ -27,9 +27,9 @@ struct Draft {
 }
 
 impl Draft {
-    fn take(&mut self, sequence: &mut Sequence, rows: u32) {
-        self.shares.push(sequence.take(rows, &mut self.plan));
-        self.rows_left -= rows;
+    fn take(&mut self, sequence: &mut Sequence, rows: u32, drafts: Vec<u32>) {
+        self.rows_left -= rows + drafts.len() as u32;
+        self.shares.push(sequence.take(rows, drafts, &mut self.plan));
     }
 }
 
@@ -40,6 +40,20 @@ impl Batch {
         if self.flights.len() >= STEPS_IN_FLIGHT_MAX || self.somebody_would_be_left_out() {
             return None;
         }
+        loop {
+            if let Some(plan) = self.draft() {
+                return Some(plan);
+            }
+            // A prompt may wait for blocks of a window while others hold them all and cannot go on themselves.
+            let waits = self.running.iter().any(|s| s.rows_to_prefill() > 0);
+            if !waits || !self.flights.is_empty() || self.running.len() < 2 {
+                return None;
+            }
+            self.preempt(self.victim());
+        }
+    }
+
+    fn draft(&mut self) -> Option<StepPlan> {
         let mut draft = Draft { rows_left: self.budget.rows(), ..Draft::default() };
         let preemptions = self.stats.preemptions;
         self.plan_decodes(&mut draft);
@@ -58,22 +72,47 @@ impl Batch {
         Some(plan)
     }
 
-    /// A sequence with penalties needs its last token before it can go on. Stepping without it would halve its speed
+    /// A sequence with penalties or a constraint needs its last token before it can go on. Stepping without it would halve its speed
     /// and tear the batch in two, so then nothing is planned ahead.
     fn somebody_would_be_left_out(&self) -> bool {
         !self.flights.is_empty() && self.running.iter().any(Sequence::waits_for_its_token)
     }
 
-    /// One row for each sequence that decodes, oldest first. All fit: the budget is never below the batch.
+    /// One row for each sequence that decodes, oldest first, and one for each guess that is worth it. All fit: the budget
+    /// is never below the batch.
     fn plan_decodes(&mut self, draft: &mut Draft) {
+        let (mut drafts_left, price) = self.drafts_affordable(draft.rows_left);
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].can_decode() {
                 let Some(here) = self.make_room(at) else { continue };
                 at = here;
-                draft.take(&mut self.running[at], 1);
+                self.make_room_for_drafts(at, drafts_left);
+                let drafts = self.running[at].drafts(price, drafts_left);
+                drafts_left -= drafts.len() as u32;
+                draft.take(&mut self.running[at], 1, drafts);
             }
             at += 1;
+        }
+    }
+
+    /// How many guesses a step of `rows` rows may hold, and what each costs in tokens: none where a prompt could use the
+    /// rows.
+    fn drafts_affordable(&self, rows: u32) -> (u32, f64) {
+        let decodes = self.running.iter().filter(|s| s.can_decode()).count() as u32;
+        let prompts = !self.waiting.is_empty() || self.running.iter().any(|s| s.rows_to_prefill() > 1);
+        match self.budget.row_price(decodes) {
+            Some(price) if !prompts => (self.limits.drafts_max.min(rows.saturating_sub(decodes)), price),
+            _ => (0, f64::INFINITY),
+        }
+    }
+
+    /// Another block for a sequence whose guesses may not fit the last one, if there is one that nobody holds.
+    fn make_room_for_drafts(&mut self, at: usize, drafts: u32) {
+        let sequence = &mut self.running[at];
+        let blocks = (sequence.stay.planned + sequence.room()) / KV_BLOCK_TOKENS as u32;
+        if drafts > 0 && sequence.room() <= drafts && blocks < sequence.reserved {
+            self.cache.grow(&mut sequence.stay.tables, blocks + 1);
         }
     }
 
@@ -84,8 +123,9 @@ impl Batch {
                 catch_up(sequence, &mut self.cache, &mut self.stats);
             }
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
+            let rows = with_blocks(sequence, rows, &mut self.cache);
             if rows > 0 {
-                draft.take(sequence, rows);
+                draft.take(sequence, rows, Vec::new());
             }
         }
     }
@@ -94,13 +134,8 @@ impl Batch {
     /// if it had to give up its own. Cached blocks that nobody holds go first, then those of whoever can use them
     /// least: who cannot run for lack of credit, then who came last.
     fn make_room(&mut self, mut at: usize) -> Option<usize> {
-        while !self.running[at].has_room() {
-            if let Some(block) = self.cache.allocate() {
-                self.running[at].stay.blocks.push(block);
-                continue;
-            }
-            let stalled = self.running.iter().rposition(Sequence::is_stalled);
-            let victim = stalled.unwrap_or(self.running.len() - 1);
+        while with_blocks(&mut self.running[at], 1, &mut self.cache) == 0 {
+            let victim = self.victim();
             self.preempt(victim);
             if victim == at {
                 return None;
@@ -110,55 +145,63 @@ impl Batch {
         Some(at)
     }
 
+    /// Whose blocks are taken when somebody needs some.
+    fn victim(&self) -> usize {
+        self.running.iter().rposition(Sequence::is_stalled).unwrap_or(self.running.len() - 1)
+    }
+
     /// Takes a sequence's blocks away. It is the first to be admitted again, and computes anew what the cache has lost
     /// by then; a draw depends on position and logits alone, so its output is the same.
     fn preempt(&mut self, at: usize) {
         let mut sequence = self.running.remove(at);
         let stay = std::mem::take(&mut sequence.stay);
-        self.cache.release(&stay.blocks);
+        self.cache.release(&stay.tables);
         self.waiting.push_front(sequence);
         self.stats.preemptions += 1;
     }
 
     /// Lets sequences in while there are slots, rows and blocks. In order: a large one is not overtaken for ever by
-    /// small ones. Only those that may not send anything are passed over.
+    /// small ones. Only those that may not send anything, or whose constraint is not compiled, are passed over.
     fn admit(&mut self, draft: &mut Draft) {
         while (self.running.len() as u32) < self.limits.sequences_max && draft.rows_left > 0 {
-            let Some(at) = self.waiting.iter().position(Sequence::has_credit) else { return };
-            if !self.fits(at) {
-                return;
-            }
+            let may_start = |s: &Sequence| s.has_credit() && !s.is_compiling();
+            let Some(at) = self.waiting.iter().position(may_start) else { return };
+            let Some(found) = self.fits(at) else { return };
             let mut sequence = self.waiting.remove(at).expect("found there");
-            self.settle_in(&mut sequence);
+            self.settle_in(&mut sequence, found);
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
-            draft.take(&mut sequence, rows);
+            let rows = with_blocks(&mut sequence, rows, &mut self.cache);
+            draft.take(&mut sequence, rows, Vec::new());
             self.running.push(sequence);
         }
     }
 
     /// Whether the known tokens of a waiting sequence fit beside what the cache has of them, and one more block if it
-    /// can ever need one, so that it is not preempted at once.
-    fn fits(&mut self, at: usize) -> bool {
+    /// can ever need one, so that it is not preempted at once. If so, how many blocks the cache has.
+    fn fits(&mut self, at: usize) -> Option<u32> {
         let sequence = &mut self.waiting[at];
-        let prefix = self.cache.prefix(sequence.shareable());
         let wanted = (blocks_for(sequence) + 1).min(sequence.reserved);
-        wanted - prefix.blocks + prefix.idle <= self.cache.available()
+        let chain = sequence.shareable();
+        let found = self.cache.find(chain, 0);
+        self.cache.fits(chain, found, wanted).then_some(found)
     }
 
-    /// Gives a sequence that fits the blocks of its known tokens: those of the cache, then fresh ones.
-    fn settle_in(&mut self, sequence: &mut Sequence) {
+    /// Gives a sequence that fits the blocks of its known tokens: those `found` in the cache, then fresh ones.
+    fn settle_in(&mut self, sequence: &mut Sequence, found: u32) {
         self.stays += 1;
         let known = blocks_for(sequence);
-        let shared: Vec<u32> = sequence.shareable().iter().map_while(|name| self.cache.share(*name)).collect();
-        let published = shared.len() as u32;
-        let computed = published * KV_BLOCK_TOKENS as u32;
-        let mut blocks = shared;
-        while (blocks.len() as u32) < known {
-            blocks.push(self.cache.allocate().expect("it was seen to fit"));
-        }
+        let computed = found * KV_BLOCK_TOKENS as u32;
+        let tables = self.cache.settle(sequence.shareable(), found, known);
         let is_first = sequence.cached.is_none();
-        sequence.stay =
-            Stay { number: self.stays, is_first, blocks, published, computed, planned: computed, pending: None };
+        sequence.stay = Stay {
+            number: self.stays,
+            is_first,
+            tables,
+            published: found,
+            computed,
+            planned: computed,
+            ..Stay::default()
+        };
         if is_first {
             sequence.cached = Some(computed);
             self.stats.prefix_lookup_tokens += u64::from(sequence.known());
@@ -179,7 +222,7 @@ impl Batch {
         for share in flight.shares {
             match self.running.binary_search_by_key(&share.stay, |s| s.stay.number) {
                 Ok(at) => self.land(at, &share, &mut output),
-                Err(_) => self.stats.rows_discarded += u64::from(share.rows),
+                Err(_) => self.stats.rows_discarded += u64::from(share.rows) + share.drafts.len() as u64,
             }
         }
     }
@@ -187,30 +230,27 @@ impl Batch {
     /// Rows of a running sequence are computed: blocks that they filled get names, and it goes on or ends.
     fn land(&mut self, at: usize, share: &Share, output: &mut StepOutput) {
         let sequence = &mut self.running[at];
-        sequence.stay.computed += share.rows;
-        if sequence.stay.computed == sequence.stay.planned {
-            sequence.stay.pending = None;
-        }
+        let (id, first) = (sequence.id, sequence.drawn());
+        let (tokens, end) = sequence.land(share, &output.drawn[share.draws.clone()]);
+        self.stats.drafts += share.drafts.len() as u64;
+        self.stats.drafts_accepted += tokens.len().saturating_sub(1) as u64;
         let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
         for i in sequence.stay.published..full {
             let name = sequence.names(full)[i as usize];
-            let block = &mut sequence.stay.blocks[i as usize];
-            *block = self.cache.publish(*block, name);
+            self.cache.publish(&mut sequence.stay.tables, i, name);
         }
         sequence.stay.published = full;
-        let (id, first) = (sequence.id, sequence.drawn());
+        self.cache.advance(&mut sequence.stay.tables, sequence.stay.computed);
         let scored = sequence.scored(&output.scores[share.scores.clone()]);
         let item = |prompt_logprobs| StepItem { prompt_logprobs, ..StepItem::new(id, first, Vec::new(), None) };
         self.news.extend(scored.into_iter().map(item));
-        let Some(draw) = share.draw else { return };
-        let token = output.drawn[draw];
-        let logprobs = output.logprobs.get_mut(draw).and_then(Option::take).map(told).into_iter().collect();
-        match sequence.push(token) {
-            None => self.news.push(StepItem { logprobs, ..StepItem::new(id, first, vec![token], None) }),
-            Some(end) => {
-                let sequence = self.running.remove(at);
-                self.retire(sequence, vec![token], logprobs, end);
-            }
+        let wanted = output.logprobs.get_mut(share.draws.clone()).into_iter().flatten().take(tokens.len());
+        let logprobs: Vec<_> = wanted.filter_map(Option::take).map(told).collect();
+        if let Some(end) = end {
+            let sequence = self.running.remove(at);
+            self.retire(sequence, tokens, logprobs, end);
+        } else if !tokens.is_empty() {
+            self.news.push(StepItem { logprobs, ..StepItem::new(id, first, tokens, None) });
         }
     }
 
@@ -222,25 +262,30 @@ impl Batch {
 
 /// Exchanges blocks that a sequence has yet to compute for such as others have computed since it was admitted: of many
 /// that come at once with the same beginning, one computes it.
-fn catch_up(sequence: &mut Sequence, cache: &mut KvCache, stats: &mut BatchStats) {
+fn catch_up(sequence: &mut Sequence, cache: &mut KvGroups, stats: &mut BatchStats) {
     if sequence.stay.computed < sequence.stay.planned {
         return;
     }
-    let from = sequence.stay.published as usize;
-    let found = cache.prefix(&sequence.shareable()[from..]).blocks as usize;
-    for at in from..from + found {
-        let Some(shared) = cache.share(sequence.shareable()[at]) else { return };
-        let own = std::mem::replace(&mut sequence.stay.blocks[at], shared);
-        cache.release(&[own]);
-        sequence.stay.published += 1;
-        let end = sequence.stay.published * KV_BLOCK_TOKENS as u32;
-        let spared = end - sequence.stay.computed;
-        (sequence.stay.computed, sequence.stay.planned) = (end, end);
-        if sequence.stay.is_first {
-            sequence.cached = sequence.cached.map(|c| c + spared);
-            stats.prefix_hit_tokens += u64::from(spared);
-        }
+    let (chain, stay) = sequence.chain_and_stay();
+    let found = cache.find(chain, stay.published);
+    if found == stay.published {
+        return;
     }
+    cache.catch_up(&mut stay.tables, chain, (stay.published, found));
+    let end = found * KV_BLOCK_TOKENS as u32;
+    let spared = end - stay.computed;
+    (stay.published, stay.computed, stay.planned) = (found, end, end);
+    if stay.is_first {
+        sequence.cached = sequence.cached.map(|c| c + spared);
+        stats.prefix_hit_tokens += u64::from(spared);
+    }
+}
+
+/// How many of `rows` more rows a sequence has blocks for in every group, once it has taken what there is.
+fn with_blocks(sequence: &mut Sequence, rows: u32, cache: &mut KvGroups) -> u32 {
+    let stay = &mut sequence.stay;
+    let blocks = cache.grow(&mut stay.tables, (stay.planned + rows).div_ceil(KV_BLOCK_TOKENS as u32));
+    rows.min(blocks * KV_BLOCK_TOKENS as u32 - stay.planned)
 }
 
 /// Blocks of the known tokens.

@@ -4,6 +4,10 @@
 mod ahead;
 /// Blocks: shared, evicted, taken away.
 mod blocks;
+/// Sequences with a constraint.
+mod constrained;
+/// Tokens guessed and computed ahead.
+mod drafts;
 /// A device without a model.
 mod fake;
 /// Everything at once.
@@ -20,6 +24,7 @@ const LIMITS: BatchLimits = BatchLimits {
     sequences_max: 3,
     step_tokens_max: 8,
     step_target: Duration::MAX,
+    drafts_max: 0,
     kv_blocks: 12,
     context_tokens: 100,
 };
@@ -41,6 +46,7 @@ fn assign(id: u64, known: u32, max_new: u32) -> Assign {
         dry_breakers: Vec::new(),
         logprobs: None,
         prompt_logprobs: None,
+        constraint: None,
     }
 }
 
@@ -231,6 +237,7 @@ fn prompts_are_cut_to_the_time_that_a_step_may_take() {
         sequences_max: 4,
         step_tokens_max: 64,
         step_target: target,
+        drafts_max: 0,
         kv_blocks: 1_000,
         context_tokens: 8_000,
     };

@@ -1,15 +1,19 @@
 #![allow(clippy::unwrap_used)]
 
-use cuckoo_wire::message::{Price, Sampling, StepItem, WeightsHash};
+use std::sync::Arc;
+
+use cuckoo_wire::message::{Constraint, Price, Sampling, StepItem, WeightsHash};
 
 use super::*;
+
+type Run = (StepPlan, Vec<Option<PendingMask>>, ActorRef<BatcherMsg>);
 
 /// An executor that hands its plans to the test, which answers them when it likes.
 struct Held;
 
 impl Actor for Held {
     type Msg = ExecutorMsg;
-    type State = mpsc::Sender<(StepPlan, ActorRef<BatcherMsg>)>;
+    type State = mpsc::Sender<Run>;
     type Arguments = Self::State;
 
     async fn pre_start(
@@ -26,25 +30,31 @@ impl Actor for Held {
         message: ExecutorMsg,
         to: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let ExecutorMsg::Run { plan, reply_to } = message;
-        Ok(to.send((plan, reply_to)).await?)
+        let ExecutorMsg::Run { plan, masks, reply_to } = message;
+        Ok(to.send((plan, masks, reply_to)).await?)
     }
 }
 
 struct Bench {
     batcher: ActorRef<BatcherMsg>,
-    plans: mpsc::Receiver<(StepPlan, ActorRef<BatcherMsg>)>,
+    plans: mpsc::Receiver<Run>,
     frames: mpsc::Receiver<ReplicaFrame>,
+    ended: tokio::task::JoinHandle<()>,
 }
 
 impl Bench {
     async fn start(steps_in_flight: usize) -> Self {
         let (plans_in, plans) = mpsc::channel(16);
         let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+        Self { plans, ..Self::with(executor, steps_in_flight).await }
+    }
+
+    async fn with(executor: ActorRef<ExecutorMsg>, steps_in_flight: usize) -> Self {
         let limits = BatchLimits {
             sequences_max: 4,
             step_tokens_max: 64,
             step_target: Duration::MAX,
+            drafts_max: 0,
             kv_blocks: 64,
             context_tokens: 1_000,
         };
@@ -56,9 +66,11 @@ impl Bench {
             ask: Price::default(),
             window: Window::default(),
         };
-        let args = BatcherArgs { executor, limits, steps_in_flight, offer };
-        let (batcher, _) = Actor::spawn(None, Batcher, args).await.unwrap();
-        let mut bench = Self { batcher, plans, frames: mpsc::channel(1).1 };
+        let read_tokenizer: ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
+        let kv = KvPlan::plain(limits.kv_blocks);
+        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads: 1 };
+        let (batcher, ended) = Actor::spawn(None, Batcher, args).await.unwrap();
+        let mut bench = Self { batcher, plans: mpsc::channel(1).1, frames: mpsc::channel(1).1, ended };
         bench.attach().await;
         bench
     }
@@ -71,27 +83,32 @@ impl Bench {
     }
 
     fn assign(&self, id: u64) {
+        self.assign_sequence(id, 4, None);
+    }
+
+    fn assign_sequence(&self, id: u64, tokens: u32, constraint: Option<Constraint>) {
         let assign = Assign {
             replica: ReplicaId(1),
             sequence: SequenceId(id),
-            tokens: vec![1; 4],
-            prompt_tokens: 4,
+            tokens: vec![1; tokens as usize],
+            prompt_tokens: tokens,
             max_new: 4,
             sampling: Sampling::default(),
             seed: 0,
             stop_tokens: vec![],
             credit: 64,
-            blocks: 1,
+            blocks: Assign::blocks_for(tokens, 4, 16),
             cache_salt: [0; 16],
             bad_words: Vec::new(),
             dry_breakers: Vec::new(),
             logprobs: None,
             prompt_logprobs: None,
+            constraint,
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
     }
 
-    async fn plan(&mut self) -> (StepPlan, ActorRef<BatcherMsg>) {
+    async fn plan(&mut self) -> Run {
         self.plans.recv().await.unwrap()
     }
 
@@ -110,9 +127,9 @@ impl Bench {
     }
 }
 
-fn answer((plan, to): (StepPlan, ActorRef<BatcherMsg>), token: u32) {
+fn answer((plan, masks, to): Run, token: u32) {
     let output = StepOutput::of(&vec![token; plan.draws.len()]);
-    to.cast(BatcherMsg::Stepped { plan, output, took: Duration::from_millis(1) }).unwrap();
+    to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
 }
 
 #[tokio::test]
@@ -181,4 +198,55 @@ fn news_are_cut_into_frames_that_fit() {
     }
     assert_eq!((frames, sent), (4, all), "five of them fit one");
     assert!(frameful(&mut VecDeque::new()).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_prompt_is_seen_to_get_on() {
+    let mut bench = Bench::start(1).await;
+    bench.assign_sequence(1, 300, None);
+    for _ in 0..4 {
+        let began = tokio::time::Instant::now();
+        let step = bench.plan().await;
+        assert!(step.0.draws.is_empty() && bench.frames.try_recv().is_err());
+        answer(step, 9);
+        assert_eq!(bench.items().await, [], "computed, and nothing to say");
+        assert!(began.elapsed() <= WATCH_INTERVAL);
+        let silence = tokio::time::timeout(10 * WATCH_INTERVAL, bench.frames.recv()).await;
+        assert!(silence.is_err(), "once a step: {silence:?}");
+    }
+    let last = bench.plan().await;
+    answer(last, 9);
+    assert_eq!(bench.items().await[0].tokens, [9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
+    for detached in [false, true] {
+        let (plans_in, _plans) = mpsc::channel(16);
+        let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+        let mut bench = Bench::with(executor, 1).await;
+        bench.assign(1);
+        if detached {
+            bench.batcher.cast(BatcherMsg::Detach).unwrap();
+        }
+        let began = tokio::time::Instant::now();
+        bench.ended.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 301);
+        assert!(bench.frames.recv().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_that_cannot_be_compiled_ends_its_sequence_only() {
+    let mut bench = Bench::start(1).await;
+    bench.assign_sequence(1, 4, Some(Constraint::JsonObject));
+    let items = bench.items().await;
+    assert_eq!((items.len(), items[0].sequence), (1, SequenceId(1)));
+    assert!(matches!(&items[0].end, Some(cuckoo_wire::message::End::Failed(why)) if why.contains("no words")));
+    bench.assign(2);
+    let run = bench.plan().await;
+    assert_eq!(run.1.len(), 1);
+    assert!(run.1[0].is_none(), "nobody computes a mask for it");
+    answer(run, 7);
+    assert_eq!(bench.items().await[0].tokens, [7]);
 }

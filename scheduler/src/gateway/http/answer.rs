@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use cuckoo_wire::message::{FinishReason, Refusal, RefusalCode, Reply, RequestId, TokenLogprobs, Usage};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::decimal;
 use super::failure::Failure;
@@ -12,7 +11,7 @@ use super::request::{Show, Surface};
 
 mod logprobs;
 
-use self::logprobs::{Offset, Shown};
+use self::logprobs::{Offset, PromptTokens, Shown};
 
 /// The last event of a stream that came to its end.
 const DONE: &str = "[DONE]";
@@ -294,7 +293,7 @@ struct Body<'a> {
     usage: UsageField,
     /// vLLM's, of a chat.
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<Value>,
+    prompt_logprobs: Option<PromptTokens>,
 }
 
 #[derive(Serialize)]
@@ -305,7 +304,7 @@ struct Choice<'a> {
     logprobs: Option<Shown>,
     /// vLLM's, of a completion.
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<Value>,
+    prompt_logprobs: Option<PromptTokens>,
     finish_reason: Option<&'static str>,
 }
 

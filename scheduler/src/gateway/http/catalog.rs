@@ -65,7 +65,7 @@ impl From<ModelInfo> for Model {
             author,
             royalty_bps: info.royalty_bps,
             replicas: info.replicas,
-            supported_parameters: &SUPPORTED_PARAMETERS,
+            supported_parameters: SUPPORTED_PARAMETERS,
         }
     }
 }

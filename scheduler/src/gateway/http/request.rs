@@ -12,6 +12,7 @@ use super::fields::{self, Fields};
 use super::ignored::Ignored;
 
 mod prompt;
+mod structured;
 mod unsupported;
 
 /// The parameters that this door understands besides model and prompt, as `/v1/models` lists them.
@@ -50,6 +51,12 @@ pub(super) const SUPPORTED_PARAMETERS: &[&str] = &[
     "top_logprobs",
     "prompt_logprobs",
     "echo",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
 ];
 
 /// Which of the two ways to ask.
@@ -88,6 +95,35 @@ pub(super) struct Asked {
     pub(super) show: Show,
     /// Fields that were not used.
     pub(super) ignored: Ignored,
+    /// The field that holds the constraint, if there is one.
+    pub(super) constraint_field: Option<String>,
+}
+
+impl Asked {
+    /// What renames refusals once this has been taken apart.
+    pub(super) fn names(&self, surface: Surface) -> Names {
+        Names { surface, constraint: self.constraint_field.clone() }
+    }
+}
+
+/// What the parts of a request are called in the interface that it came through.
+#[derive(Debug)]
+pub(super) struct Names {
+    surface: Surface,
+    constraint: Option<String>,
+}
+
+impl Names {
+    /// A refusal with the field at fault by its name in this interface.
+    pub(super) fn rename(&self, refusal: Refusal) -> Refusal {
+        match (&self.constraint, refusal.param.as_deref()) {
+            (Some(field), Some("constraint")) => {
+                let message = format!("{field} cannot be used: {}", refusal.message);
+                Refusal { param: Some(field.clone()), message, ..refusal }
+            }
+            _ => self.surface.rename(refusal),
+        }
+    }
 }
 
 /// What an answer holds besides its output's text; numbers are how many tokens are named beside each.
@@ -115,6 +151,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         Surface::Completion => prompt::completion(&mut fields)?,
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
+    let (constraint, constraint_field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
     let show = show(surface, &mut fields, stream)?;
     let generate = Generate {
         api_key,
@@ -133,10 +170,12 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         // What is echoed is scored too.
         prompt_logprobs: show.prompt_logprobs.max(show.logprobs.filter(|_| show.echo)),
         echo: show.echo,
+        constraint,
     };
-    generate.check().map_err(|refusal| surface.rename(refusal))?;
+    let names = Names { surface, constraint: constraint_field.clone() };
+    generate.check().map_err(|refusal| names.rename(refusal))?;
     fields.rest(&mut ignored);
-    Ok(Asked { generate, stream, include_usage, show, ignored })
+    Ok(Asked { generate, stream, include_usage, show, ignored, constraint_field })
 }
 
 /// A chat has `logprobs: true` and `top_logprobs: n`, a completion `logprobs: n`; either may have vLLM's `prompt_logprobs`.

@@ -87,13 +87,14 @@ async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body)
             return Err(failure);
         }
     };
-    let Asked { generate, stream, include_usage, show, ignored } = asked;
+    let names = asked.names(surface);
+    let Asked { generate, stream, include_usage, show, ignored, .. } = asked;
     let model = generate.model.clone();
     let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
     // On a task of its own, so that the market can end the request in good order after this handler is dropped; what
     // tells it to is the receiver, which nothing but this handler and its response's body holds.
     tokio::spawn(async move { door.market.serve(generate, sender).await });
-    let request = accepted(&mut replies).await.map_err(|refusal| surface.rename(refusal))?;
+    let request = accepted(&mut replies).await.map_err(|refusal| names.rename(refusal))?;
     let envelope = Envelope::new(surface, show, request, model, unix_now());
     let answer = match stream {
         true => events(replies, Pieces::new(envelope, include_usage)).await,
@@ -191,7 +192,7 @@ async fn model(
 }
 
 async fn health(State(door): State<Door>) -> Response {
-    match door.market.healthy() {
+    match door.market.healthy().await {
         Ok(()) => Json(json!({"status": "ok"})).into_response(),
         Err(reason) => {
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "unavailable", "reason": reason}))).into_response()

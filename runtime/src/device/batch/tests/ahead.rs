@@ -43,7 +43,7 @@ fn the_row_after_a_stop_is_discarded_and_never_reported() {
     // Somebody else takes the block that the row in flight writes to; its own row comes after that one.
     batch.assign(assign(3, 10, 5));
     let third = batch.plan().unwrap();
-    assert!(third.spans.len() == 2 && third.blocks.contains(&0));
+    assert!(third.spans.len() == 2 && third.blocks[0].contains(&0));
     batch.apply(second, StepOutput::of(&[7, 6]), Duration::ZERO);
     let news = batch.take_news();
     assert_eq!(news.iter().map(|i| (i.sequence.0, i.tokens.clone())).collect::<Vec<_>>(), [(2, vec![6])]);

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use cuckoo_kernels::ops::Span;
+
 use super::super::*;
+use crate::device::kv_cache::Table;
 
 /// SplitMix64: the tests' only source of choices.
 pub(super) struct Choices(pub(super) u64);
@@ -27,27 +30,67 @@ fn mix(mut z: u64) -> u64 {
 
 /// Tokens that the fake model draws are below this.
 const VOCABULARY: u64 = 50;
+/// What some sequences draw is below this, so that it repeats and can be guessed.
+const VOCABULARY_POOR: u64 = 2;
 
 /// What a position's keys and values are: like a model's, they depend on all tokens up to it.
 fn key(before: u64, token: u32) -> u64 {
     mix(before ^ mix(u64::from(token) + 1))
 }
 
+/// The first position that a row at `at` sees.
+fn first_seen(window: Option<u32>, at: usize) -> usize {
+    (at + 1).saturating_sub(window.map_or(usize::MAX, |w| w as usize))
+}
+
+/// What the row at `at` makes of its token, given how to read a group's key at a position.
+fn state(windows: &[Option<u32>], at: usize, token: u32, read: impl Fn(usize, usize) -> u64) -> u64 {
+    let mut before = 0;
+    for (group, window) in windows.iter().enumerate() {
+        // The nearest and the farthest that it sees.
+        let seen = first_seen(*window, at)..at;
+        let ends = [seen.clone().next(), seen.last()];
+        before = ends.into_iter().flatten().fold(before, |h, p| mix(h ^ read(group, p)));
+    }
+    key(before, token)
+}
+
+/// What layers of a group store of a state.
+fn stored(group: usize, state: u64) -> u64 {
+    mix(state.wrapping_add(group as u64))
+}
+
+/// Everything that the row at `at` sees, its own key included.
+fn seen(windows: &[Option<u32>], at: usize, read: impl Fn(usize, usize) -> u64) -> Vec<u64> {
+    let of = |(group, window): (usize, &Option<u32>)| {
+        (first_seen(*window, at)..=at).map(|p| read(group, p)).collect::<Vec<_>>()
+    };
+    windows.iter().enumerate().flat_map(of).collect()
+}
+
 /// What is drawn after reading the keys of a whole context.
 fn draw(keys: impl Iterator<Item = u64>, seed: u64) -> u32 {
-    (mix(keys.fold(seed, |h, k| mix(h ^ k))) % VOCABULARY) as u32
+    let vocabulary = if seed % 2 == 1 { VOCABULARY_POOR } else { VOCABULARY };
+    (mix(keys.fold(seed, |h, k| mix(h ^ k))) % vocabulary) as u32
 }
 
 /// What a sequence draws, whatever happens around it.
 pub(super) fn expected(assign: &Assign) -> (Vec<u32>, End) {
+    expected_of(&[None], assign)
+}
+
+/// The same for a model whose groups of layers have these windows.
+pub(super) fn expected_of(windows: &[Option<u32>], assign: &Assign) -> (Vec<u32>, End) {
     let mut keys: Vec<u64> = Vec::new();
     let mut known = assign.tokens.clone();
     let mut drawn = Vec::new();
     loop {
         for token in &known[keys.len()..] {
-            keys.push(key(keys.last().copied().unwrap_or(0), *token));
+            let state = state(windows, keys.len(), *token, |group, p| stored(group, keys[p]));
+            keys.push(state);
         }
-        let token = draw(keys.iter().copied(), assign.seed);
+        let seen = seen(windows, keys.len() - 1, |group, p| stored(group, keys[p]));
+        let token = draw(seen.into_iter(), assign.seed);
         known.push(token);
         drawn.push(token);
         if assign.stop_tokens.contains(&token) {
@@ -59,26 +102,42 @@ pub(super) fn expected(assign: &Assign) -> (Vec<u32>, End) {
     }
 }
 
+type Keys = [u64; KV_BLOCK_TOKENS];
+
 pub(super) struct FakeDevice {
-    blocks: Vec<[u64; KV_BLOCK_TOKENS]>,
+    windows: Vec<Option<u32>>,
+    /// For each group, its blocks.
+    blocks: Vec<Vec<Keys>>,
     drawn: Vec<u32>,
 }
 
 impl FakeDevice {
     pub(super) fn new(limits: BatchLimits) -> Self {
-        Self { blocks: vec![[0; KV_BLOCK_TOKENS]; limits.kv_blocks as usize], drawn: Vec::new() }
+        Self::with_kv(&KvPlan::plain(limits.kv_blocks))
+    }
+
+    pub(super) fn with_kv(kv: &KvPlan) -> Self {
+        let memory = |blocks: u32| vec![[0; KV_BLOCK_TOKENS]; blocks as usize];
+        Self {
+            windows: kv.groups.iter().map(|g| g.window).collect(),
+            blocks: kv.groups.iter().map(|g| memory(g.blocks)).collect(),
+            drawn: Vec::new(),
+        }
     }
 
     /// Like an engine's step: plans come in the order in which they were made.
     pub(super) fn step(&mut self, plan: &StepPlan) -> Vec<u32> {
         let tokens = plan.resolve(&self.drawn);
+        assert!(plan.blocks.iter().all(|b| b.len() == plan.blocks[0].len()), "tables of all groups are as long");
+        let windows = self.windows.clone();
         for span in &plan.spans {
-            let table = &plan.blocks[span.first_block..span.first_block + span.blocks()];
             for row in 0..span.rows {
                 let at = span.first_position + row;
-                let before = at.checked_sub(1).map_or(0, |p| self.read(table, p));
-                self.blocks[table[at / KV_BLOCK_TOKENS] as usize][at % KV_BLOCK_TOKENS] =
-                    key(before, tokens[span.first_row + row]);
+                let state =
+                    state(&windows, at, tokens[span.first_row + row], |group, p| *self.at(plan, span, group, p));
+                for group in 0..windows.len() {
+                    *self.at_mut(plan, span, group, at) = stored(group, state);
+                }
             }
         }
         self.drawn = plan
@@ -86,16 +145,24 @@ impl FakeDevice {
             .iter()
             .map(|d| {
                 let span = plan.spans.iter().find(|s| (s.first_row..s.first_row + s.rows).contains(&d.row)).unwrap();
-                let table = &plan.blocks[span.first_block..span.first_block + span.blocks()];
-                assert_eq!(d.position as usize, span.first_position + span.rows, "drawn after the newest token");
-                draw((0..d.position as usize).map(|p| self.read(table, p)), d.seed)
+                let position = span.first_position + d.row - span.first_row + 1;
+                assert_eq!(d.position as usize, position, "drawn after the row's token");
+                let seen = seen(&windows, d.position as usize - 1, |group, p| *self.at(plan, span, group, p));
+                draw(seen.into_iter(), d.seed)
             })
             .collect();
         self.drawn.clone()
     }
 
-    fn read(&self, table: &[u32], position: usize) -> u64 {
-        self.blocks[table[position / KV_BLOCK_TOKENS] as usize][position % KV_BLOCK_TOKENS]
+    /// A hole is no block of any device: reading one fails.
+    fn at(&self, plan: &StepPlan, span: &Span, group: usize, position: usize) -> &u64 {
+        let block = plan.blocks[group][span.first_block + position / KV_BLOCK_TOKENS];
+        &self.blocks[group][block as usize][position % KV_BLOCK_TOKENS]
+    }
+
+    fn at_mut(&mut self, plan: &StepPlan, span: &Span, group: usize, position: usize) -> &mut u64 {
+        let block = plan.blocks[group][span.first_block + position / KV_BLOCK_TOKENS];
+        &mut self.blocks[group][block as usize][position % KV_BLOCK_TOKENS]
     }
 }
 
@@ -111,16 +178,17 @@ pub(super) fn run(batch: &mut Batch, device: &mut FakeDevice) -> bool {
 impl Batch {
     /// Everything that must hold between two calls.
     pub(super) fn assert_sound(&self) {
-        self.cache.assert_sound(self.running.iter().flat_map(|s| s.stay.blocks.iter().copied()));
+        self.cache.assert_sound(self.running.iter().map(|s| &s.stay.tables));
         assert!(self.running.len() <= self.limits.sequences_max as usize);
         assert!(self.running.is_sorted_by(|a, b| a.stay.number < b.stay.number), "in order of admission");
         assert!(
-            self.waiting.iter().all(|s| s.stay.blocks.is_empty() && s.stay.planned == 0),
+            self.waiting.iter().all(|s| s.stay.tables.is_empty() && s.stay.planned == 0),
             "who waits holds nothing"
         );
         assert!(self.flights.len() <= STEPS_IN_FLIGHT_MAX);
         for s in &self.running {
-            assert!(s.stay.blocks.len() as u32 <= s.reserved, "never more than was taken from the window");
+            let most = s.stay.tables.iter().map(Table::len).max();
+            assert!(most.is_some_and(|most| most <= s.reserved), "never more than was taken from the window");
             assert!(s.stay.computed <= s.stay.planned && s.stay.computed <= s.known());
         }
         assert!(self.taken.sequences <= self.window.sequences && self.taken.blocks <= self.window.blocks);

@@ -1,8 +1,7 @@
 //! Log-probabilities as OpenAI's two interfaces and vLLM show them. Knows no tokenizer: replies say what tokens stand for.
 
 use cuckoo_wire::message::{TokenLogprob, TokenLogprobs};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
 /// JSON has no infinities; this is what others send in place of minus infinity.
 const LEAST: f32 = -9_999.0;
@@ -42,7 +41,36 @@ pub(super) struct CompletionTokens {
     text_offset: Vec<u32>,
     token_logprobs: Vec<Option<f32>>,
     tokens: Vec<String>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
+    top_logprobs: Vec<Option<Named<f32>>>,
+}
+
+/// vLLM's `prompt_logprobs`: for each token who could have stood there, by id; nothing for the first.
+pub(super) type PromptTokens = Vec<Option<Named<Standing>>>;
+
+/// A JSON object in order. Not `serde_json`'s, which has no 32-bit numbers: equal ones must be written alike everywhere.
+#[derive(Debug)]
+pub(super) struct Named<T>(Vec<(String, T)>);
+
+#[derive(Debug, Serialize)]
+pub(super) struct Standing {
+    logprob: f32,
+    rank: u32,
+    decoded_token: String,
+}
+
+impl<T> Named<T> {
+    /// Adds an entry unless there is one of that name.
+    fn add(&mut self, name: String, value: T) {
+        if !self.0.iter().any(|(known, _)| *known == name) {
+            self.0.push((name, value));
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
 
 /// Where the next token of a completion begins, in characters.
@@ -97,9 +125,9 @@ pub(super) fn completion(tokens: &[TokenLogprobs], top: u8, offset: &mut Offset)
         shown.tokens.push(in_a_dictionary(&t.chosen));
         shown.top_logprobs.push(t.chosen.logprob.map(|_| {
             // The token itself is there in any case; tokens of equal text share an entry, the more probable one's.
-            let mut named = Map::new();
+            let mut named = Named(Vec::new());
             for token in first(t, top).chain([&t.chosen]) {
-                named.entry(in_a_dictionary(token)).or_insert_with(|| json!(finite(token.logprob.unwrap_or(LEAST))));
+                named.add(in_a_dictionary(token), logprob(token));
             }
             named
         }));
@@ -107,22 +135,19 @@ pub(super) fn completion(tokens: &[TokenLogprobs], top: u8, offset: &mut Offset)
     Shown::Completion(shown)
 }
 
-/// vLLM's `prompt_logprobs`: for each token of the prompt `null`, or who could have stood there, by id.
-pub(super) fn prompt(tokens: &[TokenLogprobs], top: u8) -> Value {
-    let entry = |token: &TokenLogprob, rank: u32| {
-        let logprob = finite(token.logprob.unwrap_or(LEAST));
-        json!({"logprob": logprob, "rank": rank, "decoded_token": text(token)})
-    };
+/// A prompt's tokens.
+pub(super) fn prompt(tokens: &[TokenLogprobs], top: u8) -> PromptTokens {
+    let standing = |token: &TokenLogprob, rank| Standing { logprob: logprob(token), rank, decoded_token: text(token) };
     let one = |t: &TokenLogprobs| {
         t.chosen.logprob?;
-        let mut all = Map::new();
-        all.insert(t.chosen.token.to_string(), entry(&t.chosen, t.rank));
+        let mut named = Named(Vec::new());
+        named.add(t.chosen.token.to_string(), standing(&t.chosen, t.rank));
         for (token, rank) in first(t, top).zip(1..) {
-            all.insert(token.token.to_string(), entry(token, rank));
+            named.add(token.token.to_string(), standing(token, rank));
         }
-        Some(all)
+        Some(named)
     };
-    tokens.iter().map(one).map(|all| json!(all)).collect()
+    tokens.iter().map(one).collect()
 }
 
 /// The `top` most probable tokens: more may have been asked for on another's behalf.
@@ -132,7 +157,11 @@ fn first(t: &TokenLogprobs, top: u8) -> impl Iterator<Item = &TokenLogprob> {
 
 fn spelled(token: &TokenLogprob) -> Spelled {
     let bytes = (!token.special).then(|| token.bytes.clone());
-    Spelled { token: text(token), logprob: finite(token.logprob.unwrap_or(LEAST)), bytes }
+    Spelled { token: text(token), logprob: logprob(token), bytes }
+}
+
+fn logprob(token: &TokenLogprob) -> f32 {
+    finite(token.logprob.unwrap_or(LEAST))
 }
 
 fn finite(logprob: f32) -> f32 {

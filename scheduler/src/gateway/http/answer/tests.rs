@@ -190,7 +190,7 @@ fn told() -> Vec<Option<Reply>> {
 
 fn of_prompt() -> Vec<Option<Reply>> {
     let first = TokenLogprob { logprob: None, ..token(7, "日".as_bytes(), 0.0) };
-    let entries = vec![entry(first, 0, vec![]), entry(token(8, b" x", -4.0), 3, vec![token(5, b"b", -0.25)])];
+    let entries = [entry(first, 0, vec![]), entry(token(8, b" x", -4.0), 3, vec![token(5, b"b", -0.25)])];
     let piece = |text: &str, logprobs| Some(Reply::Prompt { text: text.to_owned(), logprobs });
     vec![piece("日 x", vec![]), piece("", entries[..1].to_vec()), piece("", entries[1..].to_vec())]
 }

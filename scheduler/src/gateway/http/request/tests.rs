@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use cuckoo_wire::message::Constraint;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -56,6 +57,7 @@ fn a_bare_request_gets_the_usual_values() {
         logprobs: None,
         prompt_logprobs: None,
         echo: false,
+        constraint: None,
     };
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
@@ -234,13 +236,100 @@ fn what_would_change_the_answer_is_refused() {
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("auto")),
         ("tool_choice", json!({"type": "function"})),
-        ("response_format", json!({"type": "json_object"})),
+        ("grammar", json!("root ::= \"a\"")),
+        ("guided_whitespace_pattern", json!("x*")),
         ("modalities", json!(["text", "audio"])),
         ("truncation", json!("auto")),
         ("provider", json!({"only": ["x"]})),
     ] {
         let message = refused_for(param, chat(json!({param: value})));
         assert!(message.contains("not supported"), "{message}");
+    }
+}
+
+#[test]
+fn every_way_to_constrain_an_output_is_understood() {
+    let schema = json!({"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}});
+    let as_schema = Constraint::JsonSchema(schema.to_string());
+    assert!(schema.to_string().find("\"b\"") < schema.to_string().find("\"a\""), "members stay in order");
+    let choice = Constraint::Choice(vec!["yes".to_owned(), "no".to_owned()]);
+    let named = json!({"name": "bird", "schema": schema, "strict": true, "description": "A bird."});
+    for (field, body, expected) in [
+        ("response_format", json!({"response_format": {"type": "json_object"}}), Constraint::JsonObject),
+        (
+            "response_format.json_schema.schema",
+            json!({"response_format": {"type": "json_schema", "json_schema": named}}),
+            as_schema.clone(),
+        ),
+        ("guided_json", json!({"guided_json": schema}), as_schema.clone()),
+        ("guided_json", json!({"guided_json": schema.to_string()}), as_schema.clone()),
+        ("guided_regex", json!({"guided_regex": "a+"}), Constraint::Regex("a+".to_owned())),
+        ("guided_choice", json!({"guided_choice": ["yes", "no"]}), choice.clone()),
+        ("guided_grammar", json!({"guided_grammar": "start: \"a\""}), Constraint::Grammar("start: \"a\"".to_owned())),
+        ("structured_outputs.json", json!({"structured_outputs": {"json": schema}}), as_schema),
+        ("structured_outputs.regex", json!({"structured_outputs": {"regex": "a"}}), Constraint::Regex("a".to_owned())),
+        ("structured_outputs.choice", json!({"structured_outputs": {"choice": ["yes", "no"]}}), choice),
+        (
+            "structured_outputs.grammar",
+            json!({"structured_outputs": {"grammar": "g"}}),
+            Constraint::Grammar("g".to_owned()),
+        ),
+        (
+            "structured_outputs.json_object",
+            json!({"structured_outputs": {"json_object": true}}),
+            Constraint::JsonObject,
+        ),
+    ] {
+        let asked = chat(body.clone()).unwrap_or_else(|e| panic!("{body}: {e}"));
+        assert_eq!(asked.generate.constraint, Some(expected), "{body}");
+        let renamed = asked.names(Surface::Chat).rename(Refusal::invalid("constraint", "it is empty"));
+        assert_eq!(
+            (renamed.param.as_deref(), renamed.message),
+            (Some(field), format!("{field} cannot be used: it is empty"))
+        );
+        let other = asked.names(Surface::Chat).rename(Refusal::invalid("prompt", "too long"));
+        assert_eq!(other.param.as_deref(), Some("messages"));
+    }
+    let listed =
+        chat(json!({"response_format": {"type": "json_schema", "json_schema": named}})).unwrap().ignored.header();
+    assert_eq!(listed.unwrap(), "response_format.json_schema.description");
+}
+
+#[test]
+fn constraints_that_make_no_sense_are_named() {
+    for (param, body) in [
+        ("response_format", json!({"response_format": "json"})),
+        ("response_format.type", json!({"response_format": {}})),
+        ("response_format.type", json!({"response_format": {"type": "yaml"}})),
+        ("response_format.json_schema", json!({"response_format": {"type": "json_schema"}})),
+        (
+            "response_format.json_schema.schema",
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+        ),
+        (
+            "response_format.json_schema.schema",
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}}),
+        ),
+        (
+            "response_format.json_schema.strict",
+            json!({"response_format": {"type": "json_schema", "json_schema": {"strict": 1}}}),
+        ),
+        ("guided_json", json!({"guided_json": [1]})),
+        ("guided_regex", json!({"guided_regex": 5})),
+        ("guided_choice", json!({"guided_choice": "a"})),
+        ("guided_choice", json!({"guided_choice": []})),
+        ("guided_choice", json!({"guided_choice": vec!["a"; limits::CONSTRAINT_CHOICES_MAX + 1]})),
+        ("guided_choice[1]", json!({"guided_choice": ["a", 1]})),
+        ("guided_grammar", json!({"guided_grammar": {}})),
+        ("guided_grammar", json!({"guided_grammar": "x".repeat(limits::CONSTRAINT_BYTES_MAX + 1)})),
+        ("structured_outputs", json!({"structured_outputs": {}})),
+        ("structured_outputs", json!({"structured_outputs": "json"})),
+        ("structured_outputs.structural_tag", json!({"structured_outputs": {"regex": "a", "structural_tag": "x"}})),
+        ("guided_regex", json!({"response_format": {"type": "json_object"}, "guided_regex": "a"})),
+        ("structured_outputs.regex", json!({"structured_outputs": {"json": {}, "regex": "a"}})),
+        ("ignore_eos", json!({"ignore_eos": true, "guided_regex": "a"})),
+    ] {
+        refused_for(param, chat(body));
     }
 }
 
@@ -351,7 +440,7 @@ proptest! {
     /// Whatever a known field holds, the answer is a request in range or a refusal that names the field.
     #[test]
     fn noise_in_a_field_never_panics(which in 0..SUPPORTED_PARAMETERS.len() + 3, value in any_json()) {
-        let named = [&SUPPORTED_PARAMETERS[..], &["messages", "model", "tools"]].concat()[which];
+        let named = [SUPPORTED_PARAMETERS, &["messages", "model", "tools"]].concat()[which];
         match chat(json!({named: value})) {
             Ok(asked) => prop_assert!(asked.generate.check().is_ok()),
             Err(refusal) => {

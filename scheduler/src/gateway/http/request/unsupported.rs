@@ -21,13 +21,10 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("functions", &["[]"]),
     ("function_call", &["\"none\""]),
     ("web_search_options", &[]),
-    // Constrained output.
-    ("response_format", &["{\"type\":\"text\"}"]),
-    ("structured_outputs", &[]),
-    ("guided_json", &[]),
-    ("guided_regex", &[]),
-    ("guided_choice", &[]),
-    ("guided_grammar", &[]),
+    // Constrained output, in words that are not understood.
+    ("guided_decoding_backend", &[]),
+    ("guided_whitespace_pattern", &[]),
+    ("structural_tag", &[]),
     ("grammar", &["\"\""]),
     ("json_schema", &[]),
     // Other than text.

@@ -1,0 +1,166 @@
+//! The constraints of one replica's sequences: compiled off the step's path, kept while their sequences live.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use cuckoo_models::{Constrainer, Grammar, Matcher, Tokenizer};
+use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
+use cuckoo_wire::message::{Assign, Constraint, SequenceId};
+use ractor::ActorRef;
+
+use super::batch::StepPlan;
+use super::batcher::BatcherMsg;
+use super::masks::{MaskWorkers, PendingMask, SharedMatcher};
+
+/// Constraints that may wait to be compiled: one for each sequence that may be here.
+const COMPILATIONS_MAX: usize = REPLICA_SEQUENCES_MAX;
+
+/// Reads the model's vocabulary, which is done only if somebody sends a constraint.
+pub(super) type ReadTokenizer = Arc<dyn Fn() -> Result<Tokenizer, String> + Send + Sync>;
+
+/// See the module.
+pub(super) struct Constraints {
+    compiler: Arc<Compiler>,
+    mask_threads: usize,
+    /// Started by the first constraint.
+    workers: Option<Workers>,
+    matchers: HashMap<SequenceId, SharedMatcher>,
+    /// Counts connections: a sequence of an earlier one may have had the same name.
+    epoch: u64,
+}
+
+/// A constraint that was compiled, or could not be.
+pub(crate) struct Compiled {
+    epoch: u64,
+    pub(super) sequence: SequenceId,
+    outcome: Result<SharedMatcher, String>,
+}
+
+struct Workers {
+    compilations: SyncSender<Compilation>,
+    masks: MaskWorkers,
+}
+
+struct Compilation {
+    epoch: u64,
+    sequence: SequenceId,
+    constraint: Constraint,
+    /// Output that an earlier miner has produced.
+    accepted: Vec<u32>,
+    reply_to: ActorRef<BatcherMsg>,
+}
+
+struct Compiler {
+    read_tokenizer: ReadTokenizer,
+    constrainer: OnceLock<Result<Constrainer, String>>,
+}
+
+impl Constraints {
+    /// None yet.
+    pub(super) fn new(read_tokenizer: ReadTokenizer, mask_threads: usize) -> Self {
+        Self {
+            compiler: Arc::new(Compiler { read_tokenizer, constrainer: OnceLock::new() }),
+            mask_threads,
+            workers: None,
+            matchers: HashMap::new(),
+            epoch: 0,
+        }
+    }
+
+    /// Forgets all sequences.
+    pub(super) fn clear(&mut self) {
+        self.matchers.clear();
+        self.epoch += 1;
+    }
+
+    /// Forgets a sequence that has ended.
+    pub(super) fn remove(&mut self, sequence: SequenceId) {
+        self.matchers.remove(&sequence);
+    }
+
+    /// Has a sequence's constraint compiled; the answer is [`BatcherMsg::Compiled`].
+    pub(super) fn compile(&mut self, assign: &Assign, reply_to: &ActorRef<BatcherMsg>) -> Result<(), String> {
+        let Some(constraint) = assign.constraint.clone() else { return Ok(()) };
+        let compilation = Compilation {
+            epoch: self.epoch,
+            sequence: assign.sequence,
+            constraint,
+            accepted: assign.tokens[assign.prompt_tokens as usize..].to_vec(),
+            reply_to: reply_to.clone(),
+        };
+        self.workers()?.compilations.try_send(compilation).map_err(|e| match e {
+            TrySendError::Full(_) => "too many constraints wait to be compiled".to_owned(),
+            TrySendError::Disconnected(_) => "the thread that compiles constraints has died".to_owned(),
+        })
+    }
+
+    /// Takes in what was compiled; `None` if nobody waits for it any more.
+    pub(super) fn compiled(&mut self, compiled: Compiled) -> Option<Result<(), String>> {
+        if compiled.epoch != self.epoch {
+            return None;
+        }
+        Some(compiled.outcome.map(|matcher| {
+            self.matchers.insert(compiled.sequence, matcher);
+        }))
+    }
+
+    /// Begins to compute the masks of a plan: one for each draw that needs one.
+    pub(super) fn masks(&mut self, plan: &StepPlan) -> Vec<Option<PendingMask>> {
+        let pending = plan.draws.iter().map(|draw| {
+            let untold = draw.untold.clone()?;
+            Some(match (self.matchers.get(&draw.sequence), &self.workers) {
+                (Some(matcher), Some(workers)) => workers.masks.mask(matcher, untold),
+                _ => PendingMask::failed("its constraint was lost"),
+            })
+        });
+        pending.collect()
+    }
+
+    fn workers(&mut self) -> Result<&Workers, String> {
+        if self.workers.is_none() {
+            let started = Workers::start(self.compiler.clone(), self.mask_threads);
+            self.workers = Some(started.map_err(|e| format!("no thread for constraints: {e}"))?);
+        }
+        self.workers.as_ref().ok_or_else(|| "no thread for constraints".to_owned())
+    }
+}
+
+impl Workers {
+    fn start(compiler: Arc<Compiler>, mask_threads: usize) -> std::io::Result<Self> {
+        let (compilations, waiting) = sync_channel(COMPILATIONS_MAX);
+        let thread = std::thread::Builder::new().name("constraints".to_owned());
+        thread.spawn(move || compiler.work(&waiting))?;
+        Ok(Self { compilations, masks: MaskWorkers::start(mask_threads)? })
+    }
+}
+
+impl Compiler {
+    fn work(&self, waiting: &Receiver<Compilation>) {
+        while let Ok(Compilation { epoch, sequence, constraint, accepted, reply_to }) = waiting.recv() {
+            let outcome = self.compile(constraint, &accepted).map(|matcher| Arc::new(Mutex::new(matcher)));
+            // A batcher that is gone has nobody to tell.
+            let _ = reply_to.cast(BatcherMsg::Compiled(Compiled { epoch, sequence, outcome }));
+        }
+    }
+
+    fn compile(&self, constraint: Constraint, accepted: &[u32]) -> Result<Matcher, String> {
+        let constrainer = self.constrainer.get_or_init(|| {
+            let tokenizer = (self.read_tokenizer)()?;
+            Constrainer::new(&tokenizer).map_err(|e| e.to_string())
+        });
+        let mut matcher = constrainer.as_ref()?.compile(&grammar(constraint)).map_err(|e| e.to_string())?;
+        matcher.accept(accepted).map_err(|e| e.to_string())?;
+        Ok(matcher)
+    }
+}
+
+fn grammar(constraint: Constraint) -> Grammar {
+    match constraint {
+        Constraint::JsonObject => Grammar::JsonObject,
+        Constraint::JsonSchema(text) => Grammar::JsonSchema(text),
+        Constraint::Regex(text) => Grammar::Regex(text),
+        Constraint::Choice(choices) => Grammar::Choice(choices),
+        Constraint::Grammar(text) => Grammar::Lark(text),
+    }
+}

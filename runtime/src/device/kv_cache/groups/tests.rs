@@ -1,0 +1,214 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const TOKENS: u32 = KV_BLOCK_TOKENS as u32;
+
+/// SplitMix64: the tests' only source of choices.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+fn group(window: Option<u32>, blocks: u32) -> GroupPlan {
+    GroupPlan { window, block_bytes: 1, blocks }
+}
+
+/// Block `at` of a chain of some kind; chains share beginnings with those of kinds that are near.
+fn link(kind: u32, at: u32) -> BlockHash {
+    BlockHash::of((u128::from(at) << 16 | u128::from(kind >> 5u32.saturating_sub(at))) + 1)
+}
+
+fn chain(kind: u32, len: u32) -> Vec<BlockHash> {
+    (0..len).map(|at| link(kind, at)).collect()
+}
+
+/// A sequence as a batch has it, and what is in the memory that its tables name.
+struct Holder {
+    kind: u32,
+    tables: Vec<Table>,
+    published: u32,
+    computed: u32,
+}
+
+/// A device that remembers what is in each block: the name of the chain's block, or which holder's own rows.
+struct World {
+    windows: Vec<Option<u32>>,
+    groups: KvGroups,
+    blocks: Vec<Vec<Option<BlockHash>>>,
+    holders: Vec<Holder>,
+    /// Reused, merged, refused.
+    counts: [u64; 3],
+}
+
+impl World {
+    fn new(plans: &[GroupPlan]) -> Self {
+        Self {
+            windows: plans.iter().map(|p| p.window).collect(),
+            groups: KvGroups::new(plans),
+            blocks: plans.iter().map(|p| vec![None; p.blocks as usize]).collect(),
+            holders: Vec::new(),
+            counts: [0; 3],
+        }
+    }
+
+    fn first_seen(window: Option<u32>, position: u32) -> u32 {
+        window.map_or(0, |w| (position + 1).saturating_sub(w) / TOKENS)
+    }
+
+    /// The longest usable beginning, in the plainest words.
+    fn find(&self, chain: &[BlockHash]) -> u32 {
+        let usable = |end: &u32| {
+            self.windows.iter().enumerate().all(|(group, window)| {
+                let from = Self::first_seen(*window, end * TOKENS);
+                chain[from as usize..*end as usize].iter().all(|name| self.groups.groups[group].has(*name))
+            })
+        };
+        (0..=chain.len() as u32).rev().find(usable).unwrap()
+    }
+
+    fn join(&mut self, kind: u32, len: u32) {
+        let chain = chain(kind, len);
+        let found = self.groups.find(&chain, 0);
+        assert_eq!(found, self.find(&chain), "chain of {len} blocks");
+        if !self.groups.fits(&chain, found, found + 1) {
+            self.counts[2] += 1;
+            return;
+        }
+        let tables = self.groups.settle(&chain, found, found + 1);
+        self.counts[0] += u64::from(found);
+        let computed = found * TOKENS;
+        self.holders.push(Holder { kind, tables, published: found, computed });
+    }
+
+    /// Computes up to `rows` rows of a holder, and names what is full.
+    fn compute(&mut self, at: usize, rows: u32) {
+        let holder = &mut self.holders[at];
+        let len = self.groups.grow(&mut holder.tables, (holder.computed + rows).div_ceil(TOKENS));
+        let rows = rows.min(len * TOKENS - holder.computed);
+        self.counts[2] += u64::from(rows == 0);
+        for block in holder.computed / TOKENS..(holder.computed + rows).div_ceil(TOKENS) {
+            for (group, table) in holder.tables.iter().enumerate() {
+                self.blocks[group][table.blocks[block as usize] as usize] = None;
+            }
+        }
+        self.land(at, rows);
+    }
+
+    fn land(&mut self, at: usize, rows: u32) {
+        let holder = &mut self.holders[at];
+        holder.computed += rows;
+        for block in holder.published..holder.computed / TOKENS {
+            let name = link(holder.kind, block);
+            for (group, table) in holder.tables.iter().enumerate() {
+                self.blocks[group][table.blocks[block as usize] as usize] = Some(name);
+            }
+            let before: Vec<u32> = holder.tables.iter().map(|t| t.blocks[block as usize]).collect();
+            self.groups.publish(&mut holder.tables, block, name);
+            let merged = holder.tables.iter().zip(before).filter(|(t, b)| t.blocks[block as usize] != *b);
+            self.counts[1] += merged.count() as u64;
+        }
+        holder.published = holder.computed / TOKENS;
+        self.groups.advance(&mut holder.tables, holder.computed);
+    }
+
+    fn catch_up(&mut self, at: usize, ahead: u32) {
+        let holder = &mut self.holders[at];
+        let chain = chain(holder.kind, holder.published + ahead);
+        let found = self.groups.find(&chain, holder.published);
+        if found > holder.published {
+            self.groups.catch_up(&mut holder.tables, &chain, (holder.published, found));
+            (holder.published, holder.computed) = (found, found * TOKENS);
+        }
+    }
+
+    fn leave(&mut self, at: usize) {
+        let holder = self.holders.swap_remove(at);
+        self.groups.release(&holder.tables);
+    }
+
+    /// Every block that a holder's next row sees holds what it should, and nothing is held beyond that.
+    fn check(&self) {
+        self.groups.assert_sound(self.holders.iter().map(|h| &h.tables));
+        for holder in &self.holders {
+            for (group, table) in holder.tables.iter().enumerate() {
+                let from = Self::first_seen(self.windows[group], holder.computed);
+                assert_eq!(table.holes, from, "what is behind the window is let go, and nothing else");
+                for block in from..holder.published {
+                    let content = self.blocks[group][table.blocks[block as usize] as usize];
+                    assert_eq!(content, Some(link(holder.kind, block)), "block {block} of group {group}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_behind_a_window_is_let_go_and_the_last_window_is_enough() {
+    let mut world = World::new(&[group(None, 40), group(Some(40), 10)]);
+    world.join(0, 0);
+    for _ in 0..160 {
+        world.compute(0, 3);
+        world.check();
+        assert!(world.holders[0].tables[1].held().len() as u32 <= window_blocks(40));
+    }
+    assert_eq!(world.holders[0].tables.iter().map(|t| t.held().len()).collect::<Vec<_>>(), [30, 3]);
+    world.leave(0);
+    // 480 positions of which the windowed layers have the last ten blocks: all of it can be used.
+    assert_eq!(world.groups.find(&chain(0, 30), 0), 30);
+    // From position 320 on a row sees block 17, and ten blocks from 20 on are here.
+    assert_eq!(world.groups.find(&chain(0, 20), 0), 0);
+    assert_eq!(world.groups.find(&chain(0, 24), 0), 24);
+    world.join(0, 30);
+    world.check();
+    assert_eq!(world.holders[0].computed, 480);
+}
+
+const EVENTS: u64 = 1_200_000;
+
+/// A million random events in ten worlds, each found prefix against the plainest search, every block's content watched.
+#[test]
+fn groups_agree_with_plain_words_over_a_million_events() {
+    let mut choices = Choices(11);
+    let mut counts = [0; 3];
+    for world in 0..10 {
+        let mut groups: Vec<GroupPlan> = Vec::new();
+        if world % 4 != 3 {
+            groups.push(group(None, 24 + choices.below(40) as u32));
+        }
+        for _ in 0..1 + choices.below(2) {
+            let window = 1 + choices.below(100) as u32;
+            groups.push(group(Some(window), window_blocks(window) + choices.below(24) as u32));
+        }
+        let mut world = World::new(&groups);
+        for event in 0..EVENTS / 10 {
+            let (pick, holders) = (choices.below(8), world.holders.len());
+            let at = choices.below(holders.max(1) as u64) as usize;
+            match pick {
+                0 => world.join(choices.below(64) as u32, choices.below(20) as u32),
+                1..=4 if holders > 0 => world.compute(at, 1 + choices.below(40) as u32),
+                5 if holders > 0 => world.catch_up(at, choices.below(6) as u32),
+                _ if holders > choices.below(8) as usize => world.leave(at),
+                _ => {}
+            }
+            if event % 16 == 0 {
+                world.check();
+            }
+        }
+        while !world.holders.is_empty() {
+            world.leave(0);
+        }
+        world.check();
+        assert!(world.groups.used().all(|used| used == 0), "everything comes back");
+        counts.iter_mut().zip(world.counts).for_each(|(all, here)| *all += here);
+    }
+    println!("reused, merged, refused: {counts:?}");
+    assert!(counts.iter().zip([100_000, 10_000, 1_000]).all(|(c, least)| *c > least), "{counts:?}");
+}

@@ -1,0 +1,148 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use cuckoo_kernels::ops::OpsError;
+use cuckoo_wire::message::{Assign, End, ReplicaFrame, ReplicaId, Sampling, SequenceId};
+use tokio::sync::mpsc;
+
+use super::executor::Stepper;
+use super::*;
+
+const LIMITS: BatchLimits = BatchLimits {
+    sequences_max: 4,
+    step_tokens_max: 64,
+    step_target: Duration::MAX,
+    drafts_max: 0,
+    kv_blocks: 64,
+    context_tokens: 1_000,
+};
+
+/// Draws ones, once the test lets each step end: until then it blocks its thread, as a lost device would.
+struct Blocking(Receiver<()>);
+
+impl Stepper for Blocking {
+    fn step(&mut self, plan: &StepPlan, _: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        let _ = self.0.recv();
+        Ok(StepOutput::of(&vec![1; plan.draws.len()]))
+    }
+}
+
+/// A link that hands every batcher to the test.
+struct Batchers;
+
+impl Actor for Batchers {
+    type Msg = LinkMsg;
+    type State = mpsc::Sender<ActorRef<BatcherMsg>>;
+    type Arguments = Self::State;
+
+    async fn pre_start(&self, _: ActorRef<LinkMsg>, to: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        Ok(to)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<LinkMsg>,
+        message: LinkMsg,
+        to: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            LinkMsg::Ready { batcher, .. } => Ok(to.send(batcher).await?),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Notes how a device failed.
+struct Owner;
+
+impl Actor for Owner {
+    type Msg = ();
+    type State = mpsc::Sender<ActorProcessingErr>;
+    type Arguments = Self::State;
+
+    async fn pre_start(&self, _: ActorRef<()>, to: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+        Ok(to)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<()>,
+        event: SupervisionEvent,
+        to: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(_, why) => Ok(to.send(why).await?),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn assign(id: u64) -> Assign {
+    Assign {
+        replica: ReplicaId(1),
+        sequence: SequenceId(id),
+        tokens: vec![1; 4],
+        prompt_tokens: 4,
+        max_new: 10,
+        sampling: Sampling::default(),
+        seed: 0,
+        stop_tokens: vec![],
+        credit: 64,
+        blocks: 1,
+        cache_salt: [0; 16],
+        bad_words: Vec::new(),
+        dry_breakers: Vec::new(),
+        logprobs: None,
+        prompt_logprobs: None,
+        constraint: None,
+    }
+}
+
+/// The clock stands still but where nobody has anything to do; the executor's thread is not asked.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device() {
+    let (let_go, held) = sync_channel(1);
+    let held = Mutex::new(Some(Blocking(held)));
+    let (ready_in, mut ready) = mpsc::channel(4);
+    let (failed_in, mut failed) = mpsc::channel(4);
+    let (link, _) = Actor::spawn(None, Batchers, ready_in).await.unwrap();
+    let (owner, _) = Actor::spawn(None, Owner, failed_in).await.unwrap();
+    let offer = Offer {
+        replica: ReplicaId(0),
+        weights: WeightsHash([1; 32]),
+        context_tokens: 1_000,
+        block_tokens: 16,
+        ask: Price::default(),
+        window: Window::default(),
+    };
+    let load: executor::Load = Arc::new(move || Ok(Box::new(held.lock().unwrap().take().expect("loaded once"))));
+    let read_tokenizer: constraints::ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
+    let (limits, steps_in_flight, mask_threads) = (LIMITS, 1, 1);
+    let kv = KvPlan::plain(limits.kv_blocks);
+    let args = DeviceArgs { index: 0, load, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads, link };
+    let (_device, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
+    let batcher = ready.recv().await.unwrap();
+    let (outlet, mut frames) = mpsc::channel(16);
+    batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+    assert!(matches!(frames.recv().await, Some(ReplicaFrame::Offer(_))));
+
+    let began = tokio::time::Instant::now();
+    batcher.cast(BatcherMsg::Assign(assign(1))).unwrap();
+    // A sequence that is cancelled meanwhile has its answer, and its blocks are free, though the device is stuck.
+    batcher.cast(BatcherMsg::Assign(assign(2))).unwrap();
+    batcher.cast(BatcherMsg::Cancel(SequenceId(1))).unwrap();
+    let Some(ReplicaFrame::Step(step)) = frames.recv().await else { panic!("no step") };
+    assert_eq!((step.items[0].end.clone(), step.blocks_used), (Some(End::Cancelled), 0));
+
+    assert!(frames.recv().await.is_none(), "the replica's stream ends, without a word for what runs");
+    assert_eq!(began.elapsed().as_secs(), 301);
+    let why = failed.recv().await.unwrap();
+    assert_eq!(why.to_string(), "a step of 4 rows has not come back within 300 s");
+    assert!(why.is::<StepOverdue>());
+    assert_eq!(began.elapsed().as_secs(), 302, "the stream's end had time to be read");
+    ended.await.unwrap();
+    assert!(ready.try_recv().is_err(), "and nothing is started beside the thread that is stuck");
+    drop(let_go);
+}

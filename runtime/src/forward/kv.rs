@@ -1,0 +1,57 @@
+//! Which layers share block tables, and the memory of their keys and values.
+
+use cuckoo_kernels::Ops;
+use cuckoo_kernels::ops::{KvKind, KvShape, OpsError};
+use cuckoo_models::ArchSpec;
+use cuckoo_models::arch::LayerSpec;
+
+/// Keys and values of a whole model: one cache for each group of layers.
+pub struct KvMemory<O: Ops> {
+    pub(super) groups: Vec<O::KvCache>,
+}
+
+impl<O: Ops> KvMemory<O> {
+    /// One cache for each of `shapes`; see [`kv_shapes`].
+    pub fn new(ops: &mut O, shapes: &[KvShape]) -> Result<Self, OpsError> {
+        Ok(Self { groups: shapes.iter().map(|shape| ops.kv_cache(*shape)).collect::<Result<_, _>>()? })
+    }
+
+    /// The cache of a group.
+    pub fn group(&mut self, group: usize) -> &mut O::KvCache {
+        &mut self.groups[group]
+    }
+}
+
+/// The windows of the groups of layers that share block tables: first the layers that see everything, if there are any.
+pub fn kv_groups(spec: &ArchSpec) -> Vec<Option<u32>> {
+    let mut windows: Vec<Option<u32>> = spec.blocks.iter().map(|layer| window(spec, layer)).collect();
+    windows.sort_unstable();
+    windows.dedup();
+    windows
+}
+
+/// A window that is never full is none.
+fn window(spec: &ArchSpec, layer: &LayerSpec) -> Option<u32> {
+    let window = layer.attention.window.filter(|window| *window < spec.context_tokens);
+    window.and_then(|window| u32::try_from(window).ok())
+}
+
+/// The group of each layer, and its number in it.
+pub(super) fn kv_places(spec: &ArchSpec) -> Vec<(usize, usize)> {
+    let groups = kv_groups(spec);
+    let mut filled = vec![0; groups.len()];
+    let place = |layer: &LayerSpec| {
+        let group = groups.binary_search(&window(spec, layer)).expect("every layer's window is among them");
+        filled[group] += 1;
+        (group, filled[group] - 1)
+    };
+    spec.blocks.iter().map(place).collect()
+}
+
+/// The KV cache that each group of `spec` needs for `blocks` blocks.
+pub fn kv_shapes(spec: &ArchSpec, kind: KvKind, blocks: usize) -> Vec<KvShape> {
+    let mut layers = vec![0; kv_groups(spec).len()];
+    kv_places(spec).into_iter().for_each(|(group, _)| layers[group] += 1);
+    let shape = |layers| KvShape { kind, layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, blocks };
+    layers.into_iter().map(shape).collect()
+}
