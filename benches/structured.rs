@@ -76,7 +76,10 @@ impl Bench {
                 began = Instant::now();
                 drawn = 0;
             }
-            let mask = |d: &cuckoo_runtime::Draw| Some(self.workers.mask(&matchers[&d.sequence], d.untold.clone()?));
+            let mask = |d: &cuckoo_runtime::Draw| {
+                let untold = d.untold.clone()?;
+                Some(self.workers.mask(&matchers[&d.sequence], untold))
+            };
             let masks: Vec<_> = plan.draws.iter().map(mask).collect();
             let output = self.engine.step_masked(&plan, &masks).expect("the device works");
             assert!(masks.iter().flatten().all(|m| m.failure().is_none()), "every mask is there");

@@ -150,3 +150,25 @@ fn the_architecture_fits_in_a_sitting() {
         sources().into_iter().filter(|(p, t)| !p.starts_with("tests") && t.contains(concat!("unbounded", "_channel")));
     assert_eq!(unbounded.map(|(p, _)| p).collect::<Vec<_>>(), Vec::<PathBuf>::new(), "every queue has a bound");
 }
+
+#[test]
+fn complaints_name_tests_that_exist() {
+    let text = std::fs::read_to_string(root().join("docs/COMPLAINTS.md")).unwrap();
+    let rows = text.lines().filter(|l| l.starts_with("| ") && l.as_bytes()[2].is_ascii_digit()).count();
+    assert_eq!(rows, 15);
+    let mut named = 0;
+    for name in text.split('`').skip(1).step_by(2) {
+        let (path, test) = name.split_once("::").map_or((name, None), |(path, test)| (path, Some(test)));
+        if !path.ends_with(".rs") {
+            continue;
+        }
+        let source = std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        if let Some(test) = test {
+            let (before, _) = source.split_once(&format!("fn {test}(")).unwrap_or_else(|| panic!("no test {name}"));
+            let attribute = before.rsplit("\n\n").next().unwrap();
+            assert!(attribute.contains("#[test]") || attribute.contains("::test"), "{name} is not a test");
+            named += 1;
+        }
+    }
+    assert!(named >= 15, "{named} tests are named");
+}

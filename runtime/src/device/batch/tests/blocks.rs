@@ -220,3 +220,28 @@ fn memory_is_flat_over_a_hundred_thousand_sequences() {
     assert!(stats.prefix_hit_tokens > 100_000 && stats.evictions > 10_000, "{stats:?}");
     assert_eq!((batch.blocks_used(), batch.sequences()), (0, (0, 0)));
 }
+
+/// One sequence takes nearly the whole context, which no slot limits; who asks for more, and who leaves, goes alone.
+#[test]
+fn who_is_too_long_or_cancelled_disturbs_nobody() {
+    let (mut batch, mut device) = (Batch::new(WIDE, WEIGHTS), FakeDevice::new(WIDE));
+    let (long, short) = (own(1, 80, 16), own(2, 10, 8));
+    for assign in [long.clone(), short.clone(), own(3, 10, 8)] {
+        batch.assign(assign);
+    }
+    let (mut all, mut over) = (HashMap::new(), Vec::new());
+    for _ in 0..3 {
+        assert!(run(&mut batch, &mut device));
+    }
+    over.extend(outputs(&mut batch, &mut all));
+    assert_eq!((over.len(), batch.sequences().0), (0, 3), "all three run");
+    batch.assign(own(4, 90, 40));
+    batch.cancel(SequenceId(3));
+    over.extend(outputs(&mut batch, &mut all));
+    over.sort_by_key(|end| end.0);
+    assert!(matches!(&over[..], [(3, End::Cancelled), (4, End::Failed(_))]), "{over:?}");
+    while run(&mut batch, &mut device) {}
+    assert_eq!(outputs(&mut batch, &mut all).len(), 2);
+    assert_eq!((&all[&1], &all[&2]), (&expected(&long).0, &expected(&short).0));
+    assert_eq!((batch.blocks_used(), batch.stats().preemptions), (0, 0));
+}
