@@ -171,11 +171,26 @@ fn both_batches_were_full(market: &Market, batch: u32) {
 async fn a_killed_miner_costs_nobody_a_token() {
     let mut market = Market::start(1, &["--batch", "8"]);
     let client = market.client().await;
-    let sampling = |seed| Sampling { temperature: 0.9, seed: Some(seed), ..Sampling::default() };
-    let request = |market: &Market, seed| market.request("Tell me a story.", 48).sampling(sampling(seed));
+    // Every other one draws by what came before and by a coin of its own.
+    let sampling = |seed| {
+        let odd = if seed % 2 == 1 { 0.6 } else { 0.0 };
+        let (dry_multiplier, xtc_probability) = (odd, odd);
+        Sampling { temperature: 0.9, seed: Some(seed), dry_multiplier, xtc_probability, ..Sampling::default() }
+    };
+    let request = |market: &Market, seed| {
+        market.request("Tell me a story.", 48).sampling(sampling(seed)).logprobs(2).prompt_logprobs(1)
+    };
     let mut undisturbed = Vec::new();
     for seed in 0..4 {
-        undisturbed.push(run(&client, request(&market, seed)).await);
+        let mut stream = client.generate(request(&market, seed)).await.unwrap();
+        let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+        while let Some(delta) = stream.next().await.unwrap() {
+            tokens.extend(delta.tokens);
+            logprobs.extend(delta.logprobs);
+        }
+        let prompt = stream.prompt().clone();
+        assert_eq!((prompt.logprobs.len(), logprobs.len()), (stream.prompt_tokens() as usize, 48));
+        undisturbed.push((tokens, logprobs, prompt));
     }
     market.add_miner(&["--batch", "8"]);
     eventually("both miners offer", || metric(market.http(), "cuckoo_replicas") as usize == 2);
@@ -184,18 +199,21 @@ async fn a_killed_miner_costs_nobody_a_token() {
         streams.push(client.generate(request(&market, seed)).await.unwrap());
     }
     // Everybody has begun when the first miner dies without a word.
-    let mut begun: Vec<Vec<u32>> = Vec::new();
+    let mut begun = Vec::new();
     for stream in &mut streams {
-        begun.push(stream.next().await.unwrap().unwrap().tokens);
+        let delta = stream.next().await.unwrap().unwrap();
+        begun.push((delta.tokens, delta.logprobs));
     }
     market.miners.remove(0).kill();
     let mut migrations = 0;
-    for ((mut stream, mut tokens), (expected, ..)) in streams.into_iter().zip(begun).zip(undisturbed) {
+    for ((mut stream, (mut tokens, mut logprobs)), expected) in streams.into_iter().zip(begun).zip(undisturbed) {
         while let Some(delta) = stream.next().await.unwrap() {
             assert_eq!(delta.first as usize, tokens.len());
             tokens.extend(delta.tokens);
+            logprobs.extend(delta.logprobs);
         }
-        assert_eq!(tokens, expected, "the same tokens as without the fault");
+        let all = (tokens, logprobs, stream.prompt().clone());
+        assert!(all == expected, "the same as without the fault, and nothing twice: {all:?} is not {expected:?}");
         let usage = stream.usage().unwrap();
         assert_eq!(usage.completion_tokens, 48);
         assert_eq!(usage.cost, usage.miner + usage.author + usage.network);

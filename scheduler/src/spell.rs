@@ -147,3 +147,39 @@ fn spelled(tokenizer: &Tokenizer, token: u32, logprob: Option<f32>) -> TokenLogp
     let bytes = bytes[..bytes.len().min(TOKEN_TEXT_BYTES_MAX)].to_vec();
     TokenLogprob { token, bytes, special: tokenizer.is_special(token), logprob }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn pieces_fit_a_reply_and_lose_nothing() {
+        let token = |token, len| TokenLogprob { token, bytes: vec![b'x'; len], special: false, logprob: Some(-1.0) };
+        let one = |i: u32| TokenLogprobs {
+            chosen: token(i, TOKEN_TEXT_BYTES_MAX),
+            rank: 1,
+            top: (0..20).map(|t| token(t, TOKEN_TEXT_BYTES_MAX)).collect(),
+        };
+        let all: Vec<TokenLogprobs> = (0..40).map(one).collect();
+        let (mut got, mut count) = (Vec::new(), 0);
+        for piece in pieces(all.clone()) {
+            cuckoo_wire::encode(&piece, cuckoo_wire::limits::REPLY_FRAME_BYTES_MAX).unwrap();
+            let Reply::Prompt { logprobs, .. } = piece else { panic!("{piece:?}") };
+            got.extend(logprobs);
+            count += 1;
+        }
+        assert!(got == all && count > 3, "{count} pieces");
+        assert!(pieces(Vec::new()).is_empty());
+        let text = "日".repeat(PROMPT_PIECE_BYTES);
+        let told: Vec<String> = echo(&text)
+            .into_iter()
+            .map(|piece| match piece {
+                Reply::Prompt { text, .. } => text,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(told.concat() == text && told.iter().all(|t| t.len() <= PROMPT_PIECE_BYTES) && told.len() == 4);
+    }
+}
