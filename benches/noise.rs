@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
+use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
@@ -36,7 +36,7 @@ fn log_probabilities<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<f
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).expect("it loads");
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).expect("it fits");
-    let shapes = kv_shapes(&files.spec, KvKind::F16, blocks.len());
+    let shapes = kv_shapes(&files.spec, blocks.len());
     let mut cache = KvMemory::new(&mut ops, &shapes).expect("it fits");
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();

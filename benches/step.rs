@@ -7,6 +7,7 @@ mod support;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_runtime::{Batch, BatchLimits, Engine};
@@ -38,24 +39,13 @@ fn limits(step_tokens_max: u32) -> BatchLimits {
 }
 
 fn assign(id: u64, prompt_tokens: u32, max_new: u32) -> Assign {
+    // Ordinary words, different for each sequence.
+    let tokens = (0..prompt_tokens).map(|i| 1_000 + (i * 37 + id as u32 * 101) % 20_000).collect();
     Assign {
-        replica: ReplicaId(0),
-        sequence: SequenceId(id),
-        // Ordinary words, different for each sequence.
-        tokens: (0..prompt_tokens).map(|i| 1_000 + (i * 37 + id as u32 * 101) % 20_000).collect(),
-        prompt_tokens,
-        max_new,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         seed: id,
-        stop_tokens: vec![],
         credit: u32::MAX,
-        blocks: Assign::blocks_for(prompt_tokens, max_new, 16),
-        cache_salt: [0; 16],
-        bad_words: Vec::new(),
-        dry_breakers: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
-        constraint: None,
+        ..Assign::new(ReplicaId(0), SequenceId(id), tokens, max_new, KV_BLOCK_TOKENS as u32)
     }
 }
 

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_models::{ArchSpec, Constrainer, Gguf, Grammar, Tokenizer};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, MaskWorkers, SharedMatcher};
-use cuckoo_wire::message::{Assign, Constraint, ReplicaId, Sampling, SequenceId, WeightsHash};
+use cuckoo_wire::message::{Assign, Constraint, ReplicaId, SequenceId, WeightsHash};
 
 use support::{argument, is_test, quantile};
 
@@ -35,24 +36,14 @@ struct Bench {
 }
 
 fn assign(id: u32, tokens: u32, constraint: Option<Constraint>) -> Assign {
+    // Ordinary words, different for each sequence.
+    let prompt = (0..PROMPT_TOKENS).map(|i| 1_000 + (i * 37 + id * 101) % 20_000).collect();
+    let sequence = SequenceId(u64::from(id));
     Assign {
-        replica: ReplicaId(0),
-        sequence: SequenceId(u64::from(id)),
-        // Ordinary words, different for each sequence.
-        tokens: (0..PROMPT_TOKENS).map(|i| 1_000 + (i * 37 + id * 101) % 20_000).collect(),
-        prompt_tokens: PROMPT_TOKENS,
-        max_new: tokens,
-        sampling: Sampling::default(),
         seed: u64::from(id),
-        stop_tokens: vec![],
         credit: u32::MAX,
-        blocks: Assign::blocks_for(PROMPT_TOKENS, tokens, 16),
-        cache_salt: [0; 16],
-        bad_words: Vec::new(),
-        dry_breakers: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
         constraint,
+        ..Assign::new(ReplicaId(0), sequence, prompt, tokens, KV_BLOCK_TOKENS as u32)
     }
 }
 

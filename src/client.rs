@@ -81,24 +81,7 @@ impl Request {
 
     /// Any prompt, with defaults for everything else.
     pub fn new(api_key: impl Into<String>, model: impl Into<String>, prompt: Prompt) -> Self {
-        Self(Generate {
-            api_key: ApiKey(api_key.into()),
-            model: model.into(),
-            prompt,
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            max_tokens: None,
-            ignore_eos: false,
-            max_price: None,
-            stop_token_ids: Vec::new(),
-            include_stop: false,
-            bad_words: Vec::new(),
-            dry_sequence_breakers: None,
-            logprobs: None,
-            prompt_logprobs: None,
-            echo: false,
-            constraint: None,
-        })
+        Self(Generate::new(ApiKey(api_key.into()), model.into(), prompt))
     }
 
     /// At most so many tokens.

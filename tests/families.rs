@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
+use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
@@ -57,7 +57,7 @@ fn write(model: &Value, path: &std::path::Path) {
 fn logits<O: Ops>(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
-    let shapes = kv_shapes(spec, KvKind::F16, 2);
+    let shapes = kv_shapes(spec, 2);
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let mut all = Vec::new();
     for (i, tokens) in tokens.chunks(chunk).enumerate() {

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{KvKind, Span, StepLayout};
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
@@ -50,7 +50,7 @@ fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
-    let shapes = kv_shapes(&files.spec, KvKind::F16, blocks.len());
+    let shapes = kv_shapes(&files.spec, blocks.len());
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
@@ -158,22 +158,14 @@ struct Output {
 
 fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sampling) -> Assign {
     Assign {
-        replica: ReplicaId(0),
-        sequence: SequenceId(id as u64),
         prompt_tokens: prompt as u32,
-        max_new,
         seed: sampling.seed.unwrap_or(0),
         sampling: sampling.clone(),
-        stop_tokens: vec![],
         credit: 10_000,
-        blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
-        cache_salt: [0; 16],
         bad_words: if sampling.dry_multiplier > 0.0 { vec![vec![28, 198], vec![30]] } else { vec![] },
         dry_breakers: vec![28, 30],
         logprobs: sampling.seed.filter(|seed| seed % 2 == 1).map(|_| 5),
-        prompt_logprobs: None,
-        constraint: None,
-        tokens: tokens.to_vec(),
+        ..Assign::new(ReplicaId(0), SequenceId(id as u64), tokens.to_vec(), max_new, KV_BLOCK_TOKENS as u32)
     }
 }
 
@@ -200,9 +192,9 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
         kv_blocks: shape.kv_blocks,
         context_tokens: 8_192,
     };
-    let kv = KvPlan::new(&files.spec, KvKind::F16, &limits);
+    let kv = KvPlan::new(&files.spec, &limits);
     let backend = Cpu::new(shape.threads);
-    let mut engine = Engine::with_kv(backend, &files.gguf, &files.file, &files.spec, limits, &kv).unwrap();
+    let mut engine = Engine::new(backend, &files.gguf, &files.file, &files.spec, limits).unwrap();
     let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
     let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory, TokenMask, draw};
 use cuckoo_models::{ArchSpec, Constrainer, ConstraintError, Gguf, Grammar, Tokenizer};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, MaskWorkers, SharedMatcher};
@@ -243,22 +244,14 @@ impl Rig {
 
 fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, stop_tokens: &[u32]) -> Assign {
     Assign {
-        replica: ReplicaId(0),
-        sequence: SequenceId(id as u64),
         prompt_tokens: prompt as u32,
-        max_new,
         seed: 40 + id as u64,
         sampling: Sampling { temperature: 0.9, ..Sampling::default() },
         stop_tokens: stop_tokens.to_vec(),
         credit: 10_000,
-        blocks: Assign::blocks_for(tokens.len() as u32, max_new, 16),
         cache_salt: [id as u8; 16],
-        bad_words: Vec::new(),
-        dry_breakers: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
         constraint: Some(Constraint::JsonObject),
-        tokens: tokens.to_vec(),
+        ..Assign::new(ReplicaId(0), SequenceId(id as u64), tokens.to_vec(), max_new, KV_BLOCK_TOKENS as u32)
     }
 }
 

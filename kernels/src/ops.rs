@@ -166,19 +166,9 @@ pub enum Activation {
     },
 }
 
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvKind {
-    /// IEEE half precision.
-    #[default]
-    F16,
-}
-
-/// Extent of one paged KV cache.
+/// Extent of one paged KV cache. Keys and values are `f16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    /// How keys and values are stored.
-    pub kind: KvKind,
     /// Transformer layers.
     pub layers: usize,
     /// Key/value heads.

@@ -353,8 +353,7 @@ impl Ops for Reference {
     }
 
     fn route(&mut self, logits: &Buffer, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let single = |row: &Vec<f64>| row.iter().map(|&v| v as f32).collect::<Vec<_>>();
-        Ok(logits.rows.iter().map(|row| route(&single(row), routing)).collect())
+        Ok((0..logits.rows.len()).map(|row| route(&logits.rounded(row), routing)).collect())
     }
 
     fn scatter_add(&mut self, x: &Buffer, to: &[(usize, f32)], out: &mut Buffer) -> Result<(), OpsError> {

@@ -138,6 +138,13 @@ pub struct SampleRequest<'a> {
     pub allowed: Option<&'a TokenMask>,
 }
 
+impl<'a> SampleRequest<'a> {
+    /// The draw of row 0 at position 0 with a seed of 0, where any token may come.
+    pub fn new(params: &'a SamplingParams, history: &'a TokenHistory) -> Self {
+        Self { row: 0, params, seed: 0, position: 0, history, forbidden: &[], allowed: None }
+    }
+}
+
 /// A drawn token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
@@ -218,15 +225,18 @@ struct Noise {
 impl Noise {
     /// The words of tokens `4 * group ..`.
     fn words(self, group: u32) -> [u32; 4] {
-        let key = [self.seed as u32, (self.seed >> 32) as u32];
-        philox(key, [self.position as u32, (self.position >> 32) as u32, group, 0])
+        self.block(group, 0)
     }
 
     /// Whether something of this probability happens at this position: XTC's coin.
     fn coin(self, probability: f32) -> bool {
+        uniform(self.block(0, 1)[0]) < f64::from(probability)
+    }
+
+    /// The generator's output for this position and the last two words of its counter.
+    fn block(self, group: u32, purpose: u32) -> [u32; 4] {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
-        let [word, ..] = philox(key, [self.position as u32, (self.position >> 32) as u32, 0, 1]);
-        (f64::from(word) + 0.5) / 4_294_967_296.0 < f64::from(probability)
+        philox(key, [self.position as u32, (self.position >> 32) as u32, group, purpose])
     }
 
     fn draw_from(self, candidates: &[Candidate], temperature: f64) -> u32 {
@@ -289,8 +299,12 @@ impl Race {
 }
 
 fn gumbel(word: u32) -> f64 {
-    let u = (f64::from(word) + 0.5) / 4_294_967_296.0;
-    -(-u.ln()).ln()
+    -(-uniform(word).ln()).ln()
+}
+
+/// Between 0 and 1, and never either.
+fn uniform(word: u32) -> f64 {
+    (f64::from(word) + 0.5) / 4_294_967_296.0
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 mod batch;
 mod batcher;
 mod budget;
+#[cfg(test)]
+mod choices;
 mod constraints;
 mod executor;
 mod kv_cache;
@@ -99,8 +101,6 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
-    /// Memory for keys and values.
-    pub kv: KvPlan,
 }
 
 impl DeviceConfig {
@@ -111,7 +111,6 @@ impl DeviceConfig {
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
-            kv: self.kv.clone(),
         };
         Arc::new(move || args.load())
     }
@@ -162,7 +161,7 @@ impl DeviceArgs {
             index,
             load: config.load(),
             limits: config.limits,
-            kv: config.kv.clone(),
+            kv: KvPlan::new(&config.spec, &config.limits),
             steps_in_flight: config.kind.steps_in_flight(),
             offer: config.offer(),
             read_tokenizer: config.read_tokenizer(),

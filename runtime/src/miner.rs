@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind};
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
@@ -156,7 +156,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
-    let (limits, kv) = limits(config, kind, &spec, &model.path)?;
+    let limits = limits(config, kind, &spec, &model.path)?;
     Ok(DeviceConfig {
         kind,
         weights: model.path.clone(),
@@ -165,7 +165,6 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
         hash: model.hash,
         ask: config.ask,
         limits,
-        kv,
     })
 }
 
@@ -175,7 +174,7 @@ fn limits(
     kind: DeviceKind,
     spec: &ArchSpec,
     path: &std::path::Path,
-) -> Result<(BatchLimits, KvPlan), MineError> {
+) -> Result<BatchLimits, MineError> {
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
     let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
     let mut limits = BatchLimits {
@@ -186,9 +185,9 @@ fn limits(
         kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
         context_tokens: 0,
     };
-    limits.kv_blocks = KvPlan::blocks_within(spec, KvKind::F16, &limits, config.kv_bytes_max);
+    limits.kv_blocks = KvPlan::blocks_within(spec, &limits, config.kv_bytes_max);
     if limits.kv_blocks == 0 {
-        let block = KvPlan::new(spec, KvKind::F16, &BatchLimits { kv_blocks: 1, ..limits });
+        let block = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits });
         let needed = block.device_bytes();
         return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
     }
@@ -196,9 +195,9 @@ fn limits(
     limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
     let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
     let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
-    let kv = KvPlan::new(spec, KvKind::F16, &limits);
+    let kv = KvPlan::new(spec, &limits);
     tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
-    Ok((limits, kv))
+    Ok(limits)
 }
 
 #[derive(Debug)]

@@ -26,6 +26,8 @@ pub(crate) struct Model {
     context_tokens: u32,
     /// Made when the first constraint is met.
     constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
+    /// Found when the first request wants DRY and does not say what ends a repetition.
+    dry_breakers: OnceLock<Result<Vec<u32>, Refusal>>,
 }
 
 type Models = BTreeMap<String, Arc<Model>>;
@@ -156,7 +158,14 @@ impl Model {
             None => None,
         };
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
-        Ok(Self { manifest, tokenizer, template, context_tokens, constrainer: OnceLock::new() })
+        Ok(Self {
+            manifest,
+            tokenizer,
+            template,
+            context_tokens,
+            constrainer: OnceLock::new(),
+            dry_breakers: OnceLock::new(),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -187,6 +196,11 @@ impl Model {
     /// Prompt and output together.
     pub(crate) fn context_tokens(&self) -> u32 {
         self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+    }
+
+    /// Tokens that end a repetition where a request does not say, found by `find` once: that looks at every token's text.
+    pub(crate) fn dry_breakers(&self, find: impl FnOnce() -> Result<Vec<u32>, Refusal>) -> Result<Vec<u32>, Refusal> {
+        self.dry_breakers.get_or_init(find).clone()
     }
 
     /// Tokens that end a sequence, sorted: those `asked` for and, unless they are ignored, the model's own.

@@ -1,13 +1,15 @@
 //! One request, from its prompt to its settlement: a function, shared by both doors.
 //!
 //! ```text
-//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
-//!                                                          ▲          │ miner lost: prompt + accepted tokens
-//!                                                          └──────────┘
+//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted
+//!   ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
+//!       ▲         │ miner lost: prompt + accepted tokens
+//!       └─────────┘
 //! ```
 //!
 //! The developer may go at any point: what was delivered is settled, the rest of the hold returns. Nothing that a miner
-//! claims is taken for granted: tokens are counted, held against the constraint, stops are recognized and limits are kept here.
+//! claims is taken for granted: tokens are counted and held against the constraint, stops are recognized and limits are
+//! kept here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -25,18 +25,17 @@ pub(crate) async fn resolve(market: &Market, model: &Arc<Model>, request: &Gener
     if request.bad_words.is_empty() && !wants_dry {
         return Ok(Words::default());
     }
-    let breakers = wants_dry.then(|| match &request.dry_sequence_breakers {
-        Some(texts) => texts.clone(),
-        None => DRY_BREAKERS.map(str::to_owned).to_vec(),
-    });
+    let asked = request.dry_sequence_breakers.clone();
     let _turn = market.tokenizing().acquire().await.map_err(|_| internal("no turn to tokenize"))?;
     let (model, bad) = (model.clone(), request.bad_words.clone());
     let resolved = tokio::task::spawn_blocking(move || {
         let tokenizer = model.tokenizer();
-        Ok(Words {
-            bad: bad_words(tokenizer, &bad)?,
-            dry_breakers: dry_breakers(tokenizer, breakers.as_deref().unwrap_or_default())?,
-        })
+        let dry_breakers = match asked {
+            _ if !wants_dry => Vec::new(),
+            Some(texts) => dry_breakers(tokenizer, &texts)?,
+            None => model.dry_breakers(|| dry_breakers(tokenizer, &DRY_BREAKERS))?,
+        };
+        Ok(Words { bad: bad_words(tokenizer, &bad)?, dry_breakers })
     });
     resolved.await.map_err(|e| internal(&e.to_string()))?
 }
@@ -64,9 +63,9 @@ fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<u32>>, R
 }
 
 /// Every token whose text contains one of `texts`. Of a text that is in no token, the last token of it stands for it.
-fn dry_breakers(tokenizer: &Tokenizer, texts: &[String]) -> Result<Vec<u32>, Refusal> {
+fn dry_breakers(tokenizer: &Tokenizer, texts: &[impl AsRef<str>]) -> Result<Vec<u32>, Refusal> {
     let mut breakers = Vec::new();
-    for text in texts {
+    for text in texts.iter().map(AsRef::as_ref) {
         let before = breakers.len();
         let within = |token: &u32| tokenizer.token_bytes(*token).is_some_and(|bytes| contains(bytes, text.as_bytes()));
         breakers.extend((0..tokenizer.vocab_len() as u32).filter(within));
@@ -133,7 +132,7 @@ mod tests {
     #[test]
     fn a_breaker_is_every_token_that_contains_it() {
         let tokenizer = tokenizer();
-        let breakers = |t: &[&str]| dry_breakers(&tokenizer, &texts(t)).unwrap();
+        let breakers = |t: &[&str]| dry_breakers(&tokenizer, t).unwrap();
         assert_eq!(breakers(&[":"]), [4, 8]);
         assert_eq!(breakers(&["\n", ":", "ab"]), [4, 5, 6, 7, 8]);
         assert_eq!(breakers(&["bx"]), [10], "in no token: its last one");

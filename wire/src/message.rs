@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 mod accounts;
 mod check;
 mod constraint;
+mod defaults;
 mod logprobs;
 mod price;
 mod print;
@@ -83,31 +84,6 @@ pub struct Sampling {
     pub min_tokens: u32,
     /// If not empty, no other tokens are drawn.
     pub allowed_token_ids: BTreeSet<u32>,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: BTreeMap::new(),
-            seed: None,
-            typical_p: 1.0,
-            dry_multiplier: 0.0,
-            dry_base: 1.75,
-            dry_allowed_length: 2,
-            dry_penalty_last_n: u32::MAX,
-            xtc_probability: 0.0,
-            xtc_threshold: 0.1,
-            min_tokens: 0,
-            allowed_token_ids: BTreeSet::new(),
-        }
-    }
 }
 
 /// Why something was not done, in terms that stay the same across versions.

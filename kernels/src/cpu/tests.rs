@@ -8,7 +8,7 @@ use half::f16;
 
 use super::*;
 use crate::exact::Exact;
-use crate::ops::{KV_BLOCK_TOKENS, KvKind, RopePairs, Span};
+use crate::ops::{KV_BLOCK_TOKENS, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
 
@@ -277,7 +277,7 @@ fn swiglu_at_the_ends() {
 fn attention_sees_what_the_mask_says() {
     let heads = Heads { query: 6, kv: 2, dim: 32 };
     let x: Vec<f32> = Random(50).values(53 * heads.qkv_cols()).iter().map(|v| v * 2.0).collect();
-    let kv = KvShape { kind: KvKind::F16, layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: 4 };
+    let kv = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: 4 };
     let spans = [Span { first_row: 0, rows: 53, first_position: 0, first_block: 0 }];
     let step = StepLayout { spans: &spans, blocks: &[2, 0, 3, 1] };
     let sinks = [0.5, -1.0, 2.0, 0.0, 8.0, -30.0];
@@ -307,12 +307,10 @@ fn sampling_is_the_same_on_every_backend() {
     let requests: Vec<_> = (0..40)
         .map(|i| SampleRequest {
             row: i % 5,
-            params: &params,
             seed: 9,
             position: i as u64,
-            history: &history,
-            forbidden: &[],
             allowed: (i % 3 == 0).then_some(&mask),
+            ..SampleRequest::new(&params, &history)
         })
         .collect();
     agree!(f64::MIN_POSITIVE, ops => {
@@ -376,8 +374,7 @@ fn sequences_cannot_write_to_the_same_slot() {
     let (mut ops, heads) = (Cpu::new(2), Heads { query: 1, kv: 1, dim: 16 });
     let rope = Rope { frequencies: vec![0.5; 8], magnitude: 1.0, pairs: RopePairs::Halves, positions: 16 };
     let rope = ops.rope_table(&rope).unwrap();
-    let mut cache =
-        ops.kv_cache(KvShape { kind: KvKind::F16, layers: 1, kv_heads: 1, head_dim: 16, blocks: 2 }).unwrap();
+    let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: 2 }).unwrap();
     let mut qkv = upload(&mut ops, &[0.5; 2 * 96], 96);
     qkv.cols = heads.qkv_cols();
     let span = Span { first_row: 0, rows: 1, first_position: 3, first_block: 0 };
@@ -409,7 +406,7 @@ fn contradictory_matrices_are_refused() {
 
 #[test]
 fn more_memory_than_there_is_is_an_error() {
-    let shape = KvShape { kind: KvKind::F16, layers: 1 << 20, kv_heads: 1 << 10, head_dim: 64, blocks: 1 << 30 };
+    let shape = KvShape { layers: 1 << 20, kv_heads: 1 << 10, head_dim: 64, blocks: 1 << 30 };
     assert!(matches!(Cpu::new(1).kv_cache(shape), Err(OpsError::OutOfMemory { .. })));
     assert!(matches!(Cpu::new(1).buffer(usize::MAX / 2, 64), Err(OpsError::OutOfMemory { .. })));
 }

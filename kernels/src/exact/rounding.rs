@@ -1,5 +1,7 @@
 //! Products, sums and the exponential of the contract. Knows no operation of a model.
 
+use std::ops::AddAssign;
+
 use crate::ops::{ACTIVATION_BLOCK, Activation, SEGMENT_BLOCKS};
 use crate::quant::{
     IntBlock, IntFormat, PLANE_STEP, Quant, dequantize_row, int_blocks, quantize_activations, quantize_activations_fine,
@@ -86,11 +88,12 @@ fn add_block(format: IntFormat, block: &IntBlock, (q, scale): (&[i8], f32), mut 
 }
 
 /// Adds values up: those half the length apart, and so on, as the shuffles of a warp do.
-pub(crate) fn fold(v: &mut [f32]) -> f32 {
+pub(crate) fn fold<T: Copy + AddAssign>(v: &mut [T]) -> T {
     let mut half = v.len() / 2;
     while half > 0 {
         for i in 0..half {
-            v[i] += v[i + half];
+            let other = v[i + half];
+            v[i] += other;
         }
         half /= 2;
     }

@@ -85,11 +85,21 @@ fn shorten(best: &mut Vec<Candidate>, k: usize) -> f32 {
     floor
 }
 
+/// How far a candidate's logit is from the highest, at the temperature.
+fn below(c: &Candidate, most: f32, temperature: f64) -> f64 {
+    (f64::from(c.logit) - f64::from(most)) / temperature
+}
+
+/// Its probability, as a multiple of the most probable one's.
+fn weight(c: &Candidate, most: f32, temperature: f64) -> f64 {
+    f64::from(exp(below(c, most, temperature) as f32))
+}
+
 /// Typical-p. The information of a token is `-ln p`, its expectation the entropy; with `p = e^below / total` their
 /// difference is that of `below` and its mean, so that no logarithm is needed.
 fn typical(kept: Vec<Candidate>, most: f32, temperature: f64, mass: f32) -> Vec<Candidate> {
-    let below = |c: &Candidate| (f64::from(c.logit) - f64::from(most)) / temperature;
-    let weight = |c: &Candidate| f64::from(exp(below(c) as f32));
+    let below = |c: &Candidate| below(c, most, temperature);
+    let weight = |c: &Candidate| weight(c, most, temperature);
     let (mut total, mut mean) = (0.0, 0.0);
     for c in &kept {
         total += weight(c);
@@ -159,7 +169,7 @@ fn probable(kept: Option<Vec<Candidate>>, logits: &[f32], most: Candidate, p: &S
 /// XTC, where it acts: of the tokens at least `threshold` probable, all but the least probable go. With one of them or
 /// none, nobody does.
 fn without_top_choices(mut kept: Vec<Candidate>, most: f32, temperature: f64, threshold: f32) -> Vec<Candidate> {
-    let weight = |c: &Candidate| f64::from(exp(((f64::from(c.logit) - f64::from(most)) / temperature) as f32));
+    let weight = |c: &Candidate| weight(c, most, temperature);
     let goal = f64::from(threshold) * kept.iter().map(weight).sum::<f64>();
     let choices = kept.iter().filter(|c| weight(c) >= goal);
     if let Some(last) = choices.copied().max_by(Candidate::order) {

@@ -2,6 +2,7 @@
 
 use super::filters::top;
 use super::{Candidate, highest};
+use crate::exact::fold;
 use crate::ops::OpsError;
 
 /// One question.
@@ -41,12 +42,7 @@ pub fn logprobs(logits: &[f32], request: &LogprobRequest) -> Result<Logprobs, Op
             *sum += libm::exp(f64::from(*logit) - max);
         }
     }
-    let mut half = SUMS / 2;
-    while half > 0 {
-        (0..half).for_each(|i| sums[i] += sums[i + half]);
-        half /= 2;
-    }
-    let normalizer = libm::log(sums[0]);
+    let normalizer = libm::log(fold(&mut sums));
     let logprob = |logit: f32| ((f64::from(logit) - max) - normalizer) as f32;
     let own = Candidate { logit: logits[request.token as usize], id: request.token };
     let before = |c: &Candidate| Candidate::order(c, &own).is_lt();

@@ -7,9 +7,7 @@ use proptest::prelude::*;
 
 fn draw_at(logits: &[f32], params: &SamplingParams, seed: u64, position: u64) -> u32 {
     let history = TokenHistory::default();
-    draw(logits, &SampleRequest { row: 0, params, seed, position, history: &history, forbidden: &[], allowed: None })
-        .unwrap()
-        .token
+    draw(logits, &SampleRequest { seed, position, ..SampleRequest::new(params, &history) }).unwrap().token
 }
 
 fn ids(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
@@ -107,14 +105,7 @@ fn bias_and_penalties() {
     history.push_output(1);
     history.push_output(1);
     let logits = [4.0f32, 4.2, 3.0, -1.0];
-    let pick = |params: &SamplingParams| {
-        draw(
-            &logits,
-            &SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden: &[], allowed: None },
-        )
-        .unwrap()
-        .token
-    };
+    let pick = |params: &SamplingParams| draw(&logits, &SampleRequest::new(params, &history)).unwrap().token;
     assert_eq!(pick(&greedy), 1);
     // Presence and frequency count the output only: 4.2 - 0.1 - 2 * 0.2 = 3.7 < 4.0.
     assert_eq!(pick(&SamplingParams { presence_penalty: 0.1, frequency_penalty: 0.2, ..greedy.clone() }), 0);
@@ -133,15 +124,7 @@ fn a_negative_logit_is_pushed_down_by_repetition() {
     let mut history = TokenHistory::default();
     history.push_prompt(&[0]);
     let params = SamplingParams { temperature: 0.0, repetition_penalty: 2.0, ..Default::default() };
-    let request = SampleRequest {
-        row: 0,
-        params: &params,
-        seed: 0,
-        position: 0,
-        history: &history,
-        forbidden: &[],
-        allowed: None,
-    };
+    let request = SampleRequest::new(&params, &history);
     assert_eq!(draw(&[-1.0, -1.5], &request).unwrap().token, 1);
 }
 
@@ -149,15 +132,7 @@ fn a_negative_logit_is_pushed_down_by_repetition() {
 fn broken_logits_are_a_fault() {
     let history = TokenHistory::default();
     let params = SamplingParams::default();
-    let request = SampleRequest {
-        row: 0,
-        params: &params,
-        seed: 0,
-        position: 0,
-        history: &history,
-        forbidden: &[],
-        allowed: None,
-    };
+    let request = SampleRequest::new(&params, &history);
     for bad in [f32::NAN, f32::INFINITY] {
         for at in [0, 15, 16, 33] {
             let mut logits = vec![0.0; 34];
@@ -196,29 +171,15 @@ fn a_mask_holds_for_every_way_to_draw() {
         let mask = TokenMask::from_iter(tokens.clone());
         for params in &ways {
             for position in 0..50 {
-                let request = SampleRequest {
-                    row: 0,
-                    params,
-                    seed: 1,
-                    position,
-                    history: &history,
-                    forbidden: &[],
-                    allowed: Some(&mask),
-                };
+                let plain = SampleRequest::new(params, &history);
+                let request = SampleRequest { seed: 1, position, allowed: Some(&mask), ..plain };
                 assert!(tokens.contains(&draw(&logits, &request).unwrap().token), "{tokens:?} {params:?}");
             }
         }
     }
     let none = TokenMask::default();
-    let request = SampleRequest {
-        row: 0,
-        params: &SamplingParams::default(),
-        seed: 1,
-        position: 0,
-        history: &history,
-        forbidden: &[],
-        allowed: Some(&none),
-    };
+    let params = SamplingParams::default();
+    let request = SampleRequest { allowed: Some(&none), ..SampleRequest::new(&params, &history) };
     assert!(matches!(draw(&logits, &request), Err(OpsError::Fault(_))));
 }
 
@@ -233,8 +194,8 @@ proptest! {
         let allowed = |token: usize| mask.allows(token as u32);
         let left: Vec<f32> = (0..logits.len()).map(|i| if allowed(i) { logits[i] } else { f32::NEG_INFINITY }).collect();
         let (params, history) = (SamplingParams { temperature, top_k, top_p, ..Default::default() }, TokenHistory::default());
-        let request = SampleRequest { row: 0, params: &params, seed: 4, position, history: &history, forbidden: &[], allowed: Some(&mask) };
-        let plain = SampleRequest { allowed: None, ..request };
+        let plain = SampleRequest { seed: 4, position, ..SampleRequest::new(&params, &history) };
+        let request = SampleRequest { allowed: Some(&mask), ..plain };
         match (draw(&logits, &request), draw(&left, &plain)) {
             (Ok(masked), Ok(plain)) => prop_assert_eq!(masked, plain),
             (masked, plain) => prop_assert!(masked.is_err() && plain.is_err()),

@@ -175,10 +175,11 @@ impl State {
 
     /// A sequence with a constraint waits in the batch until that is compiled.
     fn assign(&mut self, assign: Assign, me: &ActorRef<BatcherMsg>) {
+        let compilation = self.constraints.compilation(&assign, me);
         let sequence = assign.sequence;
-        self.batch.assign(assign.clone());
-        if self.batch.is_compiling(sequence)
-            && let Err(why) = self.constraints.compile(&assign, me)
+        self.batch.assign(assign);
+        if let Some(compilation) = compilation.filter(|_| self.batch.is_compiling(sequence))
+            && let Err(why) = self.constraints.compile(compilation)
         {
             self.batch.fail(sequence, &why);
         }

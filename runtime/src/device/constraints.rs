@@ -42,7 +42,8 @@ struct Workers {
     masks: MaskWorkers,
 }
 
-struct Compilation {
+/// A constraint that is to be compiled.
+pub(super) struct Compilation {
     epoch: u64,
     sequence: SequenceId,
     constraint: Constraint,
@@ -79,16 +80,19 @@ impl Constraints {
         self.matchers.remove(&sequence);
     }
 
-    /// Has a sequence's constraint compiled; the answer is [`BatcherMsg::Compiled`].
-    pub(super) fn compile(&mut self, assign: &Assign, reply_to: &ActorRef<BatcherMsg>) -> Result<(), String> {
-        let Some(constraint) = assign.constraint.clone() else { return Ok(()) };
-        let compilation = Compilation {
+    /// What is to be compiled for a sequence, if anything is.
+    pub(super) fn compilation(&self, assign: &Assign, reply_to: &ActorRef<BatcherMsg>) -> Option<Compilation> {
+        Some(Compilation {
             epoch: self.epoch,
             sequence: assign.sequence,
-            constraint,
-            accepted: assign.tokens[assign.prompt_tokens as usize..].to_vec(),
+            constraint: assign.constraint.clone()?,
+            accepted: assign.tokens.get(assign.prompt_tokens as usize..).unwrap_or_default().to_vec(),
             reply_to: reply_to.clone(),
-        };
+        })
+    }
+
+    /// Has a sequence's constraint compiled; the answer is [`BatcherMsg::Compiled`].
+    pub(super) fn compile(&mut self, compilation: Compilation) -> Result<(), String> {
         self.workers()?.compilations.try_send(compilation).map_err(|e| match e {
             TrySendError::Full(_) => "too many constraints wait to be compiled".to_owned(),
             TrySendError::Disconnected(_) => "the thread that compiles constraints has died".to_owned(),
@@ -118,11 +122,12 @@ impl Constraints {
     }
 
     fn workers(&mut self) -> Result<&Workers, String> {
-        if self.workers.is_none() {
-            let started = Workers::start(self.compiler.clone(), self.mask_threads);
-            self.workers = Some(started.map_err(|e| format!("no thread for constraints: {e}"))?);
-        }
-        self.workers.as_ref().ok_or_else(|| "no thread for constraints".to_owned())
+        let workers = match self.workers.take() {
+            Some(workers) => workers,
+            None => Workers::start(self.compiler.clone(), self.mask_threads)
+                .map_err(|e| format!("no thread for constraints: {e}"))?,
+        };
+        Ok(self.workers.insert(workers))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{KvKind, OpsError, StepLayout};
+use cuckoo_kernels::ops::{OpsError, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
@@ -41,7 +41,6 @@ pub(super) struct ExecutorArgs {
     pub(super) gguf: Arc<Gguf>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
-    pub(super) kv: KvPlan,
 }
 
 /// Loads what computes. Called on the executor's own thread, at each of its starts.
@@ -108,28 +107,17 @@ pub struct Engine<O: Ops> {
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
         let file = File::open(&args.weights)?;
-        Self::with_kv(ops, &args.gguf, &file, &args.spec, args.limits, &args.kv)
+        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
     }
 
-    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need.
-    pub fn new(ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
-        Self::with_kv(ops, gguf, file, spec, limits, &KvPlan::new(spec, KvKind::F16, &limits))
-    }
-
-    /// The same with keys and values as `kv` plans them.
-    pub fn with_kv(
-        mut ops: O,
-        gguf: &Gguf,
-        file: &File,
-        spec: &ArchSpec,
-        limits: BatchLimits,
-        kv: &KvPlan,
-    ) -> Result<Self, LoadError> {
+    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need, keys and values as
+    /// [`KvPlan::new`] says.
+    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
         let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
         let logits_rows = limits.draws_max() as usize;
         let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;
-        let cache = KvMemory::new(&mut ops, &kv.shapes(spec))?;
+        let cache = KvMemory::new(&mut ops, &KvPlan::new(spec, &limits).shapes(spec))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new(), logits_rows })
     }

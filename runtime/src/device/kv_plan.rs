@@ -6,7 +6,7 @@
 //! sequence that the window of the protocol lets in has its blocks in every group, and the worst case of all of them is
 //! decided by the layers that see everything.
 
-use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind, KvShape};
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape};
 use cuckoo_models::ArchSpec;
 
 use super::batch::{BatchLimits, STEPS_IN_FLIGHT_MAX};
@@ -18,8 +18,6 @@ const CONVERSATION_BLOCKS: u64 = 128;
 /// The memory for keys and values of one model on one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvPlan {
-    /// How values are stored.
-    pub kind: KvKind,
     /// Groups of layers, in the order of [`kv_groups`].
     pub groups: Vec<GroupPlan>,
 }
@@ -37,24 +35,24 @@ pub struct GroupPlan {
 
 impl KvPlan {
     /// Of `spec` for batches within `limits`.
-    pub fn new(spec: &ArchSpec, kind: KvKind, limits: &BatchLimits) -> Self {
-        let block_bytes = kv_shapes(spec, kind, 1).into_iter().map(|shape| shape.block_bytes() as u64);
-        Self::of(kind, kv_groups(spec).into_iter().zip(block_bytes), limits)
+    pub fn new(spec: &ArchSpec, limits: &BatchLimits) -> Self {
+        let block_bytes = kv_shapes(spec, 1).into_iter().map(|shape| shape.block_bytes() as u64);
+        Self::of(kv_groups(spec).into_iter().zip(block_bytes), limits)
     }
 
     /// The same of groups of layers by window and bytes of a block.
-    fn of(kind: KvKind, groups: impl Iterator<Item = (Option<u32>, u64)>, limits: &BatchLimits) -> Self {
+    fn of(groups: impl Iterator<Item = (Option<u32>, u64)>, limits: &BatchLimits) -> Self {
         let groups = groups.map(|(window, block_bytes)| GroupPlan {
             window,
             block_bytes,
             blocks: window.map_or(limits.kv_blocks, |window| windowed_blocks(window, limits)),
         });
-        Self { kind, groups: groups.collect() }
+        Self { groups: groups.collect() }
     }
 
     /// How many blocks, at most [`BatchLimits::kv_blocks`], fit `bytes` on the device.
-    pub fn blocks_within(spec: &ArchSpec, kind: KvKind, limits: &BatchLimits, bytes: u64) -> u32 {
-        let fit = |kv_blocks| Self::new(spec, kind, &BatchLimits { kv_blocks, ..*limits }).device_bytes() <= bytes;
+    pub fn blocks_within(spec: &ArchSpec, limits: &BatchLimits, bytes: u64) -> u32 {
+        let fit = |kv_blocks| Self::new(spec, &BatchLimits { kv_blocks, ..*limits }).device_bytes() <= bytes;
         // Every group grows with the number, so a bisection finds the largest that fits.
         let (mut most, mut too_many) = (0, limits.kv_blocks.saturating_add(1));
         while too_many - most > 1 {
@@ -66,12 +64,12 @@ impl KvPlan {
 
     /// One group that sees everything, of `blocks` blocks, whatever its layers: for a batch without a model.
     pub fn plain(blocks: u32) -> Self {
-        Self { kind: KvKind::F16, groups: vec![GroupPlan { window: None, block_bytes: 0, blocks }] }
+        Self { groups: vec![GroupPlan { window: None, block_bytes: 0, blocks }] }
     }
 
     /// What [`cuckoo_kernels::Ops::kv_cache`] is asked for, for each group.
     pub fn shapes(&self, spec: &ArchSpec) -> Vec<KvShape> {
-        let shapes = kv_shapes(spec, self.kind, 0).into_iter().zip(&self.groups);
+        let shapes = kv_shapes(spec, 0).into_iter().zip(&self.groups);
         shapes.map(|(shape, group)| KvShape { blocks: group.blocks as usize, ..shape }).collect()
     }
 

@@ -3,14 +3,15 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use cuckoo_kernels::ops::OpsError;
-use cuckoo_wire::message::{Assign, End, ReplicaFrame, ReplicaId, Sampling, SequenceId};
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
+use cuckoo_wire::message::{Assign, End, ReplicaFrame, ReplicaId, SequenceId};
 use tokio::sync::mpsc;
 
 use super::executor::Stepper;
 use super::*;
 
-const LIMITS: BatchLimits = BatchLimits {
+/// A small batch.
+pub(super) const LIMITS: BatchLimits = BatchLimits {
     sequences_max: 4,
     step_tokens_max: 64,
     step_target: Duration::MAX,
@@ -79,25 +80,24 @@ impl Actor for Owner {
     }
 }
 
-fn assign(id: u64) -> Assign {
-    Assign {
-        replica: ReplicaId(1),
-        sequence: SequenceId(id),
-        tokens: vec![1; 4],
-        prompt_tokens: 4,
-        max_new: 10,
-        sampling: Sampling::default(),
-        seed: 0,
-        stop_tokens: vec![],
-        credit: 64,
-        blocks: 1,
-        cache_salt: [0; 16],
-        bad_words: Vec::new(),
-        dry_breakers: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
-        constraint: None,
+/// Of a model that is none.
+pub(super) fn offer() -> Offer {
+    Offer {
+        replica: ReplicaId(0),
+        weights: WeightsHash([1; 32]),
+        context_tokens: 1_000,
+        block_tokens: 16,
+        ask: Price::default(),
+        window: Window::default(),
     }
+}
+
+pub(super) fn no_tokenizer() -> constraints::ReadTokenizer {
+    Arc::new(|| Err("this model has no words".to_owned()))
+}
+
+fn assign(id: u64) -> Assign {
+    Assign { credit: 64, ..Assign::new(ReplicaId(1), SequenceId(id), vec![1; 4], 10, KV_BLOCK_TOKENS as u32) }
 }
 
 /// The clock stands still but where nobody has anything to do; the executor's thread is not asked.
@@ -109,19 +109,18 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
     let (failed_in, mut failed) = mpsc::channel(4);
     let (link, _) = Actor::spawn(None, Batchers, ready_in).await.unwrap();
     let (owner, _) = Actor::spawn(None, Owner, failed_in).await.unwrap();
-    let offer = Offer {
-        replica: ReplicaId(0),
-        weights: WeightsHash([1; 32]),
-        context_tokens: 1_000,
-        block_tokens: 16,
-        ask: Price::default(),
-        window: Window::default(),
-    };
     let load: executor::Load = Arc::new(move || Ok(Box::new(held.lock().unwrap().take().expect("loaded once"))));
-    let read_tokenizer: constraints::ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
-    let (limits, steps_in_flight, mask_threads) = (LIMITS, 1, 1);
-    let kv = KvPlan::plain(limits.kv_blocks);
-    let args = DeviceArgs { index: 0, load, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads, link };
+    let args = DeviceArgs {
+        index: 0,
+        load,
+        limits: LIMITS,
+        kv: KvPlan::plain(LIMITS.kv_blocks),
+        steps_in_flight: 1,
+        offer: offer(),
+        read_tokenizer: no_tokenizer(),
+        mask_threads: 1,
+        link,
+    };
     let (_device, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
     let batcher = ready.recv().await.unwrap();
     let (outlet, mut frames) = mpsc::channel(16);

@@ -1,7 +1,7 @@
 //! Which layers share block tables, and the memory of their keys and values.
 
 use cuckoo_kernels::Ops;
-use cuckoo_kernels::ops::{KvKind, KvShape, OpsError};
+use cuckoo_kernels::ops::{KvShape, OpsError};
 use cuckoo_models::ArchSpec;
 use cuckoo_models::arch::LayerSpec;
 
@@ -14,11 +14,6 @@ impl<O: Ops> KvMemory<O> {
     /// One cache for each of `shapes`; see [`kv_shapes`].
     pub fn new(ops: &mut O, shapes: &[KvShape]) -> Result<Self, OpsError> {
         Ok(Self { groups: shapes.iter().map(|shape| ops.kv_cache(*shape)).collect::<Result<_, _>>()? })
-    }
-
-    /// The cache of a group.
-    pub fn group(&mut self, group: usize) -> &mut O::KvCache {
-        &mut self.groups[group]
     }
 }
 
@@ -49,9 +44,9 @@ pub(super) fn kv_places(spec: &ArchSpec) -> Vec<(usize, usize)> {
 }
 
 /// The KV cache that each group of `spec` needs for `blocks` blocks.
-pub fn kv_shapes(spec: &ArchSpec, kind: KvKind, blocks: usize) -> Vec<KvShape> {
+pub fn kv_shapes(spec: &ArchSpec, blocks: usize) -> Vec<KvShape> {
     let mut layers = vec![0; kv_groups(spec).len()];
     kv_places(spec).into_iter().for_each(|(group, _)| layers[group] += 1);
-    let shape = |layers| KvShape { kind, layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, blocks };
+    let shape = |layers| KvShape { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, blocks };
     layers.into_iter().map(shape).collect()
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cuckoo_kernels::limits::Limits;
-use cuckoo_kernels::ops::KvKind;
 use cuckoo_kernels::timed::Spent;
 use serde_json::{Value, json};
 
@@ -69,7 +68,7 @@ fn measure(path: &Path, args: &BenchDeviceArgs, began: Instant) -> anyhow::Resul
     let (mut first, mut costs, mut results) = (None, Costs::default(), Vec::new());
     for threads in threads {
         let loading = Instant::now();
-        let mut rig = Rig::load(path, threads, (KvKind::F16, args.step_tokens), &cases)?;
+        let mut rig = Rig::load(path, threads, args.step_tokens, &cases)?;
         let load = loading.elapsed();
         costs = rig.costs();
         if first.is_none() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvKind};
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::timed::Spent;
 use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
@@ -71,8 +71,8 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    fn of(gguf: &Gguf, spec: &ArchSpec, kind: KvKind) -> Self {
-        let block_bytes: usize = kv_shapes(spec, kind, 1).iter().map(|shape| shape.block_bytes()).sum();
+    fn of(gguf: &Gguf, spec: &ArchSpec) -> Self {
+        let block_bytes: usize = kv_shapes(spec, 1).iter().map(|shape| shape.block_bytes()).sum();
         let mut costs = Self { position_bytes: (block_bytes / KV_BLOCK_TOKENS) as u64, ..Self::default() };
         for tensor in gguf.tensors() {
             let embedding = tensor.name == "token_embd.weight";
@@ -131,12 +131,7 @@ pub(super) struct Rig {
 
 impl Rig {
     /// Loads the model in `path`, with room for each of `cases`.
-    pub(super) fn load(
-        path: &Path,
-        threads: usize,
-        (kind, step_tokens): (KvKind, u32),
-        cases: &[Case],
-    ) -> anyhow::Result<Self> {
+    pub(super) fn load(path: &Path, threads: usize, step_tokens: u32, cases: &[Case]) -> anyhow::Result<Self> {
         let gguf = Gguf::open(path)?;
         let spec = ArchSpec::from_gguf(&gguf)?;
         check(&spec)?;
@@ -160,10 +155,9 @@ impl Rig {
             kv_blocks,
             context_tokens: context,
         };
-        let kv = KvPlan::new(&spec, kind, &limits);
-        let engine = Engine::with_kv(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits, &kv)?;
-        let costs = Costs::of(&gguf, &spec, kind);
-        Ok(Self { engine, limits, kv, vocab: u32::try_from(spec.vocab)?, costs })
+        let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;
+        let costs = Costs::of(&gguf, &spec);
+        Ok(Self { kv: KvPlan::new(&spec, &limits), engine, limits, vocab: u32::try_from(spec.vocab)?, costs })
     }
 
     pub(super) fn costs(&self) -> Costs {
@@ -214,24 +208,13 @@ impl Rig {
     }
 
     fn assign(&self, id: u32, prompt_tokens: u32, max_new: u32) -> Assign {
+        // Ordinary words, different for each sequence.
+        let tokens = (0..prompt_tokens).map(|i| (1_000 + i * 37 + id * 101) % self.vocab).collect();
+        let sequence = SequenceId(u64::from(id));
         Assign {
-            replica: ReplicaId(0),
-            sequence: SequenceId(u64::from(id)),
-            // Ordinary words, different for each sequence.
-            tokens: (0..prompt_tokens).map(|i| (1_000 + i * 37 + id * 101) % self.vocab).collect(),
-            prompt_tokens,
-            max_new,
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-            seed: 0,
-            stop_tokens: vec![],
             credit: u32::MAX,
-            blocks: Assign::blocks_for(prompt_tokens, max_new, KV_BLOCK_TOKENS as u32),
-            cache_salt: [0; 16],
-            bad_words: Vec::new(),
-            dry_breakers: Vec::new(),
-            logprobs: None,
-            prompt_logprobs: None,
-            constraint: None,
+            ..Assign::new(ReplicaId(0), sequence, tokens, max_new, KV_BLOCK_TOKENS as u32)
         }
     }
 }

@@ -14,29 +14,29 @@ pub struct Invalid(pub String);
 impl Sampling {
     /// Refuses values outside their ranges, NaN included.
     pub fn check(&self) -> Result<(), Refusal> {
-        between("temperature", self.temperature, 0.0, 2.0)?;
-        between("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
-        between("min_p", self.min_p, 0.0, 1.0)?;
-        between("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, 2.0)?;
-        between("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
-        between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
-        if self.logit_bias.len() > limits::LOGIT_BIAS_MAX {
-            return Err(too_many("logit_bias", self.logit_bias.len(), limits::LOGIT_BIAS_MAX, "entries"));
+        for (param, value, low, high) in [
+            ("temperature", self.temperature, 0.0, 2.0),
+            ("top_p", self.top_p, f32::MIN_POSITIVE, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, 2.0),
+            ("presence_penalty", self.presence_penalty, -2.0, 2.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+            ("typical_p", self.typical_p, f32::MIN_POSITIVE, 1.0),
+            ("dry_multiplier", self.dry_multiplier, 0.0, 100.0),
+            ("dry_base", self.dry_base, 1.0, 8.0),
+            ("xtc_probability", self.xtc_probability, 0.0, 1.0),
+            ("xtc_threshold", self.xtc_threshold, 0.0, 1.0),
+        ] {
+            between(param, value, low, high)?;
         }
-        self.logit_bias.values().try_for_each(|bias| between("logit_bias", *bias, -100.0, 100.0))?;
-        self.check_newer()
-    }
-
-    fn check_newer(&self) -> Result<(), Refusal> {
-        between("typical_p", self.typical_p, f32::MIN_POSITIVE, 1.0)?;
-        between("dry_multiplier", self.dry_multiplier, 0.0, 100.0)?;
-        between("dry_base", self.dry_base, 1.0, 8.0)?;
         if self.dry_allowed_length == 0 {
             let why = "dry_allowed_length is 0: it must be 1 or more, or nothing could ever be said";
             return Err(Refusal::invalid("dry_allowed_length", why));
         }
-        between("xtc_probability", self.xtc_probability, 0.0, 1.0)?;
-        between("xtc_threshold", self.xtc_threshold, 0.0, 1.0)?;
+        if self.logit_bias.len() > limits::LOGIT_BIAS_MAX {
+            return Err(too_many("logit_bias", self.logit_bias.len(), limits::LOGIT_BIAS_MAX, "entries"));
+        }
+        self.logit_bias.values().try_for_each(|bias| between("logit_bias", *bias, -100.0, 100.0))?;
         if self.allowed_token_ids.len() > limits::ALLOWED_TOKENS_MAX {
             let got = self.allowed_token_ids.len();
             return Err(too_many("allowed_token_ids", got, limits::ALLOWED_TOKENS_MAX, "tokens"));

@@ -49,8 +49,7 @@ impl Layer {
     fn run<O: Ops>(&self, ops: &mut O, steps: &[Vec<(usize, usize)>]) -> BTreeMap<(usize, usize), Vec<f32>> {
         const BLOCKS: usize = 24;
         let layer = 1;
-        let kv =
-            KvShape { kind: KvKind::F16, layers: 2, kv_heads: self.heads.kv, head_dim: self.heads.dim, blocks: BLOCKS };
+        let kv = KvShape { layers: 2, kv_heads: self.heads.kv, head_dim: self.heads.dim, blocks: BLOCKS };
         let (mut cache, rope) = (ops.kv_cache(kv).unwrap(), ops.rope_table(&self.rope).unwrap());
         let nan = vec![f32::NAN; BLOCKS * KV_BLOCK_TOKENS * self.heads.qkv_cols()];
         let mut nan = upload(ops, &nan, self.heads.qkv_cols());

@@ -137,8 +137,7 @@ fn with_history(tokens: &[u32]) -> TokenHistory {
 }
 
 fn changed(logits: &[f32], params: &SamplingParams, history: &TokenHistory, forbidden: &[u32]) -> Vec<f32> {
-    adjusted(logits, &SampleRequest { row: 0, params, seed: 0, position: 0, history, forbidden, allowed: None })
-        .into_owned()
+    adjusted(logits, &SampleRequest { forbidden, ..SampleRequest::new(params, history) }).into_owned()
 }
 
 #[test]
@@ -167,8 +166,7 @@ fn lists_forbid_and_yield_where_nothing_would_be_left() {
 fn lists_yield_to_a_mask() {
     let (history, mask) = (TokenHistory::default(), TokenMask::from_iter([1, 2]));
     let draw = |params: &SamplingParams, forbidden: &[u32]| {
-        let request =
-            SampleRequest { row: 0, params, seed: 0, position: 0, history: &history, forbidden, allowed: Some(&mask) };
+        let request = SampleRequest { forbidden, allowed: Some(&mask), ..SampleRequest::new(params, &history) };
         draw(&[9.0, 1.0, 2.0, 9.0], &request).unwrap().token
     };
     let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
@@ -278,7 +276,7 @@ proptest! {
         seed in any::<u64>(), position in any::<u64>(),
     ) {
         let history = with_history(&tokens);
-        let request = SampleRequest { row: 0, params: &params, seed, position, history: &history, forbidden: &forbidden, allowed: None };
+        let request = SampleRequest { seed, position, forbidden: &forbidden, ..SampleRequest::new(&params, &history) };
         let token = draw(&logits, &request).unwrap().token;
         prop_assert!((token as usize) < logits.len());
         prop_assert_eq!(draw(&logits, &request).unwrap().token, token);

@@ -72,8 +72,8 @@ impl Batch {
         Some(plan)
     }
 
-    /// A sequence with penalties or a constraint needs its last token before it can go on. Stepping without it would halve its speed
-    /// and tear the batch in two, so then nothing is planned ahead.
+    /// A sequence with penalties or a constraint, or with drafts in flight, needs its last tokens before it can go on.
+    /// Stepping without it would halve its speed and tear the batch in two, so then nothing is planned ahead.
     fn somebody_would_be_left_out(&self) -> bool {
         !self.flights.is_empty() && self.running.iter().any(Sequence::waits_for_its_token)
     }

@@ -31,22 +31,10 @@ const LIMITS: BatchLimits = BatchLimits {
 
 fn assign(id: u64, known: u32, max_new: u32) -> Assign {
     Assign {
-        replica: ReplicaId(0),
-        sequence: SequenceId(id),
-        tokens: (0..known).collect(),
-        prompt_tokens: known,
-        max_new,
-        sampling: Sampling::default(),
         seed: id,
         stop_tokens: vec![99],
         credit: 1_000,
-        blocks: Assign::blocks_for(known, max_new, KV_BLOCK_TOKENS as u32),
-        cache_salt: [0; 16],
-        bad_words: Vec::new(),
-        dry_breakers: Vec::new(),
-        logprobs: None,
-        prompt_logprobs: None,
-        constraint: None,
+        ..Assign::new(ReplicaId(0), SequenceId(id), (0..known).collect(), max_new, KV_BLOCK_TOKENS as u32)
     }
 }
 

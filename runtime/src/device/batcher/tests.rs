@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-
-use cuckoo_wire::message::{Constraint, Price, Sampling, StepItem, WeightsHash};
+use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_wire::message::{Constraint, StepItem};
 
 use super::*;
+use crate::device::tests::{LIMITS, no_tokenizer, offer};
 
 type Run = (StepPlan, Vec<Option<PendingMask>>, ActorRef<BatcherMsg>);
 
@@ -50,25 +50,15 @@ impl Bench {
     }
 
     async fn with(executor: ActorRef<ExecutorMsg>, steps_in_flight: usize) -> Self {
-        let limits = BatchLimits {
-            sequences_max: 4,
-            step_tokens_max: 64,
-            step_target: Duration::MAX,
-            drafts_max: 0,
-            kv_blocks: 64,
-            context_tokens: 1_000,
+        let args = BatcherArgs {
+            executor,
+            limits: LIMITS,
+            kv: KvPlan::plain(LIMITS.kv_blocks),
+            steps_in_flight,
+            offer: offer(),
+            read_tokenizer: no_tokenizer(),
+            mask_threads: 1,
         };
-        let offer = Offer {
-            replica: ReplicaId(0),
-            weights: WeightsHash([1; 32]),
-            context_tokens: 1_000,
-            block_tokens: 16,
-            ask: Price::default(),
-            window: Window::default(),
-        };
-        let read_tokenizer: ReadTokenizer = Arc::new(|| Err("this model has no words".to_owned()));
-        let kv = KvPlan::plain(limits.kv_blocks);
-        let args = BatcherArgs { executor, limits, kv, steps_in_flight, offer, read_tokenizer, mask_threads: 1 };
         let (batcher, ended) = Actor::spawn(None, Batcher, args).await.unwrap();
         let mut bench = Self { batcher, plans: mpsc::channel(1).1, frames: mpsc::channel(1).1, ended };
         bench.attach().await;
@@ -87,23 +77,11 @@ impl Bench {
     }
 
     fn assign_sequence(&self, id: u64, tokens: u32, constraint: Option<Constraint>) {
+        let prompt = vec![1; tokens as usize];
         let assign = Assign {
-            replica: ReplicaId(1),
-            sequence: SequenceId(id),
-            tokens: vec![1; tokens as usize],
-            prompt_tokens: tokens,
-            max_new: 4,
-            sampling: Sampling::default(),
-            seed: 0,
-            stop_tokens: vec![],
             credit: 64,
-            blocks: Assign::blocks_for(tokens, 4, 16),
-            cache_salt: [0; 16],
-            bad_words: Vec::new(),
-            dry_breakers: Vec::new(),
-            logprobs: None,
-            prompt_logprobs: None,
             constraint,
+            ..Assign::new(ReplicaId(1), SequenceId(id), prompt, 4, KV_BLOCK_TOKENS as u32)
         };
         self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
     }

@@ -3,19 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-
-/// SplitMix64: the tests' only source of choices.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
+use crate::device::choices::Choices;
 
 /// How many leading blocks of `chain` are here, and how many of them are idle.
 fn prefix(cache: &KvCache, chain: &[BlockHash]) -> (usize, usize) {

@@ -12,7 +12,7 @@ const LIMITS: BatchLimits = BatchLimits {
 };
 
 fn plan(groups: &[(Option<u32>, u64)], limits: &BatchLimits) -> KvPlan {
-    KvPlan::of(KvKind::F16, groups.iter().copied(), limits)
+    KvPlan::of(groups.iter().copied(), limits)
 }
 
 /// Every beginning and every number of rows in flight, counted block by block.

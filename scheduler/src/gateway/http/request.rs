@@ -95,15 +95,8 @@ pub(super) struct Asked {
     pub(super) show: Show,
     /// Fields that were not used.
     pub(super) ignored: Ignored,
-    /// The field that holds the constraint, if there is one.
-    pub(super) constraint_field: Option<String>,
-}
-
-impl Asked {
-    /// What renames refusals once this has been taken apart.
-    pub(super) fn names(&self, surface: Surface) -> Names {
-        Names { surface, constraint: self.constraint_field.clone() }
-    }
+    /// For refusals that come later.
+    pub(super) names: Names,
 }
 
 /// What the parts of a request are called in the interface that it came through.
@@ -151,7 +144,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         Surface::Completion => prompt::completion(&mut fields)?,
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
-    let (constraint, constraint_field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
+    let (constraint, field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
     let show = show(surface, &mut fields, stream)?;
     let generate = Generate {
         api_key,
@@ -172,10 +165,10 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         echo: show.echo,
         constraint,
     };
-    let names = Names { surface, constraint: constraint_field.clone() };
+    let names = Names { surface, constraint: field };
     generate.check().map_err(|refusal| names.rename(refusal))?;
     fields.rest(&mut ignored);
-    Ok(Asked { generate, stream, include_usage, show, ignored, constraint_field })
+    Ok(Asked { generate, stream, include_usage, show, ignored, names })
 }
 
 /// A chat has `logprobs: true` and `top_logprobs: n`, a completion `logprobs: n`; either may have vLLM's `prompt_logprobs`.

@@ -87,8 +87,7 @@ async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body)
             return Err(failure);
         }
     };
-    let names = asked.names(surface);
-    let Asked { generate, stream, include_usage, show, ignored, .. } = asked;
+    let Asked { generate, stream, include_usage, show, ignored, names } = asked;
     let model = generate.model.clone();
     let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
     // On a task of its own, so that the market can end the request in good order after this handler is dropped; what

@@ -1,7 +1,8 @@
 //! Blocks: shared, evicted, taken away and given back.
 
-use super::fake::{Choices, FakeDevice, expected, run};
+use super::fake::{FakeDevice, expected, run};
 use super::*;
+use crate::device::choices::Choices;
 
 /// A sequence with tokens of its own: no two prompts begin alike.
 fn own(id: u64, known: u32, max_new: u32) -> Assign {

@@ -3,6 +3,7 @@
 use cuckoo_wire::message::Constraint;
 
 use super::*;
+use crate::device::choices::Choices;
 
 fn constrained(id: u64, known: u32, max_new: u32) -> Assign {
     Assign { constraint: Some(Constraint::JsonObject), ..assign(id, known, max_new) }
@@ -70,7 +71,7 @@ fn masks_need_the_token_so_nobody_steps_ahead_of_them() {
 /// Whatever is taken away and drawn again, a matcher is told of each token once, in order.
 #[test]
 fn a_matcher_is_told_of_each_token_once() {
-    let mut choices = fake::Choices(3);
+    let mut choices = Choices(3);
     for _ in 0..300 {
         let mut batch = Batch::new(LIMITS, WEIGHTS);
         let mut told: HashMap<u64, Vec<u32>> = HashMap::new();

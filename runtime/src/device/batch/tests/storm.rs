@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::fake::{Choices, FakeDevice, expected_of};
+use super::fake::{FakeDevice, expected_of};
 use super::*;
+use crate::device::choices::Choices;
 use crate::device::kv_plan::{GroupPlan, window_blocks};
 
 /// A scheduler that keeps to the window, its developers, and the batch with its device.
@@ -69,10 +70,6 @@ impl Storm {
             stop_tokens: vec![7, 13],
             credit: self.choices.below(12) as u32,
             cache_salt: [(family % 2) as u8; 16],
-            bad_words: Vec::new(),
-            dry_breakers: Vec::new(),
-            logprobs: None,
-            prompt_logprobs: None,
             ..super::assign(self.next, known, max_new)
         };
         let window = self.batch.window();

@@ -1,21 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::device::choices::Choices;
 
 const TOKENS: u32 = KV_BLOCK_TOKENS as u32;
-
-/// SplitMix64: the tests' only source of choices.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 fn group(window: Option<u32>, blocks: u32) -> GroupPlan {
     GroupPlan { window, block_bytes: 1, blocks }

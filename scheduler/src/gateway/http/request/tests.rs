@@ -41,24 +41,8 @@ fn refused_for(param: &str, result: Result<Asked, Refusal>) -> String {
 #[test]
 fn a_bare_request_gets_the_usual_values() {
     let asked = chat(json!({})).unwrap();
-    let expected = Generate {
-        api_key: ApiKey("ck_1".to_owned()),
-        model: "wren".to_owned(),
-        prompt: Prompt::Chat(vec![cuckoo_wire::message::ChatMessage { role: "user".into(), content: "hi".into() }]),
-        sampling: Sampling::default(),
-        stop: Vec::new(),
-        max_tokens: None,
-        ignore_eos: false,
-        max_price: None,
-        stop_token_ids: Vec::new(),
-        include_stop: false,
-        bad_words: Vec::new(),
-        dry_sequence_breakers: None,
-        logprobs: None,
-        prompt_logprobs: None,
-        echo: false,
-        constraint: None,
-    };
+    let messages = vec![cuckoo_wire::message::ChatMessage { role: "user".into(), content: "hi".into() }];
+    let expected = Generate::new(ApiKey("ck_1".to_owned()), "wren".to_owned(), Prompt::Chat(messages));
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
     assert!(!asked.stream && !asked.include_usage && asked.ignored.header().is_none());
@@ -282,12 +266,12 @@ fn every_way_to_constrain_an_output_is_understood() {
     ] {
         let asked = chat(body.clone()).unwrap_or_else(|e| panic!("{body}: {e}"));
         assert_eq!(asked.generate.constraint, Some(expected), "{body}");
-        let renamed = asked.names(Surface::Chat).rename(Refusal::invalid("constraint", "it is empty"));
+        let renamed = asked.names.rename(Refusal::invalid("constraint", "it is empty"));
         assert_eq!(
             (renamed.param.as_deref(), renamed.message),
             (Some(field), format!("{field} cannot be used: it is empty"))
         );
-        let other = asked.names(Surface::Chat).rename(Refusal::invalid("prompt", "too long"));
+        let other = asked.names.rename(Refusal::invalid("prompt", "too long"));
         assert_eq!(other.param.as_deref(), Some("messages"));
     }
     let listed =
