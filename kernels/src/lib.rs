@@ -15,6 +15,8 @@
 //! for bit, whatever the batch, the chunking, the number of threads or the instruction set.
 
 pub mod cpu;
+#[cfg(feature = "emulator")]
+pub mod cuda;
 pub mod exact;
 pub mod limits;
 pub mod ops;

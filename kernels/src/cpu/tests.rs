@@ -7,6 +7,7 @@ mod layer;
 use half::f16;
 
 use super::*;
+use crate::cuda::{Cuda, Emulator};
 use crate::exact::Exact;
 use crate::ops::{ATTENTION_SPLIT, KV_BLOCK_TOKENS, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
@@ -88,6 +89,11 @@ fn backends() -> Vec<Cpu> {
     present.flat_map(|isa| [1, 2, 3].map(|threads| Cpu::with_isa(threads, isa))).collect()
 }
 
+/// The CUDA kernels, whose threads take turns in some order.
+fn emulated() -> Vec<Cuda<Emulator>> {
+    [0, 1, 7].into_iter().filter_map(|order| Emulator::new(order, 1)).map(Cuda::new).collect()
+}
+
 /// Mean square of the difference by mean square of what is expected.
 fn nmse(got: &[f32], expect: &[f32]) -> f64 {
     assert_eq!(got.len(), expect.len());
@@ -120,6 +126,14 @@ macro_rules! agree {
             };
             let error = nmse(&got, &oracle);
             assert!(error < $tolerance, "{name}: {error:e} off the oracle");
+            assert_eq!(bits(&exact), bits(&got), "{name} differs from the contract");
+        }
+        for mut backend in emulated() {
+            let name = backend.describe();
+            let got: Vec<f32> = {
+                let $ops = &mut backend;
+                $result
+            };
             assert_eq!(bits(&exact), bits(&got), "{name} differs from the contract");
         }
     }};

@@ -138,15 +138,16 @@ fn schedules() -> Vec<Vec<Vec<(usize, usize)>>> {
 fn compositions_agree(layer: &Layer) {
     let heads = layer.heads;
     let exact = layer.run(&mut Exact::new(), &schedules()[0]);
+    let check = |name: &str, got: BTreeMap<(usize, usize), Vec<f32>>| {
+        assert_eq!(got.len(), 120, "{name}");
+        assert!(got.iter().all(|(place, row)| bits(row) == bits(&exact[place])), "{name} differs from the contract");
+    };
     for (i, schedule) in schedules().iter().enumerate() {
         for mut ops in backends() {
-            let name = format!("{heads:?}, schedule {i}, {}", ops.describe());
-            let got = layer.run(&mut ops, schedule);
-            assert_eq!(got.len(), 120, "{name}");
-            assert!(
-                got.iter().all(|(place, row)| bits(row) == bits(&exact[place])),
-                "{name} differs from the contract"
-            );
+            check(&format!("{heads:?}, schedule {i}, {}", ops.describe()), layer.run(&mut ops, schedule));
+        }
+        for mut ops in emulated() {
+            check(&format!("{heads:?}, schedule {i}, {}", ops.describe()), layer.run(&mut ops, schedule));
         }
     }
 }

@@ -1,0 +1,58 @@
+//! What is not Rust: the emulator of CUDA, and the structures that kernels are given.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "emulator")]
+    emulator();
+    #[cfg(feature = "bindings")]
+    bindings();
+}
+
+/// The kernels' sources, compiled for this processor.
+#[cfg(feature = "emulator")]
+fn emulator() {
+    println!("cargo:rerun-if-changed=cuda");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").opt_level(2).debug(false).file("cuda/emulator/registry.cpp");
+    // Products and sums are contracted where the source says fma, and nowhere else. Device addresses are read as whatever
+    // lies there, which strict aliasing does not know of.
+    build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag_if_supported("-Wno-unknown-pragmas");
+    if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+        // Else every fma is a call. `Emulator::new` asks for them again.
+        build.flag("-mfma").flag("-mavx2");
+    }
+    build.compile("cuckoo_emulator");
+}
+
+/// `args.rs` made anew, for a test to compare with the one that is committed.
+#[cfg(feature = "bindings")]
+fn bindings() {
+    println!("cargo:rerun-if-changed=cuda/args.h");
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo says where")).join("args.rs");
+    bindgen::Builder::default()
+        .header("cuda/args.h")
+        .allowlist_type("cuckoo_.*")
+        .derive_default(true)
+        .layout_tests(true)
+        .use_core()
+        .generate_comments(false)
+        .raw_line("// Made from cuda/args.h; tests say how (`bindings_are_current`).")
+        .parse_callbacks(Box::new(PlainData))
+        .formatter(bindgen::Formatter::Rustfmt)
+        .generate()
+        .expect("the header is plain C")
+        .write_to_file(out)
+        .expect("cargo's folder can be written");
+}
+
+/// Every structure is plain bytes without padding, which the derived traits check.
+#[cfg(feature = "bindings")]
+#[derive(Debug)]
+struct PlainData;
+
+#[cfg(feature = "bindings")]
+impl bindgen::callbacks::ParseCallbacks for PlainData {
+    fn add_derives(&self, _of: &bindgen::callbacks::DeriveInfo<'_>) -> Vec<String> {
+        vec!["bytemuck::Pod".to_owned(), "bytemuck::Zeroable".to_owned()]
+    }
+}

@@ -1,0 +1,240 @@
+// A block of CUDA threads on the CPU: a fiber for each thread, run in turns by one thread of the host. A fiber gives way only
+// where threads wait for one another, so what goes wrong is the same every time.
+//
+// A kernel that waits for ever, or asks for what CUDA does not allow, is a fault: the block is given up, and the launch
+// says what happened, in which block and thread.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__) || defined(CUCKOO_PORTABLE_FIBERS)
+#include <ucontext.h>
+#endif
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulator {
+
+constexpr unsigned LANES = 32;
+constexpr unsigned THREADS_MAX = 1024;
+constexpr size_t STACK_BYTES = 64 << 10;
+// Rounds in which nobody gets on before it is called a deadlock.
+constexpr unsigned IDLE_MAX = 4 * THREADS_MAX;
+
+#if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
+// Stores the callee-saved registers on this stack and takes those of another.
+extern "C" void cuckoo_emulator_switch(void** save, void* to);
+
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void prepare(char* stack, void (*entry)()) {
+    // Entered by `ret` after six registers are popped; the stack is then as after a call.
+    void** top = reinterpret_cast<void**>(stack + STACK_BYTES) - 2;
+    *top = reinterpret_cast<void*>(entry);
+    stack_pointer = top - 6;
+  }
+  static void change(Context& from, Context& to) { cuckoo_emulator_switch(&from.stack_pointer, to.stack_pointer); }
+};
+#else
+struct Context {
+  ucontext_t state;
+
+  void prepare(char* stack, void (*entry)()) {
+    getcontext(&state);
+    state.uc_stack.ss_sp = stack;
+    state.uc_stack.ss_size = STACK_BYTES;
+    state.uc_link = nullptr;
+    makecontext(&state, entry, 0);
+  }
+  static void change(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+};
+#endif
+
+// Threads meet here; the last to arrive lets all go on.
+struct Barrier {
+  unsigned arrived = 0;
+  unsigned epoch = 0;
+};
+
+// What lanes of a warp hand to each other, in turns of two, so that a quick lane does not overwrite what a slow one reads.
+struct Warp {
+  Barrier barrier;
+  unsigned mask = 0;  // of those who meet at the barrier
+  alignas(64) uint64_t slots[2][LANES][4];
+};
+
+// A copy that was asked for and lands only when it is waited for, so that a wait that is missing is seen.
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, from_bytes;
+};
+
+struct Block;
+
+struct Fiber {
+  Context context;
+  dim3 thread;
+  unsigned number = 0, lane = 0;
+  unsigned exchanges = 0;  // with other lanes, so far
+  Warp* warp = nullptr;
+  Block* block = nullptr;
+  Fiber *next = nullptr, *previous = nullptr;  // of those that still run
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;  // how many of `copies` each group that was closed ends at
+};
+
+struct Block {
+  dim3 index, size, grid;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  char* shared = nullptr;
+  size_t shared_bytes = 0;
+  Barrier barrier;
+  unsigned running = 0;
+  Context host;
+  void (*entry)(const void*) = nullptr;
+  const void* args = nullptr;
+  uint64_t progress = 0, progress_seen = 0;
+  unsigned idle = 0;
+  std::string fault;
+
+  // Runs all threads of the block. `order` is that of the turns: 0 by number, 1 backwards, others by a seed.
+  void run(unsigned order);
+};
+
+inline thread_local Fiber* current = nullptr;
+
+// Gives the block up.
+[[noreturn]] inline void fault(const std::string& what) {
+  Block* const block = current->block;
+  block->fault = what + " (block " + std::to_string(block->index.x) + "," + std::to_string(block->index.y) + "," +
+                 std::to_string(block->index.z) + ", thread " + std::to_string(current->number) + ")";
+  Context::change(current->context, block->host);
+  abort();  // nobody comes back to a block that was given up
+}
+
+// Lets the next fiber run.
+inline void give_way() {
+  Fiber* const self = current;
+  Block* const block = self->block;
+  if (block->progress != block->progress_seen) {
+    block->progress_seen = block->progress;
+    block->idle = 0;
+  } else if (++block->idle > IDLE_MAX) {
+    fault("deadlock: every thread waits");
+  }
+  if (self->next == self) return;
+  current = self->next;
+  Context::change(self->context, current->context);
+}
+
+// Waits until `expected` threads have come.
+inline void meet(Barrier& barrier, unsigned expected) {
+  const unsigned epoch = barrier.epoch;
+  current->block->progress++;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    barrier.epoch++;
+    return;
+  }
+  while (barrier.epoch == epoch) give_way();
+}
+
+// Lanes of a warp that exist and are in `mask` meet.
+inline void meet_warp(unsigned mask) {
+  Fiber* const self = current;
+  Block* const block = self->block;
+  const unsigned first = self->number - self->lane, all = block->size.x * block->size.y * block->size.z;
+  const unsigned lanes = all - first < LANES ? all - first : LANES;
+  const unsigned present = lanes == LANES ? ~0u : (1u << lanes) - 1;
+  if (!(mask >> self->lane & 1)) fault("a lane takes part that is not in the mask");
+  Warp& warp = *self->warp;
+  if (warp.barrier.arrived == 0) warp.mask = mask;
+  else if (warp.mask != mask) fault("lanes of a warp meet with different masks");
+  meet(warp.barrier, unsigned(__builtin_popcount(mask & present)));
+}
+
+inline void fiber_main() {
+  Block* const block = current->block;
+  block->entry(block->args);
+  Fiber* const self = current;
+  block->running--;
+  block->progress++;
+  self->previous->next = self->next;
+  self->next->previous = self->previous;
+  // Who has returned counts as arrived at the block's barrier.
+  if (block->running > 0 && block->barrier.arrived == block->running) {
+    block->barrier.arrived = 0;
+    block->barrier.epoch++;
+  }
+  if (block->running > 0) {
+    current = self->next;
+    Context::change(self->context, current->context);
+  } else {
+    Context::change(self->context, block->host);
+  }
+  abort();  // a fiber that returned is never run again
+}
+
+// Stacks for the fibers of a block, kept from launch to launch. They are not zeroed: only what is used is ever touched.
+inline char* stacks(unsigned count) {
+  static thread_local std::unique_ptr<char[]> memory;
+  static thread_local unsigned held = 0;
+  if (held < count) {
+    memory.reset(new char[count * STACK_BYTES]);
+    held = count;
+  }
+  return memory.get();
+}
+
+inline void Block::run(unsigned order) {
+  const unsigned count = size.x * size.y * size.z;
+  char* const stack = stacks(count);
+  fibers.resize(count);
+  warps.assign((count + LANES - 1) / LANES, Warp{});
+  barrier = Barrier{};
+  running = count;
+  progress = 1;
+  progress_seen = 0;
+  idle = 0;
+  std::vector<unsigned> turns(count);
+  for (unsigned i = 0; i < count; i++) turns[i] = order == 1 ? count - 1 - i : i;
+  if (order > 1) {
+    uint32_t state = order * 2654435761u + index.x * 97 + index.y * 31 + index.z;
+    for (unsigned i = count; i > 1; i--) {
+      state = state * 1664525u + 1013904223u;
+      std::swap(turns[i - 1], turns[(state >> 8) % i]);
+    }
+  }
+  for (unsigned i = 0; i < count; i++) {
+    Fiber& fiber = fibers[i];
+    fiber.exchanges = 0;
+    fiber.copies.clear();
+    fiber.groups.clear();
+    fiber.number = i;
+    fiber.lane = i % LANES;
+    fiber.thread = dim3(i % size.x, i / size.x % size.y, i / (size.x * size.y));
+    fiber.warp = &warps[i / LANES];
+    fiber.block = this;
+    fiber.context.prepare(stack + i * STACK_BYTES, fiber_main);
+  }
+  for (unsigned i = 0; i < count; i++) {
+    Fiber &one = fibers[turns[i]], &next = fibers[turns[(i + 1) % count]];
+    one.next = &next;
+    next.previous = &one;
+  }
+  current = &fibers[turns[0]];
+  Context::change(host, current->context);
+}
+
+}  // namespace emulator

@@ -1,0 +1,69 @@
+//! The CUDA backend: the operations of [`crate::ops`] as launches of the kernels in `cuda/`, over a [`Machine`] that runs them. It
+//! computes the contract, bit for bit, so whatever runs its kernels can be checked against [`crate::Cpu`].
+//!
+//! Never decides anything about sequences or models; its launches are those of one step in order.
+
+#[allow(
+    non_camel_case_types,
+    unreachable_pub,
+    missing_docs,
+    clippy::all,
+    reason = "made by bindgen from cuda/args.h, whose comments it has"
+)]
+mod args;
+#[cfg(feature = "emulator")]
+mod emulator;
+mod machine;
+mod matrix;
+mod operations;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+#[cfg(feature = "emulator")]
+pub use self::emulator::Emulator;
+pub use self::machine::{Machine, Memory};
+pub use self::matrix::Matrix;
+use self::scratch::Scratch;
+
+/// Kernels on a machine.
+pub struct Cuda<M: Machine> {
+    machine: M,
+    scratch: Scratch<M>,
+}
+
+/// Values in `f32`.
+pub struct Vector<M: Machine> {
+    memory: M::Memory,
+    len: usize,
+}
+
+/// Activations: `[row][col]` of `f32`.
+pub struct Buffer<M: Machine> {
+    memory: M::Memory,
+    capacity: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// Keys as `[layer][block][kv head][dim][16]`, values as `[layer][block][kv head][16][dim]`, in `f16`.
+pub struct KvCache<M: Machine> {
+    shape: crate::ops::KvShape,
+    keys: M::Memory,
+    values: M::Memory,
+}
+
+/// Cosines and sines: `[position][pair][2]` of `f32`.
+pub struct RopeTable<M: Machine> {
+    memory: M::Memory,
+    pairs: usize,
+    positions: usize,
+    halves: bool,
+}
+
+impl<M: Machine> Cuda<M> {
+    /// On `machine`.
+    pub fn new(machine: M) -> Self {
+        Self { machine, scratch: Scratch::default() }
+    }
+}

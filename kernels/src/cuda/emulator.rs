@@ -1,0 +1,133 @@
+//! The kernels' sources on the CPU (`cuda/emulator/`): slow, deterministic, and strict about what threads may do.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+use bytemuck::Pod;
+
+use super::machine::{Extent, Machine, Memory};
+use crate::ops::OpsError;
+
+unsafe extern "C" {
+    fn cuckoo_emulator_launch(
+        name: *const c_char,
+        grid: *const c_uint,
+        threads: c_uint,
+        shared_bytes: usize,
+        args: *const c_void,
+        args_bytes: usize,
+        order: c_uint,
+        host_threads: c_uint,
+        message: *mut c_char,
+        message_bytes: usize,
+    ) -> c_int;
+    #[cfg(test)]
+    fn cuckoo_emulator_kernel(i: usize) -> *const c_char;
+}
+
+/// A machine whose threads are fibers.
+pub struct Emulator {
+    order: u32,
+    host_threads: u32,
+}
+
+/// Memory of the host, in units that are aligned as a GPU's memory is.
+pub struct HostMemory {
+    units: Box<[Unit]>,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(256))]
+struct Unit(#[allow(dead_code, reason = "only its bytes are used")] [u8; 256]);
+
+impl Memory for HostMemory {
+    fn address(&self) -> u64 {
+        self.units.as_ptr() as u64
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Emulator {
+    /// Threads of a block take turns in an order: 0 by number, 1 backwards, others by a seed; blocks are shared out among so
+    /// many threads of the host. `None` where the processor lacks what the kernels were compiled for.
+    pub fn new(order: u32, host_threads: u32) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
+            return None;
+        }
+        Some(Self { order, host_threads })
+    }
+
+    /// The names of all kernels.
+    #[cfg(test)]
+    pub(super) fn kernels() -> impl Iterator<Item = &'static CStr> {
+        // SAFETY: the function takes any number, and answers with null or a string that lives as long as the program.
+        let name = |i| unsafe {
+            let name = cuckoo_emulator_kernel(i);
+            (!name.is_null()).then(|| CStr::from_ptr(name))
+        };
+        (0..).map_while(name)
+    }
+}
+
+impl Machine for Emulator {
+    type Memory = HostMemory;
+
+    fn describe(&self) -> String {
+        format!("cuda emulated, order {}", self.order)
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<HostMemory, OpsError> {
+        let mut units = Vec::new();
+        let count = bytes.div_ceil(256).max(1);
+        units.try_reserve_exact(count).map_err(|_| OpsError::OutOfMemory { what, bytes })?;
+        units.resize(count, Unit([0; 256]));
+        Ok(HostMemory { units: units.into_boxed_slice(), bytes })
+    }
+
+    fn write(&mut self, to: &mut HostMemory, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        assert!(at <= to.bytes && bytes.len() <= to.bytes - at, "what is written fits");
+        // SAFETY: `at + bytes.len()` is within the memory, which is borrowed mutably and overlaps nothing of the caller's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.units.as_mut_ptr().cast::<u8>().add(at), bytes.len());
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, from: &HostMemory, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
+        assert!(at <= from.bytes && to.len() <= from.bytes - at, "there is as much as is read");
+        // SAFETY: `at + to.len()` is within the memory, every byte of which has been written since it was allocated as zeros.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.units.as_ptr().cast::<u8>().add(at), to.as_mut_ptr(), to.len());
+        }
+        Ok(())
+    }
+
+    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: Extent, args: &A) -> Result<(), OpsError> {
+        let mut message = [0u8; 512];
+        // SAFETY: name, grid, arguments and message are as long as said and outlive the call, which returns when every block
+        // is done; that the arguments fit the kernel is the caller's promise (their size is compared).
+        let status = unsafe {
+            cuckoo_emulator_launch(
+                kernel.as_ptr(),
+                extent.grid.as_ptr(),
+                extent.threads,
+                extent.shared_bytes as usize,
+                std::ptr::from_ref(args).cast(),
+                size_of::<A>(),
+                self.order,
+                self.host_threads,
+                message.as_mut_ptr().cast(),
+                message.len(),
+            )
+        };
+        match (status, CStr::from_bytes_until_nul(&message)) {
+            (0, _) => Ok(()),
+            (_, Ok(why)) => Err(OpsError::Fault(why.to_string_lossy().into_owned())),
+            (_, Err(_)) => Err(OpsError::Fault("a kernel failed".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,539 @@
+//! Each operation as launches. Shapes are asserted before addresses are handed over: that is what makes a launch safe.
+
+use std::ffi::CStr;
+use std::ops::Range;
+
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+
+use super::args::{
+    cuckoo_attention, cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm,
+    cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_norm, cuckoo_quantize, cuckoo_rope_store, cuckoo_row,
+    cuckoo_rows,
+};
+use super::machine::{Extent, Machine, Memory};
+use super::matrix::{LINEAR_THREADS, Matrix, Part, Shares, Weights};
+use super::{Buffer, Cuda, KvCache, RopeTable, Vector};
+use crate::ops::{
+    ACTIVATION_BLOCK, ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError,
+    Rope, RopePairs, StepLayout,
+};
+use crate::quant::Quant;
+use crate::routing::{Routed, Routing, route};
+use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
+
+/// Lanes of a warp.
+const WARP: usize = 32;
+/// Threads of most blocks.
+const THREADS: usize = 256;
+/// Values of a head that a lane can keep, times the lanes.
+const DIM_MAX: usize = 512;
+/// Memory for sums of splits: more rows than fit take turns.
+const PARTS_BYTES: usize = 64 << 20;
+
+impl<M: Machine> Buffer<M> {
+    fn begin(&mut self, rows: usize) {
+        assert!(rows <= self.capacity, "{rows} rows do not fit a buffer of {}", self.capacity);
+        self.rows = rows;
+    }
+
+    fn address(&self) -> u64 {
+        self.memory.address()
+    }
+}
+
+/// The whole of a matrix that some rows are multiplied by, and where products go.
+struct Product<'a, M: Machine> {
+    x: &'a Buffer<M>,
+    w: &'a Matrix<M>,
+    planes: usize,
+    add: bool,
+}
+
+impl<M: Machine> Cuda<M> {
+    /// Runs a kernel.
+    ///
+    /// # Safety
+    /// As [`Machine::launch`].
+    unsafe fn launch<A: Pod>(
+        &mut self,
+        kernel: &CStr,
+        grid: [usize; 3],
+        (threads, shared_bytes): (usize, usize),
+        args: &A,
+    ) -> Result<(), OpsError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let grid = grid.map(|n| u32::try_from(n).expect("a grid counts rows of one step"));
+        let extent = Extent { grid, threads: threads as u32, shared_bytes: shared_bytes as u32 };
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.launch(kernel, extent, args) }
+    }
+
+    /// Activations as integers.
+    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<(u64, u64), OpsError> {
+        let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
+        let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
+        let scales = self.scratch.scales.at_least(machine, planes * blocks * size_of::<f32>(), "scales")?;
+        let args = cuckoo_quantize {
+            x: x.address(),
+            q,
+            scales,
+            rows: x.rows as u32,
+            cols: x.cols as u32,
+            planes: planes as u32,
+            padding: 0,
+        };
+        let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
+        // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
+        unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
+        Ok((q, scales))
+    }
+
+    fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        let (x, w) = (p.x, p.w);
+        assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
+        assert_eq!(out.cols, w.rows, "a product has a column for each row of weights");
+        if p.add {
+            assert_eq!(out.rows, x.rows, "rows are added to as many rows");
+        } else {
+            out.begin(x.rows);
+        }
+        let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
+        let quantized = if any { self.quantize(x, p.planes)? } else { (0, 0) };
+        w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
+    }
+
+    fn part(
+        &mut self,
+        p: &Product<'_, M>,
+        part: &Part<M>,
+        (q, scales): (u64, u64),
+        out: &Buffer<M>,
+    ) -> Result<(), OpsError> {
+        let (tokens, out_cols) = (p.x.rows, out.cols as u32);
+        let (first_row, add) = (part.first_row as u32, u32::from(p.add));
+        match &part.weights {
+            Weights::Integers { kind, args, .. } => {
+                let shares = Shares::of(p.w.cols, tokens);
+                let args = cuckoo_linear_integers {
+                    w: *args,
+                    q,
+                    scales,
+                    out: out.address(),
+                    tokens: tokens as u32,
+                    planes: p.planes as u32,
+                    out_cols,
+                    first_row,
+                    add,
+                    tokens_each: shares.tokens as u32,
+                    rows_each: shares.rows as u32,
+                    padding: 0,
+                };
+                let grid = [part.rows.div_ceil(shares.rows), tokens.div_ceil(shares.tokens), 1];
+                // SAFETY: the weights are packed for so many rows and columns, the activations were rounded just now, and
+                // `out` has a column for each row of the matrix and a row for each of `x`.
+                unsafe { self.launch(kind.linear, grid, (LINEAR_THREADS, shares.shared_bytes), &args) }
+            }
+            Weights::Floats { quant, args, .. } => {
+                let args = cuckoo_linear_floats {
+                    w: *args,
+                    x: p.x.address(),
+                    out: out.address(),
+                    tokens: tokens as u32,
+                    out_cols,
+                    first_row,
+                    add,
+                };
+                let kernel = match quant {
+                    Quant::F32 => c"cuckoo_linear_f32",
+                    Quant::F16 => c"cuckoo_linear_f16",
+                    _ => c"cuckoo_linear_bf16",
+                };
+                let grid = [part.rows.div_ceil(THREADS / 4), tokens, 1];
+                // SAFETY: as above, of activations as they are.
+                unsafe { self.launch(kernel, grid, (THREADS, 0), &args) }
+            }
+        }
+    }
+
+    /// What stands where in a step.
+    fn layout(&mut self, step: &StepLayout<'_>, cache_blocks: usize) -> Result<(u64, u64), OpsError> {
+        assert!(step.blocks.iter().all(|b| (*b as usize) < cache_blocks), "every block is in the cache");
+        let mut rows = Vec::with_capacity(step.rows());
+        for span in step.spans {
+            assert!(span.first_block + span.blocks() <= step.blocks.len(), "a table names a block for each position");
+            rows.extend((0..span.rows).map(|i| cuckoo_row {
+                position: (span.first_position + i) as u32,
+                first_block: span.first_block as u32,
+                span_begin: span.first_position as u32,
+                span_end: (span.first_position + span.rows) as u32,
+            }));
+        }
+        let machine = &mut self.machine;
+        Ok((
+            self.scratch.rows.holding(machine, &rows, "the rows of a step")?,
+            self.scratch.blocks.holding(machine, step.blocks, "the block tables of a step")?,
+        ))
+    }
+
+    fn elementwise(&mut self, kernel: &CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
+        let grid = [(args.rows as usize * args.cols as usize).div_ceil(THREADS), 1, 1];
+        // SAFETY: callers give extents of buffers in use.
+        unsafe { self.launch(kernel, grid, (THREADS, 0), args) }
+    }
+
+    fn norm_heads_of(
+        &mut self,
+        (x, out): (u64, u64),
+        weight: &Vector<M>,
+        epsilon: f32,
+        (rows, stride): (usize, usize),
+        heads: Range<usize>,
+    ) -> Result<(), OpsError> {
+        let args = cuckoo_norm {
+            x,
+            weight: weight.memory.address(),
+            out,
+            rows: rows as u32,
+            cols: weight.len as u32,
+            heads: heads.len() as u32,
+            first_head: heads.start as u32,
+            stride: stride as u32,
+            epsilon,
+        };
+        let grid = [(rows * heads.len()).div_ceil(THREADS / WARP), 1, 1];
+        // SAFETY: callers checked that the heads lie within rows of `stride` values.
+        unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
+    }
+
+    fn to_host(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
+        let mut values = vec![0.0f32; x.rows * x.cols];
+        self.machine.read(&x.memory, 0, cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+}
+
+/// The kernels' number of an activation, and its parameters.
+fn activation(of: Activation) -> (u32, f32, f32) {
+    match of {
+        Activation::Silu => (0, 0.0, 0.0),
+        Activation::GeluTanh => (1, 0.0, 0.0),
+        Activation::GeluErf => (2, 0.0, 0.0),
+        Activation::ClampedSwiglu { alpha, limit } => (3, alpha, limit),
+    }
+}
+
+fn elementwise<M: Machine>(out: &Buffer<M>) -> cuckoo_elementwise {
+    cuckoo_elementwise { out: out.address(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
+}
+
+impl<M: Machine> Ops for Cuda<M> {
+    type Matrix = Matrix<M>;
+    type Vector = Vector<M>;
+    type Buffer = Buffer<M>;
+    type KvCache = KvCache<M>;
+    type RopeTable = RopeTable<M>;
+
+    fn describe(&self) -> String {
+        self.machine.describe()
+    }
+
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
+        Matrix::load(&mut self.machine, parts)
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vector<M>, OpsError> {
+        let mut memory = self.machine.allocate(size_of_val(values), "a vector of weights")?;
+        self.machine.write(&mut memory, 0, cast_slice(values))?;
+        Ok(Vector { memory, len: values.len() })
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer<M>, OpsError> {
+        let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<f32>());
+        let memory = self.machine.allocate(bytes, "activations")?;
+        Ok(Buffer { memory, capacity: rows, rows: 0, cols })
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache<M>, OpsError> {
+        assert!(shape.head_dim.is_multiple_of(16) && shape.head_dim <= DIM_MAX, "a head has 16 to {DIM_MAX} values");
+        let bytes = shape.blocks.saturating_mul(shape.block_bytes()) / 2;
+        let mut half = || self.machine.allocate(bytes, "the KV cache");
+        Ok(KvCache { shape, keys: half()?, values: half()? })
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable<M>, OpsError> {
+        let pairs = rope.frequencies.len();
+        let turn = |at: usize| rope.turn(at / pairs, at % pairs);
+        let turns: Vec<[f32; 2]> = (0..rope.positions * pairs).map(|at| turn(at).into()).collect();
+        let mut memory = self.machine.allocate(size_of_val(turns.as_slice()), "a rotation table")?;
+        self.machine.write(&mut memory, 0, cast_slice(&turns))?;
+        Ok(RopeTable { memory, pairs, positions: rope.positions, halves: rope.pairs == RopePairs::Halves })
+    }
+
+    fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(tokens.iter().all(|t| (*t as usize) < table.rows), "every token is in the table");
+        assert_eq!(out.cols, table.cols, "a row of the table is a row of the buffer");
+        out.begin(tokens.len());
+        let numbers = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        for part in &table.parts {
+            let (count, first_row) = (tokens.len() as u32, part.first_row as u32);
+            // SAFETY (of both): tokens are below the rows of the table, and `out` has a row for each.
+            match &part.weights {
+                Weights::Integers { kind, args, .. } => {
+                    let args =
+                        cuckoo_embed_integers { table: *args, tokens: numbers, out: out.address(), count, first_row };
+                    let grid = [tokens.len().div_ceil(THREADS / WARP), 1, 1];
+                    unsafe { self.launch(kind.embed, grid, (THREADS, 0), &args)? }
+                }
+                Weights::Floats { quant, args, .. } => {
+                    let args =
+                        cuckoo_embed_floats { table: *args, tokens: numbers, out: out.address(), count, first_row };
+                    let kernel = match quant {
+                        Quant::F32 => c"cuckoo_embed_f32",
+                        Quant::F16 => c"cuckoo_embed_f16",
+                        _ => c"cuckoo_embed_bf16",
+                    };
+                    unsafe { self.launch(kernel, [tokens.len(), 1, 1], (THREADS, 0), &args)? }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, x: &Buffer<M>, weight: &Vector<M>, epsilon: f32, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(x.cols == weight.len && out.cols == x.cols, "a factor for each column");
+        out.begin(x.rows);
+        self.norm_heads_of((x.address(), out.address()), weight, epsilon, (x.rows, x.cols), 0..1)
+    }
+
+    fn linear(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        self.product(&Product { x, w, planes: 1, add: false }, out)
+    }
+
+    fn linear_fine(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        self.product(&Product { x, w, planes: 2, add: false }, out)
+    }
+
+    fn linear_add(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        self.product(&Product { x, w, planes: 1, add: true }, out)
+    }
+
+    fn add_bias(&mut self, bias: &Vector<M>, x: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert_eq!(x.cols, bias.len, "a bias for each column");
+        self.elementwise(c"cuckoo_add_bias", &cuckoo_elementwise { y: bias.memory.address(), ..elementwise(x) })
+    }
+
+    fn add_scaled(&mut self, x: &Buffer<M>, scale: f32, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.rows == out.rows, "rows are added to their like");
+        self.elementwise(c"cuckoo_add_scaled", &cuckoo_elementwise { x: x.address(), a: scale, ..elementwise(out) })
+    }
+
+    fn scale(&mut self, factor: f32, softcap: Option<f32>, x: &mut Buffer<M>) -> Result<(), OpsError> {
+        let (kind, b) = (u32::from(softcap.is_some()), softcap.unwrap_or(0.0));
+        self.elementwise(c"cuckoo_scale", &cuckoo_elementwise { kind, a: factor, b, ..elementwise(x) })
+    }
+
+    fn norm_heads(
+        &mut self,
+        weight: &Vector<M>,
+        epsilon: f32,
+        heads: Range<usize>,
+        x: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
+        assert!(heads.end * weight.len <= x.cols, "heads lie within a row");
+        self.norm_heads_of((x.address(), x.address()), weight, epsilon, (x.rows, x.cols), heads)
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Buffer<M>,
+        weight: &Vector<M>,
+        bias: &Vector<M>,
+        epsilon: f32,
+        out: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
+        assert!(x.cols == weight.len && x.cols == bias.len && x.cols == out.cols, "a factor for each column");
+        out.begin(x.rows);
+        let args = cuckoo_layer_norm {
+            x: x.address(),
+            weight: weight.memory.address(),
+            bias: bias.memory.address(),
+            out: out.address(),
+            rows: x.rows as u32,
+            cols: x.cols as u32,
+            epsilon,
+            padding: 0,
+        };
+        // SAFETY: all are as long as was asserted.
+        unsafe { self.launch(c"cuckoo_layer_norm_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], (THREADS, 0), &args) }
+    }
+
+    fn rope_store(
+        &mut self,
+        table: Option<&RopeTable<M>>,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        qkv: &mut Buffer<M>,
+        cache: &mut KvCache<M>,
+        layer: usize,
+    ) -> Result<(), OpsError> {
+        let layer = cache.layer(step, heads, qkv, layer);
+        let last = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
+        assert!(table.is_none_or(|t| last <= t.positions && 2 * t.pairs <= heads.dim), "every position has its turns");
+        let (rows, blocks) = self.layout(step, cache.shape.blocks)?;
+        let args = cuckoo_rope_store {
+            turns: table.map_or(0, |t| t.memory.address()),
+            rows,
+            blocks,
+            qkv: qkv.address(),
+            keys: cache.keys.address() + layer,
+            values: cache.values.address() + layer,
+            count: qkv.rows as u32,
+            query_heads: heads.query as u32,
+            kv_heads: heads.kv as u32,
+            dim: heads.dim as u32,
+            pairs: table.map_or(0, |t| t.pairs as u32),
+            halves: u32::from(table.is_some_and(|t| t.halves)),
+        };
+        let threads = (heads.dim / 2).next_multiple_of(WARP).min(128);
+        let grid = [qkv.rows, heads.query + 2 * heads.kv, 1];
+        // SAFETY: rows, heads and blocks were checked against the cache and the buffer.
+        unsafe { self.launch(c"cuckoo_rope_store_rows", grid, (threads, 0), &args) }
+    }
+
+    fn attention(
+        &mut self,
+        step: &StepLayout<'_>,
+        heads: Heads,
+        mask: Mask,
+        sinks: Option<&Vector<M>>,
+        qkv: &Buffer<M>,
+        cache: &KvCache<M>,
+        layer: usize,
+        out: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
+        let layer = cache.layer(step, heads, qkv, layer);
+        assert_eq!(out.cols, heads.query * heads.dim, "attention gives one output a query head");
+        assert!(sinks.is_none_or(|s| s.len == heads.query), "a sink for each query head");
+        out.begin(qkv.rows);
+        let (rows, blocks) = self.layout(step, cache.shape.blocks)?;
+        let longest = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
+        let splits = longest.div_ceil(ATTENTION_SPLIT).max(1);
+        let row_bytes = heads.query * splits * (heads.dim + 2) * size_of::<f32>();
+        let together = (PARTS_BYTES / row_bytes).clamp(1, qkv.rows.max(1));
+        let parts = self.scratch.parts.at_least(&mut self.machine, together * row_bytes, "sums of attention")?;
+        for first in (0..qkv.rows).step_by(together) {
+            let count = together.min(qkv.rows - first);
+            let bytes = |cols: usize| (first * cols * size_of::<f32>()) as u64;
+            let args = cuckoo_attention {
+                rows: rows + (first * size_of::<cuckoo_row>()) as u64,
+                blocks,
+                qkv: qkv.address() + bytes(qkv.cols),
+                keys: cache.keys.address() + layer,
+                values: cache.values.address() + layer,
+                sinks: sinks.map_or(0, |s| s.memory.address()),
+                parts,
+                out: out.address() + bytes(out.cols),
+                count: count as u32,
+                query_heads: heads.query as u32,
+                kv_heads: heads.kv as u32,
+                dim: heads.dim as u32,
+                splits: splits as u32,
+                window: mask.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
+                causal: u32::from(mask.causal),
+                scale: mask.scale,
+                softcap: mask.softcap.unwrap_or(0.0),
+                padding: 0,
+            };
+            // SAFETY: rows, heads and blocks were checked against cache and buffers, and there is room for every part.
+            unsafe {
+                self.launch(c"cuckoo_attention_splits", [count, heads.query, splits], (WARP, 0), &args)?;
+                self.launch(c"cuckoo_attention_join", [count, heads.query, 1], (WARP, 0), &args)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gate(&mut self, of: Activation, gate_up: &Buffer<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert_eq!(gate_up.cols, 2 * out.cols, "a row is a gate and as many values");
+        out.begin(gate_up.rows);
+        let (kind, a, b) = activation(of);
+        self.elementwise(c"cuckoo_gate", &cuckoo_elementwise { x: gate_up.address(), kind, a, b, ..elementwise(out) })
+    }
+
+    fn activate(&mut self, of: Activation, x: &mut Buffer<M>) -> Result<(), OpsError> {
+        let (kind, a, b) = activation(of);
+        self.elementwise(c"cuckoo_activate", &cuckoo_elementwise { kind, a, b, ..elementwise(x) })
+    }
+
+    fn zero(&mut self, rows: usize, out: &mut Buffer<M>) -> Result<(), OpsError> {
+        out.begin(rows);
+        let zeros = vec![0; rows * out.cols * size_of::<f32>()];
+        self.machine.write(&mut out.memory, 0, &zeros)
+    }
+
+    fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
+        let values = self.to_host(logits)?;
+        Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+    }
+
+    fn scatter_add(&mut self, x: &Buffer<M>, to: &[(usize, f32)], out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.rows == to.len(), "rows are added to their like");
+        assert!(to.iter().all(|(row, _)| *row < out.rows), "every row is there");
+        let (numbers, weights): (Vec<u32>, Vec<f32>) = to.iter().map(|(row, weight)| (*row as u32, *weight)).unzip();
+        let args = cuckoo_rows {
+            x: x.address(),
+            out: out.address(),
+            numbers: self.scratch.numbers.holding(&mut self.machine, &numbers, "rows")?,
+            weights: self.scratch.weights.holding(&mut self.machine, &weights, "weights of rows")?,
+            count: to.len() as u32,
+            cols: x.cols as u32,
+        };
+        // SAFETY: numbers are those of rows in use.
+        unsafe { self.launch(c"cuckoo_scatter_add", [to.len(), 1, 1], (THREADS, 0), &args) }
+    }
+
+    fn gather(&mut self, x: &Buffer<M>, rows: &[usize], out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && rows.iter().all(|row| *row < x.rows), "every row is there");
+        out.begin(rows.len());
+        let numbers: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let args = cuckoo_rows {
+            x: x.address(),
+            out: out.address(),
+            numbers: self.scratch.numbers.holding(&mut self.machine, &numbers, "rows")?,
+            count: rows.len() as u32,
+            cols: x.cols as u32,
+            ..Default::default()
+        };
+        // SAFETY: numbers are those of rows in use.
+        unsafe { self.launch(c"cuckoo_gather", [rows.len(), 1, 1], (THREADS, 0), &args) }
+    }
+
+    fn read(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
+        self.to_host(x)
+    }
+
+    fn sample(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
+        let values = self.to_host(logits)?;
+        requests.iter().map(|r| sampling::draw(&values[r.row * logits.cols..][..logits.cols], r)).collect()
+    }
+
+    fn logprobs(&mut self, logits: &Buffer<M>, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
+        let values = self.to_host(logits)?;
+        let row = |r: &LogprobRequest| &values[r.row * logits.cols..][..logits.cols];
+        requests.iter().map(|r| sampling::logprobs(row(r), r)).collect()
+    }
+}
+
+impl<M: Machine> KvCache<M> {
+    /// Checks a step against the cache; where the layer begins, in bytes.
+    fn layer(&self, step: &StepLayout<'_>, heads: Heads, qkv: &Buffer<M>, layer: usize) -> u64 {
+        let shape = &self.shape;
+        assert_eq!(qkv.rows, step.rows(), "every row belongs to a span");
+        assert_eq!(qkv.cols, heads.qkv_cols(), "a row is queries, keys and values");
+        assert!(heads.query.is_multiple_of(heads.kv), "query heads are shared out evenly");
+        assert!(layer < shape.layers && heads.kv == shape.kv_heads && heads.dim == shape.head_dim, "the cache's heads");
+        (layer * shape.blocks * shape.kv_heads * shape.head_dim * KV_BLOCK_TOKENS * size_of::<u16>()) as u64
+    }
+}

@@ -1,0 +1,77 @@
+//! Memory that operations use while they run: rounded activations, parts of attention, and what a step's rows are.
+
+use bytemuck::{Pod, cast_slice};
+
+use super::machine::{Machine, Memory};
+use crate::ops::OpsError;
+
+/// Memory that grows to what was needed most.
+pub(super) struct Scratch<M: Machine> {
+    /// Integers of activations.
+    pub(super) codes: Piece<M>,
+    /// Their scales.
+    pub(super) scales: Piece<M>,
+    /// Sums of splits.
+    pub(super) parts: Piece<M>,
+    /// Rows of a step.
+    pub(super) rows: Piece<M>,
+    /// Block tables of a step.
+    pub(super) blocks: Piece<M>,
+    /// Numbers of rows, or tokens.
+    pub(super) numbers: Piece<M>,
+    /// Weights of rows.
+    pub(super) weights: Piece<M>,
+}
+
+impl<M: Machine> Default for Scratch<M> {
+    fn default() -> Self {
+        let empty = || Piece { memory: None, holds: Vec::new() };
+        Self {
+            codes: empty(),
+            scales: empty(),
+            parts: empty(),
+            rows: empty(),
+            blocks: empty(),
+            numbers: empty(),
+            weights: empty(),
+        }
+    }
+}
+
+/// One use of memory.
+pub(super) struct Piece<M: Machine> {
+    memory: Option<M::Memory>,
+    /// What was written last, so that the layout of a step is not sent for every layer.
+    holds: Vec<u8>,
+}
+
+impl<M: Machine> Piece<M> {
+    /// The address of at least `bytes`.
+    pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
+        if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
+            self.memory = None; // given back before more is asked for
+            self.holds.clear();
+            self.memory = Some(machine.allocate(bytes.next_power_of_two(), what)?);
+        }
+        Ok(self.memory.as_ref().map_or(0, Memory::address))
+    }
+
+    /// The address of these values on the machine.
+    pub(super) fn holding<T: Pod>(
+        &mut self,
+        machine: &mut M,
+        values: &[T],
+        what: &'static str,
+    ) -> Result<u64, OpsError> {
+        let bytes: &[u8] = cast_slice(values);
+        let address = self.at_least(machine, bytes.len().max(1), what)?;
+        if self.holds != bytes {
+            self.holds.clear();
+            if let Some(memory) = &mut self.memory {
+                machine.write(memory, 0, bytes)?;
+            }
+            self.holds.extend_from_slice(bytes);
+        }
+        Ok(address)
+    }
+}
