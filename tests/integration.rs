@@ -9,6 +9,8 @@ mod support;
 mod bench;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
+/// The CUDA kernels' sources on the CPU: whole models.
+mod cuda;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
 /// The real model's file: sizes, damage, tokens.

@@ -24,18 +24,18 @@ const TEXTS: [&str; 3] = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris, which lies on the river Seine.",
 ];
 
-struct Files {
-    gguf: Gguf,
-    file: File,
-    spec: ArchSpec,
-    tokenizer: Tokenizer,
+pub(crate) struct Files {
+    pub(crate) gguf: Gguf,
+    pub(crate) file: File,
+    pub(crate) spec: ArchSpec,
+    pub(crate) tokenizer: Tokenizer,
 }
 
-fn files() -> Files {
+pub(crate) fn files() -> Files {
     open(&weights())
 }
 
-fn open(path: &Path) -> Files {
+pub(crate) fn open(path: &Path) -> Files {
     let gguf = Gguf::open(path).unwrap();
     Files {
         spec: ArchSpec::from_gguf(&gguf).unwrap(),
@@ -46,7 +46,7 @@ fn open(path: &Path) -> Files {
 }
 
 /// Logits of every position of `tokens`, computed as one chunk.
-fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+pub(crate) fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
@@ -92,7 +92,7 @@ fn logits_are_the_contracts_and_near_unrounded_ones() {
 const OTHERS: [(&str, &str, f64); 2] =
     [("qwen2", "Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", 0.1), ("gemma3", "gemma-3-270m.Q4_K_M.gguf", 0.1)];
 
-fn other(name: &str) -> Option<PathBuf> {
+pub(crate) fn other(name: &str) -> Option<PathBuf> {
     let path = std::env::home_dir()?.join(".cache/cuckoo-test-models").join(name);
     if !path.exists() {
         println!("skipped: {name} has not been fetched");

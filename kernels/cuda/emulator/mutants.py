@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Plants defects in the kernels, one at a time, and checks that the emulator's tests see each of them.
+
+A defect is a line changed in a copy of the sources. The copy is compiled as a library, and one kernel is run against what a few
+lines of Python expect: another result, or a fault, is a defect that was seen. Without a defect everything agrees.
+"""
+
+import concurrent.futures
+import ctypes
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+COMPILE = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+
+#: What is planted: name, file, what stands there, what is put there instead, and which probe sees it.
+DEFECTS = [
+    ("no barrier before sums are added up", "linear.cu", "  __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each",
+     "  for (unsigned i = threadIdx.x; i < a.rows_each", "linear"),
+    ("one segment too few", "linear.cu", "s < per_row; s++) total", "s + 1 < per_row; s++) total", "linear"),
+    ("nibbles swapped", "weights.cuh", "codes[i] = words[i] & 0x0f0f0f0fu;", "codes[i] = words[i] >> 4 & 0x0f0f0f0fu;", "linear"),
+    ("a row too many is written", "linear.cu", "if (first + row >= a.w.rows || first_token", "if (first_token", "linear"),
+    ("the offset is forgotten", "linear.cu", "dots[g] - offset * sums[g]", "dots[g]", "linear"),
+    ("a barrier that only some threads reach", "linear.cu", "  __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each",
+     "  if (threadIdx.x < 100) __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each", "linear"),
+    ("a shuffle that some lanes do not take part in", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart);",
+     "threadIdx.x == 3 ? 0 : __shfl_xor_sync(ALL_LANES, v, apart);", "norm"),
+    ("a fold that stops early", "platform.cuh", "apart > 0; apart /= 2) v", "apart > 1; apart /= 2) v", "norm"),
+    ("a value is taken from the wrong lane", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart)",
+     "__shfl_xor_sync(ALL_LANES, v, apart / 2)", "norm"),
+    ("a mask without the lane itself", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart)",
+     "__shfl_xor_sync(1u, v, apart)", "norm"),
+]
+
+Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
+    ("codes", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("supers", ctypes.c_uint64), ("rows", ctypes.c_uint32),
+    ("cols", ctypes.c_uint32), ("offset", ctypes.c_int32), ("padding", ctypes.c_uint32)]})
+Linear = type("Linear", (ctypes.Structure,), {"_fields_": [
+    ("w", Integers), ("q", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    [(name, ctypes.c_uint32) for name in ["tokens", "planes", "out_cols", "first_row", "add", "tokens_each", "rows_each", "padding"]]})
+Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
+    ("x", ctypes.c_uint64), ("weight", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    [(name, ctypes.c_uint32) for name in ["rows", "cols", "heads", "first_head", "stride"]] + [("epsilon", ctypes.c_float)]})
+
+
+class Library:
+    """The kernels of a folder."""
+
+    def __init__(self, folder):
+        target = folder / "kernels.so"
+        subprocess.run([*COMPILE, "-o", target, folder / "emulator" / "registry.cpp"], check=True, capture_output=True)
+        self.launch_kernel = ctypes.CDLL(str(target)).cuckoo_emulator_launch
+
+    def launch(self, name, grid, threads, shared, args, order):
+        """What a launch complains of, or nothing."""
+        message = ctypes.create_string_buffer(512)
+        status = self.launch_kernel(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_size_t(shared), ctypes.byref(args),
+                                    ctypes.c_size_t(ctypes.sizeof(args)), order, 1, message, ctypes.c_size_t(512))
+        return message.value.decode() if status else ""
+
+
+def aligned(kind, values):
+    """An array whose address is a multiple of 16, as kernels want it."""
+    size = ctypes.sizeof(kind) * len(values)
+    memory = ctypes.create_string_buffer(size + 16)
+    begin = (ctypes.addressof(memory) + 15) // 16 * 16
+    array = (kind * len(values)).from_address(begin)
+    array[:] = values
+    return array, memory, begin
+
+
+def linear(library, order):
+    """40 rows of 512 columns in 4 bits by 3 rows of activations. Scales are powers of two, so every order gives the same."""
+    rows, cols, tokens, segments = 40, 512, 3, 2
+    code = lambda r, c: (r * 7 + c * 3 + r * c + c // 16 * 5) % 16
+    x = lambda t, c: (c * 5 + t * 11) % 13 - 6
+    items = -(-rows // 16) * 16 * segments
+    codes = [0] * (items * 8 * 16)
+    for r in range(rows):
+        for segment in range(segments):
+            group, lane = divmod(r * segments + segment, 32)
+            for step in range(8):
+                at, c = ((group * 8 + step) * 32 + lane) * 16, segment * 256 + step * 32
+                for i in range(16):
+                    codes[at + i] = code(r, c + i) | code(r, c + 16 + i) << 4
+    scales = [0x3400] * (items * 8)  # a quarter
+    keep = [aligned(ctypes.c_uint8, codes), aligned(ctypes.c_uint16, scales),
+            aligned(ctypes.c_int8, [x(t, c) for t in range(tokens) for c in range(cols)]),
+            aligned(ctypes.c_float, [0.5] * (tokens * cols // 32)),
+            aligned(ctypes.c_float, [-1.0] * (tokens * rows + 64))]
+    place = [k[2] for k in keep]
+    args = Linear(Integers(place[0], place[1], 0, rows, cols, 8, 0), place[2], place[3], place[4], tokens, 1, rows, 0, 0, 2, 128, 0)
+    fault = library.launch("cuckoo_linear_4_half_0_0", (1, 2, 1), 256, 2 * 256 * 4, args, order)
+    if fault:
+        return fault
+    expected = [sum((code(r, c) - 8) * x(t, c) for c in range(cols)) / 8 for t in range(tokens) for r in range(rows)]
+    return "" if list(keep[4][0]) == expected + [-1.0] * 64 else "another result"
+
+
+def norm(library, order):
+    """Five rows of 64 columns, all zeros but one of 16: the mean of the squares is 4, whichever lane has that one."""
+    rows, cols = 5, 64
+    values = [16.0 if c == r * 13 else 0.0 for r in range(rows) for c in range(cols)]
+    keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_float, [3.0] * cols),
+            aligned(ctypes.c_float, [-1.0] * (rows * cols))]
+    place = [k[2] for k in keep]
+    args = Norm(*place, rows, cols, 1, 0, cols, 0.0)
+    fault = library.launch("cuckoo_norm_rows", (1, 1, 1), 256, 0, args, order)
+    if fault:
+        return fault
+    return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
+
+
+PROBES = {"linear": linear, "norm": norm}
+
+
+def seen(defect, folder):
+    """What the probe says of a copy with a defect, in any of three orders."""
+    name, file, old, new, probe = defect
+    copy = folder / name.replace(" ", "-")
+    shutil.copytree(HERE.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (copy / file).read_text()
+    if source.count(old) != 1:
+        return f"BROKEN: {file} has {source.count(old)} times {old!r}"
+    (copy / file).write_text(source.replace(old, new))
+    # A process of its own: what a defect writes where it should not is nobody else's.
+    script = f"import sys; sys.path.insert(0, {str(HERE)!r}); import mutants, pathlib\n" \
+             f"library = mutants.Library(pathlib.Path({str(copy)!r}))\n" \
+             f"print(next((w for w in (mutants.PROBES[{probe!r}](library, o) for o in [0, 1, 7]) if w), ''))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    return done.stdout.strip() if done.returncode == 0 else f"the process ended with {done.returncode}"
+
+
+def main():
+    """All of them."""
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        shutil.copytree(HERE.parent, folder / "sound", ignore=shutil.ignore_patterns("__pycache__"))
+        sound = Library(folder / "sound")
+        for probe, run in PROBES.items():
+            for order in [0, 1, 7]:
+                why = run(sound, order)
+                if why:
+                    print(f"without a defect, {probe} in order {order}: {why}")
+                    failed += 1
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for defect, why in zip(DEFECTS, pool.map(lambda d: seen(d, folder), DEFECTS)):
+                missed = not why or why.startswith("BROKEN")
+                failed += missed
+                print(f"{'MISSED' if missed else 'seen  '} {defect[0]}: {why}")
+    print(f"{len(DEFECTS)} defects, {failed} failures")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
