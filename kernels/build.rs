@@ -1,5 +1,7 @@
 //! What is not Rust: the emulator of CUDA, and the structures that kernels are given.
 
+#![allow(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     #[cfg(feature = "emulator")]
@@ -24,10 +26,11 @@ fn emulator() {
     build.compile("cuckoo_emulator");
 }
 
-/// `args.rs` made anew, for a test to compare with the one that is committed.
+/// `args.rs` made anew. It must be the one that is committed.
 #[cfg(feature = "bindings")]
 fn bindings() {
     println!("cargo:rerun-if-changed=cuda/args.h");
+    println!("cargo:rerun-if-changed=src/cuda/args.rs");
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo says where")).join("args.rs");
     bindgen::Builder::default()
         .header("cuda/args.h")
@@ -41,8 +44,11 @@ fn bindings() {
         .formatter(bindgen::Formatter::Rustfmt)
         .generate()
         .expect("the header is plain C")
-        .write_to_file(out)
+        .write_to_file(&out)
         .expect("cargo's folder can be written");
+    let read = |path: &std::path::Path| std::fs::read(path).expect("both are files");
+    let committed = std::path::Path::new("src/cuda/args.rs");
+    assert!(read(&out) == read(committed), "copy {} to kernels/src/cuda/args.rs", out.display());
 }
 
 /// Every structure is plain bytes without padding, which the derived traits check.

@@ -2,6 +2,7 @@
 """The CUDA compiler from PyPI, at pinned versions: no driver, no GPU and no root needed.
 
     toolchain.py install      fetch what is missing, print where nvcc is
+    toolchain.py libclang     print the folder of libclang, which bindgen needs
     toolchain.py check        compile every kernel for every architecture, and hold it against gates.json
 
 `check` needs nothing of Rust. It fails where a kernel spills registers, uses more than its gate allows, lacks an instruction that
@@ -21,7 +22,7 @@ import tempfile
 PACKAGES = {
     "nvidia-cuda-nvcc": "13.0.88", "nvidia-nvvm": "13.0.88", "nvidia-cuda-crt": "13.0.88",
     "nvidia-cuda-runtime": "13.0.96", "nvidia-cuda-cccl": "13.0.85",
-    "nvidia-cuda-cuobjdump": "13.5.37", "nvidia-cuda-nvdisasm": "13.5.37",
+    "nvidia-cuda-cuobjdump": "13.5.37", "nvidia-cuda-nvdisasm": "13.5.37", "libclang": "18.1.1",
 }
 HERE = pathlib.Path(__file__).resolve().parent
 #: Compiled to machine code; 90a is Hopper with what later architectures do not have.
@@ -53,7 +54,7 @@ def install() -> pathlib.Path:
         root().mkdir(parents=True, exist_ok=True)
         wanted = [f"{name}=={version}" for name, version in PACKAGES.items()]
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade",
-                        "--target", str(root()), *wanted], check=True)
+                        "--root-user-action", "ignore", "--target", str(root()), *wanted], check=True)
         for folder in [home() / "bin", home() / "nvvm" / "bin"]:
             for program in folder.iterdir():
                 if program.is_file():
@@ -136,11 +137,12 @@ def check() -> int:
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["install", "check"])
-    if parser.parse_args().verb == "install":
-        print(install())
-    else:
+    parser.add_argument("verb", choices=["install", "libclang", "check"])
+    verb = parser.parse_args().verb
+    if verb == "check":
         sys.exit(check())
+    compiler = install()
+    print(compiler if verb == "install" else root() / "clang" / "native")
 
 
 if __name__ == "__main__":

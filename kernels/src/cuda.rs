@@ -11,6 +11,7 @@
     reason = "made by bindgen from cuda/args.h, whose comments it has"
 )]
 mod args;
+mod attention;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod machine;

@@ -1,11 +1,12 @@
-//! Operations on tensors: contracts, an f64 oracle, the contract to the bit, and a CPU backend. This crate never knows a model, a file format's
+//! Operations on tensors: contracts, an f64 oracle, the contract to the bit, a CPU backend and CUDA kernels. This crate never knows a model, a file format's
 //! metadata or the network.
 //!
 //! ```text
 //!            Ops  (ops.rs: one trait, one contract per operation)
-//!        ╱    │    ╲
-//! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
-//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
+//!        ╱    │    ╲    ╲
+//! Reference Exact   Cpu   Cuda ── machine: what runs the kernels of cuda/ (emulator)
+//! (f64)   (NUMERICS.md) └─ pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
+//!                       └─ arena · weights · activations · linear · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
 //!   limits.rs (what the machine can do)

@@ -78,7 +78,7 @@ macro_rules! kind {
 }
 
 /// As `CUCKOO_FORMATS` of `cuda/weights.cuh`.
-static KINDS: [Kind; 11] = [
+pub(super) static KINDS: [Kind; 11] = [
     kind!(4, Half, "half", 0, 0),
     kind!(4, Half, "half", 0, 1),
     kind!(8, Half, "half", 0, 0),

@@ -1,23 +1,26 @@
 //! What is CUDA's alone; that operations compute the contract is tested with those of the CPU backend (`cpu/tests.rs`).
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 
-/// A product by an emulated kernel is the contract's, whoever runs first. The rest of the suite uses one order only.
+/// Whoever adds a kernel to a header and forgets the emulator's registry finds out here.
 #[test]
-fn kernels_are_all_there() {
-    let names: Vec<_> = Emulator::kernels().map(|name| name.to_string_lossy().into_owned()).collect();
-    assert!(names.len() > 30, "{names:?}");
-    assert!(names.iter().all(|name| name.starts_with("cuckoo_")));
+fn every_kernel_of_a_format_can_be_launched() {
+    let names: Vec<_> = Emulator::kernels().collect();
+    assert!(names.iter().all(|name| name.to_string_lossy().starts_with("cuckoo_")), "{names:?}");
+    for kind in &matrix::KINDS {
+        assert!(names.contains(&kind.linear) && names.contains(&kind.embed), "{kind:?}");
+    }
 }
 
-/// `cargo test -p cuckoo-kernels --features bindings`, with libclang where bindgen looks for it.
-#[cfg(feature = "bindings")]
 #[test]
-fn bindings_are_current() {
-    let made = include_str!(concat!(env!("OUT_DIR"), "/args.rs"));
-    assert!(
-        made == include_str!("args.rs"),
-        "copy {} to kernels/src/cuda/args.rs",
-        concat!(env!("OUT_DIR"), "/args.rs")
-    );
+fn a_fault_says_what_where() {
+    let Some(mut machine) = Emulator::new(0, 1) else { return };
+    let extent = machine::Extent { grid: [1; 3], threads: 32, shared_bytes: 0 };
+    // SAFETY: a kernel that does not exist runs nothing, and arguments of another size are refused.
+    let (none, short) =
+        unsafe { (machine.launch(c"cuckoo_none", extent, &0u64), machine.launch(c"cuckoo_norm_rows", extent, &0u64)) };
+    assert_eq!(none.unwrap_err().to_string(), "device fault: cuckoo_none: there is no such kernel");
+    assert_eq!(short.unwrap_err().to_string(), "device fault: cuckoo_norm_rows: arguments of another size");
 }
