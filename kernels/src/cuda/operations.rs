@@ -183,7 +183,7 @@ impl<M: Machine> Cuda<M> {
         unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
     }
 
-    fn to_host(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
+    fn values_of(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
         let mut values = vec![0.0f32; x.rows * x.cols];
         self.machine.read(&x.memory, 0, cast_slice_mut(&mut values))?;
         Ok(values)
@@ -254,12 +254,12 @@ impl<M: Machine> Ops for Cuda<M> {
         let numbers = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
         for part in &table.parts {
             let (count, first_row) = (tokens.len() as u32, part.first_row as u32);
-            // SAFETY (of both): tokens are below the rows of the table, and `out` has a row for each.
             match &part.weights {
                 Weights::Integers { kind, args, .. } => {
                     let args =
                         cuckoo_embed_integers { table: *args, tokens: numbers, out: out.address(), count, first_row };
                     let grid = [tokens.len().div_ceil(THREADS / WARP), 1, 1];
+                    // SAFETY: tokens are below the rows of the table, and `out` has a row for each.
                     unsafe { self.launch(kind.embed, grid, (THREADS, 0), &args)? }
                 }
                 Weights::Floats { quant, args, .. } => {
@@ -270,6 +270,7 @@ impl<M: Machine> Ops for Cuda<M> {
                         Quant::F16 => c"cuckoo_embed_f16",
                         _ => c"cuckoo_embed_bf16",
                     };
+                    // SAFETY: as above.
                     unsafe { self.launch(kernel, [tokens.len(), 1, 1], (THREADS, 0), &args)? }
                 }
             }
@@ -390,7 +391,7 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let values = self.to_host(logits)?;
+        let values = self.values_of(logits)?;
         Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
     }
 
@@ -427,16 +428,16 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn read(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
-        self.to_host(x)
+        self.values_of(x)
     }
 
     fn sample(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let values = self.to_host(logits)?;
+        let values = self.values_of(logits)?;
         requests.iter().map(|r| sampling::draw(&values[r.row * logits.cols..][..logits.cols], r)).collect()
     }
 
     fn logprobs(&mut self, logits: &Buffer<M>, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
-        let values = self.to_host(logits)?;
+        let values = self.values_of(logits)?;
         let row = |r: &LogprobRequest| &values[r.row * logits.cols..][..logits.cols];
         requests.iter().map(|r| sampling::logprobs(row(r), r)).collect()
     }
