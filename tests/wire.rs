@@ -43,7 +43,7 @@ fn calls_have_these_bytes() {
     snapshot(&Call::Models, "0301");
     let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
     snapshot(&wallet, "030201016b03");
-    let chat = Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]);
+    let chat = Prompt::Chat(vec![ChatMessage::new("user", "hi")]);
     let generate = |prompt| {
         Call::Generate(Generate {
             api_key: ApiKey("k".into()),

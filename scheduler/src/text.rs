@@ -1,43 +1,123 @@
 //! Tokens to text as it may be shown: whole characters only, and nothing that may turn out to begin a stop string. Pure.
 
 use cuckoo_models::Decoder;
+use cuckoo_models::tools::{Event, Parser};
 
 /// The text side of one request's output.
 #[derive(Debug)]
 pub(crate) struct Output {
     decoder: Decoder,
     scanner: StopScanner,
+    calls: Option<CallReader>,
+}
+
+/// Finds calls of tools in an output.
+#[derive(Debug)]
+pub(crate) struct CallReader {
+    /// What reads them.
+    pub(crate) parser: Parser,
+    /// Control tokens that are parts of calls, with their names.
+    pub(crate) marks: Vec<(u32, String)>,
+}
+
+/// What may be shown of an output.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// In order.
+    pub(crate) events: Vec<Event>,
+    /// Whether a stop string was found: nothing after it counts.
+    pub(crate) stopped: bool,
 }
 
 impl Output {
-    /// Ends before any of `stops`, or after it where `include_stop`.
-    pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool) -> Self {
-        Self { decoder, scanner: StopScanner::new(stops, include_stop) }
+    /// Ends before any of `stops`, or after it where `include_stop`. Stop strings are looked for in text, not in calls.
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool, calls: Option<CallReader>) -> Self {
+        Self { decoder, scanner: StopScanner::new(stops, include_stop), calls }
     }
 
     /// What one more token shows.
-    pub(crate) fn push(&mut self, token: u32) -> Scanned {
-        match self.decoder.push(token) {
-            Some(piece) => self.scanner.push(&piece),
-            None => Scanned { text: String::new(), stopped: false },
-        }
+    pub(crate) fn push(&mut self, token: u32) -> Shown {
+        self.show(token, true)
     }
 
     /// What one more token shows where stop strings do not count yet; none may be pushed before that does.
-    pub(crate) fn push_unscanned(&mut self, token: u32) -> Scanned {
-        Scanned { text: self.decoder.push(token).unwrap_or_default(), stopped: false }
+    pub(crate) fn push_unscanned(&mut self, token: u32) -> Shown {
+        self.show(token, false)
+    }
+
+    fn show(&mut self, token: u32, scans: bool) -> Shown {
+        let events = match &mut self.calls {
+            Some(calls) => {
+                let mark = calls.marks.iter().find(|(mark, _)| *mark == token);
+                let text = match mark {
+                    // A character that was begun before it never becomes whole.
+                    Some((_, name)) => Some(self.decoder.finish().unwrap_or_default() + name),
+                    None => self.decoder.push(token),
+                };
+                text.map_or(Vec::new(), |text| calls.parser.push(&text))
+            }
+            None => self.decoder.push(token).map(Event::Content).into_iter().collect(),
+        };
+        match scans {
+            true => self.scan(events),
+            false => Shown { events, stopped: false },
+        }
+    }
+
+    fn scan(&mut self, events: Vec<Event>) -> Shown {
+        let mut shown = Shown::default();
+        for event in events {
+            let (text, stopped) = match &event {
+                Event::Content(text) => {
+                    let scanned = self.scanner.push(text);
+                    (scanned.text, scanned.stopped)
+                }
+                // No stop string reaches over a call.
+                Event::Call { .. } | Event::Arguments(_) => (self.scanner.finish(), false),
+            };
+            if !text.is_empty() {
+                shown.events.push(Event::Content(text));
+            }
+            if stopped {
+                shown.stopped = true;
+                return shown;
+            }
+            if !matches!(event, Event::Content(_)) {
+                shown.events.push(event);
+            }
+        }
+        shown
     }
 
     /// What was held back, once nothing more can come.
-    pub(crate) fn finish(&mut self) -> String {
-        let mut text = self.scanner.finish();
-        if self.scanner.stopped {
-            // The beginning of a character after the stop string counts for nothing.
-            return text;
+    pub(crate) fn finish(&mut self) -> Vec<Event> {
+        // The beginning of a character after a stop string counts for nothing, nor does anything else.
+        let mut events = Vec::new();
+        if !self.scanner.stopped {
+            let tail = self.decoder.finish();
+            if let Some(calls) = &mut self.calls {
+                let mut last = calls.parser.push(&tail.unwrap_or_default());
+                last.extend(calls.parser.finish());
+                events = self.scan(last).events;
+                events.extend(content(self.scanner.finish()));
+            } else {
+                events.extend(content(self.scanner.finish() + &tail.unwrap_or_default()));
+            }
+            return events;
         }
-        text.push_str(&self.decoder.finish().unwrap_or_default());
-        text
+        events.extend(content(self.scanner.finish()));
+        events
     }
+
+    /// Whether tools were called, and whether a call is still going on.
+    pub(crate) fn calls(&self) -> (bool, bool) {
+        let parser = self.calls.as_ref().map(|calls| &calls.parser);
+        (parser.is_some_and(|parser| parser.calls() > 0), parser.is_some_and(Parser::is_within_call))
+    }
+}
+
+fn content(text: String) -> Option<Event> {
+    (!text.is_empty()).then_some(Event::Content(text))
 }
 
 /// Looks for the first of several stop strings across pieces of text, and holds back no more than could begin one.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::generic;
-use super::parser::{Event, Parser};
+use super::parser::{Event, Kept, Parser};
 use super::syntax::{SYNTAXES, Syntax};
 use crate::template::{ChatTemplate, Conversation, TemplateError};
 
@@ -13,6 +13,8 @@ pub struct Dialect {
     syntax: &'static Syntax,
     /// The template itself tells of tools and writes calls and answers.
     native: bool,
+    /// The template wants a call without a text to have no content, rather than an empty one.
+    wants_null: bool,
     /// The template knows system messages.
     has_system: bool,
 }
@@ -48,8 +50,8 @@ impl Dialect {
         let system = json!([{"role": "system", "content": SAID}, {"role": "user", "content": "Hi."}]);
         let has_system = render(template, &system, None, true).is_some_and(|prompt| prompt.contains(SAID));
         match native(template) {
-            Some(syntax) => Self { syntax, native: true, has_system },
-            None => Self { syntax: Syntax::generic(), native: false, has_system },
+            Some((syntax, wants_null)) => Self { syntax, native: true, wants_null, has_system },
+            None => Self { syntax: Syntax::generic(), native: false, wants_null: false, has_system },
         }
     }
 
@@ -78,7 +80,7 @@ impl Dialect {
         template.render_conversation(&conversation)
     }
 
-    /// Messages with ids as the template wants them.
+    /// Messages with ids, and contents of calls without a text, as the template wants them.
     fn own(&self, messages: &[Value]) -> Vec<Value> {
         let mut messages = messages.to_vec();
         let rename = |id: &mut Value| {
@@ -87,6 +89,9 @@ impl Dialect {
             }
         };
         for message in &mut messages {
+            if message["content"].as_str().is_none_or(str::is_empty) && message["tool_calls"].is_array() {
+                message["content"] = if self.wants_null { Value::Null } else { json!("") };
+            }
             if let Some(id) = message.get_mut("tool_call_id") {
                 rename(id);
             }
@@ -99,33 +104,30 @@ impl Dialect {
 
 impl Tool<'_> {
     fn listed(&self) -> Value {
-        let mut function = json!({"name": self.name});
-        if let Some(description) = self.description {
-            function["description"] = description.into();
-        }
-        // A tool without parameters has none to give; templates expect to be told so.
-        function["parameters"] =
-            self.parameters.cloned().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+        // A tool without parameters has none to give; templates expect to be told so, and a description.
+        let parameters = self.parameters.cloned().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+        let description = self.description.unwrap_or_default();
+        let function = json!({"name": self.name, "description": description, "parameters": parameters});
         json!({"type": "function", "function": function})
     }
 }
 
 /// The syntax of a template that lists tools, writes calls that can be read back, and tells answers.
-fn native(template: &ChatTemplate) -> Option<&'static Syntax> {
+fn native(template: &ChatTemplate) -> Option<(&'static Syntax, bool)> {
     let parameters = json!({"type": "object", "properties": {"wing": {"type": "string"}}, "required": ["wing"]});
     let tool = Tool { name: NAME, description: Some("Finds a bird."), parameters: Some(&parameters) };
     let tools = [tool.listed()];
     let user = json!({"role": "user", "content": "Which bird?"});
     let asked = render(template, &json!([user]), Some(&tools), true).filter(|prompt| prompt.contains(NAME))?;
-    // Some templates insist on a content, others on none.
-    [Value::Null, json!("")].into_iter().find_map(|content| {
+    [json!(""), Value::Null].into_iter().find_map(|content| {
         let function = json!({"name": NAME, "arguments": {"wing": "left"}});
         let call = json!({"id": "abcdefghi", "type": "function", "function": function});
         let calls = json!({"role": "assistant", "content": content, "tool_calls": [call]});
         let called = render(template, &json!([user, calls]), Some(&tools), false)?;
         let tool = json!({"role": "tool", "tool_call_id": "abcdefghi", "name": NAME, "content": ANSWER});
         render(template, &json!([user, calls, tool]), Some(&tools), true).filter(|prompt| prompt.contains(ANSWER))?;
-        SYNTAXES.iter().find(|syntax| turns(&asked, &called).iter().any(|turn| reads(syntax, turn)))
+        let syntax = SYNTAXES.iter().find(|syntax| turns(&asked, &called).iter().any(|turn| reads(syntax, turn)))?;
+        Some((syntax, content.is_null()))
     })
 }
 
@@ -145,7 +147,7 @@ fn turns<'t>(asked: &str, called: &'t str) -> Vec<&'t str> {
 }
 
 fn reads(syntax: &'static Syntax, turn: &str) -> bool {
-    let mut parser = Parser::new(syntax, vec![NAME.to_owned()], false);
+    let mut parser = Parser::new(syntax, vec![NAME.to_owned()], Kept::Unsure);
     let mut events = parser.push(turn);
     events.extend(parser.finish());
     let arguments: String = events

@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn values_end_where_they_end() {
-        assert_eq!(scan(br#"{"a": [1.5e-3, "x\"}]\u00e9", {"b": null}]} tail"#), Ok(Some(40)));
+        let value = r#"{"a": [1.5e-3, "x\"}]\u00e9", {"b": null}]}"#;
+        assert_eq!(scan(format!("{value} tail").as_bytes()), Ok(Some(value.len())));
         assert_eq!(scan(b"[] "), Ok(Some(2)));
         assert_eq!(scan(br#"{"a": "#), Ok(None));
         for bad in [
@@ -215,7 +216,7 @@ mod tests {
         #[test]
         fn agrees_with_serde(text in r#"[\[{]["\\{}\[\],:0-9.eE+\-truefalsn u \n]{0,14}[\]}]?"#) {
             let mine = scan(text.as_bytes()).is_ok_and(|end| end == Some(text.len()));
-            prop_assert_eq!(mine, serde_json::from_str::<&serde::de::IgnoredAny>(&text).is_ok() || serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok());
+            prop_assert_eq!(mine, serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok());
         }
     }
 }

@@ -35,14 +35,24 @@ pub enum Event {
     Arguments(String),
 }
 
+/// What is known of an output before it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing.
+    Unsure,
+    /// A grammar holds it to text and well-formed calls.
+    TextAndCalls,
+    /// A grammar holds it to well-formed calls.
+    Calls,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Parser {
     syntax: &'static Syntax,
     /// Names of the tools that there are.
     tools: Vec<String>,
-    /// The output is held to the grammar of these tools.
-    sure: bool,
+    kept: Kept,
     state: State,
     /// Not yet understood.
     held: String,
@@ -85,12 +95,12 @@ enum Found {
 }
 
 impl Parser {
-    /// For an output that may call these tools; `sure` if it is held to their grammar.
-    pub fn new(syntax: &'static Syntax, tools: Vec<String>, sure: bool) -> Self {
+    /// For an output that may call the tools of these names. Pieces of it should be small, as tokens are.
+    pub fn new(syntax: &'static Syntax, tools: Vec<String>, kept: Kept) -> Self {
         Self {
             syntax,
             tools,
-            sure,
+            kept,
             state: State::Text,
             held: String::new(),
             space: String::new(),
@@ -124,6 +134,7 @@ impl Parser {
     pub fn finish(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         match self.state {
+            State::Text if self.kept == Kept::Calls => {}
             State::Text => {
                 let mut rest = mem::take(&mut self.space);
                 rest.push_str(&mem::take(&mut self.held));
@@ -132,7 +143,7 @@ impl Parser {
                 }
             }
             State::Between | State::CallClose => {}
-            _ if self.sure => {}
+            _ if self.is_sure() => {}
             _ => {
                 self.raw.push_str(&self.held);
                 content(&mut events, mem::take(&mut self.raw));
@@ -142,6 +153,10 @@ impl Parser {
         self.raw.clear();
         self.pending.clear();
         events
+    }
+
+    fn is_sure(&self) -> bool {
+        self.kept != Kept::Unsure
     }
 
     /// Whether more can be understood of what is held.
@@ -262,7 +277,7 @@ impl Parser {
         }
         let read = end.unwrap_or(self.held.len());
         self.take_arguments(read, events);
-        if !self.sure && self.raw.len() > UNSURE_BYTES_MAX {
+        if !self.is_sure() && self.raw.len() > UNSURE_BYTES_MAX {
             return self.fail(events);
         }
         match (end, floor) {
@@ -295,7 +310,7 @@ impl Parser {
             }
         }
         self.consume(self.held.len());
-        match !self.sure && self.raw.len() > UNSURE_BYTES_MAX {
+        match !self.is_sure() && self.raw.len() > UNSURE_BYTES_MAX {
             true => self.fail(events),
             false => self.wait(State::Rest(scanner)),
         }
@@ -353,7 +368,7 @@ impl Parser {
     }
 
     fn give(&mut self, event: Event, events: &mut Vec<Event>) {
-        if !self.sure {
+        if !self.is_sure() {
             return self.pending.push(event);
         }
         self.raw.clear();

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::tokenizer::Tokenizer;
+
 /// One way of writing calls:
 ///
 /// ```text
@@ -25,7 +27,7 @@ pub struct Syntax {
     pub(super) between: Option<&'static str>,
     pub(super) list_close: &'static str,
     /// An output may have more than one call.
-    pub(super) many: bool,
+    pub many: bool,
     /// The model's template insists on ids of nine letters and digits.
     pub(super) short_ids: bool,
 }
@@ -70,7 +72,7 @@ pub static SYNTAXES: &[Syntax] = &[
     },
     // Mistral's newer ones: Devstral, Ministral 3.
     Syntax { name: "mistral-args", trigger: "[TOOL_CALLS]", body: Body::Named("[ARGS]"), short_ids: true, ..PLAIN },
-    // DeepSeek R1 and V3.
+    // DeepSeek R1 and V3, by llama.cpp's template for them.
     Syntax {
         name: "deepseek",
         trigger: "<｜tool▁calls▁begin｜>",
@@ -81,19 +83,6 @@ pub static SYNTAXES: &[Syntax] = &[
         list_close: "<｜tool▁calls▁end｜>",
         ..PLAIN
     },
-    // DeepSeek V3.1.
-    Syntax {
-        name: "deepseek-v3.1",
-        trigger: "<｜tool▁calls▁begin｜>",
-        call_open: "<｜tool▁call▁begin｜>",
-        body: Body::Named("<｜tool▁sep｜>"),
-        call_close: "<｜tool▁call▁end｜>",
-        between: Some(""),
-        list_close: "<｜tool▁calls▁end｜>",
-        ..PLAIN
-    },
-    // Granite 3.
-    Syntax { name: "granite", trigger: "<|tool_call|>", list_open: "[", between: Some(", "), list_close: "]", ..PLAIN },
     // Apriel.
     Syntax {
         name: "apriel",
@@ -123,8 +112,6 @@ pub static SYNTAXES: &[Syntax] = &[
     },
     // Functionary 3.1.
     Syntax { name: "functionary", trigger: "<function=", body: Body::Named(">"), list_close: "</function>", ..PLAIN },
-    // Firefunction 2.
-    Syntax { name: "functools", trigger: "functools[", between: Some(", "), list_close: "]", ..PLAIN },
     // Llama 3.1 to 3.3, which is to make one call at a time.
     Syntax {
         name: "llama",
@@ -173,6 +160,23 @@ impl Syntax {
             }
         }
         out
+    }
+
+    /// The vocabulary's control tokens that are parts of this syntax, which an output's text must show.
+    pub fn marks(&self, tokenizer: &Tokenizer) -> Vec<(u32, String)> {
+        let separator = match self.body {
+            Body::Object(_) => "",
+            Body::Named(separator) => separator,
+        };
+        let between = self.between.unwrap_or_default();
+        let parts =
+            [self.trigger, self.list_open, self.call_open, separator, self.call_close, between, self.list_close];
+        let control = (0..tokenizer.vocab_len() as u32).filter(|token| tokenizer.is_special(*token));
+        let named = control.filter_map(|token| Some((token, std::str::from_utf8(tokenizer.token_bytes(token)?).ok()?)));
+        named
+            .filter(|(_, name)| !name.is_empty() && parts.iter().any(|part| part.contains(name)))
+            .map(|(token, name)| (token, name.to_owned()))
+            .collect()
     }
 
     /// A name for a call, in the form that this syntax's template wants; the same for the same `request` and `index`.

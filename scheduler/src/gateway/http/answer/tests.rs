@@ -10,7 +10,13 @@ fn envelope(surface: Surface) -> Envelope {
 }
 
 fn delta(text: &str, tokens: &[u32]) -> Option<Reply> {
-    Some(Reply::Delta { first: 0, tokens: tokens.to_vec(), text: text.to_owned(), logprobs: Vec::new() })
+    Some(Reply::Delta {
+        first: 0,
+        tokens: tokens.to_vec(),
+        text: text.to_owned(),
+        logprobs: Vec::new(),
+        calls: Vec::new(),
+    })
 }
 
 fn finished(reason: FinishReason) -> Option<Reply> {
@@ -183,7 +189,7 @@ fn told() -> Vec<Option<Reply>> {
     ];
     let delta = |(i, (text, entry)): (usize, (&str, TokenLogprobs))| {
         let (first, tokens) = (i as u32, vec![entry.chosen.token]);
-        Some(Reply::Delta { first, tokens, text: text.to_owned(), logprobs: vec![entry] })
+        Some(Reply::Delta { first, tokens, text: text.to_owned(), logprobs: vec![entry], calls: Vec::new() })
     };
     entries.into_iter().enumerate().map(delta).chain([finished(FinishReason::Stop)]).collect()
 }

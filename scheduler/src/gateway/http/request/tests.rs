@@ -41,7 +41,7 @@ fn refused_for(param: &str, result: Result<Asked, Refusal>) -> String {
 #[test]
 fn a_bare_request_gets_the_usual_values() {
     let asked = chat(json!({})).unwrap();
-    let messages = vec![cuckoo_wire::message::ChatMessage { role: "user".into(), content: "hi".into() }];
+    let messages = vec![cuckoo_wire::message::ChatMessage::new("user", "hi")];
     let expected = Generate::new(ApiKey("ck_1".to_owned()), "wren".to_owned(), Prompt::Chat(messages));
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
