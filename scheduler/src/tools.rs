@@ -223,3 +223,107 @@ pub(crate) fn replies(
     };
     said.into_iter().map(delta).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use cuckoo_wire::message::ToolCall;
+
+    use super::*;
+
+    fn held_to(parameters: Option<Value>) -> Result<Value, Refusal> {
+        let parameters = parameters.map(|schema| schema.to_string());
+        let tool = Tool { name: "f".to_owned(), description: None, parameters, strict: false };
+        schema("p", &tool).map(|text| serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn arguments_are_objects_of_what_is_listed() {
+        let none = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        assert_eq!(held_to(None).unwrap(), none);
+        let listed = json!({"properties": {"a": {}}, "required": ["a"]});
+        let closed = held_to(Some(listed.clone())).unwrap();
+        assert_eq!((&closed["type"], &closed["additionalProperties"]), (&json!("object"), &json!(false)));
+        // Where it says something of others, or where that might contradict it, it is left as it is.
+        for (key, value) in [
+            ("additionalProperties", json!(true)),
+            ("patternProperties", json!({"^x": {}})),
+            ("required", json!(["a", "b"])),
+            ("allOf", json!([{"properties": {"b": {}}}])),
+        ] {
+            let mut open = listed.clone();
+            open[key] = value;
+            let held = held_to(Some(open.clone())).unwrap();
+            assert_eq!(held.get("additionalProperties"), open.get("additionalProperties"), "{key}");
+        }
+        assert_eq!(held_to(Some(json!({"type": ["object", "null"]}))).unwrap()["type"], "object");
+        for bad in [json!({"type": "string"}), json!({"type": ["null"]}), json!({"type": 1}), json!([]), json!("x")] {
+            assert_eq!(held_to(Some(bad)).unwrap_err().param.as_deref(), Some("p"));
+        }
+    }
+
+    #[test]
+    fn messages_are_as_templates_know_them() {
+        let call = |arguments: &str| ToolCall { id: "i".into(), name: "f".into(), arguments: arguments.into() };
+        let chat = |arguments: &str| {
+            let called = ChatMessage { calls: vec![call(arguments)], ..ChatMessage::new("assistant", "") };
+            let told = ChatMessage { answers: Some("i".into()), ..ChatMessage::new("tool", "7") };
+            conversation(&[called, told])
+        };
+        let function = json!({"name": "f", "arguments": {"b": 1, "a": [2.50]}});
+        let call = json!({"id": "i", "type": "function", "function": function});
+        let expected = [
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+            json!({"role": "tool", "content": "7", "tool_call_id": "i", "name": "f"}),
+        ];
+        assert_eq!(chat(r#"{"b": 1, "a": [2.50]}"#).unwrap(), expected);
+        assert_eq!(chat("").unwrap()[0]["tool_calls"][0]["function"]["arguments"], json!({}));
+        for bad in ["{\"a\": ", "7", "[]", "\"{}\"", &"[".repeat(10_000)] {
+            let refusal = chat(bad).unwrap_err();
+            assert_eq!(refusal.param.as_deref(), Some("messages[0].tool_calls[0].function.arguments"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn text_after_a_call_is_a_reply_of_its_own() {
+        let mut caller = Some(Caller::new(Syntax::named("mistral").unwrap(), RequestId([7; 16])));
+        let events = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| match text.split_once(':') {
+                    Some(("call", name)) => Event::Call { name: name.to_owned() },
+                    Some(("more", text)) => Event::Arguments(text.to_owned()),
+                    _ => Event::Content((*text).to_owned()),
+                })
+                .collect::<Vec<_>>()
+        };
+        let told = replies(
+            &mut caller,
+            events(&["a", "b", "call:f", "more:{", "more:}", "c", "call:g"]),
+            3,
+            vec![8, 9],
+            vec![],
+        );
+        let [
+            Reply::Delta { first: 3, tokens, text, calls, .. },
+            Reply::Delta { first: 5, tokens: none, text: then, calls: last, .. },
+        ] = told.as_slice()
+        else {
+            panic!("{told:?}")
+        };
+        assert_eq!((tokens.as_slice(), text.as_str(), calls.len()), (&[8, 9][..], "ab", 1));
+        assert_eq!((calls[0].index, calls[0].arguments.as_str()), (0, "{}"));
+        assert_eq!((none.len(), then.as_str(), last[0].index), (0, "c", 1));
+        let ids: Vec<&str> = calls.iter().chain(last).map(|call| call.begun.as_ref().unwrap().0.as_str()).collect();
+        assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9));
+        let more = replies(&mut caller, events(&["more:{}"]), 5, vec![1], vec![]);
+        let [Reply::Delta { calls, .. }] = more.as_slice() else { panic!("{more:?}") };
+        assert_eq!(calls[0], CallDelta { index: 1, begun: None, arguments: "{}".to_owned() });
+        let plain = replies(&mut None, events(&["a"]), 0, vec![1], vec![]);
+        assert_eq!(
+            plain,
+            [Reply::Delta { first: 0, tokens: vec![1], text: "a".into(), logprobs: vec![], calls: vec![] }]
+        );
+    }
+}

@@ -290,3 +290,58 @@ fn a_prompts_own_tokens_are_told_as_vllm_tells_them() {
     let chat = whole(asking(Surface::Chat, None, Some(1), false), replies());
     assert_eq!(chat["prompt_logprobs"], expected);
 }
+
+/// A reply with these pieces of calls.
+fn calls(text: &str, calls: &[(u32, Option<(&str, &str)>, &str)]) -> Option<Reply> {
+    let calls = calls.iter().map(|(index, begun, arguments)| CallDelta {
+        index: *index,
+        begun: begun.map(|(id, name)| (id.to_owned(), name.to_owned())),
+        arguments: (*arguments).to_owned(),
+    });
+    let (text, calls) = (text.to_owned(), calls.collect());
+    Some(Reply::Delta { first: 0, tokens: vec![1], text, logprobs: Vec::new(), calls })
+}
+
+fn replies_with_calls(text: &str) -> Vec<Option<Reply>> {
+    vec![
+        calls(text, &[(0, Some(("call_a", "get")), "{\"a\"")]),
+        calls("", &[(0, None, ": 1}"), (1, Some(("call_b", "stop")), "")]),
+        calls("", &[(1, None, "{}")]),
+        finished(FinishReason::ToolCalls),
+    ]
+}
+
+#[test]
+fn calls_are_streamed_in_openais_shape() {
+    let got = stream(Surface::Chat, false, replies_with_calls("Well."));
+    let deltas: Vec<Value> = got[1..got.len() - 2].iter().map(|event| event["choices"][0]["delta"].clone()).collect();
+    let begun = |index: u32, id: &str, name: &str| json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]});
+    let more = |index: u32, text: &str| json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]});
+    let expected = [
+        json!({"content": "Well."}),
+        begun(0, "call_a", "get"),
+        more(0, "{\"a\""),
+        more(0, ": 1}"),
+        begun(1, "call_b", "stop"),
+        more(1, "{}"),
+    ];
+    assert_eq!(deltas, expected);
+    assert_eq!(got[got.len() - 2]["choices"][0]["finish_reason"], "tool_calls");
+    assert!(got[..got.len() - 2].iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
+    assert_eq!(got[got.len() - 1], "[DONE]");
+}
+
+#[test]
+fn whole_calls_are_the_pieces_together() {
+    for (text, content) in [("Well.", json!("Well.")), ("", Value::Null)] {
+        let mut whole = Whole::new(envelope(Surface::Chat));
+        let body = replies_with_calls(text).into_iter().find_map(|reply| whole.take(reply).unwrap()).unwrap();
+        let choice = &serde_json::from_str::<Value>(&body).unwrap()["choices"][0];
+        let call = |id: &str, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let message = json!({
+            "role": "assistant", "content": content, "refusal": null,
+            "tool_calls": [call("call_a", "get", "{\"a\": 1}"), call("call_b", "stop", "{}")],
+        });
+        assert_eq!((&choice["message"], &choice["finish_reason"]), (&message, &json!("tool_calls")));
+    }
+}
