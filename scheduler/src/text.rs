@@ -172,6 +172,11 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use cuckoo_models::tools::Kept;
+    use cuckoo_models::{Syntax, Tokenizer};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -200,6 +205,77 @@ mod tests {
         let including = |stop: &str| StopScanner::new(vec![stop.to_owned(), "NDX".to_owned()], true);
         assert_eq!(including("END").push("a END b"), Scanned { text: "a END".to_owned(), stopped: true });
         assert_eq!(scanner.push("one"), Scanned { text: "one".to_owned(), stopped: false });
+    }
+
+    /// Printable ASCII, one token a character, and a control token.
+    fn tokenizer() -> Tokenizer {
+        let mut vocab: Vec<String> = (b'!'..=b'~').map(|b| char::from(b).to_string()).collect();
+        vocab.extend(["Ġ".to_owned(), "Ċ".to_owned()]);
+        let entries: serde_json::Map<String, serde_json::Value> =
+            vocab.iter().enumerate().map(|(id, text)| (text.clone(), id.into())).collect();
+        let json = serde_json::json!({
+            "model": {"type": "BPE", "vocab": entries, "merges": []},
+            "added_tokens": [{"id": vocab.len(), "content": "[TOOL_CALLS]", "special": true}],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "decoder": {"type": "ByteLevel"},
+        });
+        Tokenizer::from_hf_json(&json.to_string(), None).unwrap()
+    }
+
+    /// Everything that is shown of a text whose control tokens are tokens, and whether a stop string ended it.
+    fn shown(syntax: &str, stops: &[&str], text: &str) -> (Vec<Event>, bool) {
+        let (tokenizer, syntax) = (tokenizer(), Syntax::named(syntax).unwrap());
+        let parser = Parser::new(syntax, vec!["f".to_owned()], Kept::TextAndCalls);
+        let reader = CallReader { parser, marks: syntax.marks(&tokenizer) };
+        let stops = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut output = Output::new(tokenizer.decoder(), stops, false, Some(reader));
+        let mut events: Vec<Event> = Vec::new();
+        let mut add = |event| match (events.last_mut(), event) {
+            (Some(Event::Content(all)), Event::Content(more))
+            | (Some(Event::Arguments(all)), Event::Arguments(more)) => {
+                all.push_str(&more);
+            }
+            (_, event) => events.push(event),
+        };
+        for token in tokenizer.encode(text, true).unwrap() {
+            let shown = output.push(token);
+            shown.events.into_iter().for_each(&mut add);
+            if shown.stopped {
+                output.finish().into_iter().for_each(&mut add);
+                return (events, true);
+            }
+        }
+        output.finish().into_iter().for_each(&mut add);
+        (events, false)
+    }
+
+    #[test]
+    fn stop_strings_count_in_text_and_not_in_calls() {
+        let call = r#"<tool_call>{"name": "f", "arguments": {"a": "END"}}</tool_call>"#;
+        let content = |text: &str| Event::Content(text.to_owned());
+        let called = [Event::Call { name: "f".to_owned() }, Event::Arguments(r#"{"a": "END"}"#.to_owned())];
+        let whole = |before: &str, after: &str| {
+            let text = [content(before)].into_iter().chain(called.clone()).chain([content(after)]);
+            text.filter(|event| *event != content("")).collect::<Vec<_>>()
+        };
+        let stops = ["END", "name", "\n\n"];
+        assert_eq!(shown("hermes", &stops, &format!("Well. EN{call}")), (whole("Well. EN", ""), false));
+        assert_eq!(shown("hermes", &stops, &format!("{call} and END{call}")), (whole("", " and "), true));
+        assert_eq!(shown("hermes", &stops, &format!("no END {call}")), (vec![content("no ")], true));
+        assert_eq!(shown("hermes", &stops, "a\n\nb"), (vec![content("a")], true));
+        assert_eq!(shown("hermes", &stops, "a \n"), (vec![content("a \n")], false));
+    }
+
+    #[test]
+    fn a_control_token_of_a_call_is_read_and_never_shown() {
+        let expected = [
+            Event::Content("So:".to_owned()),
+            Event::Call { name: "f".to_owned() },
+            Event::Arguments("{}".to_owned()),
+            Event::Call { name: "f".to_owned() },
+            Event::Arguments(r#"{"a": 1}"#.to_owned()),
+        ];
+        let text = r#"So: [TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]"#;
+        assert_eq!(shown("mistral", &[], text), (expected.to_vec(), false));
     }
 
     proptest! {

@@ -47,6 +47,8 @@ pub(crate) async fn calling(market: &Market, model: &Arc<Model>, tools: &Tools) 
         Constraint::Calls(CallConstraint { syntax: syntax.name.to_owned(), functions, text, many })
     };
     let mut wanted = constrained(&functions);
+    // What was added to schemas may make them too long for a miner.
+    wanted.check().map_err(|refusal| Refusal { param: Some("tools".to_owned()), ..refusal })?;
     let mut compiled = constraint::compile(market, model, &wanted).await?;
     if matches!(compiled, Err(ConstraintError::Invalid(_) | ConstraintError::Unsatisfiable(_))) {
         relax(market, model, &mut functions).await?;

@@ -332,6 +332,14 @@ fn real_templates_are_known_by_what_they_write() {
             Err(_) if name == "fireworks-ai-llama-3-firefunction-v2" => {}
             Err(why) => panic!("{name}: {why}"),
         }
+        // As many as a request may have, each with a schema of some size.
+        let properties: Vec<(String, Value)> = (0..8)
+            .map(|i| (format!("p{i}"), json!({"type": "string", "description": "what it is", "enum": ["a", "b"]})))
+            .collect();
+        let schema = json!({"type": "object", "properties": Value::Object(properties.into_iter().collect()), "required": ["p1"]});
+        let many = vec![Tool { name: "get", description: Some("Gets it."), parameters: Some(&schema) }; 128];
+        let told = dialect.prompt(&template, &ToolChat { messages: &chat[..1], tools: &many });
+        assert!(told.is_ok() || name == "fireworks-ai-llama-3-firefunction-v2", "{name}: {told:?}");
         spoken.entry(if dialect.is_native() { dialect.syntax().name } else { "" }).or_default().push(name);
     }
     let strangers = spoken.remove("").unwrap().len();
