@@ -251,7 +251,7 @@ fn bad_values_are_named() {
         ("logit_bias", json!({"4000000000": 1})),
         ("logit_bias", json!({"bird": 1})),
         ("n", json!(2)),
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
+        ("functions", json!([{"name": "f"}])),
         ("response_format.type", json!({"type": "xml"})),
         ("logprobs", json!(1)),
         ("top_logprobs", json!(5)),

@@ -111,9 +111,10 @@ fn schema(path: &str, tool: &Tool) -> Result<String, Refusal> {
         .into_iter()
         .chain(["allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "minProperties"])
         .all(|word| !members.contains_key(word));
-    let listed = |name: &Value| name.as_str().is_some_and(|name| members["properties"].get(name).is_some());
+    let properties = members.get("properties").and_then(Value::as_object);
+    let listed = |name: &Value| properties.zip(name.as_str()).is_some_and(|(listed, name)| listed.contains_key(name));
     let has_all = members.get("required").and_then(Value::as_array).is_none_or(|names| names.iter().all(listed));
-    if lists_all && members.get("properties").is_some_and(Value::is_object) && has_all {
+    if lists_all && properties.is_some() && has_all {
         members.insert("additionalProperties".to_owned(), false.into());
     }
     Ok(schema.to_string())
@@ -253,6 +254,8 @@ mod tests {
             ("patternProperties", json!({"^x": {}})),
             ("required", json!(["a", "b"])),
             ("allOf", json!([{"properties": {"b": {}}}])),
+            ("properties", json!([])),
+            ("properties", Value::Null),
         ] {
             let mut open = listed.clone();
             open[key] = value;
@@ -260,6 +263,8 @@ mod tests {
             assert_eq!(held.get("additionalProperties"), open.get("additionalProperties"), "{key}");
         }
         assert_eq!(held_to(Some(json!({"type": ["object", "null"]}))).unwrap()["type"], "object");
+        let referred = held_to(Some(json!({"$ref": "#/$defs/none", "required": ["a"]}))).unwrap();
+        assert_eq!(referred, json!({"$ref": "#/$defs/none", "required": ["a"], "type": "object"}));
         for bad in [json!({"type": "string"}), json!({"type": ["null"]}), json!({"type": 1}), json!([]), json!("x")] {
             assert_eq!(held_to(Some(bad)).unwrap_err().param.as_deref(), Some("p"));
         }

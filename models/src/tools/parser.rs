@@ -20,6 +20,8 @@ use super::syntax::{Body, Syntax};
 const UNSURE_BYTES_MAX: usize = 64 << 10;
 /// Bytes from a call's beginning to its arguments.
 const HEAD_BYTES_MAX: usize = 512;
+/// Bytes of white space between two parts.
+const SPACE_BYTES_MAX: usize = 128;
 
 /// What an output consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +201,7 @@ impl Parser {
             }
             match expect(&self.held, trigger) {
                 Found::Whole(end) => return self.open(end),
-                _ if self.held[start..].starts_with('{') => return self.open(start),
+                _ if start <= SPACE_BYTES_MAX && self.held[start..].starts_with('{') => return self.open(start),
                 Found::Partly => return false,
                 Found::No => {
                     self.plain(self.held.len(), events);
@@ -243,7 +245,8 @@ impl Parser {
     }
 
     fn head(&mut self, events: &mut Vec<Event>) -> bool {
-        let (name, end) = match head(&self.held, &self.syntax.body) {
+        let seen = &self.held[..self.held.floor_char_boundary(HEAD_BYTES_MAX)];
+        let (name, end) = match head(seen, &self.syntax.body) {
             Head::Whole { name, end } if self.tools.iter().any(|tool| tool == name) => (name.to_owned(), end),
             Head::Partly if self.held.len() < HEAD_BYTES_MAX => return self.wait(State::Head),
             _ => return self.fail(events),
@@ -262,10 +265,9 @@ impl Parser {
     }
 
     fn arguments(&mut self, mut scanner: Scanner, floor: usize, events: &mut Vec<Event>) -> bool {
-        let mut end = None;
-        let bytes = self.held.as_bytes();
-        for (at, byte) in bytes.iter().enumerate() {
-            if scanner.push(*byte).is_err() {
+        let (mut end, room) = (None, self.room());
+        for (at, byte) in self.held[..room].bytes().enumerate() {
+            if scanner.push(byte).is_err() {
                 let valid = self.held.floor_char_boundary(at);
                 self.take_arguments(valid, events);
                 return self.fail(events);
@@ -275,9 +277,9 @@ impl Parser {
                 break;
             }
         }
-        let read = end.unwrap_or(self.held.len());
-        self.take_arguments(read, events);
-        if !self.is_sure() && self.raw.len() > UNSURE_BYTES_MAX {
+        let is_too_long = end.is_none() && room < self.held.len();
+        self.take_arguments(end.unwrap_or(room), events);
+        if is_too_long {
             return self.fail(events);
         }
         match (end, floor) {
@@ -298,7 +300,8 @@ impl Parser {
 
     /// Members after the arguments are of no use here.
     fn rest(&mut self, mut scanner: Scanner, events: &mut Vec<Event>) -> bool {
-        for (at, byte) in self.held.bytes().enumerate() {
+        let room = self.room();
+        for (at, byte) in self.held[..room].bytes().enumerate() {
             if scanner.push(byte).is_err() {
                 self.consume(self.held.floor_char_boundary(at));
                 return self.fail(events);
@@ -309,10 +312,16 @@ impl Parser {
                 return true;
             }
         }
-        self.consume(self.held.len());
-        match !self.is_sure() && self.raw.len() > UNSURE_BYTES_MAX {
-            true => self.fail(events),
-            false => self.wait(State::Rest(scanner)),
+        let is_too_long = room < self.held.len();
+        self.consume(room);
+        if is_too_long { self.fail(events) } else { self.wait(State::Rest(scanner)) }
+    }
+
+    /// How many of the bytes that are held may belong to the call: one that is not promised has an end.
+    fn room(&self) -> usize {
+        match self.is_sure() {
+            true => self.held.len(),
+            false => self.held.floor_char_boundary(UNSURE_BYTES_MAX.saturating_sub(self.raw.len())),
         }
     }
 
@@ -402,13 +411,13 @@ fn content(events: &mut Vec<Event>, text: String) {
 fn expect(text: &str, literal: &str) -> Found {
     let literal = literal.trim_ascii_start();
     let rest = text.trim_ascii_start();
+    if text.len() - rest.len() > SPACE_BYTES_MAX {
+        return Found::No;
+    }
     if rest.starts_with(literal) {
         return Found::Whole(text.len() - rest.len() + literal.len());
     }
-    match literal.starts_with(rest) && text.len() <= HEAD_BYTES_MAX {
-        true => Found::Partly,
-        false => Found::No,
-    }
+    if literal.starts_with(rest) { Found::Partly } else { Found::No }
 }
 
 /// All of `literals`, one after the other; what follows them.
