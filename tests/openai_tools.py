@@ -216,7 +216,7 @@ def test_hostile_tools_are_refused_or_harmless():
     refused(path, **with_schema({"type": "array"}))
     for bomb in ({"properties": {"a": {"pattern": "("}}}, {"$ref": "#/$defs/none"}, {"properties": {"a": {"not": {}}}}):
         refused(path, tool_choice="required", **with_schema({"type": "object", **bomb, "required": ["a"]}, strict=True))
-    slow = {"type": "object", "properties": {"a": {"pattern": "(a?){1000}" * 400}}, "required": ["a"]}
+    slow = {"type": "object", "properties": {"a": {"pattern": "a?" * 3000}}, "required": ["a"]}
     refused(path, tool_choice="required", **with_schema(slow, strict=True))
     deep = {"type": "object"}
     for _ in range(60):

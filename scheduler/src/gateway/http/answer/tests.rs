@@ -315,7 +315,10 @@ fn replies_with_calls(text: &str) -> Vec<Option<Reply>> {
 fn calls_are_streamed_in_openais_shape() {
     let got = stream(Surface::Chat, false, replies_with_calls("Well."));
     let deltas: Vec<Value> = got[1..got.len() - 2].iter().map(|event| event["choices"][0]["delta"].clone()).collect();
-    let begun = |index: u32, id: &str, name: &str| json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}]});
+    let begun = |index: u32, id: &str, name: &str| {
+        let function = json!({"name": name, "arguments": ""});
+        json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+    };
     let more = |index: u32, text: &str| json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]});
     let expected = [
         json!({"content": "Well."}),
