@@ -220,8 +220,13 @@ async fn send_direct(endpoint: quinn::Endpoint, tokens: usize, sent: Sent) {
         clock.tick().await;
         sent.lock().await.push(Instant::now());
         for writer in &mut writers {
-            let delta =
-                Reply::Delta { first: index as u32, tokens: vec![28], text: "a".to_owned(), logprobs: Vec::new() };
+            let delta = Reply::Delta {
+                first: index as u32,
+                tokens: vec![28],
+                text: "a".to_owned(),
+                logprobs: Vec::new(),
+                calls: Vec::new(),
+            };
             writer.send(&delta).await.expect("sent");
         }
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, ChatMessage, Constraint, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId,
-    Sampling, TokenLogprobs, Usage, Wallet,
+    ApiKey, Call, CallDelta, ChatMessage, Constraint, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply,
+    RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
 
@@ -45,6 +45,8 @@ pub struct Delta {
     pub text: String,
     /// One for each token, where the request asked for them.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Calls of tools, after the text.
+    pub calls: Vec<CallDelta>,
 }
 
 /// A running request. Dropping it cancels it.
@@ -70,8 +72,7 @@ pub struct PromptEcho {
 impl Request {
     /// One question to a chat model.
     pub fn chat(api_key: impl Into<String>, model: impl Into<String>, question: impl Into<String>) -> Self {
-        let turn = ChatMessage { role: "user".to_owned(), content: question.into() };
-        Self::new(api_key, model, Prompt::Chat(vec![turn]))
+        Self::new(api_key, model, Prompt::Chat(vec![ChatMessage::new("user", question)]))
     }
 
     /// A text to be continued.
@@ -93,6 +94,12 @@ impl Request {
     /// What the output must look like.
     pub fn constraint(mut self, constraint: Constraint) -> Self {
         self.0.constraint = Some(constraint);
+        self
+    }
+
+    /// What the model may call; its calls are in [`Delta::calls`].
+    pub fn tools(mut self, tools: Tools) -> Self {
+        self.0.tools = Some(tools);
         self
     }
 
@@ -190,8 +197,8 @@ impl Generation {
         }
         loop {
             match next(&mut self.replies, &self.connection).await? {
-                Reply::Delta { first, tokens, text, logprobs } => {
-                    return Ok(Some(Delta { first, tokens, text, logprobs }));
+                Reply::Delta { first, tokens, text, logprobs, calls } => {
+                    return Ok(Some(Delta { first, tokens, text, logprobs, calls }));
                 }
                 Reply::Prompt { text, logprobs } => {
                     self.prompt.text.push_str(&text);

@@ -24,7 +24,7 @@ mod client;
 
 pub use client::{Client, ClientError, Delta, Generation, Request};
 pub use cuckoo_wire::message::{
-    ApiKey, ChatMessage, Constraint, FinishReason, ModelInfo, Price, Prompt, Refusal, RefusalCode, RequestId, Sampling,
-    Usage, Wallet, WalletEntry,
+    ApiKey, CallDelta, ChatMessage, Constraint, FinishReason, ModelInfo, Price, Prompt, Refusal, RefusalCode,
+    RequestId, Sampling, Tool, ToolCall, ToolChoice, Tools, Usage, Wallet, WalletEntry,
 };
 pub use cuckoo_wire::{Address, Identity, IdentityError, PeerId};

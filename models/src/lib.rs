@@ -32,6 +32,8 @@ pub mod template;
 
 pub mod constraint;
 
+pub mod tools;
+
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
 pub use arch::{ArchError, ArchSpec};
@@ -44,3 +46,4 @@ pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
 pub use template::{ChatTemplate, Conversation, Message, TemplateError};
 pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};
+pub use tools::{CallGrammar, Dialect, Syntax, Tool, ToolChat};

@@ -6,14 +6,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cuckoo_models::{ArchSpec, ChatTemplate, Constrainer, ConstraintError, Gguf, Shelf, SignedManifest, Tokenizer};
+use cuckoo_models::{
+    ArchSpec, ChatTemplate, Constrainer, ConstraintError, Dialect, Gguf, Shelf, SignedManifest, Tokenizer, Tool,
+    ToolChat,
+};
 use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
-use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
+use cuckoo_wire::message::{ChatMessage, ModelInfo, Prompt, Refusal, Tools, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
 use crate::dispatcher::Quote;
+use crate::tools;
 
 /// How often the shelf is looked through for new manifests.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(2);
@@ -23,6 +27,10 @@ pub(crate) struct Model {
     manifest: SignedManifest,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// How tools are spoken of, where there is a template.
+    dialect: Option<Dialect>,
+    /// Control tokens that are parts of calls.
+    marks: Vec<(u32, String)>,
     context_tokens: u32,
     /// Made when the first constraint is met.
     constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
@@ -157,11 +165,15 @@ impl Model {
             Some(_) => Some(ChatTemplate::from_gguf(&gguf).map_err(|e| e.to_string())?),
             None => None,
         };
+        let dialect = template.as_ref().map(Dialect::detect);
+        let marks = dialect.as_ref().map_or(Vec::new(), |dialect| dialect.syntax().marks(&tokenizer));
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
         Ok(Self {
             manifest,
             tokenizer,
             template,
+            dialect,
+            marks,
             context_tokens,
             constrainer: OnceLock::new(),
             dry_breakers: OnceLock::new(),
@@ -186,6 +198,16 @@ impl Model {
 
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// How tools are spoken of; `None` where there is no chat template.
+    pub(crate) fn dialect(&self) -> Option<&Dialect> {
+        self.dialect.as_ref()
+    }
+
+    /// Control tokens that are parts of calls, which a text must show to be read.
+    pub(crate) fn marks(&self) -> &[(u32, String)] {
+        &self.marks
     }
 
     /// What compiles constraints for this model's vocabulary. The first call takes a fraction of a second.
@@ -214,7 +236,7 @@ impl Model {
     }
 
     /// The tokens of a prompt. Special tokens written out in it count as such, as in the prompts that models train on.
-    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Refusal> {
+    pub(crate) fn tokens(&self, prompt: &Prompt, tools: Option<&Tools>) -> Result<Vec<u32>, Refusal> {
         let refuse = |param: &str, why: String| Refusal::invalid(param, why);
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
@@ -223,18 +245,36 @@ impl Model {
                 Ok(self.with_bos(tokens))
             }
             Prompt::Chat(messages) => {
-                let Some(template) = &self.template else {
-                    return Err(refuse("messages", "this model has no chat template: use completions".to_owned()));
-                };
-                let messages: Vec<cuckoo_models::Message> = messages
-                    .iter()
-                    .map(|m| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() })
-                    .collect();
-                let text = template.render(&messages, true).map_err(|e| refuse("messages", e.to_string()))?;
+                let text = self.rendered(messages, tools)?;
                 let tokens = self.tokenizer.encode(&text, true).map_err(|e| refuse("messages", e.to_string()))?;
                 Ok(self.with_bos(tokens))
             }
         }
+    }
+
+    /// A chat by the model's template, in the model's words for tools where it has to do with any.
+    fn rendered(&self, messages: &[ChatMessage], tools: Option<&Tools>) -> Result<String, Refusal> {
+        let (Some(template), Some(dialect)) = (&self.template, &self.dialect) else {
+            return Err(Refusal::invalid("messages", "this model has no chat template: use completions"));
+        };
+        let rendered = if tools.is_none() && messages.iter().all(|m| m.calls.is_empty() && m.answers.is_none()) {
+            let turn = |m: &ChatMessage| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() };
+            template.render(&messages.iter().map(turn).collect::<Vec<_>>(), true)
+        } else {
+            let (messages, parameters) = (tools::conversation(messages)?, tools.map(tools::parameters));
+            let listed: Vec<Tool<'_>> = tools
+                .iter()
+                .flat_map(|tools| &tools.tools)
+                .zip(parameters.iter().flatten())
+                .map(|(tool, parameters)| Tool {
+                    name: &tool.name,
+                    description: tool.description.as_deref(),
+                    parameters: parameters.as_ref(),
+                })
+                .collect();
+            dialect.prompt(template, &ToolChat { messages: &messages, tools: &listed })
+        };
+        rendered.map_err(|e| Refusal::invalid("messages", e.to_string()))
     }
 
     /// Adds the beginning-of-sequence token where the model wants one and the template has not written it already.

@@ -29,6 +29,7 @@ mod root;
 mod serve;
 mod spell;
 mod text;
+mod tools;
 mod words;
 
 pub use dispatcher::{Board, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};

@@ -14,6 +14,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cuckoo_models::Syntax;
+use cuckoo_models::tools::Event;
 use cuckoo_wire::message::{
     Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId,
     Sampling, SequenceId, TokenLogprobs, Usage,
@@ -28,7 +30,8 @@ use crate::ledger::{Attempt, Settlement};
 use crate::market::Market;
 use crate::prompt;
 use crate::spell::{self, Speller};
-use crate::text::Output;
+use crate::text::{CallReader, Output};
+use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 
 /// Placements of one request before it is given up.
@@ -78,8 +81,8 @@ impl Market {
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
         prompt::check_tokens(&model, &request)?;
-        let judge = constraint::judge(self, &model, request.constraint.as_ref()).await?;
-        let tokens = prompt::tokens(self, &model, &request.prompt).await?;
+        let held = held(self, &model, &request).await?;
+        let tokens = prompt::tokens(self, &model, &request).await?;
         let prompt_tokens = tokens.len() as u32;
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
         prompt::check_least(request.sampling.min_tokens, max_new)?;
@@ -94,7 +97,8 @@ impl Market {
         self.ledger().hold(id, &client, limit.ceiling(prompt_tokens, max_new)).await?;
         Ok(Job {
             hold: Hold { market: self.clone(), request: id, open: true },
-            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop),
+            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop, held.reader),
+            caller: held.syntax.map(|syntax| Caller::new(syntax, id)),
             seed: request.sampling.seed.unwrap_or_else(rand::random),
             stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
             include_stop: request.include_stop,
@@ -103,8 +107,8 @@ impl Market {
             echo,
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
-            constraint: request.constraint,
-            judge,
+            constraint: held.constraint,
+            judge: held.judge,
             attempts: Vec::new(),
             model,
             tokens,
@@ -114,6 +118,24 @@ impl Market {
             began,
         })
     }
+}
+
+/// What an output is held to, and what reads calls out of it.
+struct Held {
+    constraint: Option<Constraint>,
+    judge: Option<Judge>,
+    reader: Option<CallReader>,
+    syntax: Option<&'static Syntax>,
+}
+
+async fn held(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Held, Refusal> {
+    let Some(tools) = request.callable() else {
+        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?;
+        return Ok(Held { constraint: request.constraint.clone(), judge, reader: None, syntax: None });
+    };
+    let Calling { constraint, judge, parser, syntax } = tools::calling(market, model, tools).await?;
+    let reader = CallReader { parser, marks: model.marks().to_vec() };
+    Ok(Held { constraint, judge, reader: Some(reader), syntax: Some(syntax) })
 }
 
 fn unknown_model(name: &str, market: &Market) -> Refusal {
@@ -146,6 +168,8 @@ struct Job {
     constraint: Option<Constraint>,
     judge: Option<Judge>,
     output: Output,
+    /// Names calls, where there may be any.
+    caller: Option<Caller>,
     attempts: Vec<Attempt>,
     began: Instant,
 }
@@ -292,7 +316,7 @@ impl Job {
         replies: &mpsc::Sender<Reply>,
     ) -> Result<Option<FinishReason>, Outcome> {
         let first = self.accepted();
-        let (mut reason, mut text) = (None, String::new());
+        let (mut reason, mut events) = (None, Vec::new());
         // Looked at before any is taken in: what is accepted is what the developer gets.
         if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
             return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
@@ -305,7 +329,7 @@ impl Job {
             }
             self.tokens.push(token);
             taken.push(token);
-            reason = self.judge(token, &mut text);
+            reason = self.judge(token, &mut events);
             if reason.is_some() {
                 break;
             }
@@ -320,11 +344,18 @@ impl Job {
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.tokens += taken.len() as u32;
         }
-        if reason.is_some() {
-            text.push_str(&self.output.finish());
+        if let Some(why) = reason {
+            // Before what was held back is dropped: a call that has not ended was cut.
+            let (_, is_within_call) = self.output.calls();
+            events.extend(self.output.finish());
+            reason = Some(match why {
+                FinishReason::Stop if is_within_call => FinishReason::Length,
+                FinishReason::Stop if self.output.calls().0 => FinishReason::ToolCalls,
+                why => why,
+            });
         }
-        let delta = Reply::Delta { first, tokens: taken, text, logprobs };
-        send_all(replies, vec![delta]).await.map_err(Outcome::Ended)?;
+        let deltas = tools::replies(&mut self.caller, events, first, taken, logprobs);
+        send_all(replies, deltas).await.map_err(Outcome::Ended)?;
         match allowed {
             true => Ok(reason),
             false => Err(not_allowed()),
@@ -332,20 +363,20 @@ impl Job {
     }
 
     /// What one more token means.
-    fn judge(&mut self, token: u32, text: &mut String) -> Option<FinishReason> {
+    fn judge(&mut self, token: u32, events: &mut Vec<Event>) -> Option<FinishReason> {
         if self.stop_tokens.binary_search(&token).is_ok() {
             if self.include_stop {
-                text.push_str(&self.output.push(token).text);
+                events.extend(self.output.push(token).events);
             }
             return Some(FinishReason::Stop);
         }
-        let scanned = match self.accepted() <= self.sampling.min_tokens {
+        let shown = match self.accepted() <= self.sampling.min_tokens {
             true => self.output.push_unscanned(token),
             false => self.output.push(token),
         };
-        text.push_str(&scanned.text);
+        events.extend(shown.events);
         match () {
-            () if scanned.stopped => Some(FinishReason::Stop),
+            () if shown.stopped => Some(FinishReason::Stop),
             () if self.accepted() >= self.max_new => Some(FinishReason::Length),
             () => None,
         }

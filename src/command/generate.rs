@@ -76,6 +76,7 @@ impl Answer {
             let reason = match self.reason {
                 FinishReason::Stop => "stop",
                 FinishReason::Length => "length",
+                FinishReason::ToolCalls => "tool_calls",
             };
             let line = json!({
                 "event": "answer", "text": self.text, "finish_reason": reason,

@@ -35,7 +35,7 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     }
     if let Some(question) = &args.ask {
         let client = Client::connect(started.scheduler.address(), &identity).await?;
-        let turn = ChatMessage { role: "user".to_owned(), content: question.clone() };
+        let turn = ChatMessage::new("user", question.clone());
         let name = args.generation.ask_model.as_deref().unwrap_or(&model.name);
         let prompt = Prompt::Chat(vec![turn]);
         let answer = generate::stream(&client, &started.key, name, prompt, &args.generation, common.json).await?;

@@ -52,7 +52,13 @@ pub const DRY_BREAKER_TOKENS_MAX: usize = 16_384;
 pub const CONSTRAINT_BYTES_MAX: usize = 64 << 10;
 /// Texts to choose from.
 pub const CONSTRAINT_CHOICES_MAX: usize = 1_024;
-/// Bytes of a name: a model's, a miner's.
+/// Tools of a request. Their schemas together are bounded as a constraint is.
+pub const TOOLS_MAX: usize = 128;
+/// Calls of tools in one message of a chat.
+pub const CALLS_MAX: usize = 128;
+/// Bytes of a call's id.
+pub const CALL_ID_BYTES_MAX: usize = 128;
+/// Bytes of a name: a model's, a miner's, a tool's.
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// Sequences that one replica may run; also bounds items of a step.
@@ -109,7 +115,8 @@ const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
     + BAD_WORD_WAYS_MAX * (1 + BAD_WORD_TOKENS_MAX * TOKEN_BYTES)
     + DRY_BREAKER_TOKENS_MAX * TOKEN_BYTES
     + CONSTRAINT_BYTES_MAX
-    + CONSTRAINT_CHOICES_MAX * 3;
+    + CONSTRAINT_CHOICES_MAX * 3
+    + TOOLS_MAX * (NAME_BYTES_MAX + 4);
 
 // 4 KiB are left for everything else.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);

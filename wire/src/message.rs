@@ -11,11 +11,13 @@ mod defaults;
 mod logprobs;
 mod price;
 mod print;
+mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
-pub use constraint::Constraint;
+pub use constraint::{CallConstraint, Constraint};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
+pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
 
 // ---------------------------------------------------------------- words that both legs use
 
@@ -180,6 +182,8 @@ pub struct Generate {
     pub echo: bool,
     /// What the output must look like.
     pub constraint: Option<Constraint>,
+    /// What the model may call, where the prompt is a chat.
+    pub tools: Option<Tools>,
 }
 
 /// What ends a repetition where a request does not say, as in llama.cpp.
@@ -201,12 +205,16 @@ pub enum Prompt {
 }
 
 /// One turn of a chat.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said.
+    /// What was said; empty where an assistant only called tools.
     pub content: String,
+    /// What an assistant called.
+    pub calls: Vec<ToolCall>,
+    /// The call that a tool answers, by its id.
+    pub answers: Option<String>,
 }
 
 // ---------------------------------------------------------------- scheduler → developer
@@ -231,6 +239,8 @@ pub enum Reply {
         text: String,
         /// One for each token, where they were asked for.
         logprobs: Vec<TokenLogprobs>,
+        /// Calls of tools, after the text.
+        calls: Vec<CallDelta>,
     },
     /// The end.
     Finished {
@@ -261,6 +271,8 @@ pub enum FinishReason {
     Stop,
     /// The token limit or the context was reached.
     Length,
+    /// The model ended it, and has called tools.
+    ToolCalls,
 }
 
 /// What a request used, what it cost, and who got it. Amounts in nano-credits.

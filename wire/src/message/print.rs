@@ -53,7 +53,7 @@ impl fmt::Debug for Prompt {
 
 impl fmt::Debug for ChatMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChatMessage({}, {} bytes)", self.role, self.content.len())
+        write!(f, "ChatMessage({}, {} bytes, {} calls)", self.role, self.content.len(), self.calls.len())
     }
 }
 

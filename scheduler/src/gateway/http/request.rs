@@ -13,6 +13,7 @@ use super::ignored::Ignored;
 
 mod prompt;
 mod structured;
+mod tools;
 mod unsupported;
 
 /// The parameters that this door understands besides model and prompt, as `/v1/models` lists them.
@@ -57,6 +58,9 @@ pub(super) const SUPPORTED_PARAMETERS: &[&str] = &[
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 ];
 
 /// Which of the two ways to ask.
@@ -145,6 +149,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
     let (constraint, field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
+    let tools = tools::tools(&mut fields, &mut ignored)?;
     let show = show(surface, &mut fields, stream)?;
     let generate = Generate {
         api_key,
@@ -164,6 +169,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         prompt_logprobs: show.prompt_logprobs.max(show.logprobs.filter(|_| show.echo)),
         echo: show.echo,
         constraint,
+        tools,
     };
     let names = Names { surface, constraint: field };
     generate.check().map_err(|refusal| names.rename(refusal))?;

@@ -15,9 +15,7 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     // The answer in other terms.
     ("return_token_ids", &["false"]),
     ("return_tokens_as_token_ids", &["false"]),
-    // Tools.
-    ("tools", &["[]"]),
-    ("tool_choice", &["\"none\""]),
+    // Tools under their older names, and those that somebody else would run.
     ("functions", &["[]"]),
     ("function_call", &["\"none\""]),
     ("web_search_options", &[]),
