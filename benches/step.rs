@@ -34,6 +34,7 @@ fn limits(step_tokens_max: u32) -> BatchLimits {
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        spill_bytes: 0,
         context_tokens: 8_192,
     }
 }

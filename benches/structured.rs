@@ -93,6 +93,7 @@ fn main() {
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        spill_bytes: 0,
         context_tokens: 2_048,
     };
     let threads = argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

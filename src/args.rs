@@ -166,8 +166,13 @@ pub(crate) struct Mining {
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
     /// Memory for keys and values, in MiB
-    #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
-    pub(crate) kv_memory: u64,
+    #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) kv_mib: u64,
+    /// Host memory for keys and values whose room on the device is needed, in MiB: they are copied back rather than computed
+    /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
+    #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
+    pub(crate) spill_mib: u64,
 }
 
 impl Mining {

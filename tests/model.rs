@@ -17,6 +17,7 @@ use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceI
 use crate::support::weights;
 
 mod logprobs;
+mod spill;
 
 const TEXTS: [&str; 3] = [
     "The cuckoo lays its eggs in the nests of other birds, which then raise the young as their own. Most species live in trees,",
@@ -138,13 +139,16 @@ struct Shape {
     batch: u32,
     step_tokens: u32,
     kv_blocks: u32,
+    /// Host memory for blocks whose room is needed.
+    spill_bytes: u64,
     /// Steps planned before the first of them is computed.
     in_flight: usize,
     /// Guesses in one step.
     drafts: u32,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1, drafts: 0 };
+const ALONE: Shape =
+    Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, spill_bytes: 0, in_flight: 1, drafts: 0 };
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -190,6 +194,7 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
         step_target: Duration::MAX,
         drafts_max: shape.drafts,
         kv_blocks: shape.kv_blocks,
+        spill_bytes: shape.spill_bytes,
         context_tokens: 8_192,
     };
     let kv = KvPlan::new(&files.spec, &limits);

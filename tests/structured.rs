@@ -208,6 +208,7 @@ impl Rig {
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            spill_bytes: 0,
             context_tokens: 2_048,
         };
         let engine = Engine::new(Cpu::new(2), &gguf, &File::open(weights()).unwrap(), &spec, limits).unwrap();

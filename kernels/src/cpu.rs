@@ -24,6 +24,7 @@ use self::disjoint::Disjoint;
 use self::lanes::Level;
 
 use self::weights::zeroed;
+use crate::memory::Memory;
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -152,22 +153,13 @@ impl Cpu {
     }
 }
 
-impl Ops for Cpu {
+impl Memory for Cpu {
     type Matrix = Matrix;
     type Vector = Vector;
     type Buffer = Buffer;
     type KvCache = KvCache;
+    type HostKv = KvCache;
     type RopeTable = RopeTable;
-
-    fn describe(&self) -> String {
-        let isa = match self.isa {
-            Isa::Avx512 => "avx512",
-            Isa::Avx2 => "avx2",
-            Isa::Portable => "portable",
-        };
-        let threads = self.pool.threads();
-        format!("cpu {isa} x{threads} thread{}", if threads == 1 { "" } else { "s" })
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         Matrix::load(&mut self.pool, &mut self.arena, parts)
@@ -185,8 +177,34 @@ impl Ops for Cpu {
         KvCache::new(&mut self.arena, shape)
     }
 
+    fn host_kv(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        self.kv_cache(shape)
+    }
+
     fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable, OpsError> {
         RopeTable::new(rope)
+    }
+}
+
+impl Ops for Cpu {
+    fn describe(&self) -> String {
+        let isa = match self.isa {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        };
+        let threads = self.pool.threads();
+        format!("cpu {isa} x{threads} thread{}", if threads == 1 { "" } else { "s" })
+    }
+
+    fn copy_out(&mut self, cache: &KvCache, host: &mut KvCache, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().for_each(|(block, slot)| host.copy(*slot, cache, *block));
+        Ok(())
+    }
+
+    fn copy_in(&mut self, host: &KvCache, cache: &mut KvCache, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().for_each(|(slot, block)| cache.copy(*block, host, *slot));
+        Ok(())
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {

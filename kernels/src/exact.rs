@@ -13,6 +13,7 @@ use std::ops::Range;
 use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
+use crate::memory::Memory;
 use crate::ops::{
     Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
@@ -54,6 +55,16 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// Copies a block of all layers from another cache of the same shape.
+    fn copy(&mut self, to: u32, from: &Self, block: u32) {
+        for layer in 0..self.shape.layers {
+            let len = KV_BLOCK_TOKENS * self.shape.kv_heads;
+            let (to, from_at) = (self.at(layer, to, 0, 0), from.at(layer, block, 0, 0));
+            self.keys[to..to + len].clone_from_slice(&from.keys[from_at..from_at + len]);
+            self.values[to..to + len].clone_from_slice(&from.values[from_at..from_at + len]);
+        }
+    }
+
     fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
         let s = &self.shape;
         assert!(layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads, "block {block} is not there");
@@ -93,16 +104,13 @@ impl Default for Exact {
     }
 }
 
-impl Ops for Exact {
+impl Memory for Exact {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
     type KvCache = KvCache;
+    type HostKv = KvCache;
     type RopeTable = Rope;
-
-    fn describe(&self) -> String {
-        "the contract, operation by operation".into()
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -128,8 +136,28 @@ impl Ops for Exact {
         Ok(KvCache { shape, keys: empty.clone(), values: empty })
     }
 
+    fn host_kv(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        self.kv_cache(shape)
+    }
+
     fn rope_table(&mut self, rope: &Rope) -> Result<Rope, OpsError> {
         Ok(rope.clone())
+    }
+}
+
+impl Ops for Exact {
+    fn describe(&self) -> String {
+        "the contract, operation by operation".into()
+    }
+
+    fn copy_out(&mut self, cache: &KvCache, host: &mut KvCache, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().for_each(|(block, slot)| host.copy(*slot, cache, *block));
+        Ok(())
+    }
+
+    fn copy_in(&mut self, host: &KvCache, cache: &mut KvCache, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().for_each(|(slot, block)| cache.copy(*block, host, *slot));
+        Ok(())
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {

@@ -2,7 +2,7 @@
 //! metadata or the network.
 //!
 //! ```text
-//!            Ops  (ops.rs: one trait, one contract per operation)
+//!            Ops  (ops.rs: one trait, one contract per operation; over Memory, memory.rs: what a device holds)
 //!        ╱    │    ╲
 //! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
 //! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
@@ -17,6 +17,7 @@
 pub mod cpu;
 pub mod exact;
 pub mod limits;
+pub mod memory;
 pub mod ops;
 pub mod quant;
 pub mod reference;
@@ -26,6 +27,7 @@ pub mod timed;
 
 pub use cpu::Cpu;
 pub use exact::Exact;
+pub use memory::Memory;
 pub use ops::Ops;
 pub use quant::Quant;
 pub use reference::Reference;

@@ -14,6 +14,7 @@
 //!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
 //! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
 
+use crate::memory::Memory;
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -214,35 +215,29 @@ pub enum OpsError {
     Fault(String),
 }
 
-/// A backend: memory on a device, and the operations that work on it.
+/// A backend: [`Memory`] on a device, and the operations that work on it.
 ///
 /// A `Buffer` is `f32`, row-major, created with a capacity in rows; operations that write one set how many rows are in
 /// use. Buffers of one call never alias except where a contract says so.
-pub trait Ops {
-    /// A weight matrix in the backend's own layout, quantized as in the file.
-    type Matrix;
-    /// A vector of `f32` weights.
-    type Vector;
-    /// Activations.
-    type Buffer;
-    /// Paged keys and values of all layers.
-    type KvCache;
-    /// A prepared rotation table.
-    type RopeTable;
-
+pub trait Ops: Memory {
     /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
     fn describe(&self) -> String;
 
-    /// Loads matrices stacked by rows, in order, as one: fused query/key/value, gate/up. All parts have equal `cols`.
-    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError>;
-    /// Loads a vector.
-    fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError>;
-    /// Allocates activations of `rows` (capacity) by `cols`.
-    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
-    /// Allocates a KV cache; contents are unspecified until stored.
-    fn kv_cache(&mut self, shape: KvShape) -> Result<Self::KvCache, OpsError>;
-    /// Prepares a rotation.
-    fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError>;
+    /// Copies blocks, of all layers, to the host: `(block, slot)` one after the other, as if each were done before the next.
+    ///
+    /// Minimum bytes: `2 * block_bytes` each.
+    fn copy_out(
+        &mut self,
+        cache: &Self::KvCache,
+        host: &mut Self::HostKv,
+        blocks: &[(u32, u32)],
+    ) -> Result<(), OpsError>;
+
+    /// Copies them back: `(slot, block)` one after the other. Every bit of a block is what it was when it was copied out.
+    ///
+    /// Minimum bytes: `2 * block_bytes` each.
+    fn copy_in(&mut self, host: &Self::HostKv, cache: &mut Self::KvCache, slots: &[(u32, u32)])
+    -> Result<(), OpsError>;
 
     /// `out[i] = table[tokens[i]]`, dequantized to `f32`.
     ///

@@ -22,8 +22,8 @@ mod miner;
 
 pub use device::{
     Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, GroupPlan, HOLE, KvCache,
-    KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score, SharedMatcher, StepBudget, StepOutput,
-    StepPlan,
+    KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score, SharedMatcher,
+    StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

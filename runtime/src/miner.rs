@@ -39,6 +39,8 @@ pub struct MineConfig {
     pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
+    /// Bytes of host memory for blocks whose room on the device is needed, a model; 0 where they are forgotten.
+    pub spill_bytes_max: u64,
 }
 
 /// A weights file whose hash has been verified.
@@ -183,6 +185,7 @@ fn limits(
         step_target: kind.step_target(),
         drafts_max: config.drafts_max,
         kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
+        spill_bytes: config.spill_bytes_max,
         context_tokens: 0,
     };
     limits.kv_blocks = KvPlan::blocks_within(spec, &limits, config.kv_bytes_max);

@@ -73,7 +73,8 @@ pub(super) async fn start(
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,
         drafts_max: mining.drafts,
-        kv_bytes_max: mining.kv_memory << 20,
+        kv_bytes_max: mining.kv_mib << 20,
+        spill_bytes_max: mining.spill_mib << 20,
     };
     Ok(mine(config).await?)
 }

@@ -43,6 +43,19 @@ impl KvCache {
         ((layer * s.blocks + block as usize) * s.kv_heads + head) * 2 * self.plane()
     }
 
+    /// Copies a block of all layers from another cache of the same shape: in each, it lies in one piece.
+    pub(super) fn copy(&mut self, to: u32, from: &Self, block: u32) {
+        let len = self.shape.kv_heads * 2 * self.plane();
+        assert!(
+            self.shape == KvShape { blocks: self.shape.blocks, ..from.shape },
+            "a block is copied between caches of the same layers and heads"
+        );
+        for layer in 0..self.shape.layers {
+            let (to, from_at) = (self.keys_at(layer, to, 0), from.keys_at(layer, block, 0));
+            self.data.as_mut()[to..to + len].copy_from_slice(&from.data[from_at..from_at + len]);
+        }
+    }
+
     /// Keys `[dim][16]` and values `[16][dim]`.
     pub(super) fn block(&self, layer: usize, block: u32, head: usize) -> (&[u16], &[u16]) {
         let at = self.keys_at(layer, block, head);

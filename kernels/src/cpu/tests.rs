@@ -2,6 +2,7 @@
 //! chunks, on any number of threads, with any instruction set.
 #![allow(clippy::unwrap_used)]
 
+mod copies;
 mod layer;
 
 use half::f16;

@@ -17,6 +17,7 @@ pub(super) const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 64,
+    spill_bytes: 0,
     context_tokens: 1_000,
 };
 

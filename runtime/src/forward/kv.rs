@@ -1,19 +1,40 @@
 //! Which layers share block tables, and the memory of their keys and values.
 
-use cuckoo_kernels::Ops;
 use cuckoo_kernels::ops::{KvShape, OpsError};
+use cuckoo_kernels::{Memory, Ops};
 use cuckoo_models::ArchSpec;
 use cuckoo_models::arch::LayerSpec;
 
-/// Keys and values of a whole model: one cache for each group of layers.
-pub struct KvMemory<O: Ops> {
+/// Keys and values of a whole model: one cache for each group of layers, and where blocks of it may be kept on the host.
+pub struct KvMemory<O: Memory> {
     pub(super) groups: Vec<O::KvCache>,
+    host: Vec<O::HostKv>,
+}
+
+impl<O: Memory> KvMemory<O> {
+    /// One cache for each of `shapes`; see [`kv_shapes`].
+    pub fn new(ops: &mut O, shapes: &[KvShape]) -> Result<Self, OpsError> {
+        Self::with_host(ops, shapes, &[])
+    }
+
+    /// The same, with as many blocks on the host as `host` says.
+    pub fn with_host(ops: &mut O, shapes: &[KvShape], host: &[KvShape]) -> Result<Self, OpsError> {
+        Ok(Self {
+            groups: shapes.iter().map(|shape| ops.kv_cache(*shape)).collect::<Result<_, _>>()?,
+            host: host.iter().map(|shape| ops.host_kv(*shape)).collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 impl<O: Ops> KvMemory<O> {
-    /// One cache for each of `shapes`; see [`kv_shapes`].
-    pub fn new(ops: &mut O, shapes: &[KvShape]) -> Result<Self, OpsError> {
-        Ok(Self { groups: shapes.iter().map(|shape| ops.kv_cache(*shape)).collect::<Result<_, _>>()? })
+    /// Copies `(block, slot)` of a group to the host, one after the other.
+    pub fn copy_out(&mut self, ops: &mut O, group: usize, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        ops.copy_out(&self.groups[group], &mut self.host[group], blocks)
+    }
+
+    /// Copies `(slot, block)` of a group back, one after the other.
+    pub fn copy_in(&mut self, ops: &mut O, group: usize, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        ops.copy_in(&self.host[group], &mut self.groups[group], slots)
     }
 }
 

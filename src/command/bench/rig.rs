@@ -153,6 +153,7 @@ impl Rig {
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            spill_bytes: 0,
             context_tokens: context,
         };
         let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;
