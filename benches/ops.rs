@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use cuckoo_kernels::cpu::{Buffer, Matrix};
 use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory};
-use cuckoo_kernels::{Cpu, Ops, Quant};
+use cuckoo_kernels::{Cpu, Memory, Ops, Quant};
 use half::f16;
 
 const HIDDEN: usize = 576;

@@ -173,6 +173,13 @@ pub(crate) struct Mining {
     /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
     #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub(crate) spill_mib: u64,
+    /// Memory for everything that the model takes, in MiB; keys and values get no more than it leaves them [default: what
+    /// this machine has free]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) memory_mib: Option<u64>,
+    /// Longest sequence, in tokens [default: as long as the model allows and memory holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) context: Option<u32>,
 }
 
 impl Mining {

@@ -17,6 +17,7 @@ use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceI
 use crate::support::weights;
 
 mod logprobs;
+mod memory;
 mod spill;
 
 const TEXTS: [&str; 3] = [

@@ -27,7 +27,7 @@ pub mod timed;
 
 pub use cpu::Cpu;
 pub use exact::Exact;
-pub use memory::Memory;
+pub use memory::{Counted, Memory};
 pub use ops::Ops;
 pub use quant::Quant;
 pub use reference::Reference;

@@ -32,3 +32,9 @@ pub trait Memory {
     /// Prepares a rotation.
     fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError>;
 }
+
+/// Memory that says how much of it was taken.
+pub trait Counted: Memory {
+    /// Bytes of all that was asked for so far, with what is set aside for operations on it.
+    fn bytes(&self) -> u64;
+}

@@ -185,6 +185,11 @@ impl KvShape {
     pub fn block_bytes(&self) -> usize {
         self.layers * self.kv_heads * self.head_dim * 2 * KV_BLOCK_TOKENS * 2
     }
+
+    /// Bytes of all blocks; [`usize::MAX`] where that is no number.
+    pub fn bytes(&self) -> usize {
+        self.blocks.saturating_mul(self.block_bytes())
+    }
 }
 
 /// A device that could not do what was asked of it. Wrong shapes are bugs and panic; this is the world's fault.

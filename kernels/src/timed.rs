@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::memory::Memory;
+use crate::memory::{Counted, Memory};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -86,6 +86,12 @@ impl<O: Ops> Memory for Timed<O> {
 
     fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError> {
         self.ops.rope_table(rope)
+    }
+}
+
+impl<O: Ops + Counted> Counted for Timed<O> {
+    fn bytes(&self) -> u64 {
+        self.ops.bytes()
     }
 }
 

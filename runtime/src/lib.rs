@@ -11,6 +11,8 @@
 //!           ◀─Step── Link ◀ Batcher ◀──tokens──┘
 //! ```
 //!
+//! Before anything is loaded, `memory` decides what fits.
+//!
 //! The cores are pure and exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
 
 #![forbid(unsafe_code)]
@@ -18,6 +20,7 @@
 mod device;
 pub mod forward;
 mod link;
+mod memory;
 mod miner;
 
 pub use device::{
@@ -26,4 +29,5 @@ pub use device::{
     StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
+pub use memory::{Available, BatchWish, MemoryError, MemoryPlan, Shortage, plan_on_cpu};
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

@@ -75,6 +75,8 @@ pub(super) async fn start(
         drafts_max: mining.drafts,
         kv_bytes_max: mining.kv_mib << 20,
         spill_bytes_max: mining.spill_mib << 20,
+        memory_bytes_max: mining.memory_mib.map(|mib| mib << 20),
+        context_tokens_max: mining.context,
     };
     Ok(mine(config).await?)
 }

@@ -24,8 +24,7 @@ pub struct KvCache {
 impl KvCache {
     pub(super) fn new(arena: &mut Arena, shape: KvShape) -> Result<Self, OpsError> {
         assert_eq!(shape.head_dim % LANES, 0, "a head has a multiple of {LANES} values");
-        let len = [shape.blocks, shape.block_bytes() / 2].into_iter().fold(1, usize::saturating_mul);
-        Ok(Self { shape, data: arena.zeroed(len, "the KV cache")? })
+        Ok(Self { shape, data: arena.zeroed(shape.bytes() / 2, "the KV cache")? })
     }
 
     /// Values of one key or value block.
@@ -81,6 +80,13 @@ impl RopeTable {
         assert!(!rope.frequencies.is_empty(), "a rotation turns at least one pair");
         let turns = (0..rope.positions.div_ceil(TURNS_TOGETHER)).map(|_| OnceLock::new()).collect();
         Ok(Self { rope: rope.clone(), turns })
+    }
+
+    /// Bytes of the table of a rotation, when every position has been met.
+    pub(super) fn bytes(rope: &Rope) -> u64 {
+        let chunks = rope.positions.div_ceil(TURNS_TOGETHER) as u64;
+        let turns = (TURNS_TOGETHER * rope.frequencies.len() * size_of::<Turn>()) as u64;
+        chunks.saturating_mul(turns + size_of::<OnceLock<Box<[Turn]>>>() as u64)
     }
 
     fn turns(&self, position: usize) -> &[Turn] {

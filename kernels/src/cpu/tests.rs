@@ -4,6 +4,7 @@
 
 mod copies;
 mod layer;
+mod sizes;
 
 use half::f16;
 
