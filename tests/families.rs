@@ -3,9 +3,9 @@
 
 use std::fs::File;
 
+use cuckoo_kernels::cpu::Sizes;
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
-use cuckoo_kernels::cpu::Sizes;
 use cuckoo_kernels::{Counted, Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
 use cuckoo_models::{ArchSpec, GgmlType, Gguf};

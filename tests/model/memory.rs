@@ -47,7 +47,9 @@ fn a_miner_without_the_memory_says_what_it_would_take() {
     let output = command.arg("--home").arg(home.path()).arg("--models-dir").arg(shelf()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
-    for part in ["of memory are needed and 60.0 MiB are there (--memory-mib)", "for weights", "keys and values of 512 tokens"] {
+    for part in
+        ["of memory are needed and 60.0 MiB are there (--memory-mib)", "for weights", "keys and values of 512 tokens"]
+    {
         assert!(said.contains(part), "{part}: {said}");
     }
 }
