@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cuckoo_kernels::KvKind;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::{Price, Sampling};
 use cuckoo_wire::{Address, PeerId};
@@ -169,6 +170,10 @@ pub(crate) struct Mining {
     #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) kv_mib: u64,
+    /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: miners of a
+    /// market that are to continue each other's streams use the same
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(crate) kv_type: KvKind,
     /// Host memory for keys and values whose room on the device is needed, in MiB: they are copied back rather than computed
     /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
     #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]

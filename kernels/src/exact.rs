@@ -6,8 +6,6 @@
 
 mod rounding;
 
-use half::f16;
-
 use std::ops::Range;
 
 use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
@@ -51,8 +49,8 @@ impl Buffer {
 /// `[layer][block][slot][kv head]` of keys and values.
 pub struct KvCache {
     shape: KvShape,
-    keys: Vec<Vec<f16>>,
-    values: Vec<Vec<f16>>,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
 }
 
 impl KvCache {
@@ -210,7 +208,7 @@ impl Ops for Exact {
     ) -> Result<(), OpsError> {
         assert_eq!(qkv.rows.len(), step.rows(), "every row belongs to a span");
         let dim = heads.dim;
-        let halves = |v: &[f32]| v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
+        let kind = cache.shape.kind;
         for span in step.spans {
             for i in 0..span.rows {
                 let position = span.first_position + i;
@@ -222,7 +220,7 @@ impl Ops for Exact {
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, block, position % KV_BLOCK_TOKENS, head);
-                    (cache.keys[at], cache.values[at]) = (halves(key), halves(value));
+                    (cache.keys[at], cache.values[at]) = (kind.rounded(key), kind.rounded(value));
                 }
             }
         }
@@ -398,7 +396,7 @@ fn attend_split(query: &[f32], mask: &Mask, keys: &[(usize, usize)], cache: &KvC
     for keys in keys.chunk_by(|a, b| a.0 / KV_BLOCK_TOKENS == b.0 / KV_BLOCK_TOKENS) {
         let mut weights = [f32::NEG_INFINITY; KV_BLOCK_TOKENS];
         for &(position, at) in keys {
-            let dot = query.iter().zip(&cache.keys[at]).fold(0.0f32, |sum, (q, k)| q.mul_add(k.to_f32(), sum));
+            let dot = query.iter().zip(&cache.keys[at]).fold(0.0f32, |sum, (q, k)| q.mul_add(*k, sum));
             weights[position % KV_BLOCK_TOKENS] = capped(dot * mask.scale, mask.softcap);
         }
         let before = max;
@@ -408,7 +406,7 @@ fn attend_split(query: &[f32], mask: &Mask, keys: &[(usize, usize)], cache: &KvC
         out.iter_mut().for_each(|v| *v *= rescale);
         for &(position, at) in keys {
             let weight = weights[position % KV_BLOCK_TOKENS];
-            out.iter_mut().zip(&cache.values[at]).for_each(|(v, value)| *v = weight.mul_add(value.to_f32(), *v));
+            out.iter_mut().zip(&cache.values[at]).for_each(|(v, value)| *v = weight.mul_add(*value, *v));
         }
         total = total * rescale + fold(&mut weights);
     }

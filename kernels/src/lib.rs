@@ -16,6 +16,7 @@
 
 pub mod cpu;
 pub mod exact;
+pub mod kv;
 pub mod limits;
 pub mod memory;
 pub mod ops;
@@ -27,6 +28,7 @@ pub mod timed;
 
 pub use cpu::Cpu;
 pub use exact::Exact;
+pub use kv::KvKind;
 pub use memory::{Counted, Memory};
 pub use ops::Ops;
 pub use quant::Quant;

@@ -12,8 +12,9 @@
 //! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 8-bit integers
 //!   with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized weights;
 //!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
-//! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
+//! - `rope_store` rounds keys and values to what the cache keeps: see [`KvKind::rounded`].
 
+use crate::kv::KvKind;
 use crate::memory::Memory;
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
@@ -170,7 +171,7 @@ pub enum Activation {
     },
 }
 
-/// Extent of one paged KV cache. Keys and values are `f16`.
+/// Extent of one paged KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Transformer layers.
@@ -181,12 +182,14 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Blocks of [`KV_BLOCK_TOKENS`] positions, shared by all sequences.
     pub blocks: usize,
+    /// How values are kept.
+    pub kind: KvKind,
 }
 
 impl KvShape {
     /// Bytes that one block takes over all layers.
     pub fn block_bytes(&self) -> usize {
-        self.layers * self.kv_heads * self.head_dim * 2 * KV_BLOCK_TOKENS * 2
+        self.layers * self.kv_heads * self.kind.row_bytes(self.head_dim) * 2 * KV_BLOCK_TOKENS
     }
 
     /// Bytes of all blocks; [`usize::MAX`] where that is no number.
@@ -319,7 +322,7 @@ pub trait Ops: Memory {
     /// Rotates queries and keys of `qkv` in place by their positions, if there is a table, then stores keys and values of
     /// `layer` at those positions in the blocks that `step` names.
     ///
-    /// Minimum bytes: `8 * rows * (query + kv) * dim + 4 * rows * kv * dim`.
+    /// Minimum bytes: `8 * rows * (query + kv) * dim + 2 * rows * kv * kind.row_bytes(dim)`.
     fn rope_store(
         &mut self,
         table: Option<&Self::RopeTable>,
@@ -336,7 +339,7 @@ pub trait Ops: Memory {
     /// [`ATTENTION_SPLIT`] positions, and splits joined in order: the same for a decode row and a prefill row, and
     /// whether splits are computed one after the other or side by side.
     ///
-    /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `4 * kv * dim` a position.
+    /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `2 * kv * kind.row_bytes(dim)` a position.
     #[allow(clippy::too_many_arguments, reason = "what attention depends on; each argument is one thing")]
     fn attention(
         &mut self,

@@ -3,9 +3,8 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use crate::cpu::check_source;
+use crate::kv::KvKind;
 use crate::memory::Memory;
 use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
@@ -145,10 +144,13 @@ impl Reference {
         (0..tokens).map(|t| out.iter().map(|sums| sums[t]).collect()).collect()
     }
 
-    fn round_kv(&self, v: &[f64]) -> Vec<f64> {
+    fn round_kv(&self, kind: KvKind, v: &[f64]) -> Vec<f64> {
         match self.rounding {
             Rounding::None => v.to_vec(),
-            Rounding::AsBackends => v.iter().map(|&v| f64::from(f16::from_f32(v as f32))).collect(),
+            Rounding::AsBackends => {
+                let single: Vec<f32> = v.iter().map(|v| *v as f32).collect();
+                kind.rounded(&single).into_iter().map(f64::from).collect()
+            }
         }
     }
 }
@@ -267,8 +269,8 @@ impl Ops for Reference {
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, places[position].0, places[position].1, head);
-                    cache.keys[at] = self.round_kv(key);
-                    cache.values[at] = self.round_kv(value);
+                    cache.keys[at] = self.round_kv(cache.shape.kind, key);
+                    cache.values[at] = self.round_kv(cache.shape.kind, value);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
-use cuckoo_kernels::{Counted, cpu};
+use cuckoo_kernels::{Counted, KvKind, cpu};
 use cuckoo_models::{ArchSpec, Gguf};
 
 pub use self::machine::Available;
@@ -33,6 +33,8 @@ pub struct BatchWish {
     pub drafts_max: u32,
     /// Bytes for keys and values.
     pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
     /// Bytes of host memory for blocks whose room is needed.
     pub spill_bytes: u64,
     /// Longest sequence; `None`: as long as the model allows.
@@ -154,6 +156,7 @@ fn plan<M: Counted + Clone>(
         step_target: wish.step_target,
         drafts_max: wish.drafts_max,
         kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
+        kv_kind: wish.kv_kind,
         spill_bytes: wish.spill_bytes,
         context_tokens: 0,
     };

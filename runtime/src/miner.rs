@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cuckoo_kernels::KvKind;
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
@@ -39,6 +40,8 @@ pub struct MineConfig {
     pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
     /// Bytes of host memory for blocks whose room on the device is needed, a model; 0 where they are forgotten.
     pub spill_bytes_max: u64,
     /// Bytes for all that the models take; `None`: what the machine has left.
@@ -177,6 +180,7 @@ fn device_config(
         step_target: kind.step_target(),
         drafts_max: config.drafts_max,
         kv_bytes_max: config.kv_bytes_max,
+        kv_kind: config.kv_kind,
         spill_bytes: config.spill_bytes_max,
         context_tokens_max: config.context_tokens_max,
     };

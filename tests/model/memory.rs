@@ -19,6 +19,7 @@ fn what_is_planned_is_what_loading_and_computing_take() {
             step_target: Duration::MAX,
             drafts_max: 2,
             kv_bytes_max: 50 * MIB,
+            kv_kind: KvKind::Q8_0,
             spill_bytes: 20 * MIB,
             context_tokens_max: Some(700),
         };

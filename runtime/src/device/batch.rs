@@ -27,6 +27,7 @@ mod step;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
@@ -64,6 +65,8 @@ pub struct BatchLimits {
     pub drafts_max: u32,
     /// KV blocks of the device, as the window counts them; see [`KvPlan`].
     pub kv_blocks: u32,
+    /// How keys and values are kept.
+    pub kv_kind: KvKind,
     /// Bytes of host memory for blocks whose room on the device is needed; 0 where they are forgotten.
     pub spill_bytes: u64,
     /// Longest sequence.

@@ -6,6 +6,7 @@
 //! sequence that the window of the protocol lets in has its blocks in every group, and the worst case of all of them is
 //! decided by the layers that see everything.
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape};
 use cuckoo_models::ArchSpec;
 
@@ -21,6 +22,8 @@ const HOST_BLOCKS_MAX: u32 = 1 << 26;
 /// The memory for keys and values of one model on one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvPlan {
+    /// How values are kept.
+    pub kind: KvKind,
     /// Groups of layers, in the order of [`kv_groups`].
     pub groups: Vec<GroupPlan>,
 }
@@ -41,7 +44,8 @@ pub struct GroupPlan {
 impl KvPlan {
     /// Of `spec` for batches within `limits`.
     pub fn new(spec: &ArchSpec, limits: &BatchLimits) -> Self {
-        let block_bytes = kv_shapes(spec, 1).into_iter().map(|shape| shape.block_bytes() as u64);
+        let shapes = kv_shapes(spec, 1).into_iter().map(|shape| KvShape { kind: limits.kv_kind, ..shape });
+        let block_bytes = shapes.map(|shape| shape.block_bytes() as u64);
         Self::of(kv_groups(spec).into_iter().zip(block_bytes), limits)
     }
 
@@ -53,7 +57,7 @@ impl KvPlan {
             blocks: window.map_or(limits.kv_blocks, |window| windowed_blocks(window, limits)),
             host_blocks: 0,
         });
-        let mut plan = Self { groups: groups.collect() };
+        let mut plan = Self { kind: limits.kv_kind, groups: groups.collect() };
         // Each group keeps the same share of its blocks: a prefix is of use only where all of them have it.
         let (spill, device) = (u128::from(limits.spill_bytes), u128::from(plan.device_bytes().max(1)));
         for group in &mut plan.groups {
@@ -76,7 +80,8 @@ impl KvPlan {
 
     /// One group that sees everything, of `blocks` blocks, whatever its layers: for a batch without a model.
     pub fn plain(blocks: u32) -> Self {
-        Self { groups: vec![GroupPlan { window: None, block_bytes: 0, blocks, host_blocks: 0 }] }
+        let group = GroupPlan { window: None, block_bytes: 0, blocks, host_blocks: 0 };
+        Self { kind: KvKind::default(), groups: vec![group] }
     }
 
     /// What [`cuckoo_kernels::Ops::kv_cache`] is asked for, for each group.
@@ -91,7 +96,7 @@ impl KvPlan {
 
     fn shapes_of(&self, spec: &ArchSpec, blocks: impl Fn(&GroupPlan) -> u32) -> Vec<KvShape> {
         let shapes = kv_shapes(spec, 0).into_iter().zip(&self.groups);
-        shapes.map(|(shape, group)| KvShape { blocks: blocks(group) as usize, ..shape }).collect()
+        shapes.map(|(shape, group)| KvShape { blocks: blocks(group) as usize, kind: self.kind, ..shape }).collect()
     }
 
     /// Bytes on the device.

@@ -1,7 +1,7 @@
 //! Which layers share block tables, and the memory of their keys and values.
 
 use cuckoo_kernels::ops::{KvShape, OpsError};
-use cuckoo_kernels::{Memory, Ops};
+use cuckoo_kernels::{KvKind, Memory, Ops};
 use cuckoo_models::ArchSpec;
 use cuckoo_models::arch::LayerSpec;
 
@@ -64,10 +64,11 @@ pub(super) fn kv_places(spec: &ArchSpec) -> Vec<(usize, usize)> {
     spec.blocks.iter().map(place).collect()
 }
 
-/// The KV cache that each group of `spec` needs for `blocks` blocks.
+/// The KV cache that each group of `spec` needs for `blocks` blocks, in the format that is usual.
 pub fn kv_shapes(spec: &ArchSpec, blocks: usize) -> Vec<KvShape> {
     let mut layers = vec![0; kv_groups(spec).len()];
     kv_places(spec).into_iter().for_each(|(group, _)| layers[group] += 1);
-    let shape = |layers| KvShape { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, blocks };
+    let (kv_heads, head_dim, kind) = (spec.kv_heads, spec.head_dim, KvKind::default());
+    let shape = |layers| KvShape { layers, kv_heads, head_dim, blocks, kind };
     layers.into_iter().map(shape).collect()
 }

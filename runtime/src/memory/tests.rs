@@ -12,6 +12,7 @@ const WISH: BatchWish = BatchWish {
     step_target: Duration::MAX,
     drafts_max: 2,
     kv_bytes_max: 64 * MIB,
+    kv_kind: KvKind::F16,
     spill_bytes: 0,
     context_tokens_max: None,
 };
@@ -86,6 +87,9 @@ fn keys_and_values_get_what_is_asked_or_what_is_left() {
     let short = BatchWish { context_tokens_max: Some(100), ..WISH };
     let (short, _) = plan_on_cpu(&gguf, &spec, &short, of(1 << 40)).unwrap();
     assert_eq!((short.kv_blocks, short.context_tokens), (16 * 7, 100));
+    let q8 = BatchWish { kv_kind: KvKind::Q8_0, kv_bytes_max: 100 * 24_576, ..WISH };
+    let (q8, _) = plan_on_cpu(&gguf, &spec, &q8, of(1 << 40)).unwrap();
+    assert_eq!(q8.kv_blocks, 100 * 128 / 68, "68 bytes where f16 takes 128");
     let spilling = BatchWish { spill_bytes: 48 * MIB, ..WISH };
     let (_, spilling) = plan_on_cpu(&gguf, &spec, &spilling, of(1 << 40)).unwrap();
     assert!(spilling.spill >= 47 * MIB && spilling.peak() > roomy.peak());

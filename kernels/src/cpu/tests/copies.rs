@@ -2,14 +2,15 @@
 
 use super::*;
 
-const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 32, blocks: 5 };
+const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 32, blocks: 5, kind: KvKind::F16 };
 const HEADS: Heads = Heads { query: 4, kv: 2, dim: 32 };
 const ROWS: usize = 40;
 
 /// What attention sees in both layers after blocks were copied out and back to others, and what it saw before.
-fn attended<O: Ops>(mut ops: O) -> (Vec<u32>, Vec<u32>) {
+fn attended<O: Ops>(mut ops: O, kind: KvKind) -> (Vec<u32>, Vec<u32>) {
+    let shape = KvShape { kind, ..SHAPE };
     let mut qkv = upload(&mut ops, &Random(5).values(ROWS * HEADS.qkv_cols()), HEADS.qkv_cols());
-    let (mut cache, mut host) = (ops.kv_cache(SHAPE).unwrap(), ops.host_kv(KvShape { blocks: 3, ..SHAPE }).unwrap());
+    let (mut cache, mut host) = (ops.kv_cache(shape).unwrap(), ops.host_kv(KvShape { blocks: 3, ..shape }).unwrap());
     let mut out = ops.buffer(ROWS, HEADS.query * HEADS.dim).unwrap();
     let spans = [Span { first_row: 0, rows: ROWS, first_position: 0, first_block: 0 }];
     let mask = Mask { scale: 0.2, softcap: None, window: None, causal: true };
@@ -39,12 +40,14 @@ fn attended<O: Ops>(mut ops: O) -> (Vec<u32>, Vec<u32>) {
 
 #[test]
 fn blocks_come_back_from_the_host_bit_for_bit() {
-    let (before, after) = attended(Exact::new());
-    assert!(before == after && before.iter().any(|bits| *bits != 0));
-    let (reference_before, reference_after) = attended(Reference::new(Rounding::AsBackends));
-    assert_eq!(reference_before, reference_after);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_present()) {
-        let (cpu_before, cpu_after) = attended(crate::Timed::new(Cpu::with_isa(2, isa)));
-        assert!(cpu_before == before && cpu_after == before, "{isa:?}");
+    for kind in KvKind::ALL {
+        let (before, after) = attended(Exact::new(), kind);
+        assert!(before == after && before.iter().any(|bits| *bits != 0));
+        let (reference_before, reference_after) = attended(Reference::new(Rounding::AsBackends), kind);
+        assert_eq!(reference_before, reference_after);
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_present()) {
+            let (cpu_before, cpu_after) = attended(crate::Timed::new(Cpu::with_isa(2, isa)), kind);
+            assert!(cpu_before == before && cpu_after == before, "{kind}, {isa:?}");
+        }
     }
 }

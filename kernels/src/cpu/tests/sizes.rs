@@ -13,8 +13,8 @@ fn take<M: Memory>(memory: &mut M, matrices: &[Vec<MatrixSource<'_>>]) {
     let frequencies = vec![0.1; 24];
     let rope = Rope { frequencies, magnitude: 1.0, pairs: RopePairs::Halves, positions: 1_000 };
     memory.rope_table(&rope).unwrap();
-    for blocks in [1, 0, 700] {
-        let shape = KvShape { layers: 3, kv_heads: 2, head_dim: 48, blocks };
+    for (blocks, kind) in [1, 0, 700].into_iter().zip(KvKind::ALL) {
+        let shape = KvShape { layers: 3, kv_heads: 2, head_dim: 48, blocks, kind };
         memory.kv_cache(shape).unwrap();
         memory.host_kv(KvShape { blocks: blocks * 2, ..shape }).unwrap();
     }

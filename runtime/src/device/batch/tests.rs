@@ -28,6 +28,7 @@ const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 12,
+    kv_kind: KvKind::F16,
     spill_bytes: 0,
     context_tokens: 100,
 };
@@ -230,6 +231,7 @@ fn prompts_are_cut_to_the_time_that_a_step_may_take() {
         step_target: target,
         drafts_max: 0,
         kv_blocks: 1_000,
+        kv_kind: KvKind::F16,
         spill_bytes: 0,
         context_tokens: 8_000,
     };

@@ -8,6 +8,7 @@ const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 4_096,
+    kv_kind: KvKind::F16,
     spill_bytes: 0,
     context_tokens: 32_768,
 };

@@ -1,13 +1,13 @@
 use super::fake::{FakeDevice, expected, run};
 use super::*;
 use crate::device::kv_cache::KvWay;
-use crate::device::kv_plan::GroupPlan;
 
 const TIGHT: BatchLimits = BatchLimits { step_tokens_max: 64, kv_blocks: 6, ..LIMITS };
 
 fn spilling(blocks: u32, host_blocks: u32) -> KvPlan {
-    let plain = KvPlan::plain(blocks).groups[0];
-    KvPlan { groups: vec![GroupPlan { host_blocks, ..plain }] }
+    let mut plan = KvPlan::plain(blocks);
+    plan.groups[0].host_blocks = host_blocks;
+    plan
 }
 
 /// Runs them to their ends; what happened, and how many rows that took.

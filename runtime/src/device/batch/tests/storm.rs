@@ -36,6 +36,7 @@ impl Storm {
             step_target: Duration::from_millis(choices.below(40)),
             drafts_max: [0, choices.between(1, 12)][choices.below(2) as usize],
             kv_blocks,
+            kv_kind: KvKind::F16,
             spill_bytes: 0,
             context_tokens: 160,
         };
