@@ -109,7 +109,7 @@ mod tests {
         // A unit is 1 in the first block: half of it is even at 0. In the second it is 0.002, as f16 has it.
         let unit = f16::from_f32(0.254 / 127.0).to_f32();
         assert_eq!((rounded[3], rounded[4], rounded[40]), (127.0, 0.0, 127.0 * unit));
-        assert_eq!(KvKind::BF16.rounded(&[1.004]), [1.0]);
+        assert_eq!(KvKind::BF16.rounded(&[1.003]), [1.0]);
         assert_eq!(KvKind::F16.rounded(&[1.0 + 1.0 / 2048.0]), [1.0]);
         // In a head of 48 values the second sixteen have a scale of their own.
         let mut row = [1.0f32; 48];

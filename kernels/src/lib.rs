@@ -2,13 +2,13 @@
 //! metadata or the network.
 //!
 //! ```text
-//!            Ops  (ops.rs: one trait, one contract per operation; over Memory, memory.rs: what a device holds)
+//!            Ops  (ops.rs: one trait, one contract per operation) : Memory  (memory.rs: what a device holds)
 //!        ╱    │    ╲
 //! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
 //! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
-//!   limits.rs (what the machine can do)
+//!   kv.rs (formats of keys and values)   limits.rs (what the machine can do)
 //! ```
 //!
 //! Every fast path is written once over [`cpu`]'s lanes, agrees with [`Reference`] within rounding and with [`Exact`] bit
