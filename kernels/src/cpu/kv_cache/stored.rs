@@ -127,8 +127,8 @@ impl<'a> Stored<'a> for Bytes<'a> {
     #[inline(always)]
     fn value_scales<L: Lanes, const C: usize>(&self, l: L, at: usize) -> [[f32; KV_BLOCK_TOKENS]; C] {
         let mut scales = [[0.0; KV_BLOCK_TOKENS]; C];
-        for c in 0..C {
-            l.store(l.load_f16(&self.value_scales[(at + c * LANES) / self.block]), &mut scales[c]);
+        for (c, scales) in scales.iter_mut().enumerate() {
+            l.store(l.load_f16(&self.value_scales[(at + c * LANES) / self.block]), scales);
         }
         scales
     }

@@ -165,7 +165,7 @@ mod tests {
         let (mut pool, mut naive) = (HostPool::new(SLOTS as u32), Naive::default());
         let mut choices = Choices(3);
         // What a device would have copied where.
-        let mut slots = vec![BlockHash::NONE; SLOTS];
+        let mut slots = [BlockHash::NONE; SLOTS];
         let (mut copied, mut kept, mut refused) = (0u32, 0u32, 0u32);
         for event in 0..1_200_000 {
             let name = BlockHash::of(u128::from(choices.below(40)) + 1);

@@ -15,8 +15,7 @@ fn generate(kv: &KvPlan, assigns: &[Assign]) -> (BatchStats, usize) {
     let (mut batch, mut device) = (Batch::with_kv(TIGHT, WEIGHTS, kv), FakeDevice::with_kv(kv));
     assigns.iter().for_each(|a| batch.assign(a.clone()));
     let (mut outputs, mut rows) = (HashMap::<u64, Vec<u32>>::new(), 0);
-    loop {
-        let Some(plan) = batch.plan() else { break };
+    while let Some(plan) = batch.plan() {
         rows += plan.tokens.len();
         let drawn = device.step(&plan);
         batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
