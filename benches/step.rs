@@ -7,6 +7,7 @@ mod support;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::{Cpu, Timed};
 use cuckoo_models::{ArchSpec, Gguf};
@@ -34,6 +35,8 @@ fn limits(step_tokens_max: u32) -> BatchLimits {
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
         context_tokens: 8_192,
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_models::{ArchSpec, Constrainer, Gguf, Grammar, Tokenizer};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, MaskWorkers, SharedMatcher};
@@ -93,6 +94,8 @@ fn main() {
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
         context_tokens: 2_048,
     };
     let threads = argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cuckoo_kernels::KvKind;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::{Price, Sampling};
 use cuckoo_wire::{Address, PeerId};
@@ -166,8 +167,24 @@ pub(crate) struct Mining {
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
     /// Memory for keys and values, in MiB
-    #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
-    pub(crate) kv_memory: u64,
+    #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) kv_mib: u64,
+    /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: miners of a
+    /// market that are to continue each other's streams use the same
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(crate) kv_type: KvKind,
+    /// Host memory for keys and values whose room on the device is needed, in MiB: they are copied back rather than computed
+    /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
+    #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
+    pub(crate) spill_mib: u64,
+    /// Memory for everything that the model takes, in MiB; keys and values get no more than it leaves them [default: what
+    /// this machine has free]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) memory_mib: Option<u64>,
+    /// Longest sequence, in tokens [default: as long as the model allows and memory holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) context: Option<u32>,
 }
 
 impl Mining {

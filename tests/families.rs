@@ -3,9 +3,10 @@
 
 use std::fs::File;
 
+use cuckoo_kernels::cpu::Sizes;
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
-use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
+use cuckoo_kernels::{Counted, Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
 use cuckoo_models::{ArchSpec, GgmlType, Gguf};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
@@ -86,6 +87,10 @@ fn every_family_computes_what_its_reference_code_does() {
         let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
         check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
         let file = File::open(&path).unwrap();
+        let (mut cpu, mut sizes) = (Cpu::new(1), Sizes::default());
+        Model::load(&mut cpu, &gguf, &file, &spec, |_| ()).unwrap();
+        Model::survey(&mut sizes, &gguf, &spec).unwrap();
+        assert_eq!(sizes.bytes(), cpu.bytes(), "{name}: what is counted beforehand is what loading takes");
         let reference = logits(Reference::new(Rounding::None), &gguf, &file, &spec, &tokens, tokens.len());
         let (mut error, mut norm) = (0.0, 0.0);
         for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {

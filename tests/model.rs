@@ -6,9 +6,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span, StepLayout};
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
-use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
+use cuckoo_kernels::{Cpu, Exact, KvKind, Ops, Reference};
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
@@ -16,7 +16,10 @@ use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceI
 
 use crate::support::weights;
 
+mod kv_kinds;
 mod logprobs;
+mod memory;
+mod spill;
 
 const TEXTS: [&str; 3] = [
     "The cuckoo lays its eggs in the nests of other birds, which then raise the young as their own. Most species live in trees,",
@@ -46,11 +49,17 @@ fn open(path: &Path) -> Files {
 }
 
 /// Logits of every position of `tokens`, computed as one chunk.
-fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+fn logits<O: Ops>(ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+    logits_kept(KvKind::F16, ops, files, tokens)
+}
+
+/// The same with keys and values of some format.
+fn logits_kept<O: Ops>(kind: KvKind, mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
-    let shapes = kv_shapes(&files.spec, blocks.len());
+    let shapes = kv_shapes(&files.spec, blocks.len()).into_iter().map(|shape| KvShape { kind, ..shape });
+    let shapes: Vec<KvShape> = shapes.collect();
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
@@ -138,13 +147,25 @@ struct Shape {
     batch: u32,
     step_tokens: u32,
     kv_blocks: u32,
+    kv_kind: KvKind,
+    /// Host memory for blocks whose room is needed.
+    spill_bytes: u64,
     /// Steps planned before the first of them is computed.
     in_flight: usize,
     /// Guesses in one step.
     drafts: u32,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1, drafts: 0 };
+const ALONE: Shape = Shape {
+    threads: 2,
+    batch: 1,
+    step_tokens: 512,
+    kv_blocks: 512,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
+    in_flight: 1,
+    drafts: 0,
+};
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -190,6 +211,8 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
         step_target: Duration::MAX,
         drafts_max: shape.drafts,
         kv_blocks: shape.kv_blocks,
+        kv_kind: shape.kv_kind,
+        spill_bytes: shape.spill_bytes,
         context_tokens: 8_192,
     };
     let kv = KvPlan::new(&files.spec, &limits);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory, TokenMask, draw};
 use cuckoo_models::{ArchSpec, Constrainer, ConstraintError, Gguf, Grammar, Tokenizer};
@@ -208,6 +209,8 @@ impl Rig {
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: 2_048,
         };
         let engine = Engine::new(Cpu::new(2), &gguf, &File::open(weights()).unwrap(), &spec, limits).unwrap();

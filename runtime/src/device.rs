@@ -35,7 +35,7 @@ pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIG
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use executor::Engine;
-pub use kv_cache::{BlockHash, HOLE, KvCache};
+pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
 pub(crate) use watchdog::StepOverdue;

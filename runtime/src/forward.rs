@@ -7,9 +7,9 @@ mod rope;
 
 use std::fs::File;
 
-use cuckoo_kernels::Ops;
 use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
+use cuckoo_kernels::{Memory, Ops};
 use cuckoo_models::{ArchSpec, Gguf, arch};
 
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
@@ -17,7 +17,7 @@ pub use self::load::{LoadError, check};
 use self::load::{Loader, activation};
 
 /// Weights on a device.
-pub struct Model<O: Ops> {
+pub struct Model<O: Memory> {
     spec: ArchSpec,
     embedding: O::Matrix,
     layers: Vec<Layer<O>>,
@@ -27,7 +27,7 @@ pub struct Model<O: Ops> {
     ropes: Vec<O::RopeTable>,
 }
 
-struct Layer<O: Ops> {
+struct Layer<O: Memory> {
     attention_norms: Branch<O>,
     /// Rows are `[query | key | value]`.
     qkv: Projection<O>,
@@ -44,13 +44,13 @@ struct Layer<O: Ops> {
     ffn: FeedForward<O>,
 }
 
-enum FeedForward<O: Ops> {
+enum FeedForward<O: Memory> {
     Dense(Network<O>),
     Experts(Experts<O>),
 }
 
 /// One feed-forward network.
-struct Network<O: Ops> {
+struct Network<O: Memory> {
     /// Rows are `[gate | up]`, or just `up`.
     up: Projection<O>,
     gated: bool,
@@ -60,7 +60,7 @@ struct Network<O: Ops> {
 }
 
 /// A mixture of experts.
-struct Experts<O: Ops> {
+struct Experts<O: Memory> {
     router: Projection<O>,
     routing: Routing,
     networks: Vec<Network<O>>,
@@ -68,33 +68,33 @@ struct Experts<O: Ops> {
 }
 
 /// The expert that every token uses.
-struct Shared<O: Ops> {
+struct Shared<O: Memory> {
     network: Network<O>,
     /// A row whose product with the input, through a sigmoid, is the weight of the result; else it is 1.
     router: Option<O::Matrix>,
 }
 
 /// A matrix, and what is added to its products.
-struct Projection<O: Ops> {
+struct Projection<O: Memory> {
     weight: O::Matrix,
     bias: Option<O::Vector>,
 }
 
 /// The factors of a norm; layer norms have a bias.
-struct Norm<O: Ops> {
+struct Norm<O: Memory> {
     weight: O::Vector,
     bias: Option<O::Vector>,
 }
 
 /// The norms around attention or the feed-forward network: on its input, on its result, on the sum with the residual.
-struct Branch<O: Ops> {
+struct Branch<O: Memory> {
     before: Option<Norm<O>>,
     after: Option<Norm<O>>,
     residual: Option<Norm<O>>,
 }
 
 /// Activations of one step, allocated once.
-pub struct Workspace<O: Ops> {
+pub struct Workspace<O: Memory> {
     hidden: O::Buffer,
     normed: O::Buffer,
     /// What a branch gives, where more than an addition is done with it.
@@ -110,14 +110,14 @@ pub struct Workspace<O: Ops> {
 }
 
 /// Inner activations of feed-forward networks of one width.
-struct Inner<O: Ops> {
+struct Inner<O: Memory> {
     /// `[gate | up]`.
     gate_up: O::Buffer,
     gated: O::Buffer,
 }
 
 /// What a mixture of experts needs beside.
-struct Mixture<O: Ops> {
+struct Mixture<O: Memory> {
     /// A router's logits.
     logits: O::Buffer,
     /// The weight of the shared expert.
@@ -128,7 +128,7 @@ struct Mixture<O: Ops> {
     result: O::Buffer,
 }
 
-impl<O: Ops> Model<O> {
+impl<O: Memory> Model<O> {
     /// Loads every tensor of `gguf` that `spec` names; `progress` hears the bytes loaded so far.
     pub fn load(
         ops: &mut O,
@@ -137,14 +137,25 @@ impl<O: Ops> Model<O> {
         spec: &ArchSpec,
         mut progress: impl FnMut(u64),
     ) -> Result<Self, LoadError> {
-        Loader { ops, gguf, file, spec, loaded_bytes: 0, progress: &mut progress }.model()
+        Loader::new(ops, gguf, Some(file), spec, &mut progress).model()
+    }
+
+    /// Asks `memory` for the same room without reading a weight, and returns the most bytes of the file that loading holds at
+    /// once. For memory that only counts: what it is given are sizes, and the values of vectors are zero.
+    pub fn survey(memory: &mut O, gguf: &Gguf, spec: &ArchSpec) -> Result<u64, LoadError> {
+        let mut progress = |_| ();
+        let mut loader = Loader::new(memory, gguf, None, spec, &mut progress);
+        loader.model()?;
+        Ok(loader.reading_max)
     }
 
     /// What was loaded.
     pub fn spec(&self) -> &ArchSpec {
         &self.spec
     }
+}
 
+impl<O: Ops> Model<O> {
     /// Runs `tokens`, laid out as `steps` say, and leaves the logits of the rows in `wanted` in `work.logits`. There is one
     /// layout for each group of layers: the same spans, and the group's own block tables.
     pub fn forward(
@@ -392,7 +403,7 @@ impl<O: Ops> Branch<O> {
     }
 }
 
-impl<O: Ops> Workspace<O> {
+impl<O: Memory> Workspace<O> {
     /// For steps of at most `rows` rows of which at most `wanted` need logits.
     pub fn new(ops: &mut O, spec: &ArchSpec, rows: usize, wanted: usize) -> Result<Self, OpsError> {
         Ok(Self {
@@ -417,17 +428,6 @@ impl<O: Ops> Workspace<O> {
             picked: ops.buffer(wanted, spec.hidden)?,
             logits: ops.buffer(wanted, spec.vocab)?,
         })
-    }
-
-    /// Bytes that [`Workspace::new`] will ask for.
-    pub fn bytes(spec: &ArchSpec, rows: usize, wanted: usize) -> usize {
-        let inner: usize = widths(spec).iter().map(|width| 3 * width).sum();
-        let mixture = match experts_max(spec) {
-            0 => 0,
-            experts => experts + 1 + 2 * spec.hidden,
-        };
-        let row = 3 * spec.hidden + heads(spec).qkv_cols() + spec.query_width() + inner + mixture;
-        4 * (rows * row + wanted * (spec.hidden + spec.vocab))
     }
 }
 

@@ -11,6 +11,8 @@
 //!           ◀─Step── Link ◀ Batcher ◀──tokens──┘
 //! ```
 //!
+//! Before anything is loaded, `memory` decides what fits.
+//!
 //! The cores are pure and exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
 
 #![forbid(unsafe_code)]
@@ -18,12 +20,14 @@
 mod device;
 pub mod forward;
 mod link;
+mod memory;
 mod miner;
 
 pub use device::{
     Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, GroupPlan, HOLE, KvCache,
-    KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score, SharedMatcher, StepBudget, StepOutput,
-    StepPlan,
+    KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score, SharedMatcher,
+    StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
+pub use memory::{Available, BatchWish, MemoryError, MemoryPlan, Shortage, plan_on_cpu};
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
+use cuckoo_kernels::KvKind;
 use cuckoo_models::{ArchSpec, Gguf};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
@@ -12,9 +12,10 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
-use crate::forward::{self, Workspace};
+use crate::device::{Device, DeviceArgs, DeviceConfig, DeviceKind, StepOverdue};
+use crate::forward;
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
+use crate::memory::{self, Available, BatchWish, MemoryError, MemoryPlan};
 
 /// How a miner runs.
 #[derive(Clone, Debug)]
@@ -39,6 +40,14 @@ pub struct MineConfig {
     pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room on the device is needed, a model; 0 where they are forgotten.
+    pub spill_bytes_max: u64,
+    /// Bytes for all that the models take; `None`: what the machine has left.
+    pub memory_bytes_max: Option<u64>,
+    /// Longest sequence; `None`: as long as the models allow.
+    pub context_tokens_max: Option<u32>,
 }
 
 /// A weights file whose hash has been verified.
@@ -61,15 +70,13 @@ pub enum MineError {
         /// What is wrong with it.
         why: String,
     },
-    /// Too little memory was allowed.
-    #[error("{path}: {allowed} bytes for keys and values hold no sequence: at least {needed} are needed")]
-    KvMemory {
+    /// There is too little memory for a model; nothing was read.
+    #[error("{path}: {why}")]
+    Memory {
         /// The file.
         path: PathBuf,
-        /// What was allowed.
-        allowed: u64,
-        /// One block.
-        needed: u64,
+        /// Which, by what it is for.
+        why: MemoryError,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -105,7 +112,14 @@ enum Failure {
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
-    let devices = config.models.iter().map(|m| device_config(&config, m)).collect::<Result<Vec<_>, _>>()?;
+    let mut available = Available::survey(config.memory_bytes_max);
+    let mut devices = Vec::new();
+    for model in &config.models {
+        let (device, memory) = device_config(&config, model, available)?;
+        tracing::info!(model = %model.path.display(), ?memory, ?available, "memory planned");
+        available = available.without(memory.peak());
+        devices.push(device);
+    }
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
     let link =
@@ -150,14 +164,31 @@ impl Miner {
     }
 }
 
-fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfig, MineError> {
+fn device_config(
+    config: &MineConfig,
+    model: &ModelConfig,
+    available: Available,
+) -> Result<(DeviceConfig, MemoryPlan), MineError> {
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
-    let limits = limits(config, kind, &spec, &model.path)?;
-    Ok(DeviceConfig {
+    let wish = BatchWish {
+        sequences_max: config.batch_sequences_max,
+        step_tokens_max: config.step_tokens_max,
+        step_target: kind.step_target(),
+        drafts_max: config.drafts_max,
+        kv_bytes_max: config.kv_bytes_max,
+        kv_kind: config.kv_kind,
+        spill_bytes: config.spill_bytes_max,
+        context_tokens_max: config.context_tokens_max,
+    };
+    let planned = match kind {
+        DeviceKind::Cpu { .. } => memory::plan_on_cpu(&gguf, &spec, &wish, available),
+    };
+    let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
+    let device = DeviceConfig {
         kind,
         weights: model.path.clone(),
         gguf: Arc::new(gguf),
@@ -165,39 +196,8 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
         hash: model.hash,
         ask: config.ask,
         limits,
-    })
-}
-
-/// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.
-fn limits(
-    config: &MineConfig,
-    kind: DeviceKind,
-    spec: &ArchSpec,
-    path: &std::path::Path,
-) -> Result<BatchLimits, MineError> {
-    let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
-    let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
-    let mut limits = BatchLimits {
-        sequences_max: config.batch_sequences_max,
-        step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
-        step_target: kind.step_target(),
-        drafts_max: config.drafts_max,
-        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
-        context_tokens: 0,
     };
-    limits.kv_blocks = KvPlan::blocks_within(spec, &limits, config.kv_bytes_max);
-    if limits.kv_blocks == 0 {
-        let block = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits });
-        let needed = block.device_bytes();
-        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
-    }
-    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
-    limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
-    let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
-    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
-    let kv = KvPlan::new(spec, &limits);
-    tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
-    Ok(limits)
+    Ok((device, memory))
 }
 
 #[derive(Debug)]

@@ -73,7 +73,11 @@ pub(super) async fn start(
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,
         drafts_max: mining.drafts,
-        kv_bytes_max: mining.kv_memory << 20,
+        kv_bytes_max: mining.kv_mib << 20,
+        kv_kind: mining.kv_type,
+        spill_bytes_max: mining.spill_mib << 20,
+        memory_bytes_max: mining.memory_mib.map(|mib| mib << 20),
+        context_tokens_max: mining.context,
     };
     Ok(mine(config).await?)
 }

@@ -131,6 +131,33 @@ impl Matrix {
     }
 }
 
+/// Bytes that a matrix of that shape and format takes, repacked.
+pub(super) fn matrix_slabs(source: &MatrixSource<'_>) -> usize {
+    fn bytes<B: WeightBlock>(source: &MatrixSource<'_>) -> usize {
+        let blocks = source.rows.div_ceil(LANES).saturating_mul(source.cols / (B::BLOCKS * BLOCK));
+        blocks.saturating_mul(size_of::<B>())
+    }
+    let bytes = match source.quant {
+        Quant::F32 => bytes::<F32Block>,
+        Quant::F16 => bytes::<F16Block>,
+        Quant::BF16 => bytes::<Bf16Block>,
+        Quant::Q4_0 => bytes::<Q4_0Block>,
+        Quant::Q4_1 => bytes::<Q4_1Block>,
+        Quant::Q5_0 => bytes::<Q5_0Block>,
+        Quant::Q5_1 => bytes::<Q5_1Block>,
+        Quant::Q8_0 => bytes::<Q8_0Block>,
+        Quant::Q2_K => bytes::<Q2KBlock>,
+        Quant::Q3_K => bytes::<Q3KBlock>,
+        Quant::Q4_K => bytes::<Q4KBlock>,
+        Quant::Q5_K => bytes::<Q5KBlock>,
+        Quant::Q6_K => bytes::<Q6KBlock>,
+        Quant::IQ4_NL => bytes::<Iq4NlBlock>,
+        Quant::IQ4_XS => bytes::<Iq4XsBlock>,
+        Quant::MXFP4 => bytes::<Mxfp4Block>,
+    };
+    bytes(source)
+}
+
 fn values<B: WeightBlock>(blocks: &[B], tile: usize, lane: usize, out: &mut [f32]) {
     let units = out.len() / (B::BLOCKS * BLOCK);
     for (block, out) in blocks[tile * units..][..units].iter().zip(out.chunks_exact_mut(B::BLOCKS * BLOCK)) {

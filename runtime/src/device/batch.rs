@@ -27,6 +27,7 @@ mod step;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
@@ -64,6 +65,10 @@ pub struct BatchLimits {
     pub drafts_max: u32,
     /// KV blocks of the device, as the window counts them; see [`KvPlan`].
     pub kv_blocks: u32,
+    /// How keys and values are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room on the device is needed; 0 where they are forgotten.
+    pub spill_bytes: u64,
     /// Longest sequence.
     pub context_tokens: u32,
 }
@@ -88,6 +93,10 @@ pub struct BatchStats {
     pub rows_discarded: u64,
     /// Blocks with content that were overwritten.
     pub evictions: u64,
+    /// Of these, how many were copied to the host before.
+    pub spilled: u64,
+    /// Blocks copied back from there, rather than computed again.
+    pub restored: u64,
     /// Draft tokens computed.
     pub drafts: u64,
     /// Of these, how many were drawn.
@@ -180,7 +189,8 @@ impl Batch {
 
     /// What has happened so far.
     pub fn stats(&self) -> BatchStats {
-        BatchStats { evictions: self.cache.evictions(), ..self.stats }
+        let (spilled, restored) = self.cache.copied();
+        BatchStats { evictions: self.cache.evictions(), spilled, restored, ..self.stats }
     }
 
     /// Takes a sequence in, or answers with news that says why not.

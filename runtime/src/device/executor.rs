@@ -16,6 +16,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use super::DeviceKind;
 use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
+use super::kv_cache::{KvCopy, KvWay};
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use crate::forward::{KvMemory, LoadError, Model, Workspace};
@@ -117,7 +118,8 @@ impl<O: Ops> Engine<O> {
         let rows = limits.step_tokens_max as usize;
         let logits_rows = limits.draws_max() as usize;
         let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;
-        let cache = KvMemory::new(&mut ops, &KvPlan::new(spec, &limits).shapes(spec))?;
+        let kv = KvPlan::new(spec, &limits);
+        let cache = KvMemory::with_host(&mut ops, &kv.shapes(spec), &kv.host_shapes(spec))?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, model, work, cache, drawn: Vec::new(), logits_rows })
     }
@@ -136,6 +138,7 @@ impl<O: Ops> Engine<O> {
         let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
         let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
+        self.copy(&plan.copies)?;
         self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layouts, &[])?;
         let scores = self.score(&plan.scores)?;
         if plan.draws.is_empty() {
@@ -163,6 +166,24 @@ impl<O: Ops> Engine<O> {
         self.drawn.extend(drawn.into_iter().map(|s| s.token));
         let logprobs = self.logprobs(plan)?;
         Ok(StepOutput { drawn: self.drawn.clone(), logprobs, scores })
+    }
+
+    /// Moves blocks between the device and the host, in the order in which that was decided.
+    fn copy(&mut self, copies: &[KvCopy]) -> Result<(), OpsError> {
+        for run in copies.chunk_by(|a, b| (a.group, a.way) == (b.group, b.way)) {
+            let KvCopy { group, way, .. } = run[0];
+            match way {
+                KvWay::Out => {
+                    let blocks: Vec<(u32, u32)> = run.iter().map(|copy| (copy.block, copy.slot)).collect();
+                    self.cache.copy_out(&mut self.ops, group, &blocks)?;
+                }
+                KvWay::In => {
+                    let slots: Vec<(u32, u32)> = run.iter().map(|copy| (copy.slot, copy.block)).collect();
+                    self.cache.copy_in(&mut self.ops, group, &slots)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.

@@ -5,7 +5,7 @@ use std::fs::File;
 use cuckoo_kernels::ops::{Activation, Mask, MatrixSource, OpsError};
 use cuckoo_kernels::quant::dequantize_row;
 use cuckoo_kernels::routing::{Gating, Routing};
-use cuckoo_kernels::{Ops, Quant};
+use cuckoo_kernels::{Memory, Quant};
 use cuckoo_models::arch::{
     self, ArchSpec, ExpertWeights, FeedForward, LayerSpec, Linear, Qkv, RopeFactors, RopeScaling, TensorSpec, Up,
 };
@@ -74,16 +74,30 @@ fn same_experts(layer: &LayerSpec, spec: &ArchSpec) -> bool {
     }
 }
 
-pub(super) struct Loader<'a, O: Ops> {
-    pub(super) ops: &'a mut O,
-    pub(super) gguf: &'a Gguf,
-    pub(super) file: &'a File,
-    pub(super) spec: &'a ArchSpec,
-    pub(super) loaded_bytes: u64,
-    pub(super) progress: &'a mut dyn FnMut(u64),
+pub(super) struct Loader<'a, O: Memory> {
+    ops: &'a mut O,
+    gguf: &'a Gguf,
+    /// Where weights are read from; nowhere while they are only counted.
+    file: Option<&'a File>,
+    spec: &'a ArchSpec,
+    loaded_bytes: u64,
+    /// Bytes of the file that are held now, and the most so far.
+    reading: u64,
+    pub(super) reading_max: u64,
+    progress: &'a mut dyn FnMut(u64),
 }
 
-impl<'a, O: Ops> Loader<'a, O> {
+impl<'a, O: Memory> Loader<'a, O> {
+    pub(super) fn new(
+        ops: &'a mut O,
+        gguf: &'a Gguf,
+        file: Option<&'a File>,
+        spec: &'a ArchSpec,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        Self { ops, gguf, file, spec, loaded_bytes: 0, reading: 0, reading_max: 0, progress }
+    }
+
     pub(super) fn model(&mut self) -> Result<Model<O>, LoadError> {
         let spec = self.spec;
         check(spec)?;
@@ -199,8 +213,7 @@ impl<'a, O: Ops> Loader<'a, O> {
             let any = read.iter().any(|(_, _, _, bias)| bias.is_some());
             projections.push(Projection { weight, bias: any.then(|| self.ops.vector(&biases)).transpose()? });
         }
-        self.loaded_bytes += read.iter().map(|(_, _, data, _)| data.len() as u64).sum::<u64>();
-        (self.progress)(self.loaded_bytes);
+        self.loaded();
         Ok(projections)
     }
 
@@ -274,8 +287,7 @@ impl<'a, O: Ops> Loader<'a, O> {
             })
             .collect();
         let matrix = self.ops.matrix(&sources)?;
-        self.loaded_bytes += parts.iter().map(|(_, _, data)| data.len() as u64).sum::<u64>();
-        (self.progress)(self.loaded_bytes);
+        self.loaded();
         Ok(matrix)
     }
 
@@ -288,7 +300,9 @@ impl<'a, O: Ops> Loader<'a, O> {
         let info = self.info(&tensor.name)?;
         let (quant, data) = (quant(info)?, self.read(info)?);
         let mut values = vec![0.0; tensor.dims.iter().product()];
-        dequantize_row(quant, &data, &mut values);
+        if self.file.is_some() {
+            dequantize_row(quant, &data, &mut values);
+        }
         Ok(values)
     }
 
@@ -296,8 +310,19 @@ impl<'a, O: Ops> Loader<'a, O> {
         self.gguf.tensor(name).ok_or_else(|| LoadError::Missing(name.to_owned()))
     }
 
-    fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
-        Ok(self.gguf.read_tensor(self.file, info)?)
+    fn read(&mut self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
+        self.reading += info.bytes.end - info.bytes.start;
+        self.reading_max = self.reading_max.max(self.reading);
+        match self.file {
+            Some(file) => Ok(self.gguf.read_tensor(file, info)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// What was read is on the device.
+    fn loaded(&mut self) {
+        self.loaded_bytes += std::mem::take(&mut self.reading);
+        (self.progress)(self.loaded_bytes);
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::timed::Spent;
 use cuckoo_kernels::{Cpu, Timed};
@@ -153,6 +154,8 @@ impl Rig {
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: context,
         };
         let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;

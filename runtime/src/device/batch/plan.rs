@@ -9,6 +9,7 @@ use cuckoo_wire::message::SequenceId;
 
 #[cfg(doc)]
 use crate::device::kv_cache::HOLE;
+use crate::device::kv_cache::KvCopy;
 
 /// What one step computes. Rows are in the order of `spans`.
 ///
@@ -18,6 +19,9 @@ use crate::device::kv_cache::HOLE;
 pub struct StepPlan {
     /// Counts the plans of one batch.
     pub(super) number: u64,
+    /// Blocks to be copied between the device and the host, in this order, before anything of the step is computed and after
+    /// all of the step before it.
+    pub copies: Vec<KvCopy>,
     /// One token a row; those of `placeholders` are not known yet.
     pub tokens: Vec<u32>,
     /// Rows whose token the step before this one draws.

@@ -67,6 +67,7 @@ impl Batch {
             return None;
         }
         plan.number = self.planned;
+        plan.copies = self.cache.take_copies();
         self.planned += 1;
         self.flights.push_back(Flight { number: plan.number, rows: plan.tokens.len() as u32, shares });
         Some(plan)
@@ -182,7 +183,7 @@ impl Batch {
         let sequence = &mut self.waiting[at];
         let wanted = (blocks_for(sequence) + 1).min(sequence.reserved);
         let chain = sequence.shareable();
-        let found = self.cache.find(chain, 0);
+        let found = self.cache.find(chain);
         self.cache.fits(chain, found, wanted).then_some(found)
     }
 
@@ -267,7 +268,7 @@ fn catch_up(sequence: &mut Sequence, cache: &mut KvGroups, stats: &mut BatchStat
         return;
     }
     let (chain, stay) = sequence.chain_and_stay();
-    let found = cache.find(chain, stay.published);
+    let found = cache.find_on(chain, stay.published);
     if found == stay.published {
         return;
     }

@@ -7,7 +7,7 @@ use cuckoo_kernels::ops::Span;
 
 use super::super::*;
 use crate::device::choices::mix;
-use crate::device::kv_cache::Table;
+use crate::device::kv_cache::{KvCopy, KvWay, Table};
 
 /// Tokens that the fake model draws are below this.
 const VOCABULARY: u64 = 50;
@@ -89,6 +89,8 @@ pub(super) struct FakeDevice {
     windows: Vec<Option<u32>>,
     /// For each group, its blocks.
     blocks: Vec<Vec<Keys>>,
+    /// For each group, blocks on the host.
+    slots: Vec<Vec<Keys>>,
     drawn: Vec<u32>,
 }
 
@@ -102,12 +104,20 @@ impl FakeDevice {
         Self {
             windows: kv.groups.iter().map(|g| g.window).collect(),
             blocks: kv.groups.iter().map(|g| memory(g.blocks)).collect(),
+            slots: kv.groups.iter().map(|g| memory(g.host_blocks)).collect(),
             drawn: Vec::new(),
         }
     }
 
     /// Like an engine's step: plans come in the order in which they were made.
     pub(super) fn step(&mut self, plan: &StepPlan) -> Vec<u32> {
+        for KvCopy { group, way, block, slot } in &plan.copies {
+            let (block, slot) = (&mut self.blocks[*group][*block as usize], &mut self.slots[*group][*slot as usize]);
+            match way {
+                KvWay::Out => *slot = *block,
+                KvWay::In => *block = *slot,
+            }
+        }
         let tokens = plan.resolve(&self.drawn);
         assert!(plan.blocks.iter().all(|b| b.len() == plan.blocks[0].len()), "tables of all groups are as long");
         let windows = self.windows.clone();

@@ -36,6 +36,8 @@ impl Storm {
             step_target: Duration::from_millis(choices.below(40)),
             drafts_max: [0, choices.between(1, 12)][choices.below(2) as usize],
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: 160,
         };
         let kv = plan(&mut choices, &limits);
@@ -98,6 +100,8 @@ impl Storm {
             let draw = plan.draws.iter().find(|d| d.row == placeholder.row).unwrap();
             assert_eq!(draw.params.presence_penalty, 0.0, "penalties need the token");
         }
+        // Each block changes hands a few times between two steps, and each copy is for one that does.
+        assert!(plan.copies.len() <= 4 * self.kv.groups.iter().map(|g| g.blocks as usize).sum::<usize>());
         self.planned.push_back(plan);
     }
 
@@ -209,7 +213,8 @@ fn plan(choices: &mut Choices, limits: &BatchLimits) -> KvPlan {
         .map(|window| {
             let least = window.map_or(u32::MAX, |w| window_blocks(w) + rows.div_ceil(16));
             let blocks = limits.kv_blocks.min(least.saturating_add(choices.below(6) as u32));
-            GroupPlan { window, blocks, ..full }
+            let host_blocks = [0, choices.between(1, 30)][choices.below(2) as usize];
+            GroupPlan { window, blocks, host_blocks, ..full }
         })
         .collect();
     plan
@@ -231,6 +236,8 @@ fn storms_change_no_token_and_lose_nothing() {
         total.prefix_hit_tokens += stats.prefix_hit_tokens;
         total.rows_discarded += stats.rows_discarded;
         total.evictions += stats.evictions;
+        total.spilled += stats.spilled;
+        total.restored += stats.restored;
         total.drafts += stats.drafts;
         total.drafts_accepted += stats.drafts_accepted;
         finished += storm.finished;
@@ -240,5 +247,6 @@ fn storms_change_no_token_and_lose_nothing() {
     assert!(finished > 20_000 && cancelled > 2_000, "it was a real test");
     assert!(total.preemptions > 500 && total.prefix_hit_tokens > 30_000);
     assert!(total.drafts_accepted > 1_000 && total.drafts - total.drafts_accepted > 1_000);
+    assert!(total.spilled > 5_000 && total.restored > 1_000);
     assert!(total.rows_discarded > 5_000 && total.evictions > 20_000);
 }

@@ -1,0 +1,202 @@
+//! How much memory a model takes, and whether there is so much: decided before a weight is read or anything is allocated.
+//!
+//! The sums are those of the loading code itself, run on memory that only counts ([`Counted`]); so they are what loading then
+//! takes, to the byte, and no allocation can fail after it. Keys and values get what is asked for, or what is left.
+
+mod machine;
+
+use std::fmt;
+use std::time::Duration;
+
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
+use cuckoo_kernels::{Counted, KvKind, cpu};
+use cuckoo_models::{ArchSpec, Gguf};
+
+pub use self::machine::Available;
+use crate::device::{BatchLimits, KvPlan};
+use crate::forward::{KvMemory, LoadError, Model, Workspace};
+
+/// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
+/// served by a smaller model.
+const CONTEXT_TOKENS_LEAST: u64 = 512;
+
+/// What a batch is to be like, before it is known how much memory there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchWish {
+    /// Sequences that run at once.
+    pub sequences_max: u32,
+    /// Rows of one step.
+    pub step_tokens_max: u32,
+    /// How long a step should take.
+    pub step_target: Duration,
+    /// Draft tokens of one step.
+    pub drafts_max: u32,
+    /// Bytes for keys and values.
+    pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room is needed.
+    pub spill_bytes: u64,
+    /// Longest sequence; `None`: as long as the model allows.
+    pub context_tokens_max: Option<u32>,
+}
+
+/// Bytes by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights as the backend keeps them, vectors, tables of rotations.
+    pub weights: u64,
+    /// Activations of a step.
+    pub activations: u64,
+    /// Keys and values on the device.
+    pub kv: u64,
+    /// Blocks of them on the host.
+    pub spill: u64,
+    /// Of the file, while it is loaded: before keys, values and activations are there.
+    pub reading: u64,
+}
+
+impl MemoryPlan {
+    /// The most that is taken at once.
+    pub fn peak(&self) -> u64 {
+        let later = [self.activations, self.kv, self.spill].into_iter().fold(0, u64::saturating_add);
+        self.weights.saturating_add(later.max(self.reading))
+    }
+}
+
+/// Why a model is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// There is too little.
+    #[error(transparent)]
+    Short(#[from] Shortage),
+    /// Keys and values were allowed too little for a single block.
+    #[error("{allowed} bytes for keys and values hold no sequence: at least {needed} are needed (--kv-mib)")]
+    Kv {
+        /// What was allowed.
+        allowed: u64,
+        /// One block.
+        needed: u64,
+    },
+    /// The file lacks something.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// More is needed than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Shortage {
+    /// What the least that is of use takes.
+    pub least: MemoryPlan,
+    /// Tokens of the longest sequence that it could serve.
+    pub context_tokens: u64,
+    /// What there is.
+    pub available: Available,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = &self.least;
+        let needed = least.peak();
+        write!(
+            f,
+            "{} of memory are needed and {} are there ({}): {} for weights, {} for activations, {} for keys and values of {} \
+             tokens, {} for spilled ones; {} of the file while it is read. ",
+            Mib(needed),
+            Mib(self.available.bytes),
+            self.available.limit,
+            Mib(least.weights),
+            Mib(least.activations),
+            Mib(least.kv),
+            self.context_tokens,
+            Mib(least.spill),
+            Mib(least.reading),
+        )?;
+        f.write_str(
+            "Choose a smaller model or one in fewer bits; a shorter --context, or a smaller --kv-mib, --spill-mib, \
+             --step-tokens or --batch; or allow more with --memory-mib where there is more",
+        )
+    }
+}
+
+/// Rounded up, so that what is needed is never told as what is there.
+struct Mib(u64);
+
+impl fmt::Display for Mib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenths = (u128::from(self.0) * 10).div_ceil(1 << 20);
+        write!(f, "{}.{} MiB", tenths / 10, tenths % 10)
+    }
+}
+
+/// The batch that fits `available`, and what it takes with its model on processors. Reads nothing but `gguf`.
+pub fn plan_on_cpu(
+    gguf: &Gguf,
+    spec: &ArchSpec,
+    wish: &BatchWish,
+    available: Available,
+) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
+    plan(cpu::Sizes::default(), gguf, spec, wish, available)
+}
+
+/// The same for memory that counts as some backend would take; so far it has counted nothing.
+fn plan<M: Counted + Clone>(
+    mut sizes: M,
+    gguf: &Gguf,
+    spec: &ArchSpec,
+    wish: &BatchWish,
+    available: Available,
+) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
+    let context = (spec.context_tokens as u64).min(wish.context_tokens_max.map_or(u64::MAX, u64::from));
+    let context_blocks = context.div_ceil(KV_BLOCK_TOKENS as u64);
+    let wanted = context_blocks.saturating_mul(u64::from(wish.sequences_max));
+    let mut limits = BatchLimits {
+        sequences_max: wish.sequences_max,
+        step_tokens_max: wish.step_tokens_max.max(wish.sequences_max),
+        step_target: wish.step_target,
+        drafts_max: wish.drafts_max,
+        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
+        kv_kind: wish.kv_kind,
+        spill_bytes: wish.spill_bytes,
+        context_tokens: 0,
+    };
+    // What is asked for, whatever there is.
+    let allowed = |kv: &KvPlan| kv.device_bytes() <= wish.kv_bytes_max;
+    let asked = KvPlan::blocks_that_fit(spec, &limits, allowed);
+    if asked == 0 {
+        let needed = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits }).device_bytes();
+        return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
+    }
+    let reading = Model::survey(&mut sizes, gguf, spec)?;
+    let weights = sizes.bytes();
+    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, limits.draws_max() as usize)
+        .map_err(LoadError::Ops)?;
+    let without_kv = MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() };
+    let whole = |kv: &KvPlan| with_kv(sizes.clone(), spec, kv, without_kv);
+    let fits = |kv: &KvPlan| whole(kv).is_ok_and(|plan| plan.peak() <= available.bytes);
+    limits.kv_blocks = asked;
+    let blocks = KvPlan::blocks_that_fit(spec, &limits, fits);
+    let least = asked.min(context.min(CONTEXT_TOKENS_LEAST).div_ceil(KV_BLOCK_TOKENS as u64) as u32);
+    limits.kv_blocks = blocks.max(least);
+    let plan = whole(&KvPlan::new(spec, &limits)).map_err(LoadError::Ops)?;
+    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
+    limits.context_tokens = context.min(positions) as u32;
+    if blocks < least {
+        return Err(Shortage { least: plan, context_tokens: limits.context_tokens.into(), available }.into());
+    }
+    Ok((limits, plan))
+}
+
+/// `plan` with keys and values as `kv` says, on the device and on the host.
+fn with_kv<M: Counted>(mut sizes: M, spec: &ArchSpec, kv: &KvPlan, plan: MemoryPlan) -> Result<MemoryPlan, OpsError> {
+    let before = sizes.bytes();
+    KvMemory::new(&mut sizes, &kv.shapes(spec))?;
+    let device = sizes.bytes();
+    for shape in kv.host_shapes(spec) {
+        sizes.host_kv(shape)?;
+    }
+    Ok(MemoryPlan { kv: device - before, spill: sizes.bytes() - device, ..plan })
+}
+
+#[cfg(test)]
+mod tests;
