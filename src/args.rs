@@ -165,6 +165,9 @@ pub(crate) struct Mining {
     /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
+    /// A small GGUF model with the same vocabulary that guesses as well, where it is worth its time. Output is the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) draft_model: Option<PathBuf>,
     /// Memory for keys and values, in MiB
     #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) kv_memory: u64,

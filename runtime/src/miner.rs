@@ -1,18 +1,18 @@
 //! The root of a miner's actor tree, and the way in for the command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, Gguf, same_tokens};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, KvPlan, StepOverdue};
 use crate::forward::{self, Workspace};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
@@ -48,6 +48,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Its hash.
     pub hash: WeightsHash,
+    /// The file of a small model with the same vocabulary that guesses its tokens. Nobody is offered it.
+    pub draft: Option<PathBuf>,
 }
 
 /// Why a miner did not start, or stopped.
@@ -70,6 +72,14 @@ pub enum MineError {
         allowed: u64,
         /// One block.
         needed: u64,
+    },
+    /// Another model cannot guess for it.
+    #[error("{path} cannot draft: {why}")]
+    Draft {
+        /// The file of the draft model.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -155,17 +165,32 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &gguf)).transpose()?;
     let kind = DeviceKind::Cpu { threads: config.threads };
-    let limits = limits(config, kind, &spec, &model.path)?;
+    let limits = limits(config, kind, &spec, draft.as_ref().map(|d| &d.spec), &model.path)?;
     Ok(DeviceConfig {
         kind,
         weights: model.path.clone(),
         gguf: Arc::new(gguf),
         spec,
         hash: model.hash,
+        draft,
         ask: config.ask,
         limits,
     })
+}
+
+/// A draft model for the model whose header is `target`, if it can be one.
+fn draft_config(config: &MineConfig, path: &Path, target: &Gguf) -> Result<DraftConfig, MineError> {
+    let failed = |why: String| MineError::Draft { path: path.to_owned(), why };
+    if config.drafts_max == 0 {
+        return Err(failed("there are to be no drafts: allow some, or leave it out".to_owned()));
+    }
+    let gguf = Gguf::open(path).map_err(|e| failed(e.to_string()))?;
+    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    same_tokens(target, &gguf).map_err(|e| failed(e.to_string()))?;
+    Ok(DraftConfig { weights: path.to_owned(), gguf: Arc::new(gguf), spec })
 }
 
 /// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.
@@ -173,7 +198,8 @@ fn limits(
     config: &MineConfig,
     kind: DeviceKind,
     spec: &ArchSpec,
-    path: &std::path::Path,
+    draft: Option<&ArchSpec>,
+    path: &Path,
 ) -> Result<BatchLimits, MineError> {
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
     let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
@@ -185,18 +211,19 @@ fn limits(
         kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
         context_tokens: 0,
     };
-    limits.kv_blocks = KvPlan::blocks_within(spec, &limits, config.kv_bytes_max);
+    // A draft model holds what its target holds, in as many blocks of its own.
+    let specs: Vec<&ArchSpec> = [spec].into_iter().chain(draft).collect();
+    let kv_bytes = |limits| specs.iter().map(|spec| KvPlan::new(spec, &limits).device_bytes()).sum::<u64>();
+    limits.kv_blocks = KvPlan::blocks_within(&specs, &limits, config.kv_bytes_max);
     if limits.kv_blocks == 0 {
-        let block = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits });
-        let needed = block.device_bytes();
+        let needed = kv_bytes(BatchLimits { kv_blocks: 1, ..limits });
         return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
     }
     let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
     limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
     let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
-    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
-    let kv = KvPlan::new(spec, &limits);
-    tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
+    let work: usize = specs.iter().map(|spec| Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws)).sum();
+    tracing::info!(kv_bytes = kv_bytes(limits), activations_bytes = work, "memory planned");
     Ok(limits)
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{Batch, BatchLimits, StepOutput, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
+use super::draft_model::DraftPlan;
 use super::executor::ExecutorMsg;
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
@@ -44,7 +45,7 @@ pub(crate) enum BatcherMsg {
         masks: Vec<Option<PendingMask>>,
         /// What that gave.
         output: StepOutput,
-        /// How long it took.
+        /// How long it took, without the passes of a draft model.
         took: Duration,
     },
     /// Look whether the executor gets anywhere, and tell the scheduler if it does.
@@ -63,6 +64,8 @@ pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
     pub(super) kv: KvPlan,
+    /// The draft model, where there is one.
+    pub(super) draft: Option<DraftPlan>,
     /// Steps that the executor has at most: one it computes, and those behind it.
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
@@ -71,6 +74,17 @@ pub(super) struct BatcherArgs {
     pub(super) read_tokenizer: ReadTokenizer,
     /// Threads that compute masks.
     pub(super) mask_threads: usize,
+}
+
+impl BatcherArgs {
+    /// An empty batch.
+    fn batch(&self) -> Batch {
+        let batch = Batch::with_kv(self.limits, self.offer.weights, &self.kv);
+        match &self.draft {
+            Some(draft) => batch.with_draft(draft),
+            None => batch,
+        }
+    }
 }
 
 pub(super) struct Batcher;
@@ -111,7 +125,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
+            batch: args.batch(),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
@@ -168,7 +182,7 @@ impl State {
         self.unsent = None;
         self.news.clear();
         self.untold = false;
-        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
+        self.batch = self.args.batch();
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
@@ -271,7 +285,7 @@ impl State {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
-            self.watchdog.launched(rows, self.batch.expected(rows as u32), now());
+            self.watchdog.launched(rows, self.batch.expected(&plan), now());
             let masks = self.constraints.masks(&plan);
             self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;
