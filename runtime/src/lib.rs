@@ -21,9 +21,9 @@ mod link;
 mod miner;
 
 pub use device::{
-    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, DraftConfig, DraftPlan, Draw, Engine, GroupPlan,
-    Guess, GuessedRow, HOLE, KvCache, KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score,
-    SharedMatcher, StepBudget, StepOutput, StepPlan,
+    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, DraftConfig, DraftPlan, Draw, Engine,
+    GroupPlan, Guess, GuessedRow, HOLE, KvCache, KvPlan, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX,
+    Score, SharedMatcher, StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};

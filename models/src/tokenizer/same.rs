@@ -60,10 +60,7 @@ mod tests {
         assert_eq!(same_tokens(&model, &model), Ok(()));
         assert_eq!(same_tokens(&model, &file("gpt2", 428, None)), Ok(()));
         assert_eq!(same_tokens(&file("gpt2", 428, None), &model), Ok(()));
-        assert_eq!(
-            same_tokens(&model, &file("gpt2", 429, None)),
-            Err(OtherTokens::Count { found: 429, wanted: 300 })
-        );
+        assert_eq!(same_tokens(&model, &file("gpt2", 429, None)), Err(OtherTokens::Count { found: 429, wanted: 300 }));
         let (found, wanted) = ("odd".to_owned(), "t299".to_owned());
         assert_eq!(
             same_tokens(&model, &file("gpt2", 300, Some(299))),

@@ -20,8 +20,8 @@ use super::speculation::{Acceptance, CHANCE_UNKNOWN, Prices};
 const CATCH_UP_SHARE: u32 = 2;
 /// Rows of one pass however long they take, beyond one a sequence.
 const CATCH_UP_ROWS_MIN: u32 = KV_BLOCK_TOKENS as u32;
-/// After so many steps in which it was not worth asking, one is tried all the same: what was measured may be wrong by now.
-const STEPS_UNASKED_MAX: u32 = 128;
+/// After so many steps in which it was not asked, what it costs is measured anew: that may be wrong by now.
+const STEPS_UNASKED_MAX: u32 = 256;
 
 /// A small model beside a batch's own, with the same vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) struct DraftModel {
     cache: KvGroups,
     /// What its passes cost, and how many rows one may have.
     budget: StepBudget,
+    /// The same as long as nothing is known.
+    unmeasured: StepBudget,
     /// How often it is right, of all sequences: what is expected of a new one.
     acceptance: Acceptance,
     context_tokens: u32,
@@ -74,9 +76,11 @@ impl DraftModel {
     /// One that has seen nothing.
     pub(super) fn new(plan: &DraftPlan, limits: &BatchLimits) -> Self {
         let rows_min = limits.step_tokens_max.min(limits.sequences_max + CATCH_UP_ROWS_MIN);
+        let unmeasured = StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target / CATCH_UP_SHARE);
         Self {
             cache: KvGroups::new(&plan.kv.groups),
-            budget: StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target / CATCH_UP_SHARE),
+            budget: unmeasured.clone(),
+            unmeasured,
             acceptance: Acceptance::default(),
             context_tokens: plan.context_tokens,
             unasked: 0,
@@ -100,9 +104,11 @@ impl DraftModel {
         passes.iter().map(|pass| self.budget.expected(pass.tokens.len() as u32)).sum()
     }
 
-    /// Guesses that it can make after `known` tokens.
+    /// Guesses that it is asked for after `known` tokens at most: as its context allows, and no more than one before it is
+    /// known what that costs.
     pub(super) fn guesses_max(&self, known: u32) -> u32 {
-        (self.context_tokens + 1).saturating_sub(known)
+        let most = if self.budget.expected(1).is_some() { u32::MAX } else { 1 };
+        (self.context_tokens + 1).saturating_sub(known).min(most)
     }
 
     /// Rows that are to be computed before it can guess what follows `known` tokens.
@@ -112,16 +118,6 @@ impl DraftModel {
             false => followed.computed,
         };
         known - computed
-    }
-
-    /// Whether it was not worth asking for long.
-    pub(super) fn is_unasked(&self) -> bool {
-        self.unasked >= STEPS_UNASKED_MAX
-    }
-
-    /// Whether one guess is to be tried though none seems worth it, where no more than `backlog` rows come before.
-    pub(super) fn probes(&self, backlog: u32) -> bool {
-        self.is_unasked() && backlog <= self.budget.rows()
     }
 
     /// Passes that follow these sequences, and for each sequence which draws of which passes are its guesses: as many as it
@@ -230,7 +226,10 @@ impl DraftModel {
         }
         if !any {
             self.acceptance.observe(0, 0);
-            self.unasked = self.unasked.saturating_add(1);
+            self.unasked += 1;
+            if self.unasked == STEPS_UNASKED_MAX {
+                (self.unasked, self.budget) = (0, self.unmeasured.clone());
+            }
         }
     }
 

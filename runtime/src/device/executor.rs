@@ -13,12 +13,12 @@ use cuckoo_models::{ArchSpec, Gguf};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use super::{DeviceKind, DraftConfig};
 use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
 use super::draft_model::Guess;
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
+use super::{DeviceKind, DraftConfig};
 use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Messages of the executor.

@@ -54,7 +54,8 @@ impl KvPlan {
     /// many.
     pub fn blocks_within(specs: &[&ArchSpec], limits: &BatchLimits, bytes: u64) -> u32 {
         let plan = |kv_blocks| BatchLimits { kv_blocks, ..*limits };
-        let needed = |limits| specs.iter().map(|spec| Self::new(spec, &limits).device_bytes()).fold(0, u64::saturating_add);
+        let needed =
+            |limits| specs.iter().map(|spec| Self::new(spec, &limits).device_bytes()).fold(0, u64::saturating_add);
         let fit = |kv_blocks| needed(plan(kv_blocks)) <= bytes;
         // Every group grows with the number, so a bisection finds the largest that fits.
         let (mut most, mut too_many) = (0, limits.kv_blocks.saturating_add(1));

@@ -74,13 +74,7 @@ impl Batch {
                 wishes.push(wish);
             }
         }
-        let mut granted = worth_asking(&wishes, prices, left);
-        if granted.iter().all(|n| *n == 0)
-            && let Some((nearest, wish)) = wishes.iter().enumerate().min_by_key(|(_, wish)| wish.backlog)
-            && model.probes(wish.backlog)
-        {
-            granted[nearest] = 1;
-        }
+        let granted = worth_asking(&wishes, prices, left);
         let wanted = |at: usize| asking.iter().position(|a| *a == at).map(|i| granted[i]).filter(|n| *n > 0);
         let running = self.running.iter_mut().enumerate();
         let (asked, mut followings): (Vec<usize>, Vec<_>) =

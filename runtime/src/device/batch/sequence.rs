@@ -294,7 +294,7 @@ impl Sequence {
     pub(super) fn wish(&mut self, model: &DraftModel, most: u32, price: f64) -> Option<Wish> {
         let (known, chance) = (self.known(), self.asked.chance(model.chance()));
         let most = self.guesses_max(most).min(model.guesses_max(known));
-        if most == 0 || (chance <= price && !model.is_unasked()) {
+        if most == 0 || chance <= price {
             return None;
         }
         let shareable = self.shareable().len();

@@ -12,8 +12,15 @@ fn draft(blocks: u32) -> DraftPlan {
     DraftPlan { kv: KvPlan::plain(blocks), context_tokens: 400 }
 }
 
-/// A batch that has seen that a row costs a hundredth of a step.
+/// A batch that has seen that a row costs a hundredth of a step, and a pass of the draft model next to nothing.
 fn batch(limits: BatchLimits, draft: &DraftPlan) -> Batch {
+    let mut batch = unmeasured(limits, draft);
+    batch.draft_model.as_mut().unwrap().observe([(1, Duration::from_micros(1))].into_iter());
+    batch
+}
+
+/// The same, with a draft model of which nothing is known.
+fn unmeasured(limits: BatchLimits, draft: &DraftPlan) -> Batch {
     let mut batch = Batch::new(limits, WEIGHTS).with_draft(draft);
     for _ in 0..20 {
         batch.budget.observe(64, Duration::from_micros(1_640));
@@ -61,7 +68,10 @@ fn it_reads_what_it_missed_and_then_draws_ahead_of_the_target() {
     assert!(plan.passes[1..].iter().all(|p| p.placeholders == [Placeholder { row: 0, draw: 0 }]));
     let positions: Vec<_> = plan.passes.iter().map(|p| (p.draws[0].position, p.draws[0].seed)).collect();
     assert_eq!(positions, (21..27).map(|at| (at, 2)).collect::<Vec<_>>(), "with the noise that the target will have");
-    assert_eq!(plan.guesses.iter().map(|g| (g.row, g.from.pass)).collect::<Vec<_>>(), (1..7).zip(0..6).collect::<Vec<_>>());
+    assert_eq!(
+        plan.guesses.iter().map(|g| (g.row, g.from.pass)).collect::<Vec<_>>(),
+        (1..7).zip(0..6).collect::<Vec<_>>()
+    );
     assert_eq!(plan.tokens.len(), 7);
     // Two of six are right, so it goes on after those and the one that was drawn instead.
     let output = StepOutput {
@@ -79,7 +89,7 @@ fn it_reads_what_it_missed_and_then_draws_ahead_of_the_target() {
 
 #[test]
 fn output_is_the_same_in_far_fewer_steps() {
-    for (wrong, at_most) in [(0, 30), (4, 70), (1, 130)] {
+    for (wrong, at_most) in [(0, 40), (4, 60), (1, 110)] {
         let kv = KvPlan::plain(40);
         let (mut batch, mut device) = (batch(ASKING, &draft(40)), FakePair::new(&kv, &kv));
         device.wrong = wrong;
@@ -89,7 +99,7 @@ fn output_is_the_same_in_far_fewer_steps() {
         assigns.iter().for_each(|a| assert_eq!(output(&news, a), expected(a).0));
         let stats = batch.stats();
         println!("wrong {wrong}: {steps} steps, {stats:?}");
-        assert!(steps <= at_most + 40, "{steps} steps: {stats:?}");
+        assert!(steps <= at_most, "{steps} steps: {stats:?}");
         match wrong {
             0 => assert_eq!(stats.drafts_asked, stats.drafts_asked_accepted),
             1 => assert!(stats.drafts_asked < 40 && stats.drafts_asked_accepted == 0, "it is hardly asked: {stats:?}"),
@@ -121,7 +131,11 @@ fn it_is_not_asked_where_that_does_not_pay_or_cannot_be() {
     dear.budget.observe(64, Duration::from_millis(64));
     dear.budget.observe(1, Duration::from_millis(1));
     assert!(!asked(dear, unlike(1, 20, 30)), "a row costs a token");
-    let mut slow = batch(ASKING, &draft(40));
+    let mut first = unmeasured(ASKING, &draft(40));
+    first.assign(unlike(1, 20, 30));
+    step(&mut first, 7);
+    assert_eq!(first.plan().unwrap().guesses.len(), 1, "a first guess shows what it costs");
+    let mut slow = unmeasured(ASKING, &draft(40));
     slow.draft_model.as_mut().unwrap().observe([(1, Duration::from_millis(1))].into_iter());
     assert!(!asked(slow, unlike(1, 20, 30)), "it is as slow as the target");
     let sampling = Sampling { presence_penalty: 1.0, ..Sampling::default() };
@@ -227,11 +241,11 @@ fn one_that_fails_is_asked_no_more_and_stops_nobody() {
 #[test]
 fn one_that_was_not_worth_it_is_tried_again_some_day() {
     let kv = KvPlan::plain(40);
-    let (mut batch, mut device) = (batch(ASKING, &draft(40)), FakePair::new(&kv, &kv));
-    // Measured on a busy moment.
+    let (mut batch, mut device) = (unmeasured(ASKING, &draft(40)), FakePair::new(&kv, &kv));
+    // Measured in a busy moment.
     batch.draft_model.as_mut().unwrap().observe([(1, Duration::from_millis(4))].into_iter());
     batch.assign(unlike(1, 20, 350));
     let (steps, _) = run(&mut batch, &mut device);
     let stats = batch.stats();
-    assert!((130..300).contains(&steps) && stats.drafts_asked > 100, "{steps} steps, {stats:?}");
+    assert!((220..310).contains(&steps) && stats.drafts_asked > 40, "{steps} steps, {stats:?}");
 }

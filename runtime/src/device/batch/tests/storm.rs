@@ -48,7 +48,7 @@ impl Storm {
         }
         let mut device = FakePair::new(&kv, &draft);
         device.wrong = choices.below(5);
-        if choices.below(3) > 0 {
+        if limits.drafts_max > 0 {
             batch = batch.with_draft(&DraftPlan { kv: draft, context_tokens: choices.between(60, 160) });
         }
         Self {
@@ -264,6 +264,6 @@ fn storms_change_no_token_and_lose_nothing() {
     assert!(finished > 20_000 && cancelled > 2_000, "it was a real test");
     assert!(total.preemptions > 500 && total.prefix_hit_tokens > 30_000);
     assert!(total.drafts_accepted > 1_000 && total.drafts - total.drafts_accepted > 1_000);
-    assert!(total.drafts_asked_accepted > 1_000 && total.drafts_asked - total.drafts_asked_accepted > 1_000);
+    assert!(total.drafts_asked_accepted > 500 && total.drafts_asked - total.drafts_asked_accepted > 500);
     assert!(total.rows_discarded > 5_000 && total.evictions > 20_000);
 }
