@@ -95,7 +95,8 @@ fn a_draft_model_changes_no_bit() {
             assert_eq!(alone, outputs, "{name}, {batch} together, {kv_blocks} blocks");
             assert_eq!(stats.preemptions > 0, kv_blocks == 14, "{stats:?}");
             let (asked, right) = (stats.drafts_asked, stats.drafts_asked_accepted);
-            assert!(asked > 50, "{stats:?}");
+            // Where somebody always waits for blocks, the rows are his.
+            assert!(asked > if kv_blocks == 14 { 5 } else { 50 }, "{stats:?}");
             match name {
                 // It draws what the target draws, so only guesses after the end of a sequence may count as wrong.
                 "itself" => assert!(asked - right <= 8 * assigns.len() as u64, "{stats:?}"),

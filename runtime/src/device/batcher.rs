@@ -9,7 +9,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::batch::{Batch, BatchLimits, StepOutput, StepPlan};
+use super::batch::{Batch, BatchLimits, BatchStats, StepOutput, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::draft_model::DraftPlan;
 use super::executor::ExecutorMsg;
@@ -107,6 +107,8 @@ pub(super) struct State {
     watchdog: Watchdog,
     /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
     untold: bool,
+    /// What the log was last told.
+    logged: BatchStats,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -137,6 +139,7 @@ impl Actor for Batcher {
             draining: Draining::No,
             watchdog: Watchdog::new(now()),
             untold: false,
+            logged: BatchStats::default(),
         })
     }
 
@@ -157,6 +160,7 @@ impl Actor for Batcher {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
                 state.tell_of_progress(&me);
+                state.log();
             }
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => {}
@@ -258,6 +262,15 @@ impl State {
     fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
         if let Some(outlet) = self.outlet.clone().filter(|_| self.untold && self.unsent.is_none()) {
             self.send_step(&outlet, Vec::new(), me);
+        }
+    }
+
+    /// What the batch has done so far, at most once a second.
+    fn log(&mut self) {
+        let stats = self.batch.stats();
+        if stats != self.logged {
+            tracing::debug!(?stats, "batch so far");
+            self.logged = stats;
         }
     }
 

@@ -206,11 +206,11 @@ impl DraftModel {
         followed.published..followed.computed / KV_BLOCK_TOKENS as u32
     }
 
-    /// Names the blocks that [`DraftModel::landed`] gave, and lets go of what no later row sees.
-    pub(super) fn publish(&mut self, followed: &mut Followed, blocks: Range<u32>, names: &[BlockHash]) {
-        for at in blocks {
-            self.cache.publish(&mut followed.tables, at, names[at as usize]);
-            followed.published = at + 1;
+    /// Gives the blocks that [`DraftModel::landed`] named their names, and lets go of what no later row sees.
+    pub(super) fn publish(&mut self, followed: &mut Followed, names: &[BlockHash]) {
+        for name in names {
+            self.cache.publish(&mut followed.tables, followed.published, *name);
+            followed.published += 1;
         }
         if !followed.tables.is_empty() {
             self.cache.advance(&mut followed.tables, followed.computed);

@@ -241,8 +241,8 @@ impl Batch {
             self.stats.drafts_asked += asked.len() as u64;
             self.stats.drafts_asked_accepted += u64::from(accepted.min(asked.len() as u32));
             let blocks = model.landed(&mut sequence.stay.followed, asked.len() as u32, accepted);
-            let names = sequence.names(blocks.end).to_vec();
-            model.publish(&mut sequence.stay.followed, blocks, &names);
+            let names = sequence.names(blocks.end)[blocks.start as usize..].to_vec();
+            model.publish(&mut sequence.stay.followed, &names);
         }
         let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
         for i in sequence.stay.published..full {
