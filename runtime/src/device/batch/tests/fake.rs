@@ -174,7 +174,7 @@ impl FakePair {
             let mut drawn: Vec<(u32, bool)> = self.draft.step(pass).into_iter().map(|token| (token, true)).collect();
             for (token, right) in &mut drawn {
                 self.draws += 1;
-                if self.wrong > 0 && mix(self.draws) % self.wrong == 0 {
+                if self.wrong > 0 && mix(self.draws).is_multiple_of(self.wrong) {
                     (*token, *right) = (*token + 1, false);
                 }
             }
