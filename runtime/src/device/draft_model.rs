@@ -14,12 +14,15 @@ use super::batch::{BatchLimits, Draw, Placeholder, StepPlan};
 use super::budget::StepBudget;
 use super::kv_cache::{BlockHash, KvGroups, Table};
 use super::kv_plan::KvPlan;
-use super::speculation::{Acceptance, CHANCE_UNKNOWN, Prices};
+use super::speculation::{Acceptance, Prices};
 
 /// Of a step's duration, so much may go into catching up with sequences.
 const CATCH_UP_SHARE: u32 = 2;
 /// Rows of one pass however long they take, beyond one a sequence.
 const CATCH_UP_ROWS_MIN: u32 = KV_BLOCK_TOKENS as u32;
+/// How often it is taken to be right before anything is known: more than is likely, for a guess that is never tried teaches
+/// nothing.
+const CHANCE_UNTRIED: f64 = 0.8;
 /// After so many steps in which it was not asked, what it costs is measured anew: that may be wrong by now.
 const STEPS_UNASKED_MAX: u32 = 256;
 
@@ -96,7 +99,7 @@ impl DraftModel {
 
     /// The chance that its guess is right, for a sequence of which nothing is known.
     pub(super) fn chance(&self) -> f64 {
-        self.acceptance.chance(CHANCE_UNKNOWN)
+        self.acceptance.chance(CHANCE_UNTRIED)
     }
 
     /// How long `passes` take, as far as is known.

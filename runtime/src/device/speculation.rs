@@ -14,8 +14,8 @@ const MATCH_MAX: usize = 4;
 const MATCH_MIN: usize = 2;
 /// Tokens that are searched, from the newest back: some microseconds.
 const LOOKBACK_MAX: usize = 1 << 15;
-/// How often drafts are taken to be right before anything is known.
-pub(super) const CHANCE_UNKNOWN: f64 = 0.5;
+/// How often what is found is taken to be right before anything is known.
+const CHANCE_UNKNOWN: f64 = 0.5;
 /// What is left of earlier observations after one more.
 const MEMORY: f64 = 0.9;
 /// What is left of them after a step without drafts: what was useless once may help later.
