@@ -124,3 +124,19 @@ fn a_draft_model_halves_the_blocks_that_fit() {
     let plan = KvPlan::new(spec, &BatchLimits { kv_blocks: two, ..limits });
     assert!(2 * plan.device_bytes() <= bytes);
 }
+
+#[test]
+fn a_broken_draft_model_is_let_go() {
+    let (files, folder) = (files(), tempfile::tempdir().unwrap());
+    let whole = tiny(folder.path(), &files.gguf);
+    let mut bytes = std::fs::read(folder.path().join("tiny.gguf")).unwrap();
+    let head = whole.gguf.tensor("output.weight").unwrap().bytes.clone();
+    bytes[head.start as usize..head.end as usize].fill(0xFF); // NaN
+    let path = folder.path().join("broken.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let shape = Shape { batch: 4, step_tokens: 96, drafts: 8, ..ALONE };
+    let assigns = mixed(&files);
+    let (outputs, stats, _) = generate_beside(&files, Some(&DraftFiles::open(&path)), shape, assigns.clone());
+    assert_eq!(generate(&files, ALONE, assigns), outputs);
+    assert!(stats.draft_model_rows > 0 && stats.drafts_asked == 0, "it failed when it was asked first: {stats:?}");
+}
