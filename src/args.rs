@@ -1,13 +1,17 @@
 //! The command line and the environment, and nothing but: the only place that reads either.
 
+mod generation;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use cuckoo_kernels::KvKind;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
-use cuckoo_wire::message::{Price, Sampling};
+use cuckoo_wire::message::Price;
 use cuckoo_wire::{Address, PeerId};
+
+pub(crate) use self::generation::{GenerationArgs, Shape};
 
 /// An open market for AI inference: miners earn per token, developers call one endpoint.
 #[derive(Debug, Parser)]
@@ -166,6 +170,9 @@ pub(crate) struct Mining {
     /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
+    /// A small GGUF model with the same vocabulary that guesses as well, where it is worth its time. Output is the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) draft_model: Option<PathBuf>,
     /// Memory for keys and values, in MiB
     #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
@@ -224,46 +231,6 @@ pub(crate) struct Target {
     /// The API key [default: the one made by the scheduler that ran here last]
     #[arg(long, env = "CUCKOO_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
-}
-
-/// How tokens are made.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct GenerationArgs {
-    /// The model to ask [default: the first that the scheduler has]
-    #[arg(long = "ask-model", value_name = "NAME")]
-    pub(crate) ask_model: Option<String>,
-    /// Tokens at most
-    #[arg(long, value_name = "N", default_value = "256")]
-    pub(crate) max_tokens: u32,
-    /// 0 takes the most probable token; up to 2
-    #[arg(long, default_value = "0", allow_negative_numbers = true)]
-    pub(crate) temperature: f32,
-    /// Only the most probable tokens that together reach this probability
-    #[arg(long, default_value = "1", allow_negative_numbers = true)]
-    pub(crate) top_p: f32,
-    /// Only so many of the most probable tokens; 0 is all
-    #[arg(long, default_value = "0")]
-    pub(crate) top_k: u32,
-    /// Makes tokens that occurred less probable; 1 does nothing
-    #[arg(long, default_value = "1.1", allow_negative_numbers = true)]
-    pub(crate) repetition_penalty: f32,
-    /// The same seed gives the same answer
-    #[arg(long)]
-    pub(crate) seed: Option<u64>,
-}
-
-impl GenerationArgs {
-    /// As the protocol has it; the scheduler checks the ranges.
-    pub(crate) fn sampling(&self) -> Sampling {
-        Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            ..Sampling::default()
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]

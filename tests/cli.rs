@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
+use crate::model::drafting::write_tiny;
 use crate::support::{MODEL, Process, cuckoo, shelf, weights};
 
 fn run(home: &Path, args: &[&str]) -> Output {
@@ -48,6 +49,36 @@ fn one_question_is_answered_and_paid() {
     let nano = |name: &str| json[name].as_u64().unwrap();
     assert!(nano("miner_nano") > 0);
     assert_eq!(nano("cost_nano"), nano("miner_nano") + nano("author_nano") + nano("network_nano"));
+}
+
+#[test]
+fn a_draft_model_says_nothing_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let weights = weights();
+    let question = ["up", "--ask", "Count from one to twenty.", "--once", "--max-tokens", "40", "--json"];
+    let question =
+        with_shelf(&[&question[..], &["--repetition-penalty", "1", "--temperature", "0.8", "--seed", "3"]].concat());
+    let ask = |more: &[&str]| {
+        let printed = text(&run(home.path(), &[&question, more].concat()));
+        let answer: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+        answer["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(ask(&[]), ask(&["--draft-model", weights.to_str().unwrap()]));
+
+    let other = home.path().join("other.gguf");
+    let tokens: Vec<String> = (0..49_152).map(|i| format!("word{i}")).collect();
+    write_tiny(&other, "gpt2", &tokens);
+    let refused = |more: &[&str]| run(home.path(), &[&question, more].concat());
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["other.gguf cannot draft", "token 0", "word0"]);
+    write_tiny(&other, "llama", &tokens);
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["kind", "llama", "gpt2"]);
+    write_tiny(&other, "gpt2", &tokens[..1_000]);
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["1000 tokens", "49152"]);
+    fails_with(&refused(&["--draft-model", "/nowhere/x.gguf"]), &["/nowhere/x.gguf"]);
+    fails_with(
+        &refused(&["--draft-model", weights.to_str().unwrap(), "--drafts", "0"]),
+        &["cannot draft", "no drafts"],
+    );
 }
 
 #[test]
@@ -175,6 +206,37 @@ fn the_market_of_one_is_usable_from_the_same_machine() {
     );
     let wallet = text(&run(home, &["wallet"]));
     assert!(wallet.contains("client:") && wallet.contains("miner:") && wallet.contains("settle"), "{wallet}");
+
+    let schema = home.join("schema.json");
+    std::fs::write(&schema, r#"{"type":"object","properties":{"city":{"enum":["Paris","Rome"]}},"required":["city"]}"#)
+        .unwrap();
+    let ask = |more: &[&str]| {
+        let words = [&["ask", "What is the capital of France?", "--max-tokens", "24", "--json"], more].concat();
+        serde_json::from_str::<Value>(&text(&run(home, &words))).unwrap()
+    };
+    let said = |more: &[&str]| ask(more)["text"].as_str().unwrap().to_owned();
+    let city: Value = serde_json::from_str(&said(&["--json-schema", schema.to_str().unwrap()])).unwrap();
+    assert!(["Paris", "Rome"].contains(&city["city"].as_str().unwrap()), "{city}");
+    let numbers = said(&["--regex", "[0-9]{3}"]);
+    assert!(numbers.len() == 3 && numbers.bytes().all(|b| b.is_ascii_digit()), "{numbers}");
+    assert_eq!(said(&["--choice", "Lyon", "--choice", "Nice"]).len(), 4);
+    assert!(!said(&["--bad-word", "Paris"]).contains("Paris"));
+    let plain = said(&[]);
+    assert_eq!(said(&["--stop", "Paris"]), plain.split("Paris").next().unwrap());
+    let seeded = ["--temperature", "1.5", "--seed", "4", "--typical-p", "0.9", "--min-p", "0.01", "--top-k", "50"];
+    let drawn = said(&seeded);
+    assert!(drawn == said(&seeded) && drawn != plain, "{drawn}");
+    let most =
+        ["--xtc-probability", "0.5", "--dry-multiplier", "0.8", "--presence-penalty", "0.5", "--logit-bias", "30=-5"];
+    let long = ask(&[&most[..], &["--frequency-penalty", "0.1", "--min-tokens", "24"]].concat());
+    assert_eq!((long["completion_tokens"].as_u64(), long["finish_reason"].as_str()), (Some(24), Some("length")));
+    let scored = ask(&["--logprobs", "2", "--repetition-penalty", "1"]);
+    let tokens = scored["logprobs"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, scored["completion_tokens"].as_u64().unwrap());
+    assert!(tokens.iter().all(|t| t["rank"] == 1 && t["top"].as_array().unwrap().len() == 2), "{scored}");
+    fails_with(&run(home, &["ask", "hi", "--json-schema", "/nowhere/s.json"]), &["/nowhere/s.json"]);
+    fails_with(&run(home, &["ask", "hi", "--regex", "("]), &["regex"]);
+    fails_with(&run(home, &["ask", "hi", "--top-p", "3"]), &["top_p"]);
 
     let mut chat = cuckoo();
     chat.args(["chat", "--json", "--max-tokens", "16", "--home"])

@@ -24,7 +24,7 @@ fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-fn values(name: &str, dims: &[u64]) -> Vec<u8> {
+pub(crate) fn values(name: &str, dims: &[u64]) -> Vec<u8> {
     let count = dims.iter().product::<u64>() as usize;
     let value = |v: f64| match () {
         () if name.contains("norm") => 1.0 + 0.3 * v,

@@ -14,8 +14,10 @@ use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
+use self::drafting::DraftFiles;
 use crate::support::weights;
 
+pub(crate) mod drafting;
 mod kv_kinds;
 mod logprobs;
 mod memory;
@@ -205,6 +207,16 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
 
 /// The same, and the most blocks that were held at once, for each group of layers.
 fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats, Vec<u32>) {
+    generate_beside(files, None, shape, assigns)
+}
+
+/// The same, with a draft model.
+fn generate_beside(
+    files: &Files,
+    draft: Option<&DraftFiles>,
+    shape: Shape,
+    assigns: Vec<Assign>,
+) -> (Vec<Output>, BatchStats, Vec<u32>) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
@@ -219,6 +231,10 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
     let backend = Cpu::new(shape.threads);
     let mut engine = Engine::new(backend, &files.gguf, &files.file, &files.spec, limits).unwrap();
     let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    if let Some(draft) = draft {
+        engine = engine.with_draft(&draft.gguf, &draft.file, &draft.spec, limits).unwrap();
+        batch = batch.with_draft(&draft.plan(limits));
+    }
     let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];
     let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();
@@ -234,7 +250,8 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             plans.push_back(plan);
         }
         let Some(plan) = plans.pop_front() else { break };
-        let output = engine.step(&plan).unwrap();
+        let mut output = engine.step(&plan).unwrap();
+        output.passes.fill(Duration::ZERO);
         if !plan.draws.is_empty() {
             let logits = engine.logits().unwrap();
             for (draw, row) in plan.draws.iter().zip(logits.chunks(files.spec.vocab)) {

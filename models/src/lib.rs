@@ -45,5 +45,5 @@ pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
 pub use template::{ChatTemplate, Conversation, Message, TemplateError};
-pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};
+pub use tokenizer::{Decoder, OtherTokens, TokenizeError, Tokenizer, TokenizerError, same_tokens};
 pub use tools::{CallGrammar, Dialect, Syntax, Tool, ToolChat};

@@ -11,6 +11,7 @@ mod budget;
 #[cfg(test)]
 mod choices;
 mod constraints;
+mod draft_model;
 mod executor;
 mod kv_cache;
 mod kv_plan;
@@ -31,9 +32,12 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::link::LinkMsg;
 
-pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan};
+pub use batch::{
+    Batch, BatchLimits, BatchStats, Draw, GuessedRow, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan,
+};
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
+pub use draft_model::{DraftPlan, Guess};
 pub use executor::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
@@ -97,10 +101,30 @@ pub struct DeviceConfig {
     pub spec: ArchSpec,
     /// Its hash.
     pub hash: WeightsHash,
+    /// A small model that guesses for it.
+    pub draft: Option<DraftConfig>,
     /// What the miner asks for its tokens.
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+}
+
+/// A small model beside another, with the same vocabulary.
+#[derive(Clone, Debug)]
+pub struct DraftConfig {
+    /// The weights file.
+    pub weights: PathBuf,
+    /// Its header.
+    pub gguf: Arc<Gguf>,
+    /// Its architecture.
+    pub spec: ArchSpec,
+}
+
+impl DraftConfig {
+    fn plan(&self, limits: &BatchLimits) -> DraftPlan {
+        let context_tokens = u32::try_from(self.spec.context_tokens).unwrap_or(u32::MAX);
+        DraftPlan { kv: KvPlan::new(&self.spec, &limits.of_draft()), context_tokens }
+    }
 }
 
 impl DeviceConfig {
@@ -110,6 +134,7 @@ impl DeviceConfig {
             weights: self.weights.clone(),
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
+            draft: self.draft.clone(),
             limits: self.limits,
         };
         Arc::new(move || args.load())
@@ -147,6 +172,7 @@ pub(crate) struct DeviceArgs {
     load: executor::Load,
     limits: BatchLimits,
     kv: KvPlan,
+    draft: Option<DraftPlan>,
     steps_in_flight: usize,
     offer: Offer,
     read_tokenizer: constraints::ReadTokenizer,
@@ -162,6 +188,7 @@ impl DeviceArgs {
             load: config.load(),
             limits: config.limits,
             kv: KvPlan::new(&config.spec, &config.limits),
+            draft: config.draft.as_ref().map(|draft| draft.plan(&config.limits)),
             steps_in_flight: config.kind.steps_in_flight(),
             offer: config.offer(),
             read_tokenizer: config.read_tokenizer(),
@@ -247,6 +274,7 @@ impl Pair {
             executor: executor.clone(),
             limits: args.limits,
             kv: args.kv.clone(),
+            draft: args.draft.clone(),
             steps_in_flight: args.steps_in_flight,
             offer: args.offer.clone(),
             read_tokenizer: args.read_tokenizer.clone(),

@@ -24,9 +24,9 @@ mod memory;
 mod miner;
 
 pub use device::{
-    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, Draw, Engine, GroupPlan, HOLE, KvCache,
-    KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder, STEPS_IN_FLIGHT_MAX, Score, SharedMatcher,
-    StepBudget, StepOutput, StepPlan,
+    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, DraftConfig, DraftPlan, Draw, Engine,
+    GroupPlan, Guess, GuessedRow, HOLE, KvCache, KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder,
+    STEPS_IN_FLIGHT_MAX, Score, SharedMatcher, StepBudget, StepOutput, StepPlan,
 };
 pub use link::LinkStatus;
 pub use memory::{Available, BatchWish, MemoryError, MemoryPlan, Shortage, plan_on_cpu};

@@ -62,6 +62,17 @@ impl MemoryPlan {
         let later = [self.activations, self.kv, self.spill].into_iter().fold(0, u64::saturating_add);
         self.weights.saturating_add(later.max(self.reading))
     }
+
+    /// This and another model, whose files are read one after the other.
+    fn and(self, other: Self) -> Self {
+        Self {
+            weights: self.weights.saturating_add(other.weights),
+            activations: self.activations.saturating_add(other.activations),
+            kv: self.kv.saturating_add(other.kv),
+            spill: self.spill.saturating_add(other.spill),
+            reading: self.reading.max(other.reading),
+        }
+    }
 }
 
 /// Why a model is not loaded.
@@ -129,25 +140,29 @@ impl fmt::Display for Mib {
     }
 }
 
-/// The batch that fits `available`, and what it takes with its model on processors. Reads nothing but `gguf`.
+/// A model's file and what it says.
+type Described<'a> = (&'a Gguf, &'a ArchSpec);
+
+/// The batch that fits `available`, and what it takes on processors with its model, and with another that drafts for it. Reads
+/// nothing but headers.
 pub fn plan_on_cpu(
-    gguf: &Gguf,
-    spec: &ArchSpec,
+    target: Described<'_>,
+    draft: Option<Described<'_>>,
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    plan(cpu::Sizes::default(), gguf, spec, wish, available)
+    plan(cpu::Sizes::default(), target, draft, wish, available)
 }
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
-    mut sizes: M,
-    gguf: &Gguf,
-    spec: &ArchSpec,
+    sizes: M,
+    target: Described<'_>,
+    draft: Option<Described<'_>>,
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    let context = (spec.context_tokens as u64).min(wish.context_tokens_max.map_or(u64::MAX, u64::from));
+    let context = (target.1.context_tokens as u64).min(wish.context_tokens_max.map_or(u64::MAX, u64::from));
     let context_blocks = context.div_ceil(KV_BLOCK_TOKENS as u64);
     let wanted = context_blocks.saturating_mul(u64::from(wish.sequences_max));
     let mut limits = BatchLimits {
@@ -160,25 +175,32 @@ fn plan<M: Counted + Clone>(
         spill_bytes: wish.spill_bytes,
         context_tokens: 0,
     };
+    // A draft model holds what its target holds, in as many blocks of its own.
+    let kv_bytes = |limits: &BatchLimits| {
+        let of_draft = draft.map_or(0, |(_, spec)| KvPlan::new(spec, &limits.of_draft()).device_bytes());
+        KvPlan::new(target.1, limits).device_bytes().saturating_add(of_draft)
+    };
     // What is asked for, whatever there is.
-    let allowed = |kv: &KvPlan| kv.device_bytes() <= wish.kv_bytes_max;
-    let asked = KvPlan::blocks_that_fit(spec, &limits, allowed);
+    let asked = KvPlan::blocks_that_fit(&limits, |limits| kv_bytes(limits) <= wish.kv_bytes_max);
     if asked == 0 {
-        let needed = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits }).device_bytes();
+        let needed = kv_bytes(&BatchLimits { kv_blocks: 1, ..limits });
         return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
     }
-    let reading = Model::survey(&mut sizes, gguf, spec)?;
-    let weights = sizes.bytes();
-    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, limits.draws_max() as usize)
-        .map_err(LoadError::Ops)?;
-    let without_kv = MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() };
-    let whole = |kv: &KvPlan| with_kv(sizes.clone(), spec, kv, without_kv);
-    let fits = |kv: &KvPlan| whole(kv).is_ok_and(|plan| plan.peak() <= available.bytes);
+    let without_kv = loaded(sizes.clone(), target, &limits, limits.draws_max())?;
+    let without_kv = match draft {
+        Some(draft) => without_kv.and(loaded(sizes.clone(), draft, &limits, limits.sequences_max)?),
+        None => without_kv,
+    };
+    let whole = |limits: &BatchLimits| {
+        let kv = with_kv(sizes.clone(), target.1, limits, without_kv)?;
+        draft.map_or(Ok(kv), |(_, spec)| with_kv(sizes.clone(), spec, &limits.of_draft(), kv))
+    };
+    let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
     limits.kv_blocks = asked;
-    let blocks = KvPlan::blocks_that_fit(spec, &limits, fits);
+    let blocks = KvPlan::blocks_that_fit(&limits, fits);
     let least = asked.min(context.min(CONTEXT_TOKENS_LEAST).div_ceil(KV_BLOCK_TOKENS as u64) as u32);
     limits.kv_blocks = blocks.max(least);
-    let plan = whole(&KvPlan::new(spec, &limits)).map_err(LoadError::Ops)?;
+    let plan = whole(&limits).map_err(LoadError::Ops)?;
     let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
     limits.context_tokens = context.min(positions) as u32;
     if blocks < least {
@@ -187,15 +209,34 @@ fn plan<M: Counted + Clone>(
     Ok((limits, plan))
 }
 
-/// `plan` with keys and values as `kv` says, on the device and on the host.
-fn with_kv<M: Counted>(mut sizes: M, spec: &ArchSpec, kv: &KvPlan, plan: MemoryPlan) -> Result<MemoryPlan, OpsError> {
-    let before = sizes.bytes();
+/// What a model takes beside keys and values.
+fn loaded<M: Counted>(
+    mut sizes: M,
+    (gguf, spec): Described<'_>,
+    limits: &BatchLimits,
+    draws_max: u32,
+) -> Result<MemoryPlan, LoadError> {
+    let reading = Model::survey(&mut sizes, gguf, spec)?;
+    let weights = sizes.bytes();
+    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
+    Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })
+}
+
+/// `plan` with a model's keys and values, on the device and on the host.
+fn with_kv<M: Counted>(
+    mut sizes: M,
+    spec: &ArchSpec,
+    limits: &BatchLimits,
+    plan: MemoryPlan,
+) -> Result<MemoryPlan, OpsError> {
+    let (before, kv) = (sizes.bytes(), KvPlan::new(spec, limits));
     KvMemory::new(&mut sizes, &kv.shapes(spec))?;
     let device = sizes.bytes();
     for shape in kv.host_shapes(spec) {
         sizes.host_kv(shape)?;
     }
-    Ok(MemoryPlan { kv: device - before, spill: sizes.bytes() - device, ..plan })
+    let (kv, spill) = (device - before, sizes.bytes() - device);
+    Ok(MemoryPlan { kv: plan.kv.saturating_add(kv), spill: plan.spill.saturating_add(spill), ..plan })
 }
 
 #[cfg(test)]

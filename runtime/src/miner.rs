@@ -1,18 +1,18 @@
 //! The root of a miner's actor tree, and the way in for the command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, Gguf, same_tokens};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{Device, DeviceArgs, DeviceConfig, DeviceKind, StepOverdue};
+use crate::device::{Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, StepOverdue};
 use crate::forward;
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 use crate::memory::{self, Available, BatchWish, MemoryError, MemoryPlan};
@@ -57,6 +57,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Its hash.
     pub hash: WeightsHash,
+    /// The file of a small model with the same vocabulary that guesses its tokens. Nobody is offered it.
+    pub draft: Option<PathBuf>,
 }
 
 /// Why a miner did not start, or stopped.
@@ -77,6 +79,14 @@ pub enum MineError {
         path: PathBuf,
         /// Which, by what it is for.
         why: MemoryError,
+    },
+    /// Another model cannot guess for it.
+    #[error("{path} cannot draft: {why}")]
+    Draft {
+        /// The file of the draft model.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -173,6 +183,7 @@ fn device_config(
     let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &gguf)).transpose()?;
     let kind = DeviceKind::Cpu { threads: config.threads };
     let wish = BatchWish {
         sequences_max: config.batch_sequences_max,
@@ -185,7 +196,10 @@ fn device_config(
         context_tokens_max: config.context_tokens_max,
     };
     let planned = match kind {
-        DeviceKind::Cpu { .. } => memory::plan_on_cpu(&gguf, &spec, &wish, available),
+        DeviceKind::Cpu { .. } => {
+            let draft = draft.as_ref().map(|draft| (&*draft.gguf, &draft.spec));
+            memory::plan_on_cpu((&gguf, &spec), draft, &wish, available)
+        }
     };
     let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
     let device = DeviceConfig {
@@ -194,10 +208,24 @@ fn device_config(
         gguf: Arc::new(gguf),
         spec,
         hash: model.hash,
+        draft,
         ask: config.ask,
         limits,
     };
     Ok((device, memory))
+}
+
+/// A draft model for the model whose header is `target`, if it can be one.
+fn draft_config(config: &MineConfig, path: &Path, target: &Gguf) -> Result<DraftConfig, MineError> {
+    let failed = |why: String| MineError::Draft { path: path.to_owned(), why };
+    if config.drafts_max == 0 {
+        return Err(failed("there are to be no drafts: allow some, or leave it out".to_owned()));
+    }
+    let gguf = Gguf::open(path).map_err(|e| failed(e.to_string()))?;
+    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    same_tokens(target, &gguf).map_err(|e| failed(e.to_string()))?;
+    Ok(DraftConfig { weights: path.to_owned(), gguf: Arc::new(gguf), spec })
 }
 
 #[derive(Debug)]

@@ -25,7 +25,8 @@ pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
         println!("  miner   {} ({peer})", args.name);
         println!("  model   {} from {}", args.mining.model, weights.path.display());
     }
-    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0) };
+    let draft = args.mining.draft_model.clone();
+    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0), draft };
     let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;

@@ -13,13 +13,15 @@
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
 //! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
 //! and holds nobody else up; so does one whose constraint is being compiled. Where rows are cheap and the next tokens can
-//! be guessed, a decoding sequence gets a row for each guess (`speculation`).
+//! be guessed, a decoding sequence gets a row for each guess (`speculation`), of its own words or of a draft model
+//! (`draft_model`).
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
 //! [`BLOCKS_GRANTED_PER_BLOCK`]. Where they do happen, the youngest sequences wait for the oldest: any one of them
 //! fits alone, so the oldest always goes on, and all of them end.
 
+mod guess;
 mod plan;
 mod sequence;
 mod step;
@@ -32,10 +34,11 @@ use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
 
-pub use self::plan::{Draw, Placeholder, Score, StepOutput, StepPlan};
-use self::sequence::Sequence;
+pub use self::plan::{Draw, GuessedRow, Placeholder, Score, StepOutput, StepPlan};
+use self::sequence::{Sequence, Stay};
 use self::step::Flight;
 use super::budget::StepBudget;
+use super::draft_model::{DraftModel, DraftPlan};
 use super::kv_cache::{BlockHash, KvGroups};
 use super::kv_plan::KvPlan;
 
@@ -78,6 +81,11 @@ impl BatchLimits {
     pub fn draws_max(&self) -> u32 {
         self.sequences_max + self.drafts_max
     }
+
+    /// Those of the draft model of such a batch: it has as many blocks, and forgets those whose room is needed.
+    pub fn of_draft(&self) -> Self {
+        Self { spill_bytes: 0, ..*self }
+    }
 }
 
 /// What a batch has done since it began.
@@ -101,6 +109,12 @@ pub struct BatchStats {
     pub drafts: u64,
     /// Of these, how many were drawn.
     pub drafts_accepted: u64,
+    /// Of the draft tokens, how many a draft model proposed.
+    pub drafts_asked: u64,
+    /// Of these, how many were drawn.
+    pub drafts_asked_accepted: u64,
+    /// Rows that the draft model computed for them.
+    pub draft_model_rows: u64,
 }
 
 /// The sequences of one replica.
@@ -110,6 +124,8 @@ pub struct Batch {
     weights: WeightsHash,
     cache: KvGroups,
     budget: StepBudget,
+    /// What guesses, if anything does and has not failed.
+    draft_model: Option<DraftModel>,
     /// In order of arrival, those that were preempted before the others.
     waiting: VecDeque<Sequence>,
     /// In order of admission.
@@ -144,6 +160,7 @@ impl Batch {
         Self {
             cache: KvGroups::new(&kv.groups),
             budget: StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target),
+            draft_model: None,
             waiting: VecDeque::new(),
             running: Vec::new(),
             flights: VecDeque::new(),
@@ -159,6 +176,12 @@ impl Batch {
             limits,
             weights,
         }
+    }
+
+    /// The same batch with a draft model beside it.
+    pub fn with_draft(mut self, plan: &DraftPlan) -> Self {
+        self.draft_model = Some(DraftModel::new(plan, &self.limits));
+        self
     }
 
     /// What is granted to the scheduler, cumulative.
@@ -182,9 +205,10 @@ impl Batch {
         self.cache.used()
     }
 
-    /// How long a step of `rows` rows takes on this device, as far as is known.
-    pub fn expected(&self, rows: u32) -> Option<Duration> {
-        self.budget.expected(rows)
+    /// How long a step takes on this device, as far as is known, what the draft model does for it included.
+    pub fn expected(&self, plan: &StepPlan) -> Option<Duration> {
+        let passes = self.draft_model.as_ref().map_or(Some(Duration::ZERO), |model| model.expected(&plan.passes))?;
+        Some(self.budget.expected(plan.tokens.len() as u32)?.saturating_add(passes))
     }
 
     /// What has happened so far.
@@ -289,7 +313,15 @@ impl Batch {
         let first = sequence.drawn() - tokens.len() as u32;
         self.news.push(StepItem { logprobs, ..StepItem::new(sequence.id, first, tokens, Some(end)) });
         self.give_back(sequence.reserved);
-        self.cache.release(&sequence.stay.tables);
+        self.release(&sequence.stay);
+    }
+
+    /// Gives up what a sequence holds, of the draft model too.
+    fn release(&mut self, stay: &Stay) {
+        self.cache.release(&stay.tables);
+        if let Some(model) = &mut self.draft_model {
+            model.release(&stay.followed);
+        }
     }
 
     fn take(&mut self, assign: &Assign) {

@@ -66,9 +66,9 @@ impl KvPlan {
         plan
     }
 
-    /// With how many blocks, at most [`BatchLimits::kv_blocks`], the plan `fits`; 0 if with none.
-    pub fn blocks_that_fit(spec: &ArchSpec, limits: &BatchLimits, fits: impl Fn(&Self) -> bool) -> u32 {
-        let fit = |kv_blocks| fits(&Self::new(spec, &BatchLimits { kv_blocks, ..*limits }));
+    /// With how many blocks, at most [`BatchLimits::kv_blocks`], a batch `fits`; 0 if with none.
+    pub fn blocks_that_fit(limits: &BatchLimits, fits: impl Fn(&BatchLimits) -> bool) -> u32 {
+        let fit = |kv_blocks| fits(&BatchLimits { kv_blocks, ..*limits });
         // Every group grows with the number, so a bisection finds the largest that fits.
         let (mut most, mut too_many) = (0, limits.kv_blocks.saturating_add(1));
         while too_many - most > 1 {

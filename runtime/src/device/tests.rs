@@ -118,6 +118,7 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
         load,
         limits: LIMITS,
         kv: KvPlan::plain(LIMITS.kv_blocks),
+        draft: None,
         steps_in_flight: 1,
         offer: offer(),
         read_tokenizer: no_tokenizer(),

@@ -2,6 +2,8 @@
 
 /// Steps planned ahead.
 mod ahead;
+/// Tokens that a draft model guesses.
+mod asked;
 /// Blocks: shared, evicted, taken away.
 mod blocks;
 /// Sequences with a constraint.

@@ -54,6 +54,7 @@ impl Bench {
             executor,
             limits: LIMITS,
             kv: KvPlan::plain(LIMITS.kv_blocks),
+            draft: None,
             steps_in_flight,
             offer: offer(),
             read_tokenizer: no_tokenizer(),

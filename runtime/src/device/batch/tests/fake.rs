@@ -111,6 +111,11 @@ impl FakeDevice {
 
     /// Like an engine's step: plans come in the order in which they were made.
     pub(super) fn step(&mut self, plan: &StepPlan) -> Vec<u32> {
+        self.step_guessed(plan, &[])
+    }
+
+    /// The same, with the tokens of the plan's guesses.
+    pub(super) fn step_guessed(&mut self, plan: &StepPlan, guesses: &[u32]) -> Vec<u32> {
         for KvCopy { group, way, block, slot } in &plan.copies {
             let (block, slot) = (&mut self.blocks[*group][*block as usize], &mut self.slots[*group][*slot as usize]);
             match way {
@@ -118,7 +123,7 @@ impl FakeDevice {
                 KvWay::In => *block = *slot,
             }
         }
-        let tokens = plan.resolve(&self.drawn);
+        let tokens = plan.resolve(&self.drawn, guesses);
         assert!(plan.blocks.iter().all(|b| b.len() == plan.blocks[0].len()), "tables of all groups are as long");
         let windows = self.windows.clone();
         for span in &plan.spans {
@@ -157,6 +162,51 @@ impl FakeDevice {
     }
 }
 
+/// A device with a draft model that is the target itself: it is right wherever it does not make a mistake on purpose.
+pub(super) struct FakePair {
+    pub(super) target: FakeDevice,
+    draft: FakeDevice,
+    /// It makes a mistake once in so many draws; 0: never.
+    pub(super) wrong: u64,
+    draws: u64,
+}
+
+impl FakePair {
+    pub(super) fn new(target: &KvPlan, draft: &KvPlan) -> Self {
+        Self { target: FakeDevice::with_kv(target), draft: FakeDevice::with_kv(draft), wrong: 0, draws: 0 }
+    }
+
+    /// Like an engine's step. Whatever is held of a sequence, a guess is right if those before it are.
+    pub(super) fn step(&mut self, plan: &StepPlan) -> StepOutput {
+        let mut output = StepOutput::default();
+        let mut passes: Vec<Vec<(u32, bool)>> = Vec::new();
+        for pass in &plan.passes {
+            let mut drawn: Vec<(u32, bool)> = self.draft.step(pass).into_iter().map(|token| (token, true)).collect();
+            for (token, right) in &mut drawn {
+                self.draws += 1;
+                if self.wrong > 0 && mix(self.draws).is_multiple_of(self.wrong) {
+                    (*token, *right) = (*token + 1, false);
+                }
+            }
+            self.draft.drawn = drawn.iter().map(|(token, _)| *token).collect();
+            output.passes.push(Duration::from_micros(50 + 2 * pass.tokens.len() as u64));
+            passes.push(drawn);
+        }
+        output.guesses = plan.guesses.iter().map(|g| passes[g.from.pass][g.from.draw].0).collect();
+        output.drawn = self.target.step_guessed(plan, &output.guesses);
+        for (guessed, token) in plan.guesses.iter().zip(&output.guesses) {
+            let span = plan.spans.iter().find(|s| (s.first_row..s.first_row + s.rows).contains(&guessed.row)).unwrap();
+            let before = plan.guesses.iter().filter(|g| span.first_row < g.row && g.row < guessed.row);
+            let said = passes[guessed.from.pass][guessed.from.draw].1;
+            if said && before.into_iter().all(|g| passes[g.from.pass][g.from.draw].1) {
+                let draw = plan.draws.iter().position(|d| d.row + 1 == guessed.row).unwrap();
+                assert_eq!(*token, output.drawn[draw], "the draft model sees what the target sees");
+            }
+        }
+        output
+    }
+}
+
 /// Plans, computes and applies one step; whether there was one.
 pub(super) fn run(batch: &mut Batch, device: &mut FakeDevice) -> bool {
     let Some(plan) = batch.plan() else { return false };
@@ -170,6 +220,9 @@ impl Batch {
     /// Everything that must hold between two calls.
     pub(super) fn assert_sound(&self) {
         self.cache.assert_sound(self.running.iter().map(|s| &s.stay.tables));
+        if let Some(model) = &self.draft_model {
+            model.assert_sound(self.running.iter().map(|s| (&s.stay.followed, s.known())));
+        }
         assert!(self.running.len() <= self.limits.sequences_max as usize);
         assert!(self.running.is_sorted_by(|a, b| a.stay.number < b.stay.number), "in order of admission");
         assert!(
