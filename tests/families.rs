@@ -109,3 +109,68 @@ fn every_family_computes_what_its_reference_code_does() {
         }
     }
 }
+
+/// The vectors of all `texts`, computed in steps of so many texts.
+fn vectors<O: Ops>(
+    mut ops: O,
+    gguf: &Gguf,
+    file: &File,
+    spec: &ArchSpec,
+    texts: &[Vec<u32>],
+    together: usize,
+) -> Vec<f32> {
+    let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
+    let rows: usize = texts.iter().map(Vec::len).sum();
+    let mut work = Workspace::new(&mut ops, spec, rows, texts.len()).unwrap();
+    let shapes = kv_shapes(spec, 16);
+    assert!(shapes.len() == 1 && shapes[0].layers == 1, "layers share their keys' place");
+    let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
+    let mut all = Vec::new();
+    for texts in texts.chunks(together) {
+        let (mut spans, mut ranges, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
+        for text in texts {
+            let first_row = ranges.last().map_or(0, |range: &std::ops::Range<usize>| range.end);
+            spans.push(Span { first_row, rows: text.len(), first_position: 0, first_block: blocks.len() });
+            ranges.push(first_row..first_row + text.len());
+            blocks.extend((blocks.len()..blocks.len() + text.len().div_ceil(16)).map(|b| 15 - b as u32));
+        }
+        let steps = [StepLayout { spans: &spans, blocks: &blocks }];
+        model.forward(&mut ops, &mut work, &mut cache, &texts.concat(), &steps, &[]).unwrap();
+        model.pool(&mut ops, &mut work, &ranges).unwrap();
+        all.extend(ops.read(&work.picked).unwrap());
+    }
+    all
+}
+
+#[test]
+fn every_encoder_computes_what_its_reference_code_does() {
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/families.json")).unwrap();
+    let texts: Vec<Vec<u32>> = serde_json::from_value(fixture["texts"].clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let models = fixture["encoders"].as_array().unwrap();
+    assert_eq!(models.len(), 4);
+    for model in models {
+        let name = model["name"].as_str().unwrap();
+        let path = folder.path().join(format!("{name}.gguf"));
+        write(model, &path);
+        let gguf = Gguf::open(&path).unwrap();
+        let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
+        check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let file = File::open(&path).unwrap();
+        let reference = vectors(Reference::new(Rounding::None), &gguf, &file, &spec, &texts, texts.len());
+        let expect: Vec<Vec<f64>> = serde_json::from_value(model["vectors"].clone()).unwrap();
+        let expect = expect.concat();
+        assert_eq!(reference.len(), expect.len());
+        let error: f64 = reference.iter().zip(&expect).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+        println!("{name}: {:.1e}", error / texts.len() as f64);
+        assert!(error / (texts.len() as f64) < 1e-12, "{name}: {error:e} from its reference code");
+        let exact = vectors(Exact::new(), &gguf, &file, &spec, &texts, texts.len());
+        let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        assert!(error / (texts.len() as f64) < 1e-6, "{name}: {error:e} from unrounded keys and values");
+        for (threads, together) in [(2, texts.len()), (1, texts.len()), (3, 2), (2, 1)] {
+            let cpu = vectors(Cpu::new(threads), &gguf, &file, &spec, &texts, together);
+            let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && cpu.len() == exact.len(), "{name}, {together} texts a step on {threads} threads");
+        }
+    }
+}

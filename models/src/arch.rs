@@ -289,6 +289,11 @@ impl ArchSpec {
         Ok(self)
     }
 
+    /// Whether it makes one vector of a text, rather than tokens that follow it.
+    pub fn is_encoder(&self) -> bool {
+        !self.causal
+    }
+
     /// The width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim

@@ -1,8 +1,10 @@
 //! The forward pass of a transformer, once, over any backend and for every family that [`ArchSpec`] describes. Knows no
 //! batch, actor or peer.
 
+mod input;
 mod kv;
 mod load;
+mod pool;
 mod rope;
 
 use std::fs::File;
@@ -12,6 +14,7 @@ use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
 use cuckoo_models::{ArchSpec, Gguf, arch};
 
+use self::input::Input;
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
 pub use self::load::{LoadError, check};
 use self::load::{Loader, activation};
@@ -19,9 +22,10 @@ use self::load::{Loader, activation};
 /// Weights on a device.
 pub struct Model<O: Ops> {
     spec: ArchSpec,
-    embedding: O::Matrix,
+    input: Input<O>,
     layers: Vec<Layer<O>>,
-    norm: Norm<O>,
+    /// On the residual stream, before the head; encoders have none.
+    norm: Option<Norm<O>>,
     /// `None` where the output head is the embedding table.
     head: Option<Projection<O>>,
     ropes: Vec<O::RopeTable>,
@@ -104,7 +108,8 @@ pub struct Workspace<O: Ops> {
     /// For feed-forward networks, one pair for each width in use.
     networks: Vec<Inner<O>>,
     mixture: Option<Mixture<O>>,
-    picked: O::Buffer,
+    /// Rows whose logits are asked for, or the vectors that [`Model::pool`] made of texts.
+    pub picked: O::Buffer,
     /// Logits of the rows that were asked for, in their order.
     pub logits: O::Buffer,
 }
@@ -157,10 +162,7 @@ impl<O: Ops> Model<O> {
         wanted: &[usize],
     ) -> Result<(), OpsError> {
         assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
-        ops.embed(&self.embedding, tokens, &mut work.hidden)?;
-        if self.spec.embedding_scale != 1.0 {
-            ops.scale(self.spec.embedding_scale, None, &mut work.hidden)?;
-        }
+        self.input.begin(ops, &self.spec, work, tokens, steps)?;
         for layer in &self.layers {
             self.attention(ops, work, cache, steps, layer)?;
             self.feed_forward(ops, work, layer)?;
@@ -174,15 +176,32 @@ impl<O: Ops> Model<O> {
     /// Leaves the logits of some rows of the last [`Model::forward`] in `work.logits`; may be called again for others.
     pub fn logits(&self, ops: &mut O, work: &mut Workspace<O>, wanted: &[usize]) -> Result<(), OpsError> {
         ops.gather(&work.hidden, wanted, &mut work.picked)?;
-        self.norm.apply(ops, self.spec.norm_epsilon, &work.picked, &mut work.normed)?;
+        let Workspace { picked, normed, logits, .. } = &mut *work;
+        let input = self.normed(ops, picked, normed)?;
         match &self.head {
-            Some(head) => head.apply(ops, &work.normed, &mut work.logits)?,
-            None => ops.linear(&work.normed, &self.embedding, &mut work.logits)?,
+            Some(head) => head.apply(ops, input, logits)?,
+            None => ops.linear(input, &self.input.embedding, logits)?,
         }
         if (self.spec.logit_scale, self.spec.final_softcap) != (1.0, None) {
             ops.scale(self.spec.logit_scale, self.spec.final_softcap, &mut work.logits)?;
         }
         Ok(())
+    }
+
+    /// What the output head or pooling works on.
+    fn normed<'a>(
+        &self,
+        ops: &mut O,
+        x: &'a O::Buffer,
+        normed: &'a mut O::Buffer,
+    ) -> Result<&'a O::Buffer, OpsError> {
+        match &self.norm {
+            Some(norm) => {
+                norm.apply(ops, self.spec.norm_epsilon, x, normed)?;
+                Ok(normed)
+            }
+            None => Ok(x),
+        }
     }
 
     fn attention(
@@ -393,7 +412,7 @@ impl<O: Ops> Branch<O> {
 }
 
 impl<O: Ops> Workspace<O> {
-    /// For steps of at most `rows` rows of which at most `wanted` need logits.
+    /// For steps of at most `rows` rows of which at most `wanted` need logits, or of at most `wanted` texts for an encoder.
     pub fn new(ops: &mut O, spec: &ArchSpec, rows: usize, wanted: usize) -> Result<Self, OpsError> {
         Ok(Self {
             hidden: ops.buffer(rows, spec.hidden)?,
@@ -415,7 +434,7 @@ impl<O: Ops> Workspace<O> {
                 }),
             },
             picked: ops.buffer(wanted, spec.hidden)?,
-            logits: ops.buffer(wanted, spec.vocab)?,
+            logits: ops.buffer(wanted_logits(spec, wanted), spec.vocab)?,
         })
     }
 
@@ -427,8 +446,13 @@ impl<O: Ops> Workspace<O> {
             experts => experts + 1 + 2 * spec.hidden,
         };
         let row = 3 * spec.hidden + heads(spec).qkv_cols() + spec.query_width() + inner + mixture;
-        4 * (rows * row + wanted * (spec.hidden + spec.vocab))
+        4 * (rows * row + wanted * spec.hidden + wanted_logits(spec, wanted) * spec.vocab)
     }
+}
+
+/// An encoder has no logits.
+fn wanted_logits(spec: &ArchSpec, wanted: usize) -> usize {
+    if spec.is_encoder() { 0 } else { wanted }
 }
 
 /// The widths of all feed-forward networks, each once.

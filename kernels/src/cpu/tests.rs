@@ -258,6 +258,35 @@ fn activations_biases_and_scales() {
 }
 
 #[test]
+fn means_of_rows_and_rows_of_length_one() {
+    let mut random = Random(32);
+    for (cols, rows) in [(32, 1), (96, 5), (384, 40), (768, 130)] {
+        let mut x: Vec<f32> = random.values(rows * cols).iter().map(|v| v * 20.0).collect();
+        let spans = [0..rows, 0..1, rows / 3..rows / 3 + 1, rows / 2..rows, 0..rows];
+        agree!(1e-12, ops => {
+            let x = upload(ops, &x, cols);
+            let mut out = ops.buffer(spans.len(), cols).unwrap();
+            ops.mean_rows(&x, &spans, &mut out).unwrap();
+            let means = ops.read(&out).unwrap();
+            ops.normalize(&mut out).unwrap();
+            [means, ops.read(&out).unwrap()].concat()
+        });
+        // A row of zeros stays what it is, and one that is very short does not become infinite.
+        x[..cols].fill(0.0);
+        x[(rows - 1) * cols..].fill(0.0);
+        x[rows * cols - 1] = 1e-15;
+        agree!(1e-12, ops => {
+            let mut x = upload(ops, &x, cols);
+            ops.normalize(&mut x).unwrap();
+            let read = ops.read(&x).unwrap();
+            assert!(rows == 1 || read[..cols].iter().all(|v| *v == 0.0));
+            assert!((read[rows * cols - 1] - 1e-3).abs() < 1e-9);
+            read
+        });
+    }
+}
+
+#[test]
 fn swiglu_at_the_ends() {
     let mut gate_up = vec![1.0f32; 64];
     gate_up[..8].copy_from_slice(&[-200.0, -88.5, -87.0, 200.0, 0.0, -1e30, 1e30, f32::NAN]);

@@ -7,10 +7,12 @@ use cuckoo_kernels::quant::dequantize_row;
 use cuckoo_kernels::routing::{Gating, Routing};
 use cuckoo_kernels::{Ops, Quant};
 use cuckoo_models::arch::{
-    self, ArchSpec, ExpertWeights, FeedForward, LayerSpec, Linear, Qkv, RopeFactors, RopeScaling, TensorSpec, Up,
+    self, ArchSpec, ExpertWeights, FeedForward, InputSpec, LayerSpec, Linear, Pooling, Qkv, RopeFactors, RopeScaling,
+    TensorSpec, Up,
 };
 use cuckoo_models::{GgmlType, Gguf, TensorInfo};
 
+use super::input::Input;
 use super::kv::kv_places;
 use super::rope::rope;
 use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
@@ -51,14 +53,13 @@ pub fn check(spec: &ArchSpec) -> Result<(), LoadError> {
     };
     let packed = |layer: &LayerSpec| layer.attention.output.packed.is_some();
     let checks = [
-        (spec.causal, "attention in both directions: it is an encoder"),
+        (spec.causal || spec.pooling != Pooling::None, "no pooling, so it makes no vector of a text"),
+        (spec.causal || spec.blocks.iter().all(|layer| layer.attention.window.is_none()), "windows in an encoder"),
         (spec.head_dim.is_multiple_of(16), "heads whose size is no multiple of 16"),
         (!spec.blocks.iter().any(apart), "experts in a layout of safetensors files"),
         (spec.blocks.iter().all(|layer| same_experts(layer, spec)), "layers with different numbers of experts"),
         (!spec.blocks.iter().any(packed), "packed safetensors weights"),
-        (spec.input.positions.is_none() && spec.input.token_types.is_none(), "embeddings of positions or types"),
-        (spec.input.norm.is_none(), "a norm of embeddings"),
-        (spec.output.norm.is_some(), "no norm before its output head"),
+        (spec.is_encoder() || spec.output.norm.is_some(), "no norm before its output head"),
     ];
     match checks.iter().find(|(holds, _)| !holds) {
         Some((_, what)) => Err(LoadError::Feature((*what).to_owned())),
@@ -87,19 +88,26 @@ impl<'a, O: Ops> Loader<'a, O> {
     pub(super) fn model(&mut self) -> Result<Model<O>, LoadError> {
         let spec = self.spec;
         check(spec)?;
-        let embedding = self.matrix(&[&spec.input.embedding])?;
+        let input = self.input(&spec.input)?;
         let layers = spec.blocks.iter().zip(kv_places(spec)).map(|(layer, kv)| self.layer(layer, kv));
         let layers = layers.collect::<Result<_, _>>()?;
-        let norm = match &spec.output.norm {
-            Some(norm) => self.norm(norm)?,
-            None => return Err(LoadError::Feature("no norm before its output head".to_owned())),
-        };
+        let norm = spec.output.norm.as_ref().map(|norm| self.norm(norm)).transpose()?;
         let head = match (&spec.output.head, spec.tied_head) {
             (Some(head), false) => Some(self.projection(&[head])?),
             _ => None,
         };
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, _>>()?;
-        Ok(Model { spec: spec.clone(), embedding, layers, norm, head, ropes })
+        Ok(Model { spec: spec.clone(), input, layers, norm, head, ropes })
+    }
+
+    fn input(&mut self, input: &InputSpec) -> Result<Input<O>, LoadError> {
+        let token_type = input.token_types.as_ref().map(|types| self.values(types)).transpose()?;
+        Ok(Input {
+            embedding: self.matrix(&[&input.embedding])?,
+            positions: input.positions.as_ref().map(|positions| self.matrix(&[positions])).transpose()?,
+            token_type: token_type.map(|types| self.ops.vector(&types[..self.spec.hidden])).transpose()?,
+            norm: input.norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
+        })
     }
 
     fn layer(&mut self, layer: &LayerSpec, kv: (usize, usize)) -> Result<Layer<O>, LoadError> {
