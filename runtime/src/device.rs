@@ -18,14 +18,16 @@ mod masks;
 mod speculation;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod watchdog;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
+use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -38,6 +40,7 @@ pub use executor::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
+pub use texts::{TextBatch, texts_per_step};
 pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
@@ -128,6 +131,7 @@ impl DeviceConfig {
             block_tokens: cuckoo_kernels::ops::KV_BLOCK_TOKENS as u32,
             ask: self.ask,
             window: Window::default(),
+            task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
         }
     }
 }

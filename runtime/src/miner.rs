@@ -12,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
+use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue, texts_per_step};
 use crate::forward::{self, Workspace};
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 
@@ -40,6 +40,11 @@ pub struct MineConfig {
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
 }
+
+/// The longest text that an encoder takes, whatever its model could: a text is computed in one step, which has to fit memory.
+const ENCODER_CONTEXT_TOKENS_MAX: u32 = 8_192;
+/// Rows of an encoder's step at least: nobody who decodes waits for it, and many short texts fit.
+const ENCODER_STEP_TOKENS: u32 = 512;
 
 /// A weights file whose hash has been verified.
 #[derive(Clone, Debug)]
@@ -175,6 +180,9 @@ fn limits(
     spec: &ArchSpec,
     path: &std::path::Path,
 ) -> Result<BatchLimits, MineError> {
+    if spec.is_encoder() {
+        return encoder_limits(config, kind, spec, path);
+    }
     let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
     let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
     let mut limits = BatchLimits {
@@ -197,6 +205,34 @@ fn limits(
     let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
     let kv = KvPlan::new(spec, &limits);
     tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
+    Ok(limits)
+}
+
+/// Steps of an encoder: rows for the longest text or as many as were asked for, and room for the keys of one step.
+fn encoder_limits(
+    config: &MineConfig,
+    kind: DeviceKind,
+    spec: &ArchSpec,
+    path: &std::path::Path,
+) -> Result<BatchLimits, MineError> {
+    let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX).min(ENCODER_CONTEXT_TOKENS_MAX);
+    let step_tokens_max = config.step_tokens_max.max(context_tokens).max(ENCODER_STEP_TOKENS);
+    let sequences_max = texts_per_step(step_tokens_max);
+    let limits = BatchLimits {
+        sequences_max,
+        step_tokens_max,
+        step_target: kind.step_target(),
+        drafts_max: 0,
+        // Each text begins in a block of its own.
+        kv_blocks: step_tokens_max.div_ceil(KV_BLOCK_TOKENS as u32) + sequences_max,
+        context_tokens,
+    };
+    let (needed, allowed) = (KvPlan::new(spec, &limits).device_bytes(), config.kv_bytes_max);
+    if needed > allowed {
+        return Err(MineError::KvMemory { path: path.to_owned(), allowed, needed });
+    }
+    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, step_tokens_max as usize, sequences_max as usize);
+    tracing::info!(kv_bytes = needed, activations_bytes = work, "memory planned");
     Ok(limits)
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{OpsError, StepLayout};
+use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
 use cuckoo_models::{ArchSpec, Gguf};
@@ -137,6 +137,9 @@ impl<O: Ops> Engine<O> {
         let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
         self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layouts, &[])?;
+        if self.model.spec().is_encoder() {
+            return self.pool(&plan.spans);
+        }
         let scores = self.score(&plan.scores)?;
         if plan.draws.is_empty() {
             return Ok(StepOutput { scores, ..StepOutput::default() });
@@ -162,7 +165,19 @@ impl<O: Ops> Engine<O> {
         let drawn = self.ops.sample(&self.work.logits, &requests)?;
         self.drawn.extend(drawn.into_iter().map(|s| s.token));
         let logprobs = self.logprobs(plan)?;
-        Ok(StepOutput { drawn: self.drawn.clone(), logprobs, scores })
+        Ok(StepOutput { drawn: self.drawn.clone(), logprobs, scores, ..StepOutput::default() })
+    }
+
+    /// The vectors of an encoder's texts.
+    fn pool(&mut self, spans: &[Span]) -> Result<StepOutput, OpsError> {
+        let texts: Vec<_> = spans.iter().map(|span| span.first_row..span.first_row + span.rows).collect();
+        self.model.pool(&mut self.ops, &mut self.work, &texts)?;
+        let values = self.ops.read(&self.work.picked)?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(OpsError::Fault("a vector is not finite: the weights or the device are damaged".to_owned()));
+        }
+        let vectors = values.chunks(self.model.spec().hidden).map(<[f32]>::to_vec).collect();
+        Ok(StepOutput { vectors, ..StepOutput::default() })
     }
 
     /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.

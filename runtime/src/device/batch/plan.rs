@@ -85,6 +85,8 @@ pub struct StepOutput {
     pub logprobs: Vec<Option<Logprobs>>,
     /// One for each score.
     pub scores: Vec<Logprobs>,
+    /// One for each span, of an encoder.
+    pub vectors: Vec<Vec<f32>>,
 }
 
 impl StepOutput {
