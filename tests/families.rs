@@ -1,13 +1,11 @@
 //! A tiny model of every family against a transformer written from the families' reference code, in numpy
 //! (`tests/fixtures/make_families.py`): the f64 reference must give its logits, the CPU the contract's bits.
 
-use std::fs::File;
-
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
-use cuckoo_models::{ArchSpec, GgmlType, Gguf};
+use cuckoo_models::{ArchSpec, GgmlType, ModelFiles};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
@@ -54,8 +52,8 @@ fn write(model: &Value, path: &std::path::Path) {
     writer.write(path).unwrap();
 }
 
-fn logits<O: Ops>(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
+fn logits<O: Ops>(mut ops: O, files: &ModelFiles, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
     let shapes = kv_shapes(spec, 2);
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
@@ -82,11 +80,10 @@ fn every_family_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let gguf = Gguf::open(&path).unwrap();
-        let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let files = ModelFiles::open(&path).unwrap();
+        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
         check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
-        let file = File::open(&path).unwrap();
-        let reference = logits(Reference::new(Rounding::None), &gguf, &file, &spec, &tokens, tokens.len());
+        let reference = logits(Reference::new(Rounding::None), &files, &spec, &tokens, tokens.len());
         let (mut error, mut norm) = (0.0, 0.0);
         for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {
             let ours = &reference[*position as usize * spec.vocab..][..spec.vocab];
@@ -98,12 +95,12 @@ fn every_family_computes_what_its_reference_code_does() {
         let nmse = error / norm;
         println!("{name}: {nmse:.1e}");
         assert!(nmse < 1e-12, "{name}: an NMSE of {nmse:e} from its reference code");
-        let exact = logits(Exact::new(), &gguf, &file, &spec, &tokens, tokens.len());
+        let exact = logits(Exact::new(), &files, &spec, &tokens, tokens.len());
         let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let norm: f64 = reference.iter().map(|v| f64::from(*v).powi(2)).sum();
         assert!(error / norm < 1e-6, "{name}: {:e} from unrounded keys and values", error / norm);
         for chunk in [tokens.len(), 7, 1] {
-            let cpu = logits(Cpu::new(2), &gguf, &file, &spec, &tokens, chunk);
+            let cpu = logits(Cpu::new(2), &files, &spec, &tokens, chunk);
             let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && cpu.len() == exact.len(), "{name} in chunks of {chunk}");
         }
