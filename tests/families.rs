@@ -1,13 +1,11 @@
 //! A tiny model of every family against a transformer written from the families' reference code, in numpy
 //! (`tests/fixtures/make_families.py`): the f64 reference must give its logits, the CPU the contract's bits.
 
-use std::fs::File;
-
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
-use cuckoo_models::{ArchSpec, GgmlType, Gguf};
+use cuckoo_models::{ArchSpec, GgmlType, ModelFiles};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
@@ -54,8 +52,8 @@ fn write(model: &Value, path: &std::path::Path) {
     writer.write(path).unwrap();
 }
 
-fn logits<O: Ops>(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
+fn logits<O: Ops>(mut ops: O, files: &ModelFiles, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
     let shapes = kv_shapes(spec, 2);
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
@@ -82,11 +80,10 @@ fn every_family_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let gguf = Gguf::open(&path).unwrap();
-        let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let files = ModelFiles::open(&path).unwrap();
+        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
         check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
-        let file = File::open(&path).unwrap();
-        let reference = logits(Reference::new(Rounding::None), &gguf, &file, &spec, &tokens, tokens.len());
+        let reference = logits(Reference::new(Rounding::None), &files, &spec, &tokens, tokens.len());
         let (mut error, mut norm) = (0.0, 0.0);
         for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {
             let ours = &reference[*position as usize * spec.vocab..][..spec.vocab];
@@ -98,12 +95,12 @@ fn every_family_computes_what_its_reference_code_does() {
         let nmse = error / norm;
         println!("{name}: {nmse:.1e}");
         assert!(nmse < 1e-12, "{name}: an NMSE of {nmse:e} from its reference code");
-        let exact = logits(Exact::new(), &gguf, &file, &spec, &tokens, tokens.len());
+        let exact = logits(Exact::new(), &files, &spec, &tokens, tokens.len());
         let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let norm: f64 = reference.iter().map(|v| f64::from(*v).powi(2)).sum();
         assert!(error / norm < 1e-6, "{name}: {:e} from unrounded keys and values", error / norm);
         for chunk in [tokens.len(), 7, 1] {
-            let cpu = logits(Cpu::new(2), &gguf, &file, &spec, &tokens, chunk);
+            let cpu = logits(Cpu::new(2), &files, &spec, &tokens, chunk);
             let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && cpu.len() == exact.len(), "{name} in chunks of {chunk}");
         }
@@ -111,18 +108,18 @@ fn every_family_computes_what_its_reference_code_does() {
 }
 
 /// The vectors of all `texts`, computed in steps of so many texts.
-fn vectors<O: Ops>(
+pub(crate) fn vectors<O: Ops>(
     mut ops: O,
-    gguf: &Gguf,
-    file: &File,
+    files: &ModelFiles,
     spec: &ArchSpec,
     texts: &[Vec<u32>],
     together: usize,
 ) -> Vec<f32> {
-    let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
+    let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
     let rows: usize = texts.iter().map(Vec::len).sum();
     let mut work = Workspace::new(&mut ops, spec, rows, texts.len()).unwrap();
-    let shapes = kv_shapes(spec, 16);
+    let all_blocks: usize = texts.iter().map(|text| text.len().div_ceil(16)).sum();
+    let shapes = kv_shapes(spec, all_blocks);
     assert!(shapes.len() == 1 && shapes[0].layers == 1, "layers share their keys' place");
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let mut all = Vec::new();
@@ -132,7 +129,7 @@ fn vectors<O: Ops>(
             let first_row = ranges.last().map_or(0, |range: &std::ops::Range<usize>| range.end);
             spans.push(Span { first_row, rows: text.len(), first_position: 0, first_block: blocks.len() });
             ranges.push(first_row..first_row + text.len());
-            blocks.extend((blocks.len()..blocks.len() + text.len().div_ceil(16)).map(|b| 15 - b as u32));
+            blocks.extend((blocks.len()..blocks.len() + text.len().div_ceil(16)).map(|b| (all_blocks - 1 - b) as u32));
         }
         let steps = [StepLayout { spans: &spans, blocks: &blocks }];
         model.forward(&mut ops, &mut work, &mut cache, &texts.concat(), &steps, &[]).unwrap();
@@ -153,22 +150,21 @@ fn every_encoder_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let gguf = Gguf::open(&path).unwrap();
-        let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let files = ModelFiles::open(&path).unwrap();
+        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
         check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
-        let file = File::open(&path).unwrap();
-        let reference = vectors(Reference::new(Rounding::None), &gguf, &file, &spec, &texts, texts.len());
+        let reference = vectors(Reference::new(Rounding::None), &files, &spec, &texts, texts.len());
         let expect: Vec<Vec<f64>> = serde_json::from_value(model["vectors"].clone()).unwrap();
         let expect = expect.concat();
         assert_eq!(reference.len(), expect.len());
         let error: f64 = reference.iter().zip(&expect).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
         println!("{name}: {:.1e}", error / texts.len() as f64);
         assert!(error / (texts.len() as f64) < 1e-12, "{name}: {error:e} from its reference code");
-        let exact = vectors(Exact::new(), &gguf, &file, &spec, &texts, texts.len());
+        let exact = vectors(Exact::new(), &files, &spec, &texts, texts.len());
         let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         assert!(error / (texts.len() as f64) < 1e-6, "{name}: {error:e} from unrounded keys and values");
         for (threads, together) in [(2, texts.len()), (1, texts.len()), (3, 2), (2, 1)] {
-            let cpu = vectors(Cpu::new(threads), &gguf, &file, &spec, &texts, together);
+            let cpu = vectors(Cpu::new(threads), &files, &spec, &texts, together);
             let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && cpu.len() == exact.len(), "{name}, {together} texts a step on {threads} threads");
         }

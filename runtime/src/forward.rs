@@ -7,12 +7,10 @@ mod load;
 mod pool;
 mod rope;
 
-use std::fs::File;
-
 use cuckoo_kernels::Ops;
 use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
-use cuckoo_models::{ArchSpec, Gguf, arch};
+use cuckoo_models::{ArchSpec, ModelFiles, arch};
 
 use self::input::Input;
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
@@ -134,15 +132,14 @@ struct Mixture<O: Ops> {
 }
 
 impl<O: Ops> Model<O> {
-    /// Loads every tensor of `gguf` that `spec` names; `progress` hears the bytes loaded so far.
+    /// Loads every tensor of `files` that `spec` names; `progress` hears the bytes loaded so far.
     pub fn load(
         ops: &mut O,
-        gguf: &Gguf,
-        file: &File,
+        files: &ModelFiles,
         spec: &ArchSpec,
         mut progress: impl FnMut(u64),
     ) -> Result<Self, LoadError> {
-        Loader { ops, gguf, file, spec, loaded_bytes: 0, progress: &mut progress }.model()
+        Loader { ops, files, spec, loaded_bytes: 0, progress: &mut progress }.model()
     }
 
     /// What was loaded.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -157,20 +157,12 @@ impl Miner {
 
 fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfig, MineError> {
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
-    let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
-    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
+    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
     let limits = limits(config, kind, &spec, &model.path)?;
-    Ok(DeviceConfig {
-        kind,
-        weights: model.path.clone(),
-        gguf: Arc::new(gguf),
-        spec,
-        hash: model.hash,
-        ask: config.ask,
-        limits,
-    })
+    Ok(DeviceConfig { kind, files: Arc::new(files), spec, hash: model.hash, ask: config.ask, limits })
 }
 
 /// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.

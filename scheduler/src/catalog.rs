@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cuckoo_models::{ArchSpec, ChatTemplate, Constrainer, ConstraintError, Gguf, Shelf, SignedManifest, Tokenizer};
+use cuckoo_models::{ChatTemplate, Constrainer, ConstraintError, ModelFiles, Shelf, SignedManifest, Tokenizer};
 use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
@@ -150,13 +150,10 @@ impl Model {
         manifest.verify().map_err(|e| e.to_string())?;
         let shelved = shelf.find(&manifest.manifest.weights).map_err(|e| e.to_string())?;
         let shelved = shelved.ok_or("its weights are not on the shelf: pull the model again")?;
-        let gguf = Gguf::open(&shelved.path).map_err(|e| e.to_string())?;
-        let spec = ArchSpec::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let template = match gguf.str("tokenizer.chat_template") {
-            Some(_) => Some(ChatTemplate::from_gguf(&gguf).map_err(|e| e.to_string())?),
-            None => None,
-        };
+        let files = ModelFiles::open(&shelved.path).map_err(|e| e.to_string())?;
+        let spec = files.spec().map_err(|e| e.to_string())?;
+        let tokenizer = files.tokenizer().map_err(|e| e.to_string())?;
+        let template = files.chat_template().map_err(|e| e.to_string())?;
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
         Ok(Self {
             manifest,

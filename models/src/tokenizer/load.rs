@@ -11,6 +11,9 @@ use crate::gguf::Gguf;
 /// The most text that control tokens, or user-defined ones, may have together, in bytes: it bounds their automaton.
 const SPECIAL_BYTES_MAX: usize = 1 << 20;
 
+/// The most tokens accepted where no header bounds them.
+pub(super) const TOKENS_MAX: usize = 1 << 21;
+
 /// The names of control tokens that end a turn in models whose metadata names only the end of sequence. They are
 /// llama.cpp's list of end-of-generation texts.
 const END_NAMES: &[&str] = &[

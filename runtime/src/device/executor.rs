@@ -1,15 +1,13 @@
 //! The actor that owns a device's memory and runs its steps, on a thread of its own: a step blocks, and must block
 //! nothing else. Decides nothing.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -37,8 +35,7 @@ pub(super) enum ExecutorMsg {
 #[derive(Clone)]
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
-    pub(super) weights: PathBuf,
-    pub(super) gguf: Arc<Gguf>,
+    pub(super) files: Arc<ModelFiles>,
     pub(super) spec: ArchSpec,
     pub(super) limits: BatchLimits,
 }
@@ -106,14 +103,13 @@ pub struct Engine<O: Ops> {
 
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
-        let file = File::open(&args.weights)?;
-        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
+        Self::new(ops, &args.files, &args.spec, args.limits)
     }
 
-    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need, keys and values as
+    /// Loads the weights in `files` and allocates all that a batch within `limits` will ever need, keys and values as
     /// [`KvPlan::new`] says.
-    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
-        let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
+    pub fn new(mut ops: O, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        let model = Model::load(&mut ops, files, spec, |_| ())?;
         let rows = limits.step_tokens_max as usize;
         let logits_rows = limits.draws_max() as usize;
         let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;

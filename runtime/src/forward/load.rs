@@ -1,7 +1,5 @@
 //! Weights from a file to a device, as a model's description names them.
 
-use std::fs::File;
-
 use cuckoo_kernels::ops::{Activation, Mask, MatrixSource, OpsError};
 use cuckoo_kernels::quant::dequantize_row;
 use cuckoo_kernels::routing::{Gating, Routing};
@@ -10,7 +8,7 @@ use cuckoo_models::arch::{
     self, ArchSpec, ExpertWeights, FeedForward, InputSpec, LayerSpec, Linear, Pooling, Qkv, RopeFactors, RopeScaling,
     TensorSpec, Up,
 };
-use cuckoo_models::{GgmlType, Gguf, TensorInfo};
+use cuckoo_models::{Dtype, ModelFiles, Tensor, TensorKind};
 
 use super::input::Input;
 use super::kv::kv_places;
@@ -35,7 +33,7 @@ pub enum LoadError {
         /// The tensor.
         tensor: String,
         /// Its format.
-        kind: GgmlType,
+        kind: TensorKind,
     },
     /// The model asks for something that is not computed.
     #[error("the model uses {0}, which this engine does not compute yet: choose another model")]
@@ -77,8 +75,7 @@ fn same_experts(layer: &LayerSpec, spec: &ArchSpec) -> bool {
 
 pub(super) struct Loader<'a, O: Ops> {
     pub(super) ops: &'a mut O,
-    pub(super) gguf: &'a Gguf,
-    pub(super) file: &'a File,
+    pub(super) files: &'a ModelFiles,
     pub(super) spec: &'a ArchSpec,
     pub(super) loaded_bytes: u64,
     pub(super) progress: &'a mut dyn FnMut(u64),
@@ -189,7 +186,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         for part in parts {
             let info = self.info(&part.weight.name)?;
             let bias = part.bias.as_ref().map(|bias| self.values(bias)).transpose()?;
-            read.push((part, quant(info)?, self.read(info)?, bias));
+            read.push((part, quant(&info)?, self.read(&info)?, bias));
         }
         let mut projections = Vec::new();
         for expert in 0..count {
@@ -269,7 +266,7 @@ impl<'a, O: Ops> Loader<'a, O> {
             .iter()
             .map(|tensor| {
                 let info = self.info(&tensor.name)?;
-                Ok((tensor, quant(info)?, self.read(info)?))
+                Ok((tensor, quant(&info)?, self.read(&info)?))
             })
             .collect::<Result<Vec<_>, LoadError>>()?;
         let sources: Vec<MatrixSource<'_>> = parts
@@ -294,24 +291,30 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     fn values(&mut self, tensor: &TensorSpec) -> Result<Vec<f32>, LoadError> {
         let info = self.info(&tensor.name)?;
-        let (quant, data) = (quant(info)?, self.read(info)?);
+        let (quant, data) = (quant(&info)?, self.read(&info)?);
         let mut values = vec![0.0; tensor.dims.iter().product()];
         dequantize_row(quant, &data, &mut values);
         Ok(values)
     }
 
-    fn info(&self, name: &str) -> Result<&'a TensorInfo, LoadError> {
-        self.gguf.tensor(name).ok_or_else(|| LoadError::Missing(name.to_owned()))
+    fn info(&self, name: &str) -> Result<Tensor, LoadError> {
+        self.files.tensor(name).ok_or_else(|| LoadError::Missing(name.to_owned()))
     }
 
-    fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
-        Ok(self.gguf.read_tensor(self.file, info)?)
+    fn read(&self, info: &Tensor) -> Result<Vec<u8>, LoadError> {
+        Ok(self.files.read(info)?)
     }
 }
 
-fn quant(info: &TensorInfo) -> Result<Quant, LoadError> {
-    Quant::from_gguf(info.kind.code())
-        .ok_or_else(|| LoadError::Unsupported { tensor: info.name.clone(), kind: info.kind })
+fn quant(info: &Tensor) -> Result<Quant, LoadError> {
+    let quant = match info.kind {
+        TensorKind::Ggml(kind) => Quant::from_gguf(kind.code()),
+        TensorKind::Safetensors(Dtype::F32) => Some(Quant::F32),
+        TensorKind::Safetensors(Dtype::F16) => Some(Quant::F16),
+        TensorKind::Safetensors(Dtype::BF16) => Some(Quant::BF16),
+        TensorKind::Safetensors(_) => None,
+    };
+    quant.ok_or_else(|| LoadError::Unsupported { tensor: info.name.clone(), kind: info.kind })
 }
 
 /// The kernels' name of an activation.
