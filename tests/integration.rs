@@ -9,6 +9,8 @@ mod support;
 mod bench;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
+/// Vectors of texts: the real encoder against numpy, bit for bit against itself, and through both doors.
+mod embeddings;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
 /// The real model's file: sizes, damage, tokens.

@@ -289,6 +289,12 @@ impl ArchSpec {
         Ok(self)
     }
 
+    /// Refuses an encoder whose `modules.json`, which sentence encoders ship, names steps beyond pooling and normalization.
+    /// Vectors are always normalized.
+    pub fn check_modules(&self, modules: &str) -> Result<(), ArchError> {
+        hf::check_modules(modules)
+    }
+
     /// Whether it makes one vector of a text, rather than tokens that follow it.
     pub fn is_encoder(&self) -> bool {
         !self.causal

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cuckoo_models::{ChatTemplate, Constrainer, ConstraintError, ModelFiles, Shelf, SignedManifest, Tokenizer};
-use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
+use cuckoo_wire::limits::{EMBEDDING_DIMS_MAX, STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
@@ -24,6 +24,8 @@ pub(crate) struct Model {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     context_tokens: u32,
+    /// The width of an encoder's vectors.
+    embedding_dims: Option<u32>,
     /// Made when the first constraint is met.
     constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
     /// Found when the first request wants DRY and does not say what ends a repetition.
@@ -155,11 +157,17 @@ impl Model {
         let tokenizer = files.tokenizer().map_err(|e| e.to_string())?;
         let template = files.chat_template().map_err(|e| e.to_string())?;
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+        let dims = u32::try_from(spec.hidden).ok().filter(|dims| *dims as usize <= EMBEDDING_DIMS_MAX);
+        let embedding_dims = match (spec.is_encoder(), dims) {
+            (true, None) => return Err(format!("its vectors have more than {EMBEDDING_DIMS_MAX} numbers")),
+            (is_encoder, dims) => dims.filter(|_| is_encoder),
+        };
         Ok(Self {
             manifest,
             tokenizer,
             template,
             context_tokens,
+            embedding_dims,
             constrainer: OnceLock::new(),
             dry_breakers: OnceLock::new(),
         })
@@ -193,6 +201,18 @@ impl Model {
     /// Prompt and output together.
     pub(crate) fn context_tokens(&self) -> u32 {
         self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+    }
+
+    /// Numbers in the vectors that it makes of texts; `None` where it generates.
+    pub(crate) fn embedding_dims(&self) -> Option<u32> {
+        self.embedding_dims
+    }
+
+    /// The tokens of a text for an encoder, with those that it wants around it.
+    pub(crate) fn text_tokens(&self, text: &str) -> Result<Vec<u32>, String> {
+        let tokens = self.tokenizer.encode(text, true).map_err(|e| e.to_string())?;
+        let first = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
+        Ok(first.into_iter().chain(tokens).chain(self.tokenizer.last()).collect())
     }
 
     /// Tokens that end a repetition where a request does not say, found by `find` once: that looks at every token's text.
@@ -256,6 +276,7 @@ impl Model {
             created_unix: m.created_unix,
             replicas: quote.replicas,
             lowest_ask: quote.lowest_ask,
+            embedding_dims: self.embedding_dims,
         }
     }
 }

@@ -84,6 +84,18 @@ pub(super) fn pooling(config: &str) -> Result<Pooling, ArchError> {
     }
 }
 
+/// Refuses a sentence encoder that does more with its vectors than `modules.json` may say here.
+pub(super) fn check_modules(modules: &str) -> Result<(), ArchError> {
+    let modules = parse(modules)?;
+    let kind = |module: &Value| module.get("type").and_then(Value::as_str).unwrap_or("a module").to_owned();
+    let last = |kind: &String| kind.rsplit('.').next().unwrap_or_default().to_owned();
+    let kinds: Vec<String> = modules.as_array().into_iter().flatten().map(kind).collect();
+    match kinds.iter().find(|kind| !matches!(last(kind).as_str(), "Transformer" | "Pooling" | "Normalize")) {
+        Some(kind) => Err(ArchError::Feature(format!("the module {kind} of sentence-transformers"))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn parse(config: &str) -> Result<Value, ArchError> {
     if config.len() > CONFIG_BYTES_MAX {
         return Err(ArchError::Config(format!("{} bytes are more than {CONFIG_BYTES_MAX}", config.len())));

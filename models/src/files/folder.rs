@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::pack::{
-    self, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, POOLING, SMALL_FILES, TOKENIZER, TOKENIZER_CONFIG, check_length,
+    self, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, MODULES, POOLING, SMALL_FILES, TOKENIZER, TOKENIZER_CONFIG, check_length,
 };
 use super::{FilesError, Tensor, TensorKind, archive, read_at};
 use crate::arch::{ArchError, ArchSpec, HfQuantization};
@@ -40,6 +40,7 @@ pub(super) struct Folder {
     shards: Vec<Place>,
     config: String,
     pooling: Option<String>,
+    modules: Option<String>,
 }
 
 impl Folder {
@@ -91,11 +92,13 @@ impl Folder {
         if strangers {
             return Err(FilesError::Archive("it holds weights that its index does not name"));
         }
-        let mut folder = Self { path: path.to_owned(), members, tensors, shards, config: String::new(), pooling: None };
+        let (path, config) = (path.to_owned(), String::new());
+        let mut folder = Self { path, members, tensors, shards, config, pooling: None, modules: None };
         let missing =
-            || FilesError::Missing { folder: path.to_owned(), name: CONFIG, remedy: "publish the folder anew" };
+            || FilesError::Missing { folder: folder.path.clone(), name: CONFIG, remedy: "publish the folder anew" };
         folder.config = folder.text(files, CONFIG)?.ok_or_else(missing)?;
         folder.pooling = folder.text(files, POOLING)?;
+        folder.modules = folder.text(files, MODULES)?;
         // Old files of GPTQ name their quantization elsewhere.
         if let Some(text) = folder.text(files, "quantize_config.json")? {
             folder.config = with_quantization(folder.config, &text)?;
@@ -105,6 +108,9 @@ impl Folder {
 
     pub(super) fn spec(&self) -> Result<ArchSpec, ArchError> {
         let spec = ArchSpec::from_hf_config(&self.config, &self.tensors)?;
+        if let Some(modules) = &self.modules {
+            spec.check_modules(modules)?;
+        }
         match &self.pooling {
             Some(pooling) => spec.with_pooling_config(pooling),
             None => Ok(spec),

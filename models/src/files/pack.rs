@@ -17,7 +17,7 @@ pub(super) const SMALL_FILES: &[(&str, u64)] = &[
     (CHAT_TEMPLATE, 1 << 20),
     (GENERATION_CONFIG, 1 << 20),
     (POOLING, 1 << 20),
-    ("modules.json", 1 << 20),
+    (MODULES, 1 << 20),
     ("quantize_config.json", 1 << 20),
     ("sentence_bert_config.json", 1 << 20),
     (INDEX, HEADER_BYTES_MAX),
@@ -29,6 +29,7 @@ pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const POOLING: &str = "1_Pooling/config.json";
+pub(super) const MODULES: &str = "modules.json";
 
 /// A file of a folder that belongs into its archive.
 #[derive(Debug, Clone, PartialEq, Eq)]

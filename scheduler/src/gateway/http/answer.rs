@@ -253,7 +253,7 @@ fn step(reply: Option<Reply>) -> Step {
         Some(Reply::Delta { tokens, text, logprobs, .. }) => Step::Text { text, tokens: !tokens.is_empty(), logprobs },
         Some(Reply::Finished { reason, usage }) => Step::End { reason, usage },
         Some(Reply::Refused(refusal)) => Step::Failed(refusal),
-        Some(Reply::Models(_) | Reply::Wallet(_)) => {
+        Some(Reply::Models(_) | Reply::Wallet(_) | Reply::Embedding { .. }) => {
             Step::Failed(Refusal::new(RefusalCode::Internal, "the market answered another question: report this"))
         }
         None => Step::Failed(Refusal::new(RefusalCode::Internal, "the answer broke off without a reason: report this")),
@@ -340,7 +340,7 @@ impl<'a> Delta<'a> {
 }
 
 #[derive(Serialize)]
-struct UsageBody {
+pub(super) struct UsageBody {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u64,
