@@ -187,8 +187,7 @@ async fn a_miner_with_wrong_answers_is_not_paid_and_its_texts_move_on() {
     let (join, http) = (ready["join"].as_str().unwrap().parse().unwrap(), ready["http"].as_str().unwrap());
     let key = ready["api_key"].as_str().unwrap();
     let client = Client::connect(&join, &Identity::generate()).await.unwrap();
-    let mut fake =
-        FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), Task::Embed, 8).await;
+    let mut fake = FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), Task::Embed, 8).await;
     let request = Embed::new(ApiKey(key.to_owned()), crate::support::ENCODER.to_owned(), vec![text("a bird")]);
     let asked = tokio::spawn(async move { client.embed(request).await });
     let mut nan = unit(384);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cuckoo::{Address, Client, ClientError, Identity, RefusalCode, Request};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_FRAME_BYTES_MAX, PROTOCOL_VERSION};
 use cuckoo_wire::message::{
-    Hello, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, ToMiner, WeightsHash, Window,
+    Hello, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, Task, ToMiner, WeightsHash, Window,
 };
 use cuckoo_wire::{Close, FrameReader, FrameWriter, Role, connect};
 use serde_json::Value;

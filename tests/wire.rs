@@ -73,11 +73,8 @@ fn calls_have_these_bytes() {
 #[test]
 fn calls_for_vectors_have_these_bytes() {
     let inputs = vec![EmbedInput::Text("hi".into()), EmbedInput::Tokens(vec![1, 300])];
-    let embed = Embed {
-        dimensions: Some(384),
-        max_price: Some(PRICE),
-        ..Embed::new(ApiKey("k".into()), "m".into(), inputs)
-    };
+    let embed =
+        Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
     snapshot(&Call::Embed(embed), "0303016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
 }
 

@@ -14,7 +14,8 @@ use self::rounding::{Activations, activated, capped, inverse_rms, row_product, s
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
 use crate::ops::{
-    Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+    Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
+    StepLayout,
 };
 use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};

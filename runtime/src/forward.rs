@@ -186,12 +186,7 @@ impl<O: Ops> Model<O> {
     }
 
     /// What the output head or pooling works on.
-    fn normed<'a>(
-        &self,
-        ops: &mut O,
-        x: &'a O::Buffer,
-        normed: &'a mut O::Buffer,
-    ) -> Result<&'a O::Buffer, OpsError> {
+    fn normed<'a>(&self, ops: &mut O, x: &'a O::Buffer, normed: &'a mut O::Buffer) -> Result<&'a O::Buffer, OpsError> {
         match &self.norm {
             Some(norm) => {
                 norm.apply(ops, self.spec.norm_epsilon, x, normed)?;

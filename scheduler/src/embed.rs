@@ -12,11 +12,11 @@
 
 use std::sync::Arc;
 
+use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::EMBED_VALUES_MAX;
 use cuckoo_wire::message::{
     Embed, EmbedInput, Encode, End, FinishReason, Price, Refusal, RefusalCode, ReplicaId, Reply, SequenceId, Task,
 };
-use cuckoo_wire::PeerId;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
@@ -77,7 +77,8 @@ fn check_dimensions(model: &Model, request: &Embed) -> Result<usize, Refusal> {
         return Err(Refusal::invalid("model", why));
     };
     if let Some(asked) = request.dimensions.filter(|asked| *asked != dims) {
-        let why = format!("dimensions is {asked}: the model '{name}' makes vectors of {dims}, which cannot be shortened");
+        let why =
+            format!("dimensions is {asked}: the model '{name}' makes vectors of {dims}, which cannot be shortened");
         return Err(Refusal::invalid("dimensions", why));
     }
     let (texts, dims) = (request.inputs.len(), dims as usize);
@@ -95,7 +96,8 @@ fn check_dimensions(model: &Model, request: &Embed) -> Result<usize, Refusal> {
 
 /// Tokenizes all texts, off the threads that do I/O. Nothing is ever cut: a text that does not fit is refused.
 async fn tokens(market: &Market, model: &Arc<Model>, inputs: Vec<EmbedInput>) -> Result<Vec<Vec<u32>>, Refusal> {
-    let internal = |why: String| Refusal::new(RefusalCode::Internal, format!("the texts could not be tokenized: {why}"));
+    let internal =
+        |why: String| Refusal::new(RefusalCode::Internal, format!("the texts could not be tokenized: {why}"));
     let _turn = market.tokenizing().acquire().await.map_err(|_| internal("no turn to tokenize".to_owned()))?;
     let model = model.clone();
     let all = move || {
@@ -121,7 +123,9 @@ fn text_tokens(model: &Model, path: &str, input: EmbedInput) -> Result<Vec<u32>,
         });
     }
     match tokens.iter().find(|token| **token as usize >= vocab) {
-        Some(token) => Err(Refusal::invalid(path, format!("token {token} does not exist: the model has {vocab} tokens"))),
+        Some(token) => {
+            Err(Refusal::invalid(path, format!("token {token} does not exist: the model has {vocab} tokens")))
+        }
         None if tokens.is_empty() => Err(Refusal::invalid(path, format!("{path} has no tokens: leave it out"))),
         None => Ok(tokens),
     }
@@ -228,8 +232,7 @@ impl Work {
                 limit: self.limit,
             };
             // Where, and under which name, is decided by the placement.
-            let encode =
-                Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.clone(), blocks: 0 };
+            let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.clone(), blocks: 0 };
             let ticket = self.market.next_ticket();
             let placed = self.market.dispatcher().place(ticket, need, Order::Encode(encode)).await?;
             let Placed { mut running, ask } = placed;

@@ -12,7 +12,8 @@ pub(crate) fn check_task(model: &Model) -> Result<(), Refusal> {
     match model.embedding_dims() {
         None => Ok(()),
         Some(_) => {
-            let why = format!("the model '{}' makes vectors of texts and generates nothing: use embeddings", model.name());
+            let why =
+                format!("the model '{}' makes vectors of texts and generates nothing: use embeddings", model.name());
             Err(Refusal::invalid("model", why))
         }
     }

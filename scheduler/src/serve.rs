@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply,
-    Sampling, SequenceId, Task, TokenLogprobs, Usage,
+    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
+    SequenceId, Task, TokenLogprobs, Usage,
 };
 use tokio::sync::mpsc;
 

@@ -146,7 +146,8 @@ const _: () = assert!(160 + 4 * EMBEDDING_DIMS_MAX <= STEP_ITEMS_BYTES_MAX);
 const _: () = assert!(64 + 4 * EMBEDDING_DIMS_MAX <= REPLY_FRAME_BYTES_MAX);
 const _: () = assert!(EMBED_INPUTS_MAX * 1_024 <= EMBED_VALUES_MAX);
 // Lengths and kinds of many short texts fit beside them.
-const _: () = assert!(PROMPT_BYTES_MAX + PROMPT_TOKENS_MAX * TOKEN_BYTES + EMBED_INPUTS_MAX * 8 <= CALL_FRAME_BYTES_MAX);
+const _: () =
+    assert!(PROMPT_BYTES_MAX + PROMPT_TOKENS_MAX * TOKEN_BYTES + EMBED_INPUTS_MAX * 8 <= CALL_FRAME_BYTES_MAX);
 // Each sequence in flight may have an assignment, a cancellation and a credit waiting.
 const _: () = assert!(CONTROL_QUEUE >= 3 * REPLICA_SEQUENCES_MAX);
 const _: () = assert!(STEP_TOKENS_MAX <= CREDIT_TOKENS as usize);

@@ -11,7 +11,8 @@ use std::{
 use serde_json::Value;
 
 use super::pack::{
-    self, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, MODULES, POOLING, SMALL_FILES, TOKENIZER, TOKENIZER_CONFIG, check_length,
+    self, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, MODULES, POOLING, SMALL_FILES, TOKENIZER, TOKENIZER_CONFIG,
+    check_length,
 };
 use super::{FilesError, Tensor, TensorKind, archive, read_at};
 use crate::arch::{ArchError, ArchSpec, HfQuantization};

@@ -66,7 +66,10 @@ impl TextBatch {
     /// No texts. A step has up to `step_tokens_max` rows in `kv_blocks` blocks, of at most `sequences_max` texts.
     pub fn new(limits: BatchLimits) -> Self {
         let sequences = limits.sequences_max * STEPS_GRANTED;
-        assert!(sequences > 0 && sequences as usize <= REPLICA_SEQUENCES_MAX, "the protocol bounds a replica's sequences");
+        assert!(
+            sequences > 0 && sequences as usize <= REPLICA_SEQUENCES_MAX,
+            "the protocol bounds a replica's sequences"
+        );
         assert!(limits.context_tokens <= limits.step_tokens_max, "a text is computed in one step");
         assert!(Assign::blocks_for(limits.context_tokens, 0, KV_BLOCK_TOKENS as u32) <= limits.kv_blocks);
         Self {

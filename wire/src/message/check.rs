@@ -1,10 +1,10 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
-use super::{
-    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode,
-    Sampling, Step,
-};
 use super::embedding::check_vector;
+use super::{
+    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal,
+    RefusalCode, Sampling, Step,
+};
 use crate::limits;
 
 /// A peer's message that breaks the protocol's rules: the link is closed with this text.
