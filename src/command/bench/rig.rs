@@ -135,6 +135,9 @@ impl Rig {
         let files = ModelFiles::open(path)?;
         let spec = files.spec()?;
         check(&spec)?;
+        if spec.is_encoder() {
+            bail!("this model makes vectors of texts: only models that generate are measured");
+        }
         let sequences_max = cases.iter().map(|c| c.batch()).max().unwrap_or(1);
         let step_tokens_max = step_tokens.max(sequences_max);
         let first = Case::Prompt { tokens: FIRST_PROMPT_TOKENS, depth: 0 };
