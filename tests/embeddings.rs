@@ -181,7 +181,7 @@ async fn a_miner_with_wrong_answers_is_not_paid_and_its_texts_move_on() {
     // The other process makes sure that the shelf holds the encoder.
     let Some(_up) = Up::encoder() else { return };
     let weights = Shelf::open(encoder_shelf()).unwrap().list().unwrap().remove(0).hash;
-    let args = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let args = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", crate::support::ENCODER];
     let scheduler = Process::start_on(encoder_shelf(), tempfile::tempdir().unwrap(), &args);
     let ready = scheduler.ready();
     let (join, http) = (ready["join"].as_str().unwrap().parse().unwrap(), ready["http"].as_str().unwrap());
