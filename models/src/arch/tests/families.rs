@@ -174,7 +174,7 @@ fn scales_caps_and_fused_matrices_are_read() {
 
     let spec = grown("bert", |file| file.meta_u32("bert.pooling_type", 2));
     assert_eq!((spec.pooling, spec.causal, spec.norm), (Pooling::First, false, NormKind::Layer));
-    assert_eq!(spec.input.positions.unwrap().dims, [64, 256]);
+    assert_eq!(spec.input.positions.as_ref().unwrap().dims, [64, 256]);
     assert!(spec.output.head.is_none() && !spec.tied_head);
     assert!(spec.is_encoder());
 }
