@@ -88,7 +88,7 @@ fn every_family_and_packing_as_a_folder_computes_what_its_reference_code_does() 
     let (tokens, shown) = (integers(&fixture["tokens"]), integers(&fixture["shown"]));
     let home = tempfile::tempdir().unwrap();
     let models = fixture["models"].as_array().unwrap();
-    assert_eq!(models.len(), 22);
+    assert_eq!(models.len(), 23);
     for (i, model) in models.iter().enumerate() {
         let name = model["name"].as_str().unwrap();
         let (folder, archive) = (home.path().join(name), home.path().join(format!("{name}.tar")));

@@ -362,7 +362,14 @@ impl Build<'_> {
         let weights = match (self.names.scheme, self.family.hf) {
             (Scheme::Gguf, _) => self.stacked(facts, layer)?,
             (Scheme::Hf, "gpt_oss") => self.mxfp4(facts, layer)?,
-            (Scheme::Hf, "granitemoe") => return Err(ArchError::Feature("granitemoe in safetensors".to_owned())),
+            (Scheme::Hf, "granitemoe") => {
+                let (width, count) = (facts.width, facts.count);
+                let [input, output] = [Role::Experts, Role::ExpertsOutput].map(|role| self.names.of(role, layer));
+                ExpertWeights::StackedFused {
+                    gate_up: self.linear(&input, &[hidden, 2 * width, count])?,
+                    down: self.linear(&output, &[width, hidden, count])?,
+                }
+            }
             (Scheme::Hf, _) => self.apart(facts, layer)?,
         };
         let shared = match facts.shared_width {

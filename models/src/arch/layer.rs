@@ -216,6 +216,13 @@ pub enum ExpertWeights {
         /// Downs.
         down: Linear,
     },
+    /// All experts in one tensor, all outputs of the gate before those of up: granite in safetensors files.
+    StackedFused {
+        /// `[hidden, 2 * width, experts]`.
+        gate_up: Linear,
+        /// `[width, hidden, experts]`.
+        down: Linear,
+    },
     /// Each expert by itself, as most safetensors files have them.
     Apart(Vec<Dense>),
     /// gpt-oss in safetensors: MXFP4 bytes, four-bit pairs with one scale byte for 32 elements. Outputs of gate and up

@@ -15,7 +15,7 @@ use hf_hub::{
 
 use super::{FetchConfig, FetchError};
 use crate::files::{FilesError, Packer, SMALL_FILES};
-use crate::safetensors::{INDEX, SINGLE, SafeTensors};
+use crate::safetensors::{HEADER_BYTES_MAX, INDEX, SINGLE, SafeTensors};
 use crate::shelf::{Digests, Origin, Phase, Progress, Shelf, ShelfError, Shelved, Staging};
 
 /// How often a broken transfer is continued where it broke.
@@ -83,9 +83,12 @@ impl Remote<'_> {
         };
         SMALL_FILES.iter().try_for_each(|(name, _)| bring(name))?;
         let index = folder.join(INDEX);
-        let shards = match fs::read(&index) {
-            Ok(index) => SafeTensors::shard_names(&index).map_err(FilesError::from)?,
-            Err(_) => vec![SINGLE.to_owned()],
+        let shards = match fs::metadata(&index) {
+            Ok(facts) if facts.len() <= HEADER_BYTES_MAX => {
+                let index = fs::read(&index).map_err(|source| ShelfError::reading(&index, source))?;
+                SafeTensors::shard_names(&index).map_err(FilesError::from)?
+            }
+            _ => vec![SINGLE.to_owned()],
         };
         shards.iter().try_for_each(|name| bring(name))?;
         // What is missing is told as of any folder, but where it was looked for is the repository.

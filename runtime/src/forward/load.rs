@@ -158,6 +158,11 @@ impl<'a, O: Ops> Loader<'a, O> {
                 let width = self.width(experts.width);
                 ups.into_iter().zip(downs).map(|(up, down)| Network { up, gated: true, down, width }).collect()
             }
+            ExpertWeights::StackedFused { gate_up, down } => {
+                let (ups, downs) = (self.stacked(&[gate_up], experts.count)?, self.stacked(&[down], experts.count)?);
+                let width = self.width(experts.width);
+                ups.into_iter().zip(downs).map(|(up, down)| Network { up, gated: true, down, width }).collect()
+            }
             ExpertWeights::Apart(each) => each.iter().map(|dense| self.network(dense)).collect::<Result<_, _>>()?,
             ExpertWeights::Mxfp4 { .. } => self.mxfp4(experts)?,
         };
