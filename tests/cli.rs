@@ -231,7 +231,7 @@ fn a_folder_is_served_and_published_like_a_file() {
     std::fs::create_dir(&copy).unwrap();
     folder_model(&copy);
     assert!(text(&publish(copy.to_str().unwrap())).contains(weights));
-    for name in ["tokenizer.json", "model.safetensors", "config.json"] {
+    for name in ["model.safetensors", "tokenizer.json", "config.json"] {
         std::fs::remove_file(folder.join(name)).unwrap();
         fails_with(&publish(path), &[name, path]);
     }

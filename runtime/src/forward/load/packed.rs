@@ -149,15 +149,17 @@ mod tests {
             let zero = |o: usize, n: usize| ((8 * o + n) as u8).wrapping_sub(offset) & 15;
             (0..2).flat_map(|_| (0..2).flat_map(|o| word(std::array::from_fn(|n| zero(o, n))))).collect()
         };
-        let part = |qweight, qzeros| FourBits { inputs, outputs, group: 32, qweight, qzeros, scales: &scales };
-        let rows = values(Quant::INT4, &part(&awq, &awq_zeros).awq(), inputs);
+        let part = FourBits { inputs, outputs, group: 32, qweight: &awq, qzeros: &awq_zeros, scales: &scales };
+        let rows = values(Quant::INT4, &part.awq(), inputs);
         for (o, row) in rows.iter().enumerate() {
             for (i, v) in row.iter().enumerate() {
                 assert_eq!(*v, (f32::from(q(i, o)) - o as f32) * scales[i / 32 * outputs + o], "{i} {o}");
             }
         }
         for offset in [0, 1] {
-            assert_eq!(values(Quant::INT4, &part(&gptq, &gptq_zeros(offset)).gptq(offset), inputs), rows);
+            let qzeros = gptq_zeros(offset);
+            let part = FourBits { inputs, outputs, group: 32, qweight: &gptq, qzeros: &qzeros, scales: &scales };
+            assert_eq!(values(Quant::INT4, &part.gptq(offset), inputs), rows);
         }
     }
 
