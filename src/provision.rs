@@ -82,6 +82,9 @@ pub(crate) fn manifest(
 ) -> anyhow::Result<SignedManifest> {
     let files = ModelFiles::open(&weights.path)?;
     let spec = files.spec()?;
+    // What a scheduler would refuse to serve is refused here, where its publisher sees why.
+    files.tokenizer()?;
+    files.chat_template()?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
     let manifest = Manifest {
         name: name.to_owned(),

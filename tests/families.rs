@@ -10,7 +10,7 @@ use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
 /// Numbers between -1 and 1: SplitMix64 of the FNV-1a hash of the name and the index.
-fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
+pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
     let seed =
         name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
     (1..=count as u64).map(move |i| {
@@ -52,7 +52,13 @@ fn write(model: &Value, path: &std::path::Path) {
     writer.write(path).unwrap();
 }
 
-fn logits<O: Ops>(mut ops: O, files: &ModelFiles, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
+pub(crate) fn logits<O: Ops>(
+    mut ops: O,
+    files: &ModelFiles,
+    spec: &ArchSpec,
+    tokens: &[u32],
+    chunk: usize,
+) -> Vec<f32> {
     let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
     let shapes = kv_shapes(spec, 2);

@@ -15,6 +15,8 @@ mod embeddings;
 mod families;
 /// The real model's file: sizes, damage, tokens.
 mod files;
+/// The same as Hugging Face folders, packed and not, quantized in every way; and against the same weights in a GGUF file.
+mod folders;
 /// Peers that break the rules.
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.

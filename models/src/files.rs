@@ -27,6 +27,7 @@ mod tests;
 
 use folder::Folder;
 pub use pack::Packer;
+pub(crate) use pack::SMALL_FILES;
 
 /// Why a model's files were refused. Each message says what was wrong and what to do about it.
 #[derive(Debug, thiserror::Error)]

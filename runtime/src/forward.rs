@@ -139,7 +139,7 @@ impl<O: Ops> Model<O> {
         spec: &ArchSpec,
         mut progress: impl FnMut(u64),
     ) -> Result<Self, LoadError> {
-        Loader { ops, files, spec, loaded_bytes: 0, progress: &mut progress }.model()
+        Loader::new(ops, files, spec, &mut progress).model()
     }
 
     /// What was loaded.

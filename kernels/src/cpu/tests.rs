@@ -54,6 +54,11 @@ impl Random {
                 Quant::Q6_K => put(208, v / 900.0),
                 Quant::IQ4_XS => put(0, v / 900.0),
                 Quant::MXFP4 => block[0] = 120 + block[0] % 4,
+                Quant::INT4 => {
+                    block[..4].copy_from_slice(&f16::from_f32(v / 8.0).to_f32().to_le_bytes());
+                    block[4..8].copy_from_slice(&(-v / 2.0).to_le_bytes());
+                }
+                Quant::FP8 => block[..4].copy_from_slice(&(v / 448.0).to_le_bytes()),
             }
         }
         OwnedMatrix { quant, rows, cols, data }

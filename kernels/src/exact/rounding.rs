@@ -33,7 +33,7 @@ impl Activations {
 /// One row of weights times every row of activations.
 pub(super) fn row_product(quant: Quant, bytes: &[u8], x: &[Activations], out: &mut [f32]) {
     if quant.is_float() {
-        let mut weights = vec![0.0; bytes.len() / quant.block_bytes()];
+        let mut weights = vec![0.0; bytes.len() / quant.block_bytes() * quant.block()];
         dequantize_row(quant, bytes, &mut weights);
         for (out, x) in out.iter_mut().zip(x) {
             *out = float_product(&weights, &x.values);

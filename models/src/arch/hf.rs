@@ -11,7 +11,7 @@ const CONFIG_BYTES_MAX: usize = 1 << 20;
 
 /// What `config` says, and which family it belongs to.
 pub(super) fn facts(config: &str, tensors: &dyn Tensors) -> Result<(Facts, &'static Family), ArchError> {
-    let value = parse(config)?;
+    let value = with_old_names(parse(config)?);
     let keys = Keys { value: &value };
     let model_type = keys.str("model_type").ok_or_else(|| ArchError::MissingKey("model_type".to_owned()))?;
     let family = Family::of_model_type(model_type).ok_or_else(|| ArchError::Unsupported(model_type.to_owned()))?;
@@ -101,6 +101,26 @@ pub(super) fn parse(config: &str) -> Result<Value, ArchError> {
         return Err(ArchError::Config(format!("{} bytes are more than {CONFIG_BYTES_MAX}", config.len())));
     }
     serde_json::from_str(config).map_err(|why| ArchError::Config(why.to_string()))
+}
+
+/// Newer configurations have all of a rotation in `rope_parameters`, for each kind of layer where these differ.
+fn with_old_names(mut value: Value) -> Value {
+    let parameters = value.get("rope_parameters").filter(|parameters| parameters.is_object()).cloned();
+    let (Some(parameters), Some(keys)) = (parameters, value.as_object_mut()) else { return value };
+    let of_all = parameters.get("full_attention").unwrap_or(&parameters);
+    let windowed = parameters.get("sliding_attention").and_then(|windowed| windowed.get("rope_theta"));
+    let pairs = [
+        ("rope_theta", of_all.get("rope_theta")),
+        ("partial_rotary_factor", of_all.get("partial_rotary_factor")),
+        ("rope_local_base_freq", windowed),
+        ("rope_scaling", Some(of_all)),
+    ];
+    for (key, found) in pairs {
+        if let Some(found) = found {
+            keys.entry(key).or_insert_with(|| found.clone());
+        }
+    }
+    value
 }
 
 /// The configuration's keys; `null` is absent.

@@ -10,7 +10,7 @@ use super::{FilesError, archive};
 use crate::safetensors::{HEADER_BYTES_MAX, INDEX, SINGLE, SafeTensors};
 
 /// What a folder may hold beside its weights, with the longest length accepted of each, in bytes.
-pub(super) const SMALL_FILES: &[(&str, u64)] = &[
+pub(crate) const SMALL_FILES: &[(&str, u64)] = &[
     (CONFIG, 1 << 20),
     (TOKENIZER, 64 << 20),
     (TOKENIZER_CONFIG, 64 << 20),

@@ -83,7 +83,8 @@ impl Costs {
             costs.weight_bytes += tensor.bytes();
             match tensor.dims.len() {
                 2 if embedding || Some(tensor.name.as_str()) == head => costs.head_ops += 2 * tensor.weights(),
-                2 => costs.row_ops += 2 * tensor.weights(),
+                // Of experts only some are computed with.
+                2 if !tensor.name.contains(".experts.") => costs.row_ops += 2 * tensor.weights(),
                 _ => {}
             }
         }
