@@ -9,9 +9,10 @@ use super::batcher::BatcherArgs;
 use super::texts::TextBatch;
 
 /// The sequences of one replica.
+#[allow(clippy::large_enum_variant, reason = "there is one a replica, and it is never moved")]
 pub(super) enum Work {
     /// Of a model that generates.
-    Generate(Box<Batch>),
+    Generate(Batch),
     /// Of an encoder.
     Embed(TextBatch),
 }
@@ -20,7 +21,7 @@ impl Work {
     /// None, for the model that is offered.
     pub(super) fn new(args: &BatcherArgs) -> Self {
         match args.offer.task {
-            Task::Generate => Self::Generate(Box::new(Batch::with_kv(args.limits, args.offer.weights, &args.kv))),
+            Task::Generate => Self::Generate(Batch::with_kv(args.limits, args.offer.weights, &args.kv)),
             Task::Embed => Self::Embed(TextBatch::new(args.limits)),
         }
     }
