@@ -12,6 +12,7 @@ threads. A model that we cannot run yet is measured with llama.cpp alone.
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -152,6 +153,12 @@ class Ours:
         """Seconds from nothing to a first token and the end of the process."""
         return execute(self.command("--threads", threads, "--prompt", 0, "--generate", 0))[1]
 
+    def kv_memory(self, positions):
+        """MiB that keys and values of so many positions take."""
+        output, _, _ = execute(self.command("--threads", 1, "--prompt", 0, "--generate", 0))
+        each = [line for line in lines(output) if line["event"] == "memory"][0]["kv_bytes_per_token"]
+        return math.ceil(positions * each / 2**20)
+
 
 class Table:
     """Results, and how they are printed."""
@@ -253,15 +260,19 @@ class Comparison:
         return settings
 
     def server(self, settings):
-        """16 streams over HTTP. Both servers are up all the time; whoever is not asked sleeps."""
+        """16 streams over HTTP, and as many positions of keys and values for both servers.
+
+        Both are up all the time; whoever is not asked sleeps."""
+        positions = 16 * (self.args.prompt + self.args.generate + 128)
         with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as stack:
             up = stack.enter_context(serving([self.args.cuckoo, "up", "--json", "--home", home, "--quic", "127.0.0.1:0",
-                                              "--http", "127.0.0.1:0", "--model", self.peer.model]))
+                                              "--http", "127.0.0.1:0", "--model", self.peer.model,
+                                              "--kv-memory", self.ours.kv_memory(positions)]))
             ready = json.loads(up.stdout.readline())
             port = free_port()
             theirs = stack.enter_context(serving(
                 [peer.program("llama-server"), "-m", self.peer.model, "--host", "127.0.0.1", "--port", port, "-np", 16, "-c",
-                 16 * (self.args.prompt + self.args.generate + 128), *settings.bench(), "-tb", settings.threads, "--cache-ram",
+                 positions, *settings.bench(), "-tb", settings.threads, "--cache-ram",
                  0], **settings.environment()))
             url = f"http://127.0.0.1:{port}"
             await_health(url, theirs)

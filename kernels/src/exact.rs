@@ -14,7 +14,8 @@ use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
 use crate::ops::{
-    Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+    ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
+    StepLayout,
 };
 use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};
@@ -347,11 +348,25 @@ fn rotate(rope: &Rope, head: &mut [f32], position: usize) {
     }
 }
 
-/// Softmax of the scores of one query against `keys` (position and place), times their values: positions that share a
-/// KV block together, with a running maximum.
+/// Softmax of the scores of one query against `keys` (position and place), times their values: split by split, each with a
+/// running maximum over positions that share a KV block together, joined in order.
 fn attend(query: &[f32], mask: &Mask, sink: Option<f32>, keys: &[(usize, usize)], cache: &KvCache) -> Vec<f32> {
     let mut out = vec![0.0f32; query.len()];
     let (mut max, mut total) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0f32));
+    for keys in keys.chunk_by(|a, b| a.0 / ATTENTION_SPLIT == b.0 / ATTENTION_SPLIT) {
+        let (part, part_max, part_total) = attend_split(query, mask, keys, cache);
+        let highest = if part_max > max { part_max } else { max };
+        let (before, this) = (exp(max - highest), exp(part_max - highest));
+        out.iter_mut().zip(part).for_each(|(out, part)| *out = part.mul_add(this, *out * before));
+        (max, total) = (highest, part_total.mul_add(this, total * before));
+    }
+    let inverse = 1.0 / total;
+    out.iter().map(|v| v * inverse).collect()
+}
+
+/// The weighted sum of the values of one split, its largest score and the sum of its weights.
+fn attend_split(query: &[f32], mask: &Mask, keys: &[(usize, usize)], cache: &KvCache) -> (Vec<f32>, f32, f32) {
+    let (mut out, mut max, mut total) = (vec![0.0f32; query.len()], f32::NEG_INFINITY, 0.0);
     for keys in keys.chunk_by(|a, b| a.0 / KV_BLOCK_TOKENS == b.0 / KV_BLOCK_TOKENS) {
         let mut weights = [f32::NEG_INFINITY; KV_BLOCK_TOKENS];
         for &(position, at) in keys {
@@ -369,6 +384,5 @@ fn attend(query: &[f32], mask: &Mask, sink: Option<f32>, keys: &[(usize, usize)]
         }
         total = total * rescale + fold(&mut weights);
     }
-    let inverse = 1.0 / total;
-    out.iter().map(|v| v * inverse).collect()
+    (out, max, total)
 }

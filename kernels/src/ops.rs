@@ -27,6 +27,9 @@ pub const SEGMENT_BLOCKS: usize = 8;
 /// Token positions in one KV block, on every backend.
 pub const KV_BLOCK_TOKENS: usize = 16;
 
+/// Positions whose part of an attention is summed by itself before it joins those before them; whole KV blocks.
+pub const ATTENTION_SPLIT: usize = 256;
+
 /// A matrix as it lies in a model file: row-major, each row quantized by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixSource<'a> {
@@ -329,8 +332,9 @@ pub trait Ops {
 
     /// Attention of every row over the positions that `mask` lets it see, read from the cache: `out[i] = softmax(q k) v`,
     /// heads side by side. `sinks` holds one more score for each query head, which adds nothing to the result. KV blocks
-    /// are folded in order of position with a running maximum (Milakov and Gimelshein, arXiv 1805.02867), the same for a
-    /// decode row and a prefill row.
+    /// are folded in order of position with a running maximum (Milakov and Gimelshein, arXiv 1805.02867) into splits of
+    /// [`ATTENTION_SPLIT`] positions, and splits joined in order: the same for a decode row and a prefill row, and
+    /// whether splits are computed one after the other or side by side.
     ///
     /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `4 * kv * dim` a position.
     #[allow(clippy::too_many_arguments, reason = "what attention depends on; each argument is one thing")]

@@ -1,5 +1,5 @@
-//! Causal attention over paged keys and values. A query sees its blocks in order of position, with a running maximum, and
-//! goes through the same arithmetic whether it is alone or one of many that share the loads of a block.
+//! Attention over paged keys and values. A query sees its blocks in order of position, with a running maximum in each split,
+//! and goes through the same arithmetic whether it is alone or one of many that share the loads of a block.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::kv_cache::KvCache;
 use super::lanes::{Kernel, LANES, Lanes, Level};
 use super::pool::Pool;
 use super::rows::capped;
-use crate::ops::{Heads, KV_BLOCK_TOKENS, Mask, Span, StepLayout};
+use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, Span, StepLayout};
 
 /// Rows of a span that go through the blocks together: enough that a block is loaded from far away seldom, few enough
 /// that a prompt makes chunks for all threads.
@@ -62,40 +62,51 @@ struct Query {
     out: usize,
     /// The positions it sees.
     seen: Range<usize>,
+    /// Of the split that is being folded; the weighted sum of its values is in `parts` of [`Rows::run`].
+    split: Softmax,
+    /// Of the splits before it; the weighted sum of their values is in the output.
+    all: Softmax,
+}
+
+/// A softmax of some scores.
+#[derive(Clone, Copy)]
+struct Softmax {
     /// The highest score.
     max: f32,
     /// Sum of `exp(score - max)`.
     sum: f32,
 }
 
+impl Softmax {
+    /// Of no scores.
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
 impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        let group = self.heads.query / self.heads.kv;
+        let (group, dim) = (self.heads.query / self.heads.kv, self.heads.dim);
         let mut queries = self.queries(group);
+        let mut parts = vec![0.0; queries.len() * dim];
         // Later rows see later positions: the first sees the earliest, the last the latest.
         let earliest = self.mask.seen(self.span, self.first).start;
         let latest = self.mask.seen(self.span, self.first + self.rows - 1).end;
-        for b in earliest / KV_BLOCK_TOKENS..latest.div_ceil(KV_BLOCK_TOKENS) {
-            let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
-            let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS };
-            let rows = self.rows_that_see(&block);
-            let mut left = &mut queries[rows.start * group..rows.end * group];
-            while L::QUERIES >= 6 && left.len() >= 6 {
-                left = self.fold::<L, 6>(l, &block, left);
+        for split in earliest / ATTENTION_SPLIT..latest.div_ceil(ATTENTION_SPLIT) {
+            let begin = earliest.max(split * ATTENTION_SPLIT) / KV_BLOCK_TOKENS;
+            let end = latest.min((split + 1) * ATTENTION_SPLIT).div_ceil(KV_BLOCK_TOKENS);
+            for b in begin..end {
+                let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
+                let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS };
+                let rows = self.rows_that_see(&block);
+                let rows = rows.start * group..rows.end * group;
+                self.fold_all(l, &block, &mut queries[rows.clone()], &mut parts[rows.start * dim..rows.end * dim]);
             }
-            while L::QUERIES >= 3 && left.len() >= 3 {
-                left = self.fold::<L, 3>(l, &block, left);
-            }
-            while left.len() >= 2 {
-                left = self.fold::<L, 2>(l, &block, left);
-            }
-            if !left.is_empty() {
-                self.fold::<L, 1>(l, &block, left);
+            for (query, part) in queries.iter_mut().zip(parts.chunks_exact_mut(dim)) {
+                self.join(l, query, part);
             }
         }
         for query in &queries {
-            let inverse = l.splat(1.0 / query.sum);
+            let inverse = l.splat(1.0 / query.all.sum);
             for v in self.result(query).as_chunks_mut::<LANES>().0 {
                 l.store(l.mul(l.load(v), inverse), v);
             }
@@ -131,17 +142,17 @@ impl Rows<'_> {
         let rows = self.first..self.first + self.rows;
         let all = rows.flat_map(|i| heads.clone().map(move |head| (i, self.span.first_row + i, head)));
         let queries = all.map(|(i, row, head)| {
-            let (max, sum) = self.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[head], 1.0));
+            let all = self.sinks.map_or(Softmax::EMPTY, |sinks| Softmax { max: sinks[head], sum: 1.0 });
             let at = row * self.heads.qkv_cols() + head * dim;
             let out = (row * self.heads.query + head) * dim;
-            Query { at, out, seen: self.mask.seen(self.span, i), max, sum }
+            Query { at, out, seen: self.mask.seen(self.span, i), split: Softmax::EMPTY, all }
         });
         let queries: Vec<Query> = queries.collect();
         queries.iter().for_each(|query| self.result(query).fill(0.0));
         queries
     }
 
-    /// Where the weighted sum of a query's values grows: its place in the output.
+    /// Where the weighted sum of the values of a query's splits grows: its place in the output.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "parts of a shared output; callers hold one query's at a time")]
     fn result(&self, query: &Query) -> &mut [f32] {
@@ -150,19 +161,45 @@ impl Rows<'_> {
         unsafe { self.out.range(query.out..query.out + self.heads.dim) }
     }
 
-    /// Folds a block into the results of the first `N` queries, and returns the others.
+    /// Folds a block into the `parts` of all `queries`.
     #[inline(always)]
-    fn fold<'q, L: Lanes, const N: usize>(&self, l: L, block: &Block<'_>, queries: &'q mut [Query]) -> &'q mut [Query] {
+    fn fold_all<L: Lanes>(&self, l: L, block: &Block<'_>, queries: &mut [Query], parts: &mut [f32]) {
+        let mut left = (queries, parts);
+        while L::QUERIES >= 6 && left.0.len() >= 6 {
+            left = self.fold::<L, 6>(l, block, left);
+        }
+        while L::QUERIES >= 3 && left.0.len() >= 3 {
+            left = self.fold::<L, 3>(l, block, left);
+        }
+        while left.0.len() >= 2 {
+            left = self.fold::<L, 2>(l, block, left);
+        }
+        if !left.0.is_empty() {
+            self.fold::<L, 1>(l, block, left);
+        }
+    }
+
+    /// Folds a block into the parts of the first `N` queries, and returns the others.
+    #[inline(always)]
+    fn fold<'q, L: Lanes, const N: usize>(
+        &self,
+        l: L,
+        block: &Block<'_>,
+        (queries, parts): (&'q mut [Query], &'q mut [f32]),
+    ) -> (&'q mut [Query], &'q mut [f32]) {
+        let dim = self.heads.dim;
         let (queries, others) = queries.split_at_mut(N);
-        let q: [&[f32]; N] = std::array::from_fn(|n| &self.qkv[queries[n].at..][..self.heads.dim]);
+        let (parts, parts_of_others) = parts.split_at_mut(N * dim);
+        let q: [&[f32]; N] = std::array::from_fn(|n| &self.qkv[queries[n].at..][..dim]);
         let mut weights = scores(l, block.keys, q, &self.mask);
         let (mut rescale, mut seen) = ([0.0; N], [(0, 0); N]);
         for n in 0..N {
             let Range { start, end } = queries[n].seen;
             seen[n] = (start.saturating_sub(block.begin), (end - block.begin).min(KV_BLOCK_TOKENS));
-            rescale[n] = soften(l, &mut weights[n], seen[n], &mut queries[n]);
+            rescale[n] = soften(l, &mut weights[n], seen[n], &mut queries[n].split);
         }
-        let mut out: [&mut [f32]; N] = std::array::from_fn(|n| self.result(&queries[n]));
+        let mut parts = parts.chunks_exact_mut(dim);
+        let mut out: [&mut [f32]; N] = std::array::from_fn(|_| parts.next().expect("a part for each query"));
         if seen == [(0, KV_BLOCK_TOKENS); N] {
             add_values(l, block.values, &weights, rescale, 0..KV_BLOCK_TOKENS, &mut out);
         } else {
@@ -172,8 +209,37 @@ impl Rows<'_> {
                 add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n].0..seen[n].1, out);
             }
         }
-        others
+        (others, parts_of_others)
     }
+
+    /// Joins what a query has of a split, if it saw anything of it, to what it has of those before, and begins anew.
+    #[inline(always)]
+    fn join<L: Lanes>(&self, l: L, query: &mut Query, part: &mut [f32]) {
+        let Softmax { max, sum } = query.split;
+        if sum == 0.0 {
+            return; // the highest score's own weight is 1, so nothing was seen
+        }
+        let highest = if max > query.all.max { max } else { query.all.max };
+        let before = exp(l, query.all.max - highest);
+        let this = exp(l, max - highest);
+        query.all = Softmax { max: highest, sum: sum.mul_add(this, query.all.sum * before) };
+        let (out, _) = self.result(query).as_chunks_mut::<LANES>();
+        let (part, _) = part.as_chunks_mut::<LANES>();
+        let (before, this) = (l.splat(before), l.splat(this));
+        for (out, part) in out.iter_mut().zip(part) {
+            l.store(l.fma(l.load(part), this, l.mul(l.load(out), before)), out);
+            l.store(l.splat(0.0), part);
+        }
+        query.split = Softmax::EMPTY;
+    }
+}
+
+/// One lane of [`Lanes::exp`].
+#[inline(always)]
+fn exp<L: Lanes>(l: L, x: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    l.store(l.exp(l.splat(x)), &mut lanes);
+    lanes[0]
 }
 
 /// Scores of the 16 keys of a block, products summed in the order of the head's values.
@@ -201,23 +267,19 @@ fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], mask: &M
 /// Turns the scores that are seen into weights under the new running maximum, the others into 0. Returns what earlier
 /// sums are to be multiplied by.
 #[inline(always)]
-fn soften<L: Lanes>(l: L, scores: &mut Scores, (from, to): (usize, usize), query: &mut Query) -> f32 {
+fn soften<L: Lanes>(l: L, scores: &mut Scores, (from, to): (usize, usize), so_far: &mut Softmax) -> f32 {
     if (from, to) != (0, KV_BLOCK_TOKENS) {
         scores[..from].fill(f32::NEG_INFINITY);
         scores[to..].fill(f32::NEG_INFINITY);
     }
     let a = l.load(scores);
     let highest = l.largest(a);
-    let max = if highest > query.max { highest } else { query.max };
+    let max = if highest > so_far.max { highest } else { so_far.max };
     let weights = l.exp(l.add(a, l.splat(-max)));
     l.store(weights, scores);
-    let mut rescale = 1.0; // which is what `exp` gives for a maximum that stays
-    if max != query.max {
-        let mut lanes = [0.0; LANES];
-        l.store(l.exp(l.splat(query.max - max)), &mut lanes);
-        rescale = lanes[0];
-    }
-    (query.max, query.sum) = (max, query.sum * rescale + l.sum(weights));
+    // A maximum that stays rescales by `exp(0)`, which is 1.
+    let rescale = if max != so_far.max { exp(l, so_far.max - max) } else { 1.0 };
+    *so_far = Softmax { max, sum: so_far.sum * rescale + l.sum(weights) };
     rescale
 }
 

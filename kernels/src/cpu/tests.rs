@@ -8,7 +8,7 @@ use half::f16;
 
 use super::*;
 use crate::exact::Exact;
-use crate::ops::{KV_BLOCK_TOKENS, RopePairs, Span};
+use crate::ops::{ATTENTION_SPLIT, KV_BLOCK_TOKENS, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
 
@@ -300,6 +300,29 @@ fn attention_sees_what_the_mask_says() {
                 [plain, ops.read(&out).unwrap()].concat()
             });
         }
+    }
+}
+
+/// Contexts of several splits, seen whole, through a window that begins within one, and with a sink.
+#[test]
+fn attention_joins_splits_in_order() {
+    let heads = Heads { query: 2, kv: 1, dim: 16 };
+    let rows = 2 * ATTENTION_SPLIT + 20;
+    let x: Vec<f32> = Random(51).values(rows * heads.qkv_cols()).iter().map(|v| v * 2.0).collect();
+    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: rows.div_ceil(KV_BLOCK_TOKENS) };
+    let spans = [Span { first_row: 0, rows, first_position: 0, first_block: 0 }];
+    let blocks: Vec<u32> = (0..kv.blocks as u32).rev().collect();
+    let step = StepLayout { spans: &spans, blocks: &blocks };
+    for (causal, window) in [(true, None), (true, Some(300)), (false, None)] {
+        let mask = Mask { scale: 0.4, softcap: None, window, causal };
+        agree!(1e-11, ops => {
+            let (mut qkv, mut cache) = (upload(ops, &x, heads.qkv_cols()), ops.kv_cache(kv).unwrap());
+            let mut out = ops.buffer(rows, 32).unwrap();
+            ops.rope_store(None, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+            let sinks = ops.vector(&[0.5, 6.0]).unwrap();
+            ops.attention(&step, heads, mask, Some(&sinks), &qkv, &cache, 0, &mut out).unwrap();
+            ops.read(&out).unwrap()
+        });
     }
 }
 
