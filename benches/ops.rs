@@ -135,6 +135,12 @@ fn rows(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("swiglu", rows), |b| {
             b.iter(|| ops.gate(Activation::Silu, &gate_up, &mut narrow))
         });
+        let text = std::iter::once(0..rows).collect::<Vec<_>>();
+        group.throughput(Throughput::Bytes((4 * HIDDEN * (rows + 1)) as u64));
+        group.bench_function(BenchmarkId::new("mean_rows", rows), |b| b.iter(|| ops.mean_rows(&x, &text, &mut hidden)));
+        group.throughput(Throughput::Bytes((8 * rows * HIDDEN) as u64));
+        let mut vectors = activations(&mut ops, rows, HIDDEN);
+        group.bench_function(BenchmarkId::new("normalize", rows), |b| b.iter(|| ops.normalize(&mut vectors)));
     }
 }
 

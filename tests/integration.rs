@@ -9,10 +9,14 @@ mod support;
 mod bench;
 /// The command as people use it, and what it says when something is wrong.
 mod cli;
+/// Vectors of texts: the real encoder against numpy, bit for bit against itself, and through both doors.
+mod embeddings;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
 /// The real model's file: sizes, damage, tokens.
 mod files;
+/// The same as Hugging Face folders, packed and not, quantized in every way; and against the same weights in a GGUF file.
+mod folders;
 /// Peers that break the rules.
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.

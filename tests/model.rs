@@ -2,14 +2,13 @@
 //! cut into chunks, spread over threads, resumed, found in the cache, preempted or planned ahead.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, KvKind, Ops, Reference};
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{ArchSpec, ModelFiles, Tokenizer};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
@@ -30,8 +29,7 @@ const TEXTS: [&str; 3] = [
 ];
 
 struct Files {
-    gguf: Gguf,
-    file: File,
+    files: ModelFiles,
     spec: ArchSpec,
     tokenizer: Tokenizer,
 }
@@ -41,13 +39,8 @@ fn files() -> Files {
 }
 
 fn open(path: &Path) -> Files {
-    let gguf = Gguf::open(path).unwrap();
-    Files {
-        spec: ArchSpec::from_gguf(&gguf).unwrap(),
-        tokenizer: Tokenizer::from_gguf(&gguf).unwrap(),
-        file: File::open(path).unwrap(),
-        gguf,
-    }
+    let files = ModelFiles::open(path).unwrap();
+    Files { spec: files.spec().unwrap(), tokenizer: files.tokenizer().unwrap(), files }
 }
 
 /// Logits of every position of `tokens`, computed as one chunk.
@@ -57,7 +50,7 @@ fn logits<O: Ops>(ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
 
 /// The same with keys and values of some format.
 fn logits_kept<O: Ops>(kind: KvKind, mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
+    let model = Model::load(&mut ops, &files.files, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
     let shapes = kv_shapes(&files.spec, blocks.len()).into_iter().map(|shape| KvShape { kind, ..shape });
@@ -229,10 +222,10 @@ fn generate_beside(
     };
     let kv = KvPlan::new(&files.spec, &limits);
     let backend = Cpu::new(shape.threads);
-    let mut engine = Engine::new(backend, &files.gguf, &files.file, &files.spec, limits).unwrap();
+    let mut engine = Engine::new(backend, &files.files, &files.spec, limits).unwrap();
     let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
     if let Some(draft) = draft {
-        engine = engine.with_draft(&draft.gguf, &draft.file, &draft.spec, limits).unwrap();
+        engine = engine.with_draft(&draft.files, &draft.spec, limits).unwrap();
         batch = batch.with_draft(&draft.plan(limits));
     }
     let mut most = vec![0; kv.groups.len()];

@@ -86,6 +86,14 @@ fn calls_have_these_bytes() {
 }
 
 #[test]
+fn calls_for_vectors_have_these_bytes() {
+    let inputs = vec![EmbedInput::Text("hi".into()), EmbedInput::Tokens(vec![1, 300])];
+    let embed =
+        Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
+    snapshot(&Call::Embed(embed), "0303016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
+}
+
+#[test]
 fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
     snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0300{}04", "09".repeat(16)));
@@ -118,8 +126,10 @@ fn replies_have_these_bytes() {
         created_unix: 3,
         replicas: 4,
         lowest_ask: None,
+        embedding_dims: Some(384),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400", "08".repeat(32)));
+    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400018003", "08".repeat(32)));
+    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0307ac02020000803f000000bf");
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -142,8 +152,9 @@ fn a_miners_messages_have_these_bytes() {
         block_tokens: 16,
         ask: PRICE,
         window: Window { sequences: 4, blocks: 300 },
+        task: Task::Embed,
     };
-    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac02", "02".repeat(32)));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac0201", "02".repeat(32)));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
@@ -157,6 +168,11 @@ fn a_miners_messages_have_these_bytes() {
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
         &format!("030100000000010102010300{entry}{entry}"),
+    );
+    let embedded = StepItem::new(SequenceId(1), 0, vec![], Some(End::Embedded(vec![1.0])));
+    snapshot(
+        &ReplicaFrame::Step(Step { items: vec![embedded], ..Step::default() }),
+        "03010000000001010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
     snapshot(&ReplicaFrame::Drain, "0302");
 }
@@ -193,6 +209,7 @@ fn messages_to_a_miner_have_these_bytes() {
     let functions = vec![("f".into(), "{}".into())];
     let calls = CallConstraint { syntax: "s".into(), functions, text: true, many: false };
     snapshot(&Constraint::Calls(calls), "0305017301016602 7b7d0100".replace(' ', "").as_str());
+    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "030501020203ac0201");
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
 }
@@ -210,9 +227,17 @@ proptest! {
         if version && !bytes.is_empty() {
             bytes[0] = cuckoo_wire::limits::PROTOCOL_VERSION;
         }
-        let _ = decode::<Call>(&bytes).map(|c| if let Call::Generate(g) = c { _ = g.check() });
+        let _ = decode::<Call>(&bytes).map(|c| match c {
+            Call::Generate(g) => _ = g.check(),
+            Call::Embed(e) => _ = e.check(),
+            Call::Models | Call::Wallet { .. } => {}
+        });
         let _ = decode::<Reply>(&bytes);
-        let _ = decode::<ToMiner>(&bytes).map(|m| if let ToMiner::Assign(a) = m { _ = a.check() });
+        let _ = decode::<ToMiner>(&bytes).map(|m| match m {
+            ToMiner::Assign(a) => _ = a.check(),
+            ToMiner::Encode(e) => _ = e.check(),
+            _ => {}
+        });
         let _ = decode::<ReplicaFrame>(&bytes).map(|f| if let ReplicaFrame::Step(s) = f { _ = s.check() });
         let _ = decode::<Hello>(&bytes).map(|h| h.check());
     }

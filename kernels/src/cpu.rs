@@ -405,6 +405,22 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.cols.is_multiple_of(16), "means keep the width");
+        assert!(spans.iter().all(|span| !span.is_empty()), "a mean is of something");
+        let level = self.level;
+        let rows = |i: usize| &x.used()[spans[i].start * x.cols..spans[i].end * x.cols];
+        self.for_rows(spans.len(), out, |i, out| rows::mean(level, rows(i), out));
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols.is_multiple_of(16), "rows are whole vectors");
+        let level = self.level;
+        self.for_rows(x.rows, x, |_, x| rows::normalize(level, x));
+        Ok(())
+    }
+
     fn read(&mut self, x: &Buffer) -> Result<Vec<f32>, OpsError> {
         Ok(x.used().to_vec())
     }

@@ -8,13 +8,13 @@ mod rounding;
 
 use std::ops::Range;
 
-use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
+use self::rounding::{Activations, activated, capped, inverse_rms, row_product, sum_of_squares};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
 use crate::memory::Memory;
 use crate::ops::{
-    ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
-    StepLayout,
+    ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
+    RopePairs, StepLayout,
 };
 use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};
@@ -346,6 +346,26 @@ impl Ops for Exact {
 
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
         out.set(rows.iter().map(|&row| x.rows[row].clone()).collect());
+        Ok(())
+    }
+
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        let mean = |span: &Range<usize>| {
+            let mut sum = vec![0.0f32; x.cols];
+            for row in &x.rows[span.clone()] {
+                sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+            }
+            sum.iter().map(|sum| sum / span.len() as f32).collect()
+        };
+        out.set(spans.iter().map(mean).collect());
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            let inverse = 1.0 / sum_of_squares(row).sqrt().max(LENGTH_MIN);
+            row.iter_mut().for_each(|v| *v *= inverse);
+        }
         Ok(())
     }
 

@@ -14,6 +14,8 @@
 //!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
 //! - `rope_store` rounds keys and values to what the cache keeps: see [`KvKind::rounded`].
 
+use std::ops::Range;
+
 use crate::kv::KvKind;
 use crate::memory::Memory;
 use crate::quant::Quant;
@@ -25,6 +27,9 @@ pub const ACTIVATION_BLOCK: usize = 32;
 
 /// Blocks of columns whose products are summed before they are added to the total: 256 columns.
 pub const SEGMENT_BLOCKS: usize = 8;
+
+/// What [`Ops::normalize`] divides shorter rows by.
+pub const LENGTH_MIN: f32 = 1e-12;
 
 /// Token positions in one KV block, on every backend.
 pub const KV_BLOCK_TOKENS: usize = 16;
@@ -146,7 +151,7 @@ pub struct Mask {
 
 impl Mask {
     /// The positions that row `row` of `span` sees.
-    pub fn seen(&self, span: &Span, row: usize) -> std::ops::Range<usize> {
+    pub fn seen(&self, span: &Span, row: usize) -> Range<usize> {
         let own = span.first_position + row;
         let end = if self.causal { own + 1 } else { span.first_position + span.rows };
         (own + 1).saturating_sub(self.window.unwrap_or(usize::MAX))..end
@@ -303,7 +308,7 @@ pub trait Ops: Memory {
         &mut self,
         weight: &Self::Vector,
         epsilon: f32,
-        heads: std::ops::Range<usize>,
+        heads: Range<usize>,
         x: &mut Self::Buffer,
     ) -> Result<(), OpsError>;
 
@@ -376,6 +381,16 @@ pub trait Ops: Memory {
 
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i]` is the mean of the rows `spans[i]` of `x`. No span is empty.
+    ///
+    /// Minimum bytes: `4 * cols * (rows of all spans + spans.len())`.
+    fn mean_rows(&mut self, x: &Self::Buffer, spans: &[Range<usize>], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `x[i] = x[i] / max(|x[i]|, 1e-12)`: every row gets length 1, but rows of zeros.
+    ///
+    /// Minimum bytes: `8 * rows * cols`.
+    fn normalize(&mut self, x: &mut Self::Buffer) -> Result<(), OpsError>;
 
     /// Copies the rows in use to the host, row-major.
     fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError>;

@@ -7,8 +7,8 @@ use crate::cpu::check_source;
 use crate::kv::KvKind;
 use crate::memory::Memory;
 use crate::ops::{
-    ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
-    StepLayout,
+    ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
+    RopePairs, StepLayout,
 };
 use crate::quant::{PLANE_STEP, Quant, dequantize_row, quantize_activations, quantize_activations_fine};
 use crate::routing::{Routed, Routing, route};
@@ -395,6 +395,23 @@ impl Ops for Reference {
 
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
         out.set(rows.iter().map(|&row| x.rows[row].clone()).collect());
+        Ok(())
+    }
+
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        let mean = |span: &Range<usize>| {
+            let rows = &x.rows[span.clone()];
+            (0..x.cols).map(|col| rows.iter().map(|row| row[col]).sum::<f64>() / rows.len() as f64).collect()
+        };
+        out.set(spans.iter().map(mean).collect());
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(f64::from(LENGTH_MIN));
+            row.iter_mut().for_each(|v| *v /= length);
+        }
         Ok(())
     }
 

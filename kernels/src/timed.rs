@@ -227,6 +227,14 @@ impl<O: Ops> Ops for Timed<O> {
         self.measure("gather", |ops| ops.gather(x, rows, out))
     }
 
+    fn mean_rows(&mut self, x: &Self::Buffer, spans: &[Range<usize>], out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("mean_rows", |ops| ops.mean_rows(x, spans, out))
+    }
+
+    fn normalize(&mut self, x: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("normalize", |ops| ops.normalize(x))
+    }
+
     fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError> {
         self.ops.read(x)
     }

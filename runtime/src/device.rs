@@ -19,14 +19,15 @@ mod masks;
 mod speculation;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod watchdog;
+mod work;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
+use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -42,6 +43,7 @@ pub use executor::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
+pub use texts::{TextBatch, texts_per_step};
 pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
@@ -93,10 +95,8 @@ impl DeviceKind {
 pub struct DeviceConfig {
     /// What computes.
     pub kind: DeviceKind,
-    /// The weights file.
-    pub weights: PathBuf,
-    /// Its header.
-    pub gguf: Arc<Gguf>,
+    /// The model's files.
+    pub files: Arc<ModelFiles>,
     /// Its architecture.
     pub spec: ArchSpec,
     /// Its hash.
@@ -112,10 +112,8 @@ pub struct DeviceConfig {
 /// A small model beside another, with the same vocabulary.
 #[derive(Clone, Debug)]
 pub struct DraftConfig {
-    /// The weights file.
-    pub weights: PathBuf,
-    /// Its header.
-    pub gguf: Arc<Gguf>,
+    /// Its files.
+    pub files: Arc<ModelFiles>,
     /// Its architecture.
     pub spec: ArchSpec,
 }
@@ -131,8 +129,7 @@ impl DeviceConfig {
     fn load(&self) -> executor::Load {
         let args = executor::ExecutorArgs {
             device: self.kind,
-            weights: self.weights.clone(),
-            gguf: self.gguf.clone(),
+            files: self.files.clone(),
             spec: self.spec.clone(),
             draft: self.draft.clone(),
             limits: self.limits,
@@ -141,8 +138,8 @@ impl DeviceConfig {
     }
 
     fn read_tokenizer(&self) -> constraints::ReadTokenizer {
-        let gguf = self.gguf.clone();
-        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
+        let files = self.files.clone();
+        Arc::new(move || files.tokenizer().map_err(|e| e.to_string()))
     }
 
     fn offer(&self) -> Offer {
@@ -153,6 +150,7 @@ impl DeviceConfig {
             block_tokens: cuckoo_kernels::ops::KV_BLOCK_TOKENS as u32,
             ask: self.ask,
             window: Window::default(),
+            task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
         }
     }
 }

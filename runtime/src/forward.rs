@@ -1,27 +1,29 @@
 //! The forward pass of a transformer, once, over any backend and for every family that [`ArchSpec`] describes. Knows no
 //! batch, actor or peer.
 
+mod input;
 mod kv;
 mod load;
+mod pool;
 mod rope;
-
-use std::fs::File;
 
 use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
 use cuckoo_kernels::{Memory, Ops};
-use cuckoo_models::{ArchSpec, Gguf, arch};
+use cuckoo_models::{ArchSpec, ModelFiles, arch};
 
+use self::input::Input;
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
 pub use self::load::{LoadError, check};
-use self::load::{Loader, activation};
+use self::load::{Loader, Reader, activation};
 
 /// Weights on a device.
 pub struct Model<O: Memory> {
     spec: ArchSpec,
-    embedding: O::Matrix,
+    input: Input<O>,
     layers: Vec<Layer<O>>,
-    norm: Norm<O>,
+    /// On the residual stream, before the head; encoders have none.
+    norm: Option<Norm<O>>,
     /// `None` where the output head is the embedding table.
     head: Option<Projection<O>>,
     ropes: Vec<O::RopeTable>,
@@ -104,7 +106,8 @@ pub struct Workspace<O: Memory> {
     /// For feed-forward networks, one pair for each width in use.
     networks: Vec<Inner<O>>,
     mixture: Option<Mixture<O>>,
-    picked: O::Buffer,
+    /// Rows whose logits are asked for, or the vectors that [`Model::pool`] made of texts.
+    pub picked: O::Buffer,
     /// Logits of the rows that were asked for, in their order.
     pub logits: O::Buffer,
 }
@@ -129,24 +132,23 @@ struct Mixture<O: Memory> {
 }
 
 impl<O: Memory> Model<O> {
-    /// Loads every tensor of `gguf` that `spec` names; `progress` hears the bytes loaded so far.
+    /// Loads every tensor of `files` that `spec` names; `progress` hears the bytes loaded so far.
     pub fn load(
         ops: &mut O,
-        gguf: &Gguf,
-        file: &File,
+        files: &ModelFiles,
         spec: &ArchSpec,
         mut progress: impl FnMut(u64),
     ) -> Result<Self, LoadError> {
-        Loader::new(ops, gguf, Some(file), spec, &mut progress).model()
+        Loader::new(ops, Reader::new(files), spec, &mut progress).model()
     }
 
-    /// Asks `memory` for the same room without reading a weight, and returns the most bytes of the file that loading holds at
+    /// Asks `memory` for the same room without reading a weight, and returns the most bytes of the files that loading holds at
     /// once. For memory that only counts: what it is given are sizes, and the values of vectors are zero.
-    pub fn survey(memory: &mut O, gguf: &Gguf, spec: &ArchSpec) -> Result<u64, LoadError> {
+    pub fn survey(memory: &mut O, files: &ModelFiles, spec: &ArchSpec) -> Result<u64, LoadError> {
         let mut progress = |_| ();
-        let mut loader = Loader::new(memory, gguf, None, spec, &mut progress);
+        let mut loader = Loader::new(memory, Reader::of_sizes(files), spec, &mut progress);
         loader.model()?;
-        Ok(loader.reading_max)
+        Ok(loader.reader.held_max)
     }
 
     /// What was loaded.
@@ -168,10 +170,7 @@ impl<O: Ops> Model<O> {
         wanted: &[usize],
     ) -> Result<(), OpsError> {
         assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
-        ops.embed(&self.embedding, tokens, &mut work.hidden)?;
-        if self.spec.embedding_scale != 1.0 {
-            ops.scale(self.spec.embedding_scale, None, &mut work.hidden)?;
-        }
+        self.input.begin(ops, &self.spec, work, tokens, steps)?;
         for layer in &self.layers {
             self.attention(ops, work, cache, steps, layer)?;
             self.feed_forward(ops, work, layer)?;
@@ -185,15 +184,27 @@ impl<O: Ops> Model<O> {
     /// Leaves the logits of some rows of the last [`Model::forward`] in `work.logits`; may be called again for others.
     pub fn logits(&self, ops: &mut O, work: &mut Workspace<O>, wanted: &[usize]) -> Result<(), OpsError> {
         ops.gather(&work.hidden, wanted, &mut work.picked)?;
-        self.norm.apply(ops, self.spec.norm_epsilon, &work.picked, &mut work.normed)?;
+        let Workspace { picked, normed, logits, .. } = &mut *work;
+        let input = self.normed(ops, picked, normed)?;
         match &self.head {
-            Some(head) => head.apply(ops, &work.normed, &mut work.logits)?,
-            None => ops.linear(&work.normed, &self.embedding, &mut work.logits)?,
+            Some(head) => head.apply(ops, input, logits)?,
+            None => ops.linear(input, &self.input.embedding, logits)?,
         }
         if (self.spec.logit_scale, self.spec.final_softcap) != (1.0, None) {
             ops.scale(self.spec.logit_scale, self.spec.final_softcap, &mut work.logits)?;
         }
         Ok(())
+    }
+
+    /// What the output head or pooling works on.
+    fn normed<'a>(&self, ops: &mut O, x: &'a O::Buffer, normed: &'a mut O::Buffer) -> Result<&'a O::Buffer, OpsError> {
+        match &self.norm {
+            Some(norm) => {
+                norm.apply(ops, self.spec.norm_epsilon, x, normed)?;
+                Ok(normed)
+            }
+            None => Ok(x),
+        }
     }
 
     fn attention(
@@ -404,7 +415,7 @@ impl<O: Ops> Branch<O> {
 }
 
 impl<O: Memory> Workspace<O> {
-    /// For steps of at most `rows` rows of which at most `wanted` need logits.
+    /// For steps of at most `rows` rows of which at most `wanted` need logits, or of at most `wanted` texts for an encoder.
     pub fn new(ops: &mut O, spec: &ArchSpec, rows: usize, wanted: usize) -> Result<Self, OpsError> {
         Ok(Self {
             hidden: ops.buffer(rows, spec.hidden)?,
@@ -426,9 +437,14 @@ impl<O: Memory> Workspace<O> {
                 }),
             },
             picked: ops.buffer(wanted, spec.hidden)?,
-            logits: ops.buffer(wanted, spec.vocab)?,
+            logits: ops.buffer(wanted_logits(spec, wanted), spec.vocab)?,
         })
     }
+}
+
+/// An encoder has no logits.
+fn wanted_logits(spec: &ArchSpec, wanted: usize) -> usize {
+    if spec.is_encoder() { 0 } else { wanted }
 }
 
 /// The widths of all feed-forward networks, each once.

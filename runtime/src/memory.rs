@@ -10,15 +10,21 @@ use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
 use cuckoo_kernels::{Counted, KvKind, cpu};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 
 pub use self::machine::Available;
-use crate::device::{BatchLimits, KvPlan};
+use crate::device::{BatchLimits, KvPlan, texts_per_step};
 use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
 /// served by a smaller model.
-const CONTEXT_TOKENS_LEAST: u64 = 512;
+const CONTEXT_TOKENS_LEAST: u32 = 512;
+
+/// The longest text that an encoder takes, whatever its model could: a text is computed in one step, which has to fit memory.
+const ENCODER_CONTEXT_TOKENS_MAX: u32 = 8_192;
+
+/// Rows of an encoder's step at least: nobody who decodes waits for it, and many short texts fit.
+const ENCODER_STEP_TOKENS: u32 = 512;
 
 /// What a batch is to be like, before it is known how much memory there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +146,8 @@ impl fmt::Display for Mib {
     }
 }
 
-/// A model's file and what it says.
-type Described<'a> = (&'a Gguf, &'a ArchSpec);
+/// A model's files and what they say.
+type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
 
 /// The batch that fits `available`, and what it takes on processors with its model, and with another that drafts for it. Reads
 /// nothing but headers.
@@ -162,19 +168,7 @@ fn plan<M: Counted + Clone>(
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    let context = (target.1.context_tokens as u64).min(wish.context_tokens_max.map_or(u64::MAX, u64::from));
-    let context_blocks = context.div_ceil(KV_BLOCK_TOKENS as u64);
-    let wanted = context_blocks.saturating_mul(u64::from(wish.sequences_max));
-    let mut limits = BatchLimits {
-        sequences_max: wish.sequences_max,
-        step_tokens_max: wish.step_tokens_max.max(wish.sequences_max),
-        step_target: wish.step_target,
-        drafts_max: wish.drafts_max,
-        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
-        kv_kind: wish.kv_kind,
-        spill_bytes: wish.spill_bytes,
-        context_tokens: 0,
-    };
+    let (mut limits, wanted_least) = wanted(target.1, wish);
     // A draft model holds what its target holds, in as many blocks of its own.
     let kv_bytes = |limits: &BatchLimits| {
         let of_draft = draft.map_or(0, |(_, spec)| KvPlan::new(spec, &limits.of_draft()).device_bytes());
@@ -182,8 +176,9 @@ fn plan<M: Counted + Clone>(
     };
     // What is asked for, whatever there is.
     let asked = KvPlan::blocks_that_fit(&limits, |limits| kv_bytes(limits) <= wish.kv_bytes_max);
-    if asked == 0 {
-        let needed = kv_bytes(&BatchLimits { kv_blocks: 1, ..limits });
+    if asked < wanted_least.min(limits.kv_blocks) && (asked == 0 || target.1.is_encoder()) {
+        let kv_blocks = if target.1.is_encoder() { limits.kv_blocks } else { 1 };
+        let needed = kv_bytes(&BatchLimits { kv_blocks, ..limits });
         return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
     }
     let without_kv = loaded(sizes.clone(), target, &limits, limits.draws_max())?;
@@ -198,25 +193,56 @@ fn plan<M: Counted + Clone>(
     let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
     limits.kv_blocks = asked;
     let blocks = KvPlan::blocks_that_fit(&limits, fits);
-    let least = asked.min(context.min(CONTEXT_TOKENS_LEAST).div_ceil(KV_BLOCK_TOKENS as u64) as u32);
+    let least = asked.min(wanted_least);
     limits.kv_blocks = blocks.max(least);
     let plan = whole(&limits).map_err(LoadError::Ops)?;
-    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
-    limits.context_tokens = context.min(positions) as u32;
+    let positions = limits.kv_blocks.saturating_mul(KV_BLOCK_TOKENS as u32);
+    limits.context_tokens = limits.context_tokens.min(positions);
     if blocks < least {
         return Err(Shortage { least: plan, context_tokens: limits.context_tokens.into(), available }.into());
     }
     Ok((limits, plan))
 }
 
+/// A batch as it is wished, and how many blocks it needs to be of use.
+fn wanted(spec: &ArchSpec, wish: &BatchWish) -> (BatchLimits, u32) {
+    let context = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+    let blocks = |tokens: u32| tokens.div_ceil(KV_BLOCK_TOKENS as u32);
+    let limits = BatchLimits {
+        sequences_max: wish.sequences_max,
+        step_tokens_max: wish.step_tokens_max.max(wish.sequences_max),
+        step_target: wish.step_target,
+        drafts_max: wish.drafts_max,
+        kv_blocks: 0,
+        kv_kind: wish.kv_kind,
+        spill_bytes: wish.spill_bytes,
+        context_tokens: context.min(wish.context_tokens_max.unwrap_or(u32::MAX)),
+    };
+    if !spec.is_encoder() {
+        let kv_blocks = blocks(limits.context_tokens).saturating_mul(limits.sequences_max);
+        return (BatchLimits { kv_blocks, ..limits }, blocks(limits.context_tokens.min(CONTEXT_TOKENS_LEAST)));
+    }
+    // Rows for the longest text or as many as were asked for, and room for the keys of one step.
+    let context_tokens = context.min(ENCODER_CONTEXT_TOKENS_MAX);
+    let step_tokens_max = limits.step_tokens_max.max(context_tokens).max(ENCODER_STEP_TOKENS);
+    let sequences_max = texts_per_step(step_tokens_max);
+    // Each text begins in a block of its own.
+    let kv_blocks = blocks(step_tokens_max) + sequences_max;
+    let (drafts_max, spill_bytes) = (0, 0);
+    (
+        BatchLimits { sequences_max, step_tokens_max, drafts_max, kv_blocks, spill_bytes, context_tokens, ..limits },
+        kv_blocks,
+    )
+}
+
 /// What a model takes beside keys and values.
 fn loaded<M: Counted>(
     mut sizes: M,
-    (gguf, spec): Described<'_>,
+    (files, spec): Described<'_>,
     limits: &BatchLimits,
     draws_max: u32,
 ) -> Result<MemoryPlan, LoadError> {
-    let reading = Model::survey(&mut sizes, gguf, spec)?;
+    let reading = Model::survey(&mut sizes, files, spec)?;
     let weights = sizes.bytes();
     Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
     Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })

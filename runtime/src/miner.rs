@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_models::{ArchSpec, Gguf, same_tokens};
+use cuckoo_models::{ModelFiles, same_vocabulary};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -180,10 +180,10 @@ fn device_config(
     available: Available,
 ) -> Result<(DeviceConfig, MemoryPlan), MineError> {
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
-    let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
-    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
+    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &gguf)).transpose()?;
+    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &files)).transpose()?;
     let kind = DeviceKind::Cpu { threads: config.threads };
     let wish = BatchWish {
         sequences_max: config.batch_sequences_max,
@@ -197,35 +197,26 @@ fn device_config(
     };
     let planned = match kind {
         DeviceKind::Cpu { .. } => {
-            let draft = draft.as_ref().map(|draft| (&*draft.gguf, &draft.spec));
-            memory::plan_on_cpu((&gguf, &spec), draft, &wish, available)
+            let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
+            memory::plan_on_cpu((&files, &spec), draft, &wish, available)
         }
     };
     let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
-    let device = DeviceConfig {
-        kind,
-        weights: model.path.clone(),
-        gguf: Arc::new(gguf),
-        spec,
-        hash: model.hash,
-        draft,
-        ask: config.ask,
-        limits,
-    };
-    Ok((device, memory))
+    let files = Arc::new(files);
+    Ok((DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits }, memory))
 }
 
-/// A draft model for the model whose header is `target`, if it can be one.
-fn draft_config(config: &MineConfig, path: &Path, target: &Gguf) -> Result<DraftConfig, MineError> {
+/// A draft model for the model whose files are `target`, if it can be one.
+fn draft_config(config: &MineConfig, path: &Path, target: &ModelFiles) -> Result<DraftConfig, MineError> {
     let failed = |why: String| MineError::Draft { path: path.to_owned(), why };
     if config.drafts_max == 0 {
         return Err(failed("there are to be no drafts: allow some, or leave it out".to_owned()));
     }
-    let gguf = Gguf::open(path).map_err(|e| failed(e.to_string()))?;
-    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
+    let files = ModelFiles::open(path).map_err(|e| failed(e.to_string()))?;
+    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    same_tokens(target, &gguf).map_err(|e| failed(e.to_string()))?;
-    Ok(DraftConfig { weights: path.to_owned(), gguf: Arc::new(gguf), spec })
+    same_vocabulary(target, &files).map_err(|e| failed(e.to_string()))?;
+    Ok(DraftConfig { files: Arc::new(files), spec })
 }
 
 #[derive(Debug)]

@@ -7,10 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cuckoo_models::{
-    ArchSpec, ChatTemplate, Constrainer, ConstraintError, Dialect, Gguf, Shelf, SignedManifest, Tokenizer, Tool,
-    ToolChat,
+    ChatTemplate, Constrainer, ConstraintError, Dialect, ModelFiles, Shelf, SignedManifest, Tokenizer, Tool, ToolChat,
 };
-use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
+use cuckoo_wire::limits::{EMBEDDING_DIMS_MAX, STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ChatMessage, ModelInfo, Prompt, Refusal, Tools, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
@@ -32,6 +31,8 @@ pub(crate) struct Model {
     /// Control tokens that are parts of calls.
     marks: Vec<(u32, String)>,
     context_tokens: u32,
+    /// The width of an encoder's vectors.
+    embedding_dims: Option<u32>,
     /// Made when the first constraint is met.
     constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
     /// Found when the first request wants DRY and does not say what ends a repetition.
@@ -158,16 +159,18 @@ impl Model {
         manifest.verify().map_err(|e| e.to_string())?;
         let shelved = shelf.find(&manifest.manifest.weights).map_err(|e| e.to_string())?;
         let shelved = shelved.ok_or("its weights are not on the shelf: pull the model again")?;
-        let gguf = Gguf::open(&shelved.path).map_err(|e| e.to_string())?;
-        let spec = ArchSpec::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let template = match gguf.str("tokenizer.chat_template") {
-            Some(_) => Some(ChatTemplate::from_gguf(&gguf).map_err(|e| e.to_string())?),
-            None => None,
-        };
+        let files = ModelFiles::open(&shelved.path).map_err(|e| e.to_string())?;
+        let spec = files.spec().map_err(|e| e.to_string())?;
+        let tokenizer = files.tokenizer().map_err(|e| e.to_string())?;
+        let template = files.chat_template().map_err(|e| e.to_string())?;
         let dialect = template.as_ref().map(Dialect::detect);
         let marks = dialect.as_ref().map_or(Vec::new(), |dialect| dialect.syntax().marks(&tokenizer));
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+        let dims = u32::try_from(spec.hidden).ok().filter(|dims| *dims as usize <= EMBEDDING_DIMS_MAX);
+        let embedding_dims = match (spec.is_encoder(), dims) {
+            (true, None) => return Err(format!("its vectors have more than {EMBEDDING_DIMS_MAX} numbers")),
+            (is_encoder, dims) => dims.filter(|_| is_encoder),
+        };
         Ok(Self {
             manifest,
             tokenizer,
@@ -175,6 +178,7 @@ impl Model {
             dialect,
             marks,
             context_tokens,
+            embedding_dims,
             constrainer: OnceLock::new(),
             dry_breakers: OnceLock::new(),
         })
@@ -218,6 +222,18 @@ impl Model {
     /// Prompt and output together.
     pub(crate) fn context_tokens(&self) -> u32 {
         self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+    }
+
+    /// Numbers in the vectors that it makes of texts; `None` where it generates.
+    pub(crate) fn embedding_dims(&self) -> Option<u32> {
+        self.embedding_dims
+    }
+
+    /// The tokens of a text for an encoder, with those that it wants around it.
+    pub(crate) fn text_tokens(&self, text: &str) -> Result<Vec<u32>, String> {
+        let tokens = self.tokenizer.encode(text, true).map_err(|e| e.to_string())?;
+        let first = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
+        Ok(first.into_iter().chain(tokens).chain(self.tokenizer.last()).collect())
     }
 
     /// Tokens that end a repetition where a request does not say, found by `find` once: that looks at every token's text.
@@ -299,6 +315,7 @@ impl Model {
             created_unix: m.created_unix,
             replicas: quote.replicas,
             lowest_ask: quote.lowest_ask,
+            embedding_dims: self.embedding_dims,
         }
     }
 }

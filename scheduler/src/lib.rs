@@ -20,7 +20,9 @@
 mod catalog;
 mod constraint;
 mod dispatcher;
+mod embed;
 mod gateway;
+mod hold;
 pub mod ledger;
 mod market;
 mod metrics;

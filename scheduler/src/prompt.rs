@@ -7,6 +7,18 @@ use cuckoo_wire::message::{Generate, Prompt, Refusal, RefusalCode};
 use crate::catalog::Model;
 use crate::market::Market;
 
+/// Refuses models that generate nothing.
+pub(crate) fn check_task(model: &Model) -> Result<(), Refusal> {
+    match model.embedding_dims() {
+        None => Ok(()),
+        Some(_) => {
+            let why =
+                format!("the model '{}' makes vectors of texts and generates nothing: use embeddings", model.name());
+            Err(Refusal::invalid("model", why))
+        }
+    }
+}
+
 /// Renders and tokenizes, off the threads that do I/O and only a few prompts at a time.
 pub(crate) async fn tokens(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Vec<u32>, Refusal> {
     let tokens = match &request.prompt {

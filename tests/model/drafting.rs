@@ -9,15 +9,14 @@ use crate::families::values;
 
 /// A draft model's file.
 pub(super) struct DraftFiles {
-    pub(super) gguf: Gguf,
-    pub(super) file: File,
+    pub(super) files: ModelFiles,
     pub(super) spec: ArchSpec,
 }
 
 impl DraftFiles {
     fn open(path: &Path) -> Self {
-        let gguf = Gguf::open(path).unwrap();
-        Self { spec: ArchSpec::from_gguf(&gguf).unwrap(), file: File::open(path).unwrap(), gguf }
+        let files = ModelFiles::open(path).unwrap();
+        Self { spec: files.spec().unwrap(), files }
     }
 
     /// What a batch has to know of it.
@@ -63,8 +62,8 @@ pub(crate) fn write_tiny(path: &Path, kind: &str, tokens: &[String]) {
 }
 
 /// A senseless model with the tokens of a real one.
-fn tiny(folder: &Path, of: &Gguf) -> DraftFiles {
-    let path = folder.join("tiny.gguf");
+fn tiny(folder: &Path, of: &Files) -> DraftFiles {
+    let (path, of) = (folder.join("tiny.gguf"), of.files.gguf().unwrap());
     write_tiny(&path, of.str("tokenizer.ggml.model").unwrap(), of.strings("tokenizer.ggml.tokens").unwrap());
     DraftFiles::open(&path)
 }
@@ -85,7 +84,7 @@ fn mixed(files: &Files) -> Vec<Assign> {
 #[test]
 fn a_draft_model_changes_no_bit() {
     let (files, folder) = (files(), tempfile::tempdir().unwrap());
-    let (itself, tiny) = (DraftFiles::open(&weights()), tiny(folder.path(), &files.gguf));
+    let (itself, tiny) = (DraftFiles::open(&weights()), tiny(folder.path(), &files));
     let assigns = mixed(&files);
     let alone = generate(&files, ALONE, assigns.clone());
     for (name, draft) in [("itself", &itself), ("a tiny one", &tiny)] {
@@ -120,7 +119,7 @@ fn a_draft_model_halves_the_blocks_that_fit() {
         spill_bytes: 0,
         context_tokens_max: None,
     };
-    let target = (&files.gguf, &files.spec);
+    let target = (&files.files, &files.spec);
     let (one, alone) = plan_on_cpu(target, None, &wish, Available::UNKNOWN).unwrap();
     let (two, both) = plan_on_cpu(target, Some(target), &wish, Available::UNKNOWN).unwrap();
     assert!(one.kv_blocks > 100 && two.kv_blocks == one.kv_blocks / 2, "{one:?} and {two:?}");
@@ -131,9 +130,9 @@ fn a_draft_model_halves_the_blocks_that_fit() {
 #[test]
 fn a_broken_draft_model_is_let_go() {
     let (files, folder) = (files(), tempfile::tempdir().unwrap());
-    let whole = tiny(folder.path(), &files.gguf);
+    let whole = tiny(folder.path(), &files);
     let mut bytes = std::fs::read(folder.path().join("tiny.gguf")).unwrap();
-    let head = whole.gguf.tensor("output.weight").unwrap().bytes.clone();
+    let head = whole.files.gguf().unwrap().tensor("output.weight").unwrap().bytes.clone();
     bytes[head.start as usize..head.end as usize].fill(0xFF); // NaN
     let path = folder.path().join("broken.gguf");
     std::fs::write(&path, bytes).unwrap();

@@ -8,6 +8,7 @@ mod accounts;
 mod check;
 mod constraint;
 mod defaults;
+mod embedding;
 mod logprobs;
 mod price;
 mod print;
@@ -16,6 +17,7 @@ mod tools;
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
 pub use constraint::{CallConstraint, Constraint};
+pub use embedding::{Embed, EmbedInput, Encode, Task};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
 pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
 
@@ -145,6 +147,8 @@ pub enum Call {
         /// How many entries.
         entries_max: u32,
     },
+    /// Make vectors of texts. Answered by [`Reply::Accepted`], [`Reply::Embedding`]…, [`Reply::Finished`].
+    Embed(Embed),
 }
 
 /// One request for tokens.
@@ -262,6 +266,13 @@ pub enum Reply {
         /// The next tokens, for [`Generate::prompt_logprobs`].
         logprobs: Vec<TokenLogprobs>,
     },
+    /// The vector of one text, in order of the texts. Its length is 1.
+    Embedding {
+        /// Which text.
+        index: u32,
+        /// Its vector.
+        vector: Vec<f32>,
+    },
 }
 
 /// Why output ended.
@@ -331,6 +342,8 @@ pub struct Offer {
     pub ask: Price,
     /// What it accepts now.
     pub window: Window,
+    /// What it is for.
+    pub task: Task,
 }
 
 /// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
@@ -374,7 +387,7 @@ pub struct StepItem {
 }
 
 /// Why a sequence ended on its miner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum End {
     /// The last token is one of the stop tokens.
     Stop,
@@ -384,6 +397,8 @@ pub enum End {
     Cancelled,
     /// This miner cannot run it, now or ever; somebody else may.
     Failed(String),
+    /// The vector of the text, of length 1: at most [`crate::limits::EMBEDDING_DIMS_MAX`] numbers.
+    Embedded(Vec<f32>),
 }
 
 // ---------------------------------------------------------------- scheduler → miner
@@ -420,6 +435,8 @@ pub enum ToMiner {
         /// Cumulative.
         tokens: u32,
     },
+    /// Make a vector of this.
+    Encode(Encode),
 }
 
 /// One sequence for one replica.

@@ -57,6 +57,11 @@ impl Random {
                 Quant::Q6_K => put(208, v / 900.0),
                 Quant::IQ4_XS => put(0, v / 900.0),
                 Quant::MXFP4 => block[0] = 120 + block[0] % 4,
+                Quant::INT4 => {
+                    block[..4].copy_from_slice(&f16::from_f32(v / 8.0).to_f32().to_le_bytes());
+                    block[4..8].copy_from_slice(&(-v / 2.0).to_le_bytes());
+                }
+                Quant::FP8 => block[..4].copy_from_slice(&(v / 448.0).to_le_bytes()),
             }
         }
         OwnedMatrix { quant, rows, cols, data }
@@ -258,6 +263,35 @@ fn activations_biases_and_scales() {
         ops.scale(4.0, Some(2.0), &mut out).unwrap();
         ops.read(&out).unwrap()
     });
+}
+
+#[test]
+fn means_of_rows_and_rows_of_length_one() {
+    let mut random = Random(32);
+    for (cols, rows) in [(32, 1), (96, 5), (384, 40), (768, 130)] {
+        let mut x: Vec<f32> = random.values(rows * cols).iter().map(|v| v * 20.0).collect();
+        let spans = [0..rows, 0..1, rows / 3..rows / 3 + 1, rows / 2..rows, 0..rows];
+        agree!(1e-12, ops => {
+            let x = upload(ops, &x, cols);
+            let mut out = ops.buffer(spans.len(), cols).unwrap();
+            ops.mean_rows(&x, &spans, &mut out).unwrap();
+            let means = ops.read(&out).unwrap();
+            ops.normalize(&mut out).unwrap();
+            [means, ops.read(&out).unwrap()].concat()
+        });
+        // A row of zeros stays what it is, and one that is very short does not become infinite.
+        x[..cols].fill(0.0);
+        x[(rows - 1) * cols..].fill(0.0);
+        x[rows * cols - 1] = 1e-15;
+        agree!(1e-12, ops => {
+            let mut x = upload(ops, &x, cols);
+            ops.normalize(&mut x).unwrap();
+            let read = ops.read(&x).unwrap();
+            assert!(rows == 1 || read[..cols].iter().all(|v| *v == 0.0));
+            assert!((read[rows * cols - 1] - 1e-3).abs() < 1e-9);
+            read
+        });
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Whether two models speak of the same tokens: only then can one of them guess what the other will say.
 
+use super::Tokenizer;
+use crate::files::ModelFiles;
 use crate::gguf::Gguf;
 
 /// How many tokens one vocabulary may have beyond the other: embedding tables are padded, and the padding named.
@@ -38,6 +40,28 @@ pub fn same_tokens(model: &Gguf, other: &Gguf) -> Result<(), OtherTokens> {
         Some((token, (wanted, found))) => {
             Err(OtherTokens::Token { token, found: found.clone(), wanted: wanted.clone() })
         }
+    }
+}
+
+/// The same of models in whatever files.
+pub fn same_vocabulary(model: &ModelFiles, other: &ModelFiles) -> Result<(), OtherTokens> {
+    if let (Some(model), Some(other)) = (model.gguf(), other.gguf()) {
+        return same_tokens(model, other);
+    }
+    let [Ok(model), Ok(other)] = [model, other].map(ModelFiles::tokenizer) else { return Err(OtherTokens::Missing) };
+    let (wanted, found) = (model.vocab_len(), other.vocab_len());
+    if wanted.abs_diff(found) > PADDING_MAX {
+        return Err(OtherTokens::Count { found, wanted });
+    }
+    let text = |of: &Tokenizer, token| of.token_bytes(token).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let mut tokens = 0..wanted.min(found) as u32;
+    match tokens.find(|token| model.token_bytes(*token) != other.token_bytes(*token)) {
+        None => Ok(()),
+        Some(token) => Err(OtherTokens::Token {
+            token: token as usize,
+            found: text(&other, token).unwrap_or_default(),
+            wanted: text(&model, token).unwrap_or_default(),
+        }),
     }
 }
 

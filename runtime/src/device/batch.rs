@@ -224,25 +224,40 @@ impl Batch {
             Err(Unfit::Overdrawn) => Some("the window was overdrawn".to_owned()),
             Err(Unfit::Refused(why)) => {
                 // The scheduler took it from the window; it has to return or the window would shrink for ever.
-                self.take(&assign);
+                self.take(assign.blocks);
                 self.give_back(assign.blocks);
                 Some(why)
             }
         };
         if let Some(why) = refused {
-            let end = Some(End::Failed(why));
-            self.news.push(StepItem::new(assign.sequence, 0, Vec::new(), end));
+            self.tell_failed(assign.sequence, why);
             return;
         }
-        self.take(&assign);
+        self.take(assign.blocks);
         let root = BlockHash::root(&self.weights.0, &assign.cache_salt);
         self.waiting.push_back(Sequence::new(assign, root));
     }
 
+    /// Answers what no model like this can do. What it took from the window returns.
+    pub fn refuse(&mut self, id: SequenceId, blocks: u32, why: &str) {
+        if self.overdraws(blocks) {
+            return self.tell_failed(id, "the window was overdrawn".to_owned());
+        }
+        self.take(blocks);
+        self.give_back(blocks);
+        self.tell_failed(id, why.to_owned());
+    }
+
+    fn tell_failed(&mut self, id: SequenceId, why: String) {
+        self.news.push(StepItem::new(id, 0, Vec::new(), Some(End::Failed(why))));
+    }
+
+    fn overdraws(&self, blocks: u32) -> bool {
+        self.taken.sequences >= self.window.sequences || self.taken.blocks + u64::from(blocks) > self.window.blocks
+    }
+
     fn check(&self, assign: &Assign) -> Result<(), Unfit> {
-        if self.taken.sequences >= self.window.sequences
-            || self.taken.blocks + u64::from(assign.blocks) > self.window.blocks
-        {
+        if self.overdraws(assign.blocks) {
             return Err(Unfit::Overdrawn);
         }
         assign.check().map_err(|e| Unfit::Refused(e.0))?;
@@ -324,9 +339,9 @@ impl Batch {
         }
     }
 
-    fn take(&mut self, assign: &Assign) {
+    fn take(&mut self, blocks: u32) {
         self.taken.sequences += 1;
-        self.taken.blocks += u64::from(assign.blocks);
+        self.taken.blocks += u64::from(blocks);
     }
 
     fn give_back(&mut self, blocks: u32) {

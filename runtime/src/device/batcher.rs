@@ -1,21 +1,22 @@
-//! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
+//! The actor around [`Work`]: keeps the executor in steps and sends each step's news to the link.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
-use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
+use cuckoo_wire::message::{Assign, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::batch::{Batch, BatchLimits, BatchStats, StepOutput, StepPlan};
+use super::batch::{BatchLimits, BatchStats, StepOutput, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
 use super::draft_model::DraftPlan;
 use super::executor::ExecutorMsg;
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use super::watchdog::{WATCH_INTERVAL, Watchdog};
+use super::work::Work;
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -33,6 +34,8 @@ pub(crate) enum BatcherMsg {
     Detach,
     /// Run a sequence.
     Assign(Assign),
+    /// Make a vector of a text.
+    Encode(Encode),
     /// Stop a sequence.
     Cancel(SequenceId),
     /// A sequence may send more.
@@ -76,22 +79,11 @@ pub(super) struct BatcherArgs {
     pub(super) mask_threads: usize,
 }
 
-impl BatcherArgs {
-    /// An empty batch.
-    fn batch(&self) -> Batch {
-        let batch = Batch::with_kv(self.limits, self.offer.weights, &self.kv);
-        match &self.draft {
-            Some(draft) => batch.with_draft(draft),
-            None => batch,
-        }
-    }
-}
-
 pub(super) struct Batcher;
 
 pub(super) struct State {
     args: BatcherArgs,
-    batch: Batch,
+    batch: Work,
     constraints: Constraints,
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
@@ -127,7 +119,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: args.batch(),
+            batch: Work::new(&args),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
@@ -153,6 +145,7 @@ impl Actor for Batcher {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
             BatcherMsg::Assign(assign) => state.assign(assign, &me),
+            BatcherMsg::Encode(encode) => state.batch.encode(encode),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
             BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
@@ -186,7 +179,7 @@ impl State {
         self.unsent = None;
         self.news.clear();
         self.untold = false;
-        self.batch = self.args.batch();
+        self.batch = Work::new(&self.args);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }

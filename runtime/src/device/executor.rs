@@ -1,15 +1,13 @@
 //! The actor that owns a device's memory and runs its steps, on a thread of its own: a step blocks, and must block
 //! nothing else. Decides nothing.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{OpsError, StepLayout};
+use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
@@ -39,8 +37,7 @@ pub(super) enum ExecutorMsg {
 #[derive(Clone)]
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
-    pub(super) weights: PathBuf,
-    pub(super) gguf: Arc<Gguf>,
+    pub(super) files: Arc<ModelFiles>,
     pub(super) spec: ArchSpec,
     pub(super) draft: Option<DraftConfig>,
     pub(super) limits: BatchLimits,
@@ -116,32 +113,24 @@ struct Loaded<O: Ops> {
 
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
-        let file = File::open(&args.weights)?;
-        let mut engine = Self::new(ops, &args.gguf, &file, &args.spec, args.limits)?;
+        let mut engine = Self::new(ops, &args.files, &args.spec, args.limits)?;
         if let Some(draft) = &args.draft {
-            let file = File::open(&draft.weights)?;
-            engine = engine.with_draft(&draft.gguf, &file, &draft.spec, args.limits)?;
+            engine = engine.with_draft(&draft.files, &draft.spec, args.limits)?;
         }
         Ok(engine)
     }
 
-    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need, keys and values as
+    /// Loads the weights in `files` and allocates all that a batch within `limits` will ever need, keys and values as
     /// [`KvPlan::new`] says.
-    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
-        let target = Loaded::new(&mut ops, gguf, file, spec, limits, limits.draws_max())?;
+    pub fn new(mut ops: O, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        let target = Loaded::new(&mut ops, files, spec, limits, limits.draws_max())?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
         Ok(Self { ops, target, draft: None })
     }
 
     /// Loads a draft model as well, for the passes that a batch of the same limits plans for it.
-    pub fn with_draft(
-        mut self,
-        gguf: &Gguf,
-        file: &File,
-        spec: &ArchSpec,
-        limits: BatchLimits,
-    ) -> Result<Self, LoadError> {
-        self.draft = Some(Loaded::new(&mut self.ops, gguf, file, spec, limits.of_draft(), limits.sequences_max)?);
+    pub fn with_draft(mut self, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        self.draft = Some(Loaded::new(&mut self.ops, files, spec, limits.of_draft(), limits.sequences_max)?);
         tracing::info!(layers = spec.layers, "draft model loaded");
         Ok(self)
     }
@@ -159,6 +148,10 @@ impl<O: Ops> Engine<O> {
         let mut output = self.guess(plan);
         let tokens = plan.resolve(&self.target.drawn, &output.guesses);
         self.target.forward(&mut self.ops, plan, &tokens)?;
+        if self.target.model.spec().is_encoder() {
+            output.vectors = self.target.pool(&mut self.ops, &plan.spans)?;
+            return Ok(output);
+        }
         output.scores = self.target.score(&mut self.ops, &plan.scores)?;
         output.drawn = self.target.draw(&mut self.ops, plan, masks)?;
         output.logprobs = self.target.logprobs(&mut self.ops, plan)?;
@@ -211,13 +204,12 @@ fn within(vocabulary: usize, token: u32) -> u32 {
 impl<O: Ops> Loaded<O> {
     fn new(
         ops: &mut O,
-        gguf: &Gguf,
-        file: &File,
+        files: &ModelFiles,
         spec: &ArchSpec,
         limits: BatchLimits,
         draws_max: u32,
     ) -> Result<Self, LoadError> {
-        let model = Model::load(ops, gguf, file, spec, |_| ())?;
+        let model = Model::load(ops, files, spec, |_| ())?;
         let (rows, logits_rows) = (limits.step_tokens_max as usize, draws_max as usize);
         let work = Workspace::new(ops, spec, rows, logits_rows)?;
         let kv = KvPlan::new(spec, &limits);
@@ -298,6 +290,17 @@ impl<O: Ops> Loaded<O> {
         let drawn = ops.sample(&self.work.logits, &requests)?;
         self.drawn.extend(drawn.into_iter().map(|s| s.token));
         Ok(self.drawn.clone())
+    }
+
+    /// The vectors of an encoder's texts.
+    fn pool(&mut self, ops: &mut O, spans: &[Span]) -> Result<Vec<Vec<f32>>, OpsError> {
+        let texts: Vec<_> = spans.iter().map(|span| span.first_row..span.first_row + span.rows).collect();
+        self.model.pool(ops, &mut self.work, &texts)?;
+        let values = ops.read(&self.work.picked)?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(OpsError::Fault("a vector is not finite: the weights or the device are damaged".to_owned()));
+        }
+        Ok(values.chunks(self.model.spec().hidden).map(<[f32]>::to_vec).collect())
     }
 
     /// Log-probabilities of what was just drawn, for those draws that want them.

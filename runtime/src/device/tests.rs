@@ -92,6 +92,7 @@ pub(super) fn offer() -> Offer {
         block_tokens: 16,
         ask: Price::default(),
         window: Window::default(),
+        task: Task::Generate,
     }
 }
 

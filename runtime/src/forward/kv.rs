@@ -52,8 +52,12 @@ fn window(spec: &ArchSpec, layer: &LayerSpec) -> Option<u32> {
     window.and_then(|window| u32::try_from(window).ok())
 }
 
-/// The group of each layer, and its number in it.
+/// The group of each layer, and its number in it. An encoder's layers take turns in one place: a text is computed in one
+/// step, so what a layer stored is read by that layer alone.
 pub(super) fn kv_places(spec: &ArchSpec) -> Vec<(usize, usize)> {
+    if spec.is_encoder() {
+        return vec![(0, 0); spec.layers];
+    }
     let groups = kv_groups(spec);
     let mut filled = vec![0; groups.len()];
     let place = |layer: &LayerSpec| {
@@ -67,7 +71,7 @@ pub(super) fn kv_places(spec: &ArchSpec) -> Vec<(usize, usize)> {
 /// The KV cache that each group of `spec` needs for `blocks` blocks, in the format that is usual.
 pub fn kv_shapes(spec: &ArchSpec, blocks: usize) -> Vec<KvShape> {
     let mut layers = vec![0; kv_groups(spec).len()];
-    kv_places(spec).into_iter().for_each(|(group, _)| layers[group] += 1);
+    kv_places(spec).into_iter().for_each(|(group, place)| layers[group] = layers[group].max(place + 1));
     let (kv_heads, head_dim, kind) = (spec.kv_heads, spec.head_dim, KvKind::default());
     let shape = |layers| KvShape { layers, kv_heads, head_dim, blocks, kind };
     layers.into_iter().map(shape).collect()

@@ -1,9 +1,10 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
+use super::embedding::check_vector;
 use super::tools::check_calls;
 use super::{
-    Assign, ChatMessage, Constraint, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode,
-    Sampling, Step, Tools,
+    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal,
+    RefusalCode, Sampling, Step, Tools,
 };
 use crate::limits;
 
@@ -193,12 +194,15 @@ impl Step {
             () if self.items.iter().any(|i| i.prompt_logprobs.len() > limits::STEP_SCORES_MAX) => {
                 Err(Invalid(format!("a step item scores more than {} tokens", limits::STEP_SCORES_MAX)))
             }
-            () => self
-                .items
-                .iter()
-                .flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs))
-                .try_for_each(Logprobs::check),
-        }
+            () => self.items.iter().try_for_each(|i| match &i.end {
+                Some(End::Embedded(_)) if !i.tokens.is_empty() => {
+                    Err(Invalid("a step item has both tokens and a vector".to_owned()))
+                }
+                Some(End::Embedded(vector)) => check_vector(vector),
+                _ => Ok(()),
+            }),
+        }?;
+        self.items.iter().flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs)).try_for_each(Logprobs::check)
     }
 }
 

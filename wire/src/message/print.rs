@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ApiKey, ChatMessage, Prompt, Refusal, RefusalCode, RequestId, WeightsHash};
+use super::{ApiKey, ChatMessage, EmbedInput, Prompt, Refusal, RefusalCode, RequestId, WeightsHash};
 
 impl RequestId {
     /// A fresh one, not guessable.
@@ -45,6 +45,15 @@ impl fmt::Debug for Prompt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chat(m) => write!(f, "Chat({} messages)", m.len()),
+            Self::Text(t) => write!(f, "Text({} bytes)", t.len()),
+            Self::Tokens(t) => write!(f, "Tokens({})", t.len()),
+        }
+    }
+}
+
+impl fmt::Debug for EmbedInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Text(t) => write!(f, "Text({} bytes)", t.len()),
             Self::Tokens(t) => write!(f, "Tokens({})", t.len()),
         }

@@ -111,6 +111,8 @@ pub struct StepOutput {
     pub passes: Vec<Duration>,
     /// Why it failed, if it did. Its guesses are any tokens then.
     pub draft_fault: Option<String>,
+    /// One for each span, of an encoder.
+    pub vectors: Vec<Vec<f32>>,
 }
 
 impl StepOutput {

@@ -275,7 +275,7 @@ fn step(reply: Option<Reply>) -> Step {
         }
         Some(Reply::Finished { reason, usage }) => Step::End { reason, usage },
         Some(Reply::Refused(refusal)) => Step::Failed(refusal),
-        Some(Reply::Models(_) | Reply::Wallet(_)) => {
+        Some(Reply::Models(_) | Reply::Wallet(_) | Reply::Embedding { .. }) => {
             Step::Failed(Refusal::new(RefusalCode::Internal, "the market answered another question: report this"))
         }
         None => Step::Failed(Refusal::new(RefusalCode::Internal, "the answer broke off without a reason: report this")),
@@ -367,7 +367,7 @@ impl<'a> Delta<'a> {
 }
 
 #[derive(Serialize)]
-struct UsageBody {
+pub(super) struct UsageBody {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u64,

@@ -311,7 +311,7 @@ fn streaming(fields: &mut Fields, ignored: &mut Ignored) -> Result<(bool, bool),
 }
 
 /// The highest price, given in credits per million tokens. A part that is left out is not limited.
-fn max_price(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Price>, Refusal> {
+pub(super) fn max_price(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Price>, Refusal> {
     let Some(price) = fields.take("max_price") else { return Ok(None) };
     let mut parts = Fields::nested("max_price", price)?;
     let mut part = |name: &str| match parts.take(name) {
