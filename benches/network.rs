@@ -13,7 +13,8 @@ use cuckoo::{Address, Client, Identity, Request};
 use cuckoo_scheduler::{ScheduleConfig, Scheduler, schedule};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_FRAME_BYTES_MAX, NANO_PER_CREDIT, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    Assign, End, Hello, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, ToMiner, WeightsHash, Window,
+    Assign, End, Hello, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task, ToMiner, WeightsHash,
+    Window,
 };
 use cuckoo_wire::{Admission, FrameReader, FrameWriter, PeerId, Role, connect, listen};
 use tokio::sync::{Mutex, mpsc};
@@ -150,6 +151,7 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
         block_tokens: 16,
         ask: Price::default(),
         window,
+        task: Task::Generate,
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     let mut assigned: Vec<Assign> = Vec::new();
@@ -220,8 +222,13 @@ async fn send_direct(endpoint: quinn::Endpoint, tokens: usize, sent: Sent) {
         clock.tick().await;
         sent.lock().await.push(Instant::now());
         for writer in &mut writers {
-            let delta =
-                Reply::Delta { first: index as u32, tokens: vec![28], text: "a".to_owned(), logprobs: Vec::new() };
+            let delta = Reply::Delta {
+                first: index as u32,
+                tokens: vec![28],
+                text: "a".to_owned(),
+                logprobs: Vec::new(),
+                calls: Vec::new(),
+            };
             writer.send(&delta).await.expect("sent");
         }
     }

@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +11,7 @@ use std::process::{Command, Stdio};
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Ops, Reference};
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 
 /// As in tests/model.rs.
@@ -26,14 +25,13 @@ const LONG_TEXT: &str = include_str!("peers/text.txt");
 const LONG_TEXT_BYTES: usize = 4_000;
 
 struct Files {
-    gguf: Gguf,
-    file: File,
+    files: ModelFiles,
     spec: ArchSpec,
 }
 
 /// The log-probability of each token after the first.
 fn log_probabilities<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<f64> {
-    let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).expect("it loads");
+    let model = Model::load(&mut ops, &files.files, &files.spec, |_| ()).expect("it loads");
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).expect("it fits");
     let shapes = kv_shapes(&files.spec, blocks.len());
@@ -95,10 +93,10 @@ fn model() -> PathBuf {
 
 fn main() {
     let path = model();
-    let gguf = Gguf::open(&path).expect("a model");
-    let tokenizer = Tokenizer::from_gguf(&gguf).expect("a tokenizer");
-    let spec = ArchSpec::from_gguf(&gguf).expect("a known architecture");
-    let files = Files { file: File::open(&path).expect("the file is there"), gguf, spec };
+    let files = ModelFiles::open(&path).expect("a model");
+    let tokenizer = files.tokenizer().expect("a tokenizer");
+    let spec = files.spec().expect("a known architecture");
+    let files = Files { files, spec };
     let mut texts: Vec<String> = TEXTS.map(str::to_owned).into();
     match support::is_test() {
         true => texts.truncate(1),

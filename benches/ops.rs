@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use cuckoo_kernels::cpu::{Buffer, Matrix};
 use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory};
-use cuckoo_kernels::{Cpu, Ops, Quant};
+use cuckoo_kernels::{Cpu, KvKind, Memory, Ops, Quant};
 use half::f16;
 
 const HIDDEN: usize = 576;
@@ -84,7 +84,7 @@ fn linear(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let mut ops = Cpu::new(1);
     let blocks: Vec<u32> = (0..128).map(|b| b * 37 % 128).collect();
-    let shape = KvShape { layers: 1, kv_heads: HEADS.kv, head_dim: HEADS.dim, blocks: blocks.len() };
+    let shape = KvShape { layers: 1, kv_heads: HEADS.kv, head_dim: HEADS.dim, blocks: blocks.len(), kind: KvKind::F16 };
     let mut cache = ops.kv_cache(shape).expect("the cache fits");
     let frequencies = (0..HEADS.dim / 2).map(|i| 1e5f64.powf(-2.0 * i as f64 / HEADS.dim as f64)).collect();
     let rope = Rope { frequencies, magnitude: 1.0, pairs: RopePairs::Adjacent, positions: 2048 };
@@ -135,6 +135,12 @@ fn rows(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("swiglu", rows), |b| {
             b.iter(|| ops.gate(Activation::Silu, &gate_up, &mut narrow))
         });
+        let text = std::iter::once(0..rows).collect::<Vec<_>>();
+        group.throughput(Throughput::Bytes((4 * HIDDEN * (rows + 1)) as u64));
+        group.bench_function(BenchmarkId::new("mean_rows", rows), |b| b.iter(|| ops.mean_rows(&x, &text, &mut hidden)));
+        group.throughput(Throughput::Bytes((8 * rows * HIDDEN) as u64));
+        let mut vectors = activations(&mut ops, rows, HIDDEN);
+        group.bench_function(BenchmarkId::new("normalize", rows), |b| b.iter(|| ops.normalize(&mut vectors)));
     }
 }
 

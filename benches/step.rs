@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::fs::File;
 use std::time::{Duration, Instant};
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::{Cpu, Timed};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::ModelFiles;
 use cuckoo_runtime::{Batch, BatchLimits, Engine};
 use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId, WeightsHash};
 
@@ -34,6 +34,8 @@ fn limits(step_tokens_max: u32) -> BatchLimits {
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
         context_tokens: 8_192,
     }
 }
@@ -99,12 +101,11 @@ fn tokens(batch: &mut Batch) -> u64 {
 
 fn main() {
     let path = support::weights().path;
-    let gguf = Gguf::open(&path).expect("a model");
-    let spec = ArchSpec::from_gguf(&gguf).expect("a llama");
-    let file = File::open(&path).expect("the file is there");
+    let files = ModelFiles::open(&path).expect("a model");
+    let spec = files.spec().expect("a llama");
     let threads =
         support::argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits(256)).expect("it loads");
+    let engine = Engine::new(Timed::new(Cpu::new(threads)), &files, &spec, limits(256)).expect("it loads");
     let (decode_tokens, rounds) = match support::is_test() {
         true => (2, 1),
         false => (64, support::argument("--rounds").unwrap_or(7)),

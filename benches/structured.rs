@@ -5,13 +5,13 @@
 mod support;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_models::{ArchSpec, Constrainer, Gguf, Grammar, Tokenizer};
+use cuckoo_models::{Constrainer, Grammar, ModelFiles};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, MaskWorkers, SharedMatcher};
 use cuckoo_wire::message::{Assign, Constraint, ReplicaId, SequenceId, WeightsHash};
 
@@ -84,20 +84,21 @@ impl Bench {
 
 fn main() {
     let weights = support::weights();
-    let gguf = Gguf::open(&weights.path).expect("the model can be read");
-    let spec = ArchSpec::from_gguf(&gguf).expect("its architecture is known");
-    let file = File::open(&weights.path).expect("the model can be read");
+    let files = ModelFiles::open(&weights.path).expect("the model can be read");
+    let spec = files.spec().expect("its architecture is known");
     let limits = BatchLimits {
         sequences_max: SEQUENCES,
         step_tokens_max: SEQUENCES * PROMPT_TOKENS,
         step_target: Duration::MAX,
         drafts_max: 0,
         kv_blocks: 1_024,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
         context_tokens: 2_048,
     };
     let threads = argument("--threads").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let engine = Engine::new(Cpu::new(threads), &gguf, &file, &spec, limits).expect("the model loads");
-    let tokenizer = Tokenizer::from_gguf(&gguf).expect("it has a vocabulary");
+    let engine = Engine::new(Cpu::new(threads), &files, &spec, limits).expect("the model loads");
+    let tokenizer = files.tokenizer().expect("it has a vocabulary");
     let constrainer = Constrainer::new(&tokenizer).expect("its outputs can be constrained");
     let workers = MaskWorkers::start(threads.div_ceil(8)).expect("there is a thread");
     let (tokens, rounds) = if is_test() { (4, 1) } else { (96, 9) };

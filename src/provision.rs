@@ -1,12 +1,10 @@
 //! Gets a model onto this machine's shelf, with a bar that shows how far it is, and a manifest that names it.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use cuckoo_models::{
-    ArchSpec, FetchConfig, Gguf, Manifest, Phase, Progress, Resolved, Shelf, Shelved, SignedManifest, resolve,
+    FetchConfig, Manifest, ModelFiles, Phase, Progress, Resolved, Shelf, Shelved, SignedManifest, resolve,
 };
 use cuckoo_wire::Identity;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -82,8 +80,11 @@ pub(crate) fn manifest(
     royalty: Bps,
     author: &Identity,
 ) -> anyhow::Result<SignedManifest> {
-    let gguf = Gguf::open(&weights.path)?;
-    let spec = ArchSpec::from_gguf(&gguf)?;
+    let files = ModelFiles::open(&weights.path)?;
+    let spec = files.spec()?;
+    // What a scheduler would refuse to serve is refused here, where its publisher sees why.
+    files.tokenizer()?;
+    files.chat_template()?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
     let manifest = Manifest {
         name: name.to_owned(),
@@ -92,8 +93,8 @@ pub(crate) fn manifest(
         royalty_bps: royalty.0,
         weights: weights.hash,
         weights_bytes: weights.bytes,
-        parameters: ArchSpec::parameters(&gguf),
-        quantization: quantization(&gguf),
+        parameters: files.parameters(),
+        quantization: files.quantization(),
         context_tokens: u32::try_from(spec.context_tokens)?,
         architecture: spec.architecture,
         created_unix: created.as_secs(),
@@ -101,19 +102,12 @@ pub(crate) fn manifest(
     Ok(manifest.sign(author.signing_key())?)
 }
 
-/// How most of the weights are stored.
-fn quantization(gguf: &Gguf) -> String {
-    let mut elements: BTreeMap<String, u64> = BTreeMap::new();
-    for tensor in gguf.tensors() {
-        *elements.entry(tensor.kind.to_string()).or_default() += tensor.elements();
-    }
-    elements.into_iter().max_by_key(|(_, n)| *n).map_or_else(|| "none".to_owned(), |(kind, _)| kind)
-}
-
-/// A name for a file that nobody has named: its own, in the letters that names may have.
+/// A name for a file or folder that nobody has named: its own, in the letters that names may have.
 fn name_of(source: &str) -> String {
+    let source = source.trim_end_matches('/');
     let file = source.rsplit('/').next().unwrap_or(source);
-    let stem = Path::new(file).file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    // A folder's name may hold points that begin no extension.
+    let stem = file.strip_suffix(".gguf").unwrap_or(file);
     let name: String = stem
         .to_lowercase()
         .chars()
@@ -186,6 +180,7 @@ mod tests {
             ("hf:o/r/x.gguf", "x"),
             ("日本.gguf", "model"),
             ("..gguf", "model"),
+            ("./models/Qwen2.5-0.5B/", "qwen2.5-0.5b"),
         ] {
             assert_eq!(name_of(source), name);
         }

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::families::draw;
+use crate::model::drafting::write_tiny;
 use crate::support::{MODEL, Process, cuckoo, shelf, weights};
 
 fn run(home: &Path, args: &[&str]) -> Output {
@@ -48,6 +50,36 @@ fn one_question_is_answered_and_paid() {
     let nano = |name: &str| json[name].as_u64().unwrap();
     assert!(nano("miner_nano") > 0);
     assert_eq!(nano("cost_nano"), nano("miner_nano") + nano("author_nano") + nano("network_nano"));
+}
+
+#[test]
+fn a_draft_model_says_nothing_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let weights = weights();
+    let question = ["up", "--ask", "Count from one to twenty.", "--once", "--max-tokens", "40", "--json"];
+    let question =
+        with_shelf(&[&question[..], &["--repetition-penalty", "1", "--temperature", "0.8", "--seed", "3"]].concat());
+    let ask = |more: &[&str]| {
+        let printed = text(&run(home.path(), &[&question, more].concat()));
+        let answer: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+        answer["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(ask(&[]), ask(&["--draft-model", weights.to_str().unwrap()]));
+
+    let other = home.path().join("other.gguf");
+    let tokens: Vec<String> = (0..49_152).map(|i| format!("word{i}")).collect();
+    write_tiny(&other, "gpt2", &tokens);
+    let refused = |more: &[&str]| run(home.path(), &[&question, more].concat());
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["other.gguf cannot draft", "token 0", "word0"]);
+    write_tiny(&other, "llama", &tokens);
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["kind", "llama", "gpt2"]);
+    write_tiny(&other, "gpt2", &tokens[..1_000]);
+    fails_with(&refused(&["--draft-model", other.to_str().unwrap()]), &["1000 tokens", "49152"]);
+    fails_with(&refused(&["--draft-model", "/nowhere/x.gguf"]), &["/nowhere/x.gguf"]);
+    fails_with(
+        &refused(&["--draft-model", weights.to_str().unwrap(), "--drafts", "0"]),
+        &["cannot draft", "no drafts"],
+    );
 }
 
 #[test]
@@ -162,6 +194,80 @@ fn a_published_model_pays_its_author() {
     assert_eq!(nano("author_nano"), nano("cost_nano") * 1_250 / 10_000);
 }
 
+/// A tiny random llama whose vocabulary is the 256 bytes and two ends.
+fn folder_model(folder: &Path) {
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).unwrap();
+    let config = json!({"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512, "vocab_size": 264,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": true});
+    put("config.json", config.to_string().as_bytes());
+    // GPT-2's spelling: printable bytes are themselves, the others count up from U+0100.
+    let printable = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let others = (0..256u32).filter(|byte| !printable(byte)).zip(0x100..);
+    let bytes = (0..256u32).filter(printable).map(|byte| (byte, byte)).chain(others);
+    let vocab: serde_json::Map<String, Value> =
+        bytes.map(|(byte, c)| (char::from_u32(c).unwrap().to_string(), byte.into())).collect();
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "special": true});
+    let tokenizer = json!({"added_tokens": [special(256, "<user>"), special(257, "<end>")],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    put("tokenizer.json", tokenizer.to_string().as_bytes());
+    put("tokenizer_config.json", br#"{"eos_token":"<end>"}"#);
+    put("chat_template.jinja", b"{% for m in messages %}<user>{{ m.content }}{% endfor %}");
+    let shapes: [(&str, &[usize]); 11] = [
+        ("embed_tokens", &[264, 64]),
+        ("norm", &[64]),
+        ("layers.0.input_layernorm", &[64]),
+        ("layers.0.post_attention_layernorm", &[64]),
+        ("layers.0.self_attn.q_proj", &[64, 64]),
+        ("layers.0.self_attn.k_proj", &[32, 64]),
+        ("layers.0.self_attn.v_proj", &[32, 64]),
+        ("layers.0.self_attn.o_proj", &[64, 64]),
+        ("layers.0.mlp.gate_proj", &[96, 64]),
+        ("layers.0.mlp.up_proj", &[96, 64]),
+        ("layers.0.mlp.down_proj", &[64, 96]),
+    ];
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in shapes {
+        let (name, begin) = (format!("model.{name}.weight"), data.len());
+        let values = draw(&name, shape.iter().product()).map(|v| half::bf16::from_f64(v / 4.0));
+        data.extend(values.flat_map(half::bf16::to_le_bytes));
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, data.len()]}));
+    }
+    let header = Value::Object(header).to_string();
+    put("model.safetensors", &[&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat());
+}
+
+#[test]
+fn a_folder_is_served_and_published_like_a_file() {
+    let (home, models) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = models.path().join("Tiny-0.5B");
+    std::fs::create_dir(&folder).unwrap();
+    folder_model(&folder);
+    let path = folder.to_str().unwrap();
+    let ask = ["up", "--model", path, "--ask", "Name a bird.", "--once", "--json", "--max-tokens", "8"];
+    let answers = [text(&run(home.path(), &ask)), text(&run(home.path(), &ask))];
+    let answer = |i: usize| -> Value { serde_json::from_str(answers[i].lines().last().unwrap()).unwrap() };
+    assert_eq!(answer(0)["completion_tokens"], 8, "{answers:?}");
+    assert_eq!(answer(0)["text"], answer(1)["text"]);
+    let listed = text(&run(home.path(), &["models", "list"]));
+    assert!(listed.contains("tiny-0.5b") && listed.contains("BF16"), "{listed}");
+
+    let publish = |from: &str| run(home.path(), &["models", "publish", from, "--name", "tiny", "--license", "MIT"]);
+    let published = text(&publish(path));
+    let weights = published.split("weights ").nth(1).unwrap().lines().next().unwrap();
+    assert!(home.path().join(format!("models/weights/{weights}.tar")).is_file());
+    // The same files elsewhere are the same model.
+    let copy = models.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    folder_model(&copy);
+    assert!(text(&publish(copy.to_str().unwrap())).contains(weights));
+    for name in ["model.safetensors", "tokenizer.json", "config.json"] {
+        std::fs::remove_file(folder.join(name)).unwrap();
+        fails_with(&publish(path), &[name, path]);
+    }
+}
+
 #[test]
 fn the_market_of_one_is_usable_from_the_same_machine() {
     let up = Process::start(&["up", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
@@ -175,6 +281,37 @@ fn the_market_of_one_is_usable_from_the_same_machine() {
     );
     let wallet = text(&run(home, &["wallet"]));
     assert!(wallet.contains("client:") && wallet.contains("miner:") && wallet.contains("settle"), "{wallet}");
+
+    let schema = home.join("schema.json");
+    std::fs::write(&schema, r#"{"type":"object","properties":{"city":{"enum":["Paris","Rome"]}},"required":["city"]}"#)
+        .unwrap();
+    let ask = |more: &[&str]| {
+        let words = [&["ask", "What is the capital of France?", "--max-tokens", "24", "--json"], more].concat();
+        serde_json::from_str::<Value>(&text(&run(home, &words))).unwrap()
+    };
+    let said = |more: &[&str]| ask(more)["text"].as_str().unwrap().to_owned();
+    let city: Value = serde_json::from_str(&said(&["--json-schema", schema.to_str().unwrap()])).unwrap();
+    assert!(["Paris", "Rome"].contains(&city["city"].as_str().unwrap()), "{city}");
+    let numbers = said(&["--regex", "[0-9]{3}"]);
+    assert!(numbers.len() == 3 && numbers.bytes().all(|b| b.is_ascii_digit()), "{numbers}");
+    assert_eq!(said(&["--choice", "Lyon", "--choice", "Nice"]).len(), 4);
+    assert!(!said(&["--bad-word", "Paris"]).contains("Paris"));
+    let plain = said(&[]);
+    assert_eq!(said(&["--stop", "Paris"]), plain.split("Paris").next().unwrap());
+    let seeded = ["--temperature", "1.5", "--seed", "4", "--typical-p", "0.9", "--min-p", "0.01", "--top-k", "50"];
+    let drawn = said(&seeded);
+    assert!(drawn == said(&seeded) && drawn != plain, "{drawn}");
+    let most =
+        ["--xtc-probability", "0.5", "--dry-multiplier", "0.8", "--presence-penalty", "0.5", "--logit-bias", "30=-5"];
+    let long = ask(&[&most[..], &["--frequency-penalty", "0.1", "--min-tokens", "24"]].concat());
+    assert_eq!((long["completion_tokens"].as_u64(), long["finish_reason"].as_str()), (Some(24), Some("length")));
+    let scored = ask(&["--logprobs", "2", "--repetition-penalty", "1"]);
+    let tokens = scored["logprobs"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, scored["completion_tokens"].as_u64().unwrap());
+    assert!(tokens.iter().all(|t| t["rank"] == 1 && t["top"].as_array().unwrap().len() == 2), "{scored}");
+    fails_with(&run(home, &["ask", "hi", "--json-schema", "/nowhere/s.json"]), &["/nowhere/s.json"]);
+    fails_with(&run(home, &["ask", "hi", "--regex", "("]), &["regex"]);
+    fails_with(&run(home, &["ask", "hi", "--top-p", "3"]), &["top_p"]);
 
     let mut chat = cuckoo();
     chat.args(["chat", "--json", "--max-tokens", "16", "--home"])

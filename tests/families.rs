@@ -1,18 +1,17 @@
 //! A tiny model of every family against a transformer written from the families' reference code, in numpy
 //! (`tests/fixtures/make_families.py`): the f64 reference must give its logits, the CPU the contract's bits.
 
-use std::fs::File;
-
+use cuckoo_kernels::cpu::Sizes;
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
-use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
+use cuckoo_kernels::{Counted, Cpu, Exact, Ops, Reference};
 use cuckoo_models::gguf::GgufWriter;
-use cuckoo_models::{ArchSpec, GgmlType, Gguf};
+use cuckoo_models::{ArchSpec, GgmlType, ModelFiles};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
 /// Numbers between -1 and 1: SplitMix64 of the FNV-1a hash of the name and the index.
-fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
+pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
     let seed =
         name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
     (1..=count as u64).map(move |i| {
@@ -23,7 +22,7 @@ fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-fn values(name: &str, dims: &[u64]) -> Vec<u8> {
+pub(crate) fn values(name: &str, dims: &[u64]) -> Vec<u8> {
     let count = dims.iter().product::<u64>() as usize;
     let value = |v: f64| match () {
         () if name.contains("norm") => 1.0 + 0.3 * v,
@@ -54,8 +53,14 @@ fn write(model: &Value, path: &std::path::Path) {
     writer.write(path).unwrap();
 }
 
-fn logits<O: Ops>(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let model = Model::load(&mut ops, gguf, file, spec, |_| ()).unwrap();
+pub(crate) fn logits<O: Ops>(
+    mut ops: O,
+    files: &ModelFiles,
+    spec: &ArchSpec,
+    tokens: &[u32],
+    chunk: usize,
+) -> Vec<f32> {
+    let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
     let mut work = Workspace::new(&mut ops, spec, tokens.len(), tokens.len()).unwrap();
     let shapes = kv_shapes(spec, 2);
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
@@ -82,11 +87,14 @@ fn every_family_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let gguf = Gguf::open(&path).unwrap();
-        let spec = ArchSpec::from_gguf(&gguf).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let files = ModelFiles::open(&path).unwrap();
+        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
         check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
-        let file = File::open(&path).unwrap();
-        let reference = logits(Reference::new(Rounding::None), &gguf, &file, &spec, &tokens, tokens.len());
+        let (mut cpu, mut sizes) = (Cpu::new(1), Sizes::default());
+        Model::load(&mut cpu, &files, &spec, |_| ()).unwrap();
+        Model::survey(&mut sizes, &files, &spec).unwrap();
+        assert_eq!(sizes.bytes(), cpu.bytes(), "{name}: what is counted beforehand is what loading takes");
+        let reference = logits(Reference::new(Rounding::None), &files, &spec, &tokens, tokens.len());
         let (mut error, mut norm) = (0.0, 0.0);
         for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {
             let ours = &reference[*position as usize * spec.vocab..][..spec.vocab];
@@ -98,14 +106,78 @@ fn every_family_computes_what_its_reference_code_does() {
         let nmse = error / norm;
         println!("{name}: {nmse:.1e}");
         assert!(nmse < 1e-12, "{name}: an NMSE of {nmse:e} from its reference code");
-        let exact = logits(Exact::new(), &gguf, &file, &spec, &tokens, tokens.len());
+        let exact = logits(Exact::new(), &files, &spec, &tokens, tokens.len());
         let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let norm: f64 = reference.iter().map(|v| f64::from(*v).powi(2)).sum();
         assert!(error / norm < 1e-6, "{name}: {:e} from unrounded keys and values", error / norm);
         for chunk in [tokens.len(), 7, 1] {
-            let cpu = logits(Cpu::new(2), &gguf, &file, &spec, &tokens, chunk);
+            let cpu = logits(Cpu::new(2), &files, &spec, &tokens, chunk);
             let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && cpu.len() == exact.len(), "{name} in chunks of {chunk}");
+        }
+    }
+}
+
+/// The vectors of all `texts`, computed in steps of so many texts.
+pub(crate) fn vectors<O: Ops>(
+    mut ops: O,
+    files: &ModelFiles,
+    spec: &ArchSpec,
+    texts: &[Vec<u32>],
+    together: usize,
+) -> Vec<f32> {
+    let model = Model::load(&mut ops, files, spec, |_| ()).unwrap();
+    let rows: usize = texts.iter().map(Vec::len).sum();
+    let mut work = Workspace::new(&mut ops, spec, rows, texts.len()).unwrap();
+    let all_blocks: usize = texts.iter().map(|text| text.len().div_ceil(16)).sum();
+    let shapes = kv_shapes(spec, all_blocks);
+    assert!(shapes.len() == 1 && shapes[0].layers == 1, "layers share their keys' place");
+    let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
+    let mut all = Vec::new();
+    for texts in texts.chunks(together) {
+        let (mut spans, mut ranges, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
+        for text in texts {
+            let first_row = ranges.last().map_or(0, |range: &std::ops::Range<usize>| range.end);
+            spans.push(Span { first_row, rows: text.len(), first_position: 0, first_block: blocks.len() });
+            ranges.push(first_row..first_row + text.len());
+            blocks.extend((blocks.len()..blocks.len() + text.len().div_ceil(16)).map(|b| (all_blocks - 1 - b) as u32));
+        }
+        let steps = [StepLayout { spans: &spans, blocks: &blocks }];
+        model.forward(&mut ops, &mut work, &mut cache, &texts.concat(), &steps, &[]).unwrap();
+        model.pool(&mut ops, &mut work, &ranges).unwrap();
+        all.extend(ops.read(&work.picked).unwrap());
+    }
+    all
+}
+
+#[test]
+fn every_encoder_computes_what_its_reference_code_does() {
+    let fixture: Value = serde_json::from_str(include_str!("fixtures/families.json")).unwrap();
+    let texts: Vec<Vec<u32>> = serde_json::from_value(fixture["texts"].clone()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let models = fixture["encoders"].as_array().unwrap();
+    assert_eq!(models.len(), 4);
+    for model in models {
+        let name = model["name"].as_str().unwrap();
+        let path = folder.path().join(format!("{name}.gguf"));
+        write(model, &path);
+        let files = ModelFiles::open(&path).unwrap();
+        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
+        check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let reference = vectors(Reference::new(Rounding::None), &files, &spec, &texts, texts.len());
+        let expect: Vec<Vec<f64>> = serde_json::from_value(model["vectors"].clone()).unwrap();
+        let expect = expect.concat();
+        assert_eq!(reference.len(), expect.len());
+        let error: f64 = reference.iter().zip(&expect).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+        println!("{name}: {:.1e}", error / texts.len() as f64);
+        assert!(error / (texts.len() as f64) < 1e-12, "{name}: {error:e} from its reference code");
+        let exact = vectors(Exact::new(), &files, &spec, &texts, texts.len());
+        let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        assert!(error / (texts.len() as f64) < 1e-6, "{name}: {error:e} from unrounded keys and values");
+        for (threads, together) in [(2, texts.len()), (1, texts.len()), (3, 2), (2, 1)] {
+            let cpu = vectors(Cpu::new(threads), &files, &spec, &texts, together);
+            let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && cpu.len() == exact.len(), "{name}, {together} texts a step on {threads} threads");
         }
     }
 }

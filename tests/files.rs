@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{Gguf, ModelFiles, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -12,12 +12,12 @@ use crate::support::weights;
 
 #[test]
 fn it_is_the_llama_that_its_publisher_describes() {
-    let gguf = Gguf::open(weights()).unwrap();
-    let spec = ArchSpec::from_gguf(&gguf).unwrap();
+    let files = ModelFiles::open(weights()).unwrap();
+    let spec = files.spec().unwrap();
     assert_eq!((spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim), (30, 576, 9, 3, 64));
     assert_eq!((spec.ffn, spec.vocab, spec.context_tokens), (1_536, 49_152, 8_192));
     assert_eq!((spec.rope_base, spec.tied_head, spec.rope_freqs), (100_000.0, true, false));
-    assert_eq!(ArchSpec::parameters(&gguf), 134_515_008);
+    assert_eq!(files.parameters(), 134_515_008);
 }
 
 /// Texts in many scripts, code, digits, blanks and special tokens; `fixtures/make_fixtures.py` has byte-level BPE written

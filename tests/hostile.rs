@@ -5,7 +5,7 @@ use std::time::Duration;
 use cuckoo::{Address, Client, ClientError, Identity, RefusalCode, Request};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_FRAME_BYTES_MAX, PROTOCOL_VERSION};
 use cuckoo_wire::message::{
-    Hello, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, ToMiner, WeightsHash, Window,
+    Hello, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, Task, ToMiner, WeightsHash, Window,
 };
 use cuckoo_wire::{Close, FrameReader, FrameWriter, Role, connect};
 use serde_json::Value;
@@ -79,15 +79,26 @@ async fn a_miner_that_is_not_on_the_list_is_refused() {
 }
 
 /// A miner that speaks the protocol and does what a test wants.
-struct FakeMiner {
-    connection: quinn::Connection,
-    control: FrameReader<quinn::RecvStream>,
+pub(crate) struct FakeMiner {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) control: FrameReader<quinn::RecvStream>,
     replica: FrameWriter<quinn::SendStream>,
     _hello: FrameWriter<quinn::SendStream>,
 }
 
 impl FakeMiner {
     async fn join(to: &Address, identity: &Identity, sequences: u64) -> Self {
+        let hash: cuckoo_models::WeightsHash = weights().file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        Self::offering(to, identity, WeightsHash(hash.0), Task::Generate, sequences).await
+    }
+
+    pub(crate) async fn offering(
+        to: &Address,
+        identity: &Identity,
+        weights: WeightsHash,
+        task: Task,
+        sequences: u64,
+    ) -> Self {
         let connection = connect(to, identity, Role::Miner).await.unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();
         let mut hello = FrameWriter::new(send, MINER_FRAME_BYTES_MAX);
@@ -95,14 +106,14 @@ impl FakeMiner {
         let mut control = FrameReader::new(recv, ASSIGN_FRAME_BYTES_MAX);
         assert!(matches!(control.next::<ToMiner>().await.unwrap(), Some(ToMiner::Welcome { .. })));
         let mut replica = FrameWriter::new(connection.open_uni().await.unwrap(), MINER_FRAME_BYTES_MAX);
-        let hash: cuckoo_models::WeightsHash = weights().file_stem().unwrap().to_str().unwrap().parse().unwrap();
         let offer = Offer {
             replica: ReplicaId(1),
-            weights: WeightsHash(hash.0),
+            weights,
             context_tokens: 8_192,
             block_tokens: 16,
             ask: Price::default(),
             window: Window { sequences, blocks: 10_000 },
+            task,
         };
         replica.send(&ReplicaFrame::Offer(offer)).await.unwrap();
         Self { connection, control, replica, _hello: hello }
@@ -123,7 +134,7 @@ impl FakeMiner {
         }
     }
 
-    async fn step(&mut self, items: Vec<StepItem>) {
+    pub(crate) async fn step(&mut self, items: Vec<StepItem>) {
         let window = Window { sequences: 4, blocks: 10_000 };
         let step = Step { window, batch: 1, blocks_used: 1, items };
         // A closed connection is what some tests are after.

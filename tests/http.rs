@@ -251,7 +251,7 @@ fn bad_values_are_named() {
         ("logit_bias", json!({"4000000000": 1})),
         ("logit_bias", json!({"bird": 1})),
         ("n", json!(2)),
-        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
+        ("functions", json!([{"name": "f"}])),
         ("response_format.type", json!({"type": "xml"})),
         ("logprobs", json!(1)),
         ("top_logprobs", json!(5)),
@@ -415,11 +415,20 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn the_official_python_client_works() {
+    run_python("openai_client.py");
+}
+
+#[test]
+fn the_official_python_client_calls_tools() {
+    run_python("openai_tools.py");
+}
+
+/// Runs a script of the official client's against the shared market.
+fn run_python(script: &str) {
     let up = shared();
     let Some(packages) = openai_package() else { return };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai_client.py");
     let output = Command::new("python3")
-        .arg(script)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script))
         .args([&format!("{}/v1", up.http), &up.api_key, &up.model])
         .env("PYTHONPATH", packages)
         // A proxy of the machine's must not come between.
@@ -433,7 +442,7 @@ fn the_official_python_client_works() {
 
 /// Where the official client lies; fetched once for each version of Python. `None`, with a reason, where there is no
 /// Python to run it.
-fn openai_package() -> Option<PathBuf> {
+pub(crate) fn openai_package() -> Option<PathBuf> {
     let python = |args: &[&str]| Command::new("python3").args(args).stdin(Stdio::null()).output().ok();
     let Some(tag) = python(&["-c", "import sys; print(sys.implementation.cache_tag)"]).filter(|o| o.status.success())
     else {

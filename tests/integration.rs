@@ -11,10 +11,14 @@ mod bench;
 mod cli;
 /// The CUDA kernels' sources on the CPU: whole models.
 mod cuda;
+/// Vectors of texts: the real encoder against numpy, bit for bit against itself, and through both doors.
+mod embeddings;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
 /// The real model's file: sizes, damage, tokens.
 mod files;
+/// The same as Hugging Face folders, packed and not, quantized in every way; and against the same weights in a GGUF file.
+mod folders;
 /// Peers that break the rules.
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.

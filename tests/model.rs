@@ -2,21 +2,25 @@
 //! cut into chunks, spread over threads, resumed, found in the cache, preempted or planned ahead.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span, StepLayout};
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
-use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_kernels::{Cpu, Exact, KvKind, Ops, Reference};
+use cuckoo_models::{ArchSpec, ModelFiles, Tokenizer};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
+use self::drafting::DraftFiles;
 use crate::support::weights;
 
+pub(crate) mod drafting;
+mod kv_kinds;
 mod logprobs;
+mod memory;
+mod spill;
 
 const TEXTS: [&str; 3] = [
     "The cuckoo lays its eggs in the nests of other birds, which then raise the young as their own. Most species live in trees,",
@@ -25,8 +29,7 @@ const TEXTS: [&str; 3] = [
 ];
 
 pub(crate) struct Files {
-    pub(crate) gguf: Gguf,
-    pub(crate) file: File,
+    pub(crate) files: ModelFiles,
     pub(crate) spec: ArchSpec,
     pub(crate) tokenizer: Tokenizer,
 }
@@ -36,21 +39,22 @@ pub(crate) fn files() -> Files {
 }
 
 pub(crate) fn open(path: &Path) -> Files {
-    let gguf = Gguf::open(path).unwrap();
-    Files {
-        spec: ArchSpec::from_gguf(&gguf).unwrap(),
-        tokenizer: Tokenizer::from_gguf(&gguf).unwrap(),
-        file: File::open(path).unwrap(),
-        gguf,
-    }
+    let files = ModelFiles::open(path).unwrap();
+    Files { spec: files.spec().unwrap(), tokenizer: files.tokenizer().unwrap(), files }
 }
 
 /// Logits of every position of `tokens`, computed as one chunk.
-pub(crate) fn logits<O: Ops>(mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let model = Model::load(&mut ops, &files.gguf, &files.file, &files.spec, |_| ()).unwrap();
+pub(crate) fn logits<O: Ops>(ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+    logits_kept(KvKind::F16, ops, files, tokens)
+}
+
+/// The same with keys and values of some format.
+pub(crate) fn logits_kept<O: Ops>(kind: KvKind, mut ops: O, files: &Files, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let model = Model::load(&mut ops, &files.files, &files.spec, |_| ()).unwrap();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).collect();
     let mut work = Workspace::new(&mut ops, &files.spec, tokens.len(), tokens.len()).unwrap();
-    let shapes = kv_shapes(&files.spec, blocks.len());
+    let shapes = kv_shapes(&files.spec, blocks.len()).into_iter().map(|shape| KvShape { kind, ..shape });
+    let shapes: Vec<KvShape> = shapes.collect();
     let mut cache = KvMemory::new(&mut ops, &shapes).unwrap();
     let spans = [Span { first_row: 0, rows: tokens.len(), first_position: 0, first_block: 0 }];
     let wanted: Vec<usize> = (0..tokens.len()).collect();
@@ -138,13 +142,25 @@ struct Shape {
     batch: u32,
     step_tokens: u32,
     kv_blocks: u32,
+    kv_kind: KvKind,
+    /// Host memory for blocks whose room is needed.
+    spill_bytes: u64,
     /// Steps planned before the first of them is computed.
     in_flight: usize,
     /// Guesses in one step.
     drafts: u32,
 }
 
-const ALONE: Shape = Shape { threads: 2, batch: 1, step_tokens: 512, kv_blocks: 512, in_flight: 1, drafts: 0 };
+const ALONE: Shape = Shape {
+    threads: 2,
+    batch: 1,
+    step_tokens: 512,
+    kv_blocks: 512,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
+    in_flight: 1,
+    drafts: 0,
+};
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -184,18 +200,34 @@ fn generate_counting(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
 
 /// The same, and the most blocks that were held at once, for each group of layers.
 fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<Output>, BatchStats, Vec<u32>) {
+    generate_beside(files, None, shape, assigns)
+}
+
+/// The same, with a draft model.
+fn generate_beside(
+    files: &Files,
+    draft: Option<&DraftFiles>,
+    shape: Shape,
+    assigns: Vec<Assign>,
+) -> (Vec<Output>, BatchStats, Vec<u32>) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
         step_target: Duration::MAX,
         drafts_max: shape.drafts,
         kv_blocks: shape.kv_blocks,
+        kv_kind: shape.kv_kind,
+        spill_bytes: shape.spill_bytes,
         context_tokens: 8_192,
     };
     let kv = KvPlan::new(&files.spec, &limits);
     let backend = Cpu::new(shape.threads);
-    let mut engine = Engine::new(backend, &files.gguf, &files.file, &files.spec, limits).unwrap();
+    let mut engine = Engine::new(backend, &files.files, &files.spec, limits).unwrap();
     let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    if let Some(draft) = draft {
+        engine = engine.with_draft(&draft.files, &draft.spec, limits).unwrap();
+        batch = batch.with_draft(&draft.plan(limits));
+    }
     let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];
     let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();
@@ -211,7 +243,8 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
             plans.push_back(plan);
         }
         let Some(plan) = plans.pop_front() else { break };
-        let output = engine.step(&plan).unwrap();
+        let mut output = engine.step(&plan).unwrap();
+        output.passes.fill(Duration::ZERO);
         if !plan.draws.is_empty() {
             let logits = engine.logits().unwrap();
             for (draw, row) in plan.draws.iter().zip(logits.chunks(files.spec.vocab)) {

@@ -266,7 +266,7 @@ def test_parts_and_headers():
 def test_errors():
     refused(openai.NotFoundError, "model_not_found", "model", model="nobody")
     assert "-1" in refused(openai.BadRequestError, "invalid_request", "temperature", temperature=-1)
-    refused(openai.BadRequestError, "invalid_request", "tools", tools=[{"type": "function", "function": {"name": "f"}}])
+    refused(openai.BadRequestError, "invalid_request", "functions", functions=[{"name": "f"}])
     refused(openai.BadRequestError, "invalid_request", "n", n=2)
     refused(openai.BadRequestError, "invalid_request", "temperature", temperature=-1, stream=True)
 

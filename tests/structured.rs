@@ -2,14 +2,14 @@
 //! vocabulary with random logits; and the real model through the batch, bit for bit.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cuckoo_kernels::Cpu;
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory, TokenMask, draw};
-use cuckoo_models::{ArchSpec, Constrainer, ConstraintError, Gguf, Grammar, Tokenizer};
+use cuckoo_models::{Constrainer, ConstraintError, Grammar, ModelFiles, Tokenizer};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, MaskWorkers, SharedMatcher};
 use cuckoo_wire::message::{Assign, Constraint, End, ReplicaId, Sampling, SequenceId, WeightsHash};
 use serde_json::Value;
@@ -41,7 +41,7 @@ struct Walker {
 
 impl Walker {
     fn new() -> Self {
-        let tokenizer = Tokenizer::from_gguf(&Gguf::open(weights()).unwrap()).unwrap();
+        let tokenizer = ModelFiles::open(weights()).unwrap().tokenizer().unwrap();
         let mut state = 7u64;
         let mut random = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -200,17 +200,19 @@ struct Rig {
 
 impl Rig {
     fn new(constrainer: &Arc<Constrainer>, kv_blocks: u32) -> Self {
-        let gguf = Gguf::open(weights()).unwrap();
-        let spec = ArchSpec::from_gguf(&gguf).unwrap();
+        let files = ModelFiles::open(weights()).unwrap();
+        let spec = files.spec().unwrap();
         let limits = BatchLimits {
             sequences_max: 4,
             step_tokens_max: 64,
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: 2_048,
         };
-        let engine = Engine::new(Cpu::new(2), &gguf, &File::open(weights()).unwrap(), &spec, limits).unwrap();
+        let engine = Engine::new(Cpu::new(2), &files, &spec, limits).unwrap();
         Self { engine, limits, constrainer: constrainer.clone(), workers: MaskWorkers::start(1).unwrap() }
     }
 
@@ -257,7 +259,7 @@ fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, stop_tokens: &
 
 #[test]
 fn resumed_at_any_position_and_preempted_equal_undisturbed() {
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(weights()).unwrap()).unwrap();
+    let tokenizer = ModelFiles::open(weights()).unwrap().tokenizer().unwrap();
     let constrainer = Arc::new(Constrainer::new(&tokenizer).unwrap());
     let schema = r#"{"type": "object", "required": ["name", "tags", "age"], "additionalProperties": false, "properties":
         {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150},

@@ -45,6 +45,24 @@ pub(crate) fn shelf() -> &'static Path {
     })
 }
 
+/// The encoder of tests, by the name that its folder gives it.
+pub(crate) const ENCODER: &str = "all-minilm-l6-v2";
+
+/// The encoder's folder, if it has been fetched.
+pub(crate) fn minilm() -> Option<PathBuf> {
+    let folder = std::env::home_dir()?.join(".cache/cuckoo-test-models").join(ENCODER);
+    if !folder.is_dir() {
+        println!("skipped: {ENCODER} has not been fetched");
+        return None;
+    }
+    Some(folder)
+}
+
+/// A shelf for it alone, kept between runs.
+pub(crate) fn encoder_shelf() -> &'static Path {
+    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/shelf-of-encoders"))
+}
+
 /// The data directory of whoever signed the test model's manifest.
 pub(crate) fn author_home() -> &'static Path {
     Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/shelf/author"))
@@ -71,8 +89,13 @@ impl Process {
     }
 
     pub(crate) fn start_in(home: TempDir, args: &[&str]) -> Self {
+        Self::start_on(shelf(), home, args)
+    }
+
+    /// With the models of another shelf.
+    pub(crate) fn start_on(shelf: &Path, home: TempDir, args: &[&str]) -> Self {
         let mut command = cuckoo();
-        command.args(args).arg("--json").arg("--home").arg(home.path()).arg("--models-dir").arg(shelf());
+        command.args(args).arg("--json").arg("--home").arg(home.path()).arg("--models-dir").arg(shelf);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the command starts");
         let out = BufReader::new(child.stdout.take().unwrap());
         let (lines_in, lines) = channel();
@@ -139,6 +162,20 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) fn start() -> Self {
         Self::of(Process::start(&["up", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"]))
+    }
+
+    /// One that serves an encoder; `None`, with a reason, where that has not been fetched.
+    pub(crate) fn encoder() -> Option<Arc<Self>> {
+        static SHARED: Mutex<Weak<Up>> = Mutex::new(Weak::new());
+        let folder = minilm()?;
+        let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
+        Some(shared.upgrade().unwrap_or_else(|| {
+            let args = ["up", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", folder.to_str().unwrap()];
+            let process = Process::start_on(encoder_shelf(), tempfile::tempdir().unwrap(), &args);
+            let up = Arc::new(Self { model: ENCODER.to_owned(), ..Self::of(process) });
+            *shared = Arc::downgrade(&up);
+            up
+        }))
     }
 
     fn of(process: Process) -> Self {

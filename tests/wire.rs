@@ -43,7 +43,14 @@ fn calls_have_these_bytes() {
     snapshot(&Call::Models, "0301");
     let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
     snapshot(&wallet, "030201016b03");
-    let chat = Prompt::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }]);
+    let call = ToolCall { id: "i".into(), name: "f".into(), arguments: "{}".into() };
+    let chat = Prompt::Chat(vec![
+        ChatMessage::new("user", "hi"),
+        ChatMessage { calls: vec![call], ..ChatMessage::new("assistant", "") },
+        ChatMessage { answers: Some("i".into()), ..ChatMessage::new("tool", "o") },
+    ]);
+    let tool = Tool { name: "f".into(), description: None, parameters: Some("{}".into()), strict: true };
+    let tools = Tools { tools: vec![tool], choice: ToolChoice::Named("f".into()), parallel: true };
     let generate = |prompt| {
         Call::Generate(Generate {
             api_key: ApiKey("k".into()),
@@ -62,12 +69,28 @@ fn calls_have_these_bytes() {
             prompt_logprobs: None,
             echo: true,
             constraint: Some(Constraint::Regex("a".into())),
+            tools: Some(tools.clone()),
         })
     };
-    let tail = format!("{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001 01020161").replace(' ', "");
-    snapshot(&generate(chat), &format!("0300016b016d00010475736572026869{tail}"));
+    let tail = format!(
+        "{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001 01020161 01010166000102 7b7d01030166 01"
+    )
+    .replace(' ', "");
+    snapshot(&generate(chat), &format!(
+            "0300016b016d0003 0475736572 0268690000 09617373697374616e74 00 0101690166027b7d 00 04746f6f6c 016f 00 010169 {tail}"
+        )
+        .replace(' ', ""),
+    );
     snapshot(&generate(Prompt::Text("hi".into())), &format!("0300016b016d01026869{tail}"));
     snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0300016b016d020201ac02{tail}"));
+}
+
+#[test]
+fn calls_for_vectors_have_these_bytes() {
+    let inputs = vec![EmbedInput::Text("hi".into()), EmbedInput::Tokens(vec![1, 300])];
+    let embed =
+        Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
+    snapshot(&Call::Embed(embed), "0303016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
 }
 
 #[test]
@@ -75,15 +98,19 @@ fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
     snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0300{}04", "09".repeat(16)));
     snapshot(
-        &Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into(), logprobs: vec![] },
-        "03010102050602c3a900",
+        &Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into(), logprobs: vec![], calls: vec![] },
+        "03010102050602c3a90000",
     );
     let token = |special, logprob| TokenLogprob { token: 300, bytes: vec![0xc3], special, logprob };
     let logprobs = vec![TokenLogprobs { chosen: token(true, None), rank: 3, top: vec![token(false, Some(-1.0))] }];
     let entry = "01ac0201c301000301ac0201c30001000080bf";
     snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("03060161{entry}"));
-    let delta = Reply::Delta { first: 1, tokens: vec![5], text: "".into(), logprobs };
-    snapshot(&delta, &format!("030101010500{entry}"));
+    let begun = Some(("i".into(), "f".into()));
+    let calls = vec![CallDelta { index: 2, begun, arguments: "{".into() }];
+    let delta = Reply::Delta { first: 1, tokens: vec![5], text: "".into(), logprobs, calls };
+    snapshot(&delta, &format!("030101010500{entry}01020101690166017b"));
+    let reason = FinishReason::ToolCalls;
+    snapshot(&Reply::Finished { reason, usage: Usage::default() }, "030202 00000000000000".replace(' ', "").as_str());
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
     snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "03020101020304050607");
@@ -99,8 +126,10 @@ fn replies_have_these_bytes() {
         created_unix: 3,
         replicas: 4,
         lowest_ask: None,
+        embedding_dims: Some(384),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400", "08".repeat(32)));
+    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400018003", "08".repeat(32)));
+    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0307ac02020000803f000000bf");
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -123,8 +152,9 @@ fn a_miners_messages_have_these_bytes() {
         block_tokens: 16,
         ask: PRICE,
         window: Window { sequences: 4, blocks: 300 },
+        task: Task::Embed,
     };
-    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac02", "02".repeat(32)));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac0201", "02".repeat(32)));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
@@ -138,6 +168,11 @@ fn a_miners_messages_have_these_bytes() {
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
         &format!("030100000000010102010300{entry}{entry}"),
+    );
+    let embedded = StepItem::new(SequenceId(1), 0, vec![], Some(End::Embedded(vec![1.0])));
+    snapshot(
+        &ReplicaFrame::Step(Step { items: vec![embedded], ..Step::default() }),
+        "03010000000001010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
     snapshot(&ReplicaFrame::Drain, "0302");
 }
@@ -171,6 +206,10 @@ fn messages_to_a_miner_have_these_bytes() {
         &ToMiner::Assign(assign),
         &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 01030201610162").replace(' ', ""),
     );
+    let functions = vec![("f".into(), "{}".into())];
+    let calls = CallConstraint { syntax: "s".into(), functions, text: true, many: false };
+    snapshot(&Constraint::Calls(calls), "0305017301016602 7b7d0100".replace(' ', "").as_str());
+    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "030501020203ac0201");
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
 }
@@ -188,9 +227,17 @@ proptest! {
         if version && !bytes.is_empty() {
             bytes[0] = cuckoo_wire::limits::PROTOCOL_VERSION;
         }
-        let _ = decode::<Call>(&bytes).map(|c| if let Call::Generate(g) = c { _ = g.check() });
+        let _ = decode::<Call>(&bytes).map(|c| match c {
+            Call::Generate(g) => _ = g.check(),
+            Call::Embed(e) => _ = e.check(),
+            Call::Models | Call::Wallet { .. } => {}
+        });
         let _ = decode::<Reply>(&bytes);
-        let _ = decode::<ToMiner>(&bytes).map(|m| if let ToMiner::Assign(a) = m { _ = a.check() });
+        let _ = decode::<ToMiner>(&bytes).map(|m| match m {
+            ToMiner::Assign(a) => _ = a.check(),
+            ToMiner::Encode(e) => _ = e.check(),
+            _ => {}
+        });
         let _ = decode::<ReplicaFrame>(&bytes).map(|f| if let ReplicaFrame::Step(s) = f { _ = s.check() });
         let _ = decode::<Hello>(&bytes).map(|h| h.check());
     }

@@ -267,7 +267,7 @@ class Comparison:
         with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as stack:
             up = stack.enter_context(serving([self.args.cuckoo, "up", "--json", "--home", home, "--quic", "127.0.0.1:0",
                                               "--http", "127.0.0.1:0", "--model", self.peer.model,
-                                              "--kv-memory", self.ours.kv_memory(positions)]))
+                                              "--kv-mib", self.ours.kv_memory(positions)]))
             ready = json.loads(up.stdout.readline())
             port = free_port()
             theirs = stack.enter_context(serving(

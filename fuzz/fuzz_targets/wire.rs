@@ -18,10 +18,10 @@ fn round<T: Serialize + DeserializeOwned>(body: &[u8]) -> Option<T> {
 }
 
 fuzz_target!(|body: &[u8]| {
-    if let Some(call) = round::<Call>(body)
-        && let Call::Generate(generate) = call
-    {
-        let _ = generate.check();
+    match round::<Call>(body) {
+        Some(Call::Generate(generate)) => _ = generate.check(),
+        Some(Call::Embed(embed)) => _ = embed.check(),
+        Some(Call::Models | Call::Wallet { .. }) | None => {}
     }
     round::<Reply>(body);
     round::<Hello>(body);

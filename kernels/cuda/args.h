@@ -110,31 +110,42 @@ typedef struct cuckoo_elementwise {
 /* Rows copied or added by number. */
 typedef struct cuckoo_rows {
   cuckoo_address x, out;
-  cuckoo_address numbers;  /* u32 [count] */
+  cuckoo_address numbers;  /* u32 [count]; [count][2] of where ranges begin and end */
   cuckoo_address weights;  /* f32 [count] */
   uint32_t count, cols;
 } cuckoo_rows;
+
+/* Keys and values of one layer, as src/kv.rs says. Scales are there where values are bytes: one for `scale_block` of them. */
+typedef struct cuckoo_kv {
+  cuckoo_address keys;         /* [block][kv head][dim][16] */
+  cuckoo_address values;       /* [block][kv head][16][dim] */
+  cuckoo_address key_scales;   /* f16 [block][kv head][dim / scale_block][16] */
+  cuckoo_address value_scales; /* f16 [block][kv head][16][dim / scale_block] */
+  uint32_t kind;               /* 0 f16, 1 bf16, 2 bytes with scales */
+  uint32_t scale_block;
+  uint32_t kv_heads, dim;
+} cuckoo_kv;
 
 typedef struct cuckoo_rope_store {
   cuckoo_address turns;    /* f32 [positions][pairs][2]: cosine, sine; 0 where nothing turns */
   cuckoo_address rows;     /* cuckoo_row [count] */
   cuckoo_address blocks;   /* u32: block tables */
   cuckoo_address qkv;      /* f32 [count][query + 2 kv heads][dim] */
-  cuckoo_address keys;     /* f16 [block][kv head][dim][16] of this layer */
-  cuckoo_address values;   /* f16 [block][kv head][16][dim] of this layer */
+  cuckoo_kv kv;
   uint32_t count;
-  uint32_t query_heads, kv_heads, dim;
+  uint32_t query_heads;
   uint32_t pairs;          /* that turn */
   uint32_t halves;         /* whether pairs are (i, i + pairs) rather than (2i, 2i + 1) */
 } cuckoo_rope_store;
 
 typedef struct cuckoo_attention {
-  cuckoo_address rows, blocks, qkv, keys, values;
+  cuckoo_address rows, blocks, qkv;
+  cuckoo_kv kv;
   cuckoo_address sinks;    /* f32 [query heads], or 0 */
   cuckoo_address parts;    /* f32 [count][query head][split][dim + 2]: sums, then max and total of a split */
   cuckoo_address out;      /* f32 [count][query heads][dim] */
   uint32_t count;
-  uint32_t query_heads, kv_heads, dim;
+  uint32_t query_heads;
   uint32_t splits;         /* of the longest context in the step */
   uint32_t window;         /* 0: everything */
   uint32_t causal;

@@ -55,6 +55,17 @@ CUCKOO_KERNEL(256) cuckoo_gather(const __grid_constant__ cuckoo_rows a) {
   for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) out[c] = x[c];
 }
 
+// out[i] = the mean of rows numbers[i][0] .. numbers[i][1] of x, added up in order
+CUCKOO_KERNEL(256) cuckoo_mean_rows(const __grid_constant__ cuckoo_rows a) {
+  const uint32_t* const range = at<const uint32_t>(a.numbers) + uint64_t(blockIdx.x) * 2;
+  float* const out = at<float>(a.out) + uint64_t(blockIdx.x) * a.cols;
+  for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) {
+    float sum = 0.0f;
+    for (unsigned row = range[0]; row < range[1]; row++) sum += at<const float>(a.x)[uint64_t(row) * a.cols + c];
+    out[c] = sum / float(range[1] - range[0]);
+  }
+}
+
 // out[numbers[i]] = fma(weights[i], x[i], out[numbers[i]]): no number stands there twice
 CUCKOO_KERNEL(256) cuckoo_scatter_add(const __grid_constant__ cuckoo_rows a) {
   const float* const x = at<const float>(a.x) + uint64_t(blockIdx.x) * a.cols;

@@ -141,41 +141,64 @@ __device__ __forceinline__ void embed(const cuckoo_embed_integers& a) {
   }
 CUCKOO_FORMATS(CUCKOO_EMBED)
 
-// Floating-point weights as floats: exact.
-struct bf16 {
-  uint16_t bits;
+// Formats of floating-point numbers: column `c` of a row as a float, rounded once where it has a scale.
+struct F32Row {
+  const float* values;
+  __device__ F32Row(const cuckoo_floats& w, uint64_t row) : values(at<const float>(w.values) + row * w.cols) {}
+  __device__ float operator[](unsigned c) const { return values[c]; }
 };
-__device__ __forceinline__ float value(float v) { return v; }
-__device__ __forceinline__ float value(__half v) { return __half2float(v); }
-__device__ __forceinline__ float value(bf16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
+struct F16Row {
+  const __half* values;
+  __device__ F16Row(const cuckoo_floats& w, uint64_t row) : values(at<const __half>(w.values) + row * w.cols) {}
+  __device__ float operator[](unsigned c) const { return __half2float(values[c]); }
+};
+struct Bf16Row {
+  const uint16_t* values;
+  __device__ Bf16Row(const cuckoo_floats& w, uint64_t row) : values(at<const uint16_t>(w.values) + row * w.cols) {}
+  __device__ float operator[](unsigned c) const { return __uint_as_float(uint32_t(values[c]) << 16); }
+};
+// Blocks of 32 columns: a float, then bytes of E4M3, which are halves 256 times smaller.
+struct Fp8Row {
+  const unsigned char* blocks;
+  __device__ Fp8Row(const cuckoo_floats& w, uint64_t row)
+      : blocks(at<const unsigned char>(w.values) + row * (w.cols / BLOCK_COLS) * (4 + BLOCK_COLS)) {}
+  __device__ float operator[](unsigned c) const {
+    const unsigned char* const block = blocks + c / BLOCK_COLS * (4 + BLOCK_COLS);
+    const unsigned code = block[4 + c % BLOCK_COLS];
+    const uint16_t bits = uint16_t((code & 0x80u) << 8 | (code & 0x7fu) << 7);
+    return half_of_bits(bits) * 256.0f * *reinterpret_cast<const float*>(block);
+  }
+};
 
 // Four lanes for each product: sums of the columns equal modulo 4.
 template <class W>
 __device__ __forceinline__ void product(const cuckoo_linear_floats& a) {
   const unsigned lane = threadIdx.x % 4, row = (blockIdx.x * blockDim.x + threadIdx.x) / 4, token = blockIdx.y;
   const bool inside = row < a.w.rows;
-  const W* const w = at<const W>(a.w.values) + uint64_t(inside ? row : 0) * a.w.cols;
+  const W w(a.w, inside ? row : 0);
   const float* const x = at<const float>(a.x) + uint64_t(token) * a.w.cols;
   float sum = 0.0f;
-  for (unsigned c = lane; c < a.w.cols; c += 4) sum = fmaf(value(w[c]), x[c], sum);
+  for (unsigned c = lane; c < a.w.cols; c += 4) sum = fmaf(w[c], x[c], sum);
   sum += __shfl_xor_sync(ALL_LANES, sum, 1);
   sum += __shfl_xor_sync(ALL_LANES, sum, 2);
   if (lane != 0 || !inside) return;
   float* const out = at<float>(a.out) + uint64_t(token) * a.out_cols + a.first_row + row;
   *out = a.add ? *out + sum : sum;
 }
-CUCKOO_KERNEL(256) cuckoo_linear_f32(const __grid_constant__ cuckoo_linear_floats a) { product<float>(a); }
-CUCKOO_KERNEL(256) cuckoo_linear_f16(const __grid_constant__ cuckoo_linear_floats a) { product<__half>(a); }
-CUCKOO_KERNEL(256) cuckoo_linear_bf16(const __grid_constant__ cuckoo_linear_floats a) { product<bf16>(a); }
+CUCKOO_KERNEL(256) cuckoo_linear_f32(const __grid_constant__ cuckoo_linear_floats a) { product<F32Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_linear_f16(const __grid_constant__ cuckoo_linear_floats a) { product<F16Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_linear_bf16(const __grid_constant__ cuckoo_linear_floats a) { product<Bf16Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_linear_fp8(const __grid_constant__ cuckoo_linear_floats a) { product<Fp8Row>(a); }
 
 template <class W>
 __device__ __forceinline__ void embed(const cuckoo_embed_floats& a) {
   const unsigned token = at<const uint32_t>(a.tokens)[blockIdx.x];
   if (token < a.first_row || token - a.first_row >= a.table.rows) return;
-  const W* const w = at<const W>(a.table.values) + uint64_t(token - a.first_row) * a.table.cols;
+  const W w(a.table, token - a.first_row);
   float* const out = at<float>(a.out) + uint64_t(blockIdx.x) * a.table.cols;
-  for (unsigned c = threadIdx.x; c < a.table.cols; c += blockDim.x) out[c] = value(w[c]);
+  for (unsigned c = threadIdx.x; c < a.table.cols; c += blockDim.x) out[c] = w[c];
 }
-CUCKOO_KERNEL(256) cuckoo_embed_f32(const __grid_constant__ cuckoo_embed_floats a) { embed<float>(a); }
-CUCKOO_KERNEL(256) cuckoo_embed_f16(const __grid_constant__ cuckoo_embed_floats a) { embed<__half>(a); }
-CUCKOO_KERNEL(256) cuckoo_embed_bf16(const __grid_constant__ cuckoo_embed_floats a) { embed<bf16>(a); }
+CUCKOO_KERNEL(256) cuckoo_embed_f32(const __grid_constant__ cuckoo_embed_floats a) { embed<F32Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_embed_f16(const __grid_constant__ cuckoo_embed_floats a) { embed<F16Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_embed_bf16(const __grid_constant__ cuckoo_embed_floats a) { embed<Bf16Row>(a); }
+CUCKOO_KERNEL(256) cuckoo_embed_fp8(const __grid_constant__ cuckoo_embed_floats a) { embed<Fp8Row>(a); }

@@ -17,6 +17,18 @@ CUCKOO_KERNEL(256) cuckoo_norm_rows(const __grid_constant__ cuckoo_norm a) {
   for (unsigned c = lane; c < a.cols; c += WARP) out[c] = x[c] * inverse * weight[c];
 }
 
+// Every row by its length, or by 1e-12 where that is more, in place.
+CUCKOO_KERNEL(256) cuckoo_normalize_rows(const __grid_constant__ cuckoo_norm a) {
+  const unsigned lane = threadIdx.x % WARP;
+  const uint64_t row = uint64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
+  if (row >= a.rows) return;
+  float* const x = at<float>(a.out) + row * a.cols;
+  float squares = 0.0f;
+  for (unsigned c = lane; c < a.cols; c += WARP) squares = fmaf(x[c], x[c], squares);
+  const float inverse = 1.0f / fmaxf(sqrtf(fold<WARP>(squares)), 1e-12f);
+  for (unsigned c = lane; c < a.cols; c += WARP) x[c] *= inverse;
+}
+
 // Layer norm (arXiv 1607.06450).
 CUCKOO_KERNEL(256) cuckoo_layer_norm_rows(const __grid_constant__ cuckoo_layer_norm a) {
   const unsigned lane = threadIdx.x % WARP;

@@ -27,6 +27,15 @@ __device__ __forceinline__ T* at(cuckoo_address address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
+// A half from its bits.
+__device__ __forceinline__ float half_of_bits(uint16_t bits) {
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(bits));
+#else
+  return __half2float(__half{bits});
+#endif
+}
+
 // Adds up one value of each of N lanes: those N / 2 apart, then N / 4, down to 1. The contract's fold; every lane gets it.
 template <unsigned N>
 __device__ __forceinline__ float fold(float v) {

@@ -103,5 +103,6 @@ __device__ __forceinline__ Block<F> load_block(const cuckoo_integers& w, Item it
 // Every format that is stored in integers: X(bits, scales, halves, minimums). The names of kernels end in these.
 #define CUCKOO_FORMATS(X)                                                                    \
   X(4, half, 0, 0) X(4, half, 0, 1) X(8, half, 0, 0) X(8, half, 0, 1) X(8, single, 0, 0)     \
+  X(4, single, 0, 1)                                                                         \
   X(4, super, 1, 1) X(4, super, 1, 0) X(4, super, 0, 1)                                      \
   X(8, super, 0, 1) X(8, super, 1, 0) X(8, super, 0, 0)

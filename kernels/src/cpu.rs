@@ -10,10 +10,12 @@ mod lanes;
 mod linear;
 mod pool;
 mod rows;
+mod sizes;
 mod weights;
 
 pub use self::kv_cache::{KvCache, RopeTable};
 pub use self::pool::Pool;
+pub use self::sizes::Sizes;
 pub use self::weights::Matrix;
 
 use std::ops::Range;
@@ -22,8 +24,10 @@ use self::activations::{Activations, Planes};
 use self::arena::Arena;
 use self::disjoint::Disjoint;
 use self::lanes::Level;
+use self::sizes::Scratch;
 
 use self::weights::zeroed;
+use crate::memory::{Counted, Memory};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -65,6 +69,10 @@ pub struct Cpu {
     arena: Arena,
     /// Quantized activations of the product that is being computed.
     quantized: Vec<Activations>,
+    /// What those may come to.
+    scratch: Scratch,
+    /// Bytes of what was handed out beside the arena's, rotations counted as if every position had been met.
+    handed_out: u64,
 }
 
 /// A vector of weights.
@@ -108,7 +116,24 @@ impl Cpu {
     /// If the processor does not have it.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let level = Level::new(isa).expect("the instruction set asked for is one of this processor's");
-        Self { pool: Pool::new(threads), isa, level, arena: Arena::default(), quantized: Vec::new() }
+        Self {
+            pool: Pool::new(threads),
+            isa,
+            level,
+            arena: Arena::default(),
+            quantized: Vec::new(),
+            scratch: Scratch::default(),
+            handed_out: 0,
+        }
+    }
+
+    /// Sees to it that no product needs memory that is not there.
+    fn reserve_scratch(&mut self) -> Result<(), OpsError> {
+        let blocks = self.scratch.blocks();
+        let more = blocks.saturating_sub(self.quantized.len());
+        let bytes = blocks.saturating_mul(size_of::<Activations>());
+        let refused = |_| OpsError::OutOfMemory { what: "quantized activations", bytes };
+        if more > 0 { self.quantized.try_reserve_exact(more).map_err(refused) } else { Ok(()) }
     }
 
     /// Calls `f` for every row of `out` (in use: `rows`), in parallel where there is enough to do.
@@ -152,13 +177,58 @@ impl Cpu {
     }
 }
 
-impl Ops for Cpu {
+impl Memory for Cpu {
     type Matrix = Matrix;
     type Vector = Vector;
     type Buffer = Buffer;
     type KvCache = KvCache;
+    type HostKv = KvCache;
     type RopeTable = RopeTable;
 
+    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
+        let matrix = Matrix::load(&mut self.pool, &mut self.arena, parts)?;
+        if matrix.is_quantized() {
+            self.scratch.for_matrix(matrix.cols);
+            self.reserve_scratch()?;
+        }
+        Ok(matrix)
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Result<Vector, OpsError> {
+        let values = values.to_vec();
+        self.handed_out += (values.capacity() * size_of::<f32>()) as u64;
+        Ok(Vector(values))
+    }
+
+    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
+        let data: Vec<f32> = zeroed(rows.saturating_mul(cols), "a buffer of activations")?;
+        self.handed_out += (data.capacity() * size_of::<f32>()) as u64;
+        self.scratch.for_buffer(rows);
+        self.reserve_scratch()?;
+        Ok(Buffer { data, cols, rows: 0 })
+    }
+
+    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        KvCache::new(&mut self.arena, shape)
+    }
+
+    fn host_kv(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        self.kv_cache(shape)
+    }
+
+    fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable, OpsError> {
+        self.handed_out += RopeTable::bytes(rope);
+        RopeTable::new(rope)
+    }
+}
+
+impl Counted for Cpu {
+    fn bytes(&self) -> u64 {
+        self.arena.mapped() + self.handed_out + (self.quantized.capacity() * size_of::<Activations>()) as u64
+    }
+}
+
+impl Ops for Cpu {
     fn describe(&self) -> String {
         let isa = match self.isa {
             Isa::Avx512 => "avx512",
@@ -169,24 +239,14 @@ impl Ops for Cpu {
         format!("cpu {isa} x{threads} thread{}", if threads == 1 { "" } else { "s" })
     }
 
-    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
-        Matrix::load(&mut self.pool, &mut self.arena, parts)
+    fn copy_out(&mut self, cache: &KvCache, host: &mut KvCache, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().for_each(|(block, slot)| host.copy(*slot, cache, *block));
+        Ok(())
     }
 
-    fn vector(&mut self, values: &[f32]) -> Result<Vector, OpsError> {
-        Ok(Vector(values.to_vec()))
-    }
-
-    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
-        Ok(Buffer { data: zeroed(rows.saturating_mul(cols), "a buffer of activations")?, cols, rows: 0 })
-    }
-
-    fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
-        KvCache::new(&mut self.arena, shape)
-    }
-
-    fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable, OpsError> {
-        RopeTable::new(rope)
+    fn copy_in(&mut self, host: &KvCache, cache: &mut KvCache, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().for_each(|(slot, block)| cache.copy(*block, host, *slot));
+        Ok(())
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
@@ -342,6 +402,22 @@ impl Ops for Cpu {
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
         assert_eq!(x.cols, out.cols, "gathered rows keep their width");
         self.for_rows(rows.len(), out, |i, out| out.copy_from_slice(&x.used()[rows[i] * x.cols..][..x.cols]));
+        Ok(())
+    }
+
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && x.cols.is_multiple_of(16), "means keep the width");
+        assert!(spans.iter().all(|span| !span.is_empty()), "a mean is of something");
+        let level = self.level;
+        let rows = |i: usize| &x.used()[spans[i].start * x.cols..spans[i].end * x.cols];
+        self.for_rows(spans.len(), out, |i, out| rows::mean(level, rows(i), out));
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        assert!(x.cols.is_multiple_of(16), "rows are whole vectors");
+        let level = self.level;
+        self.for_rows(x.rows, x, |_, x| rows::normalize(level, x));
         Ok(())
     }
 

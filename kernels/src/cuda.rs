@@ -14,6 +14,7 @@ mod args;
 mod attention;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod kv_cache;
 mod machine;
 mod matrix;
 mod operations;
@@ -23,7 +24,8 @@ mod tests;
 
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
-pub use self::machine::{Machine, Memory};
+pub use self::kv_cache::{HostKv, KvCache};
+pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
 use self::scratch::Scratch;
 
@@ -45,13 +47,6 @@ pub struct Buffer<M: Machine> {
     capacity: usize,
     rows: usize,
     cols: usize,
-}
-
-/// Keys as `[layer][block][kv head][dim][16]`, values as `[layer][block][kv head][16][dim]`, in `f16`.
-pub struct KvCache<M: Machine> {
-    shape: crate::ops::KvShape,
-    keys: M::Memory,
-    values: M::Memory,
 }
 
 /// Cosines and sines: `[position][pair][2]` of `f32`.

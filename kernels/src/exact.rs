@@ -6,16 +6,15 @@
 
 mod rounding;
 
-use half::f16;
-
 use std::ops::Range;
 
-use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
+use self::rounding::{Activations, activated, capped, inverse_rms, row_product, sum_of_squares};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
+use crate::memory::Memory;
 use crate::ops::{
-    ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
-    StepLayout,
+    ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
+    RopePairs, StepLayout,
 };
 use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};
@@ -50,11 +49,21 @@ impl Buffer {
 /// `[layer][block][slot][kv head]` of keys and values.
 pub struct KvCache {
     shape: KvShape,
-    keys: Vec<Vec<f16>>,
-    values: Vec<Vec<f16>>,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
 }
 
 impl KvCache {
+    /// Copies a block of all layers from another cache of the same shape.
+    fn copy(&mut self, to: u32, from: &Self, block: u32) {
+        for layer in 0..self.shape.layers {
+            let len = KV_BLOCK_TOKENS * self.shape.kv_heads;
+            let (to, from_at) = (self.at(layer, to, 0, 0), from.at(layer, block, 0, 0));
+            self.keys[to..to + len].clone_from_slice(&from.keys[from_at..from_at + len]);
+            self.values[to..to + len].clone_from_slice(&from.values[from_at..from_at + len]);
+        }
+    }
+
     fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
         let s = &self.shape;
         assert!(layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads, "block {block} is not there");
@@ -94,16 +103,13 @@ impl Default for Exact {
     }
 }
 
-impl Ops for Exact {
+impl Memory for Exact {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
     type KvCache = KvCache;
+    type HostKv = KvCache;
     type RopeTable = Rope;
-
-    fn describe(&self) -> String {
-        "the contract, operation by operation".into()
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -129,8 +135,28 @@ impl Ops for Exact {
         Ok(KvCache { shape, keys: empty.clone(), values: empty })
     }
 
+    fn host_kv(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        self.kv_cache(shape)
+    }
+
     fn rope_table(&mut self, rope: &Rope) -> Result<Rope, OpsError> {
         Ok(rope.clone())
+    }
+}
+
+impl Ops for Exact {
+    fn describe(&self) -> String {
+        "the contract, operation by operation".into()
+    }
+
+    fn copy_out(&mut self, cache: &KvCache, host: &mut KvCache, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().for_each(|(block, slot)| host.copy(*slot, cache, *block));
+        Ok(())
+    }
+
+    fn copy_in(&mut self, host: &KvCache, cache: &mut KvCache, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().for_each(|(slot, block)| cache.copy(*block, host, *slot));
+        Ok(())
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
@@ -182,7 +208,7 @@ impl Ops for Exact {
     ) -> Result<(), OpsError> {
         assert_eq!(qkv.rows.len(), step.rows(), "every row belongs to a span");
         let dim = heads.dim;
-        let halves = |v: &[f32]| v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>();
+        let kind = cache.shape.kind;
         for span in step.spans {
             for i in 0..span.rows {
                 let position = span.first_position + i;
@@ -194,7 +220,7 @@ impl Ops for Exact {
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, block, position % KV_BLOCK_TOKENS, head);
-                    (cache.keys[at], cache.values[at]) = (halves(key), halves(value));
+                    (cache.keys[at], cache.values[at]) = (kind.rounded(key), kind.rounded(value));
                 }
             }
         }
@@ -323,6 +349,26 @@ impl Ops for Exact {
         Ok(())
     }
 
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        let mean = |span: &Range<usize>| {
+            let mut sum = vec![0.0f32; x.cols];
+            for row in &x.rows[span.clone()] {
+                sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
+            }
+            sum.iter().map(|sum| sum / span.len() as f32).collect()
+        };
+        out.set(spans.iter().map(mean).collect());
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            let inverse = 1.0 / sum_of_squares(row).sqrt().max(LENGTH_MIN);
+            row.iter_mut().for_each(|v| *v *= inverse);
+        }
+        Ok(())
+    }
+
     fn read(&mut self, x: &Buffer) -> Result<Vec<f32>, OpsError> {
         Ok(x.rows.concat())
     }
@@ -370,7 +416,7 @@ fn attend_split(query: &[f32], mask: &Mask, keys: &[(usize, usize)], cache: &KvC
     for keys in keys.chunk_by(|a, b| a.0 / KV_BLOCK_TOKENS == b.0 / KV_BLOCK_TOKENS) {
         let mut weights = [f32::NEG_INFINITY; KV_BLOCK_TOKENS];
         for &(position, at) in keys {
-            let dot = query.iter().zip(&cache.keys[at]).fold(0.0f32, |sum, (q, k)| q.mul_add(k.to_f32(), sum));
+            let dot = query.iter().zip(&cache.keys[at]).fold(0.0f32, |sum, (q, k)| q.mul_add(*k, sum));
             weights[position % KV_BLOCK_TOKENS] = capped(dot * mask.scale, mask.softcap);
         }
         let before = max;
@@ -380,7 +426,7 @@ fn attend_split(query: &[f32], mask: &Mask, keys: &[(usize, usize)], cache: &KvC
         out.iter_mut().for_each(|v| *v *= rescale);
         for &(position, at) in keys {
             let weight = weights[position % KV_BLOCK_TOKENS];
-            out.iter_mut().zip(&cache.values[at]).for_each(|(v, value)| *v = weight.mul_add(value.to_f32(), *v));
+            out.iter_mut().zip(&cache.values[at]).for_each(|(v, value)| *v = weight.mul_add(*value, *v));
         }
         total = total * rescale + fold(&mut weights);
     }

@@ -2,14 +2,14 @@
 //! metadata or the network.
 //!
 //! ```text
-//!            Ops  (ops.rs: one trait, one contract per operation)
+//!            Ops  (ops.rs: one trait, one contract per operation) : Memory  (memory.rs: what a device holds)
 //!        ╱    │    ╲    ╲
 //! Reference Exact   Cpu   Cuda ── machine: what runs the kernels of cuda/ (emulator)
 //! (f64)   (NUMERICS.md) └─ pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
 //!                       └─ arena · weights · activations · linear · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
-//!   limits.rs (what the machine can do)
+//!   kv.rs (formats of keys and values)   limits.rs (what the machine can do)
 //! ```
 //!
 //! Every fast path is written once over [`cpu`]'s lanes, agrees with [`Reference`] within rounding and with [`Exact`] bit
@@ -19,7 +19,9 @@ pub mod cpu;
 #[cfg(feature = "emulator")]
 pub mod cuda;
 pub mod exact;
+pub mod kv;
 pub mod limits;
+pub mod memory;
 pub mod ops;
 pub mod quant;
 pub mod reference;
@@ -29,6 +31,8 @@ pub mod timed;
 
 pub use cpu::Cpu;
 pub use exact::Exact;
+pub use kv::KvKind;
+pub use memory::{Counted, Memory};
 pub use ops::Ops;
 pub use quant::Quant;
 pub use reference::Reference;

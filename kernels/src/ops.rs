@@ -12,8 +12,12 @@
 //! - `linear` and `linear_add` quantize each row of activations in blocks of [`ACTIVATION_BLOCK`] to signed 8-bit integers
 //!   with one `f32` scale a block (see [`crate::quant::quantize_activations`]) where they meet quantized weights;
 //!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
-//! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
+//! - `rope_store` rounds keys and values to what the cache keeps: see [`KvKind::rounded`].
 
+use std::ops::Range;
+
+use crate::kv::KvKind;
+use crate::memory::Memory;
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -23,6 +27,9 @@ pub const ACTIVATION_BLOCK: usize = 32;
 
 /// Blocks of columns whose products are summed before they are added to the total: 256 columns.
 pub const SEGMENT_BLOCKS: usize = 8;
+
+/// What [`Ops::normalize`] divides shorter rows by.
+pub const LENGTH_MIN: f32 = 1e-12;
 
 /// Token positions in one KV block, on every backend.
 pub const KV_BLOCK_TOKENS: usize = 16;
@@ -144,7 +151,7 @@ pub struct Mask {
 
 impl Mask {
     /// The positions that row `row` of `span` sees.
-    pub fn seen(&self, span: &Span, row: usize) -> std::ops::Range<usize> {
+    pub fn seen(&self, span: &Span, row: usize) -> Range<usize> {
         let own = span.first_position + row;
         let end = if self.causal { own + 1 } else { span.first_position + span.rows };
         (own + 1).saturating_sub(self.window.unwrap_or(usize::MAX))..end
@@ -169,7 +176,7 @@ pub enum Activation {
     },
 }
 
-/// Extent of one paged KV cache. Keys and values are `f16`.
+/// Extent of one paged KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// Transformer layers.
@@ -180,12 +187,19 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Blocks of [`KV_BLOCK_TOKENS`] positions, shared by all sequences.
     pub blocks: usize,
+    /// How values are kept.
+    pub kind: KvKind,
 }
 
 impl KvShape {
     /// Bytes that one block takes over all layers.
     pub fn block_bytes(&self) -> usize {
-        self.layers * self.kv_heads * self.head_dim * 2 * KV_BLOCK_TOKENS * 2
+        self.layers * self.kv_heads * self.kind.row_bytes(self.head_dim) * 2 * KV_BLOCK_TOKENS
+    }
+
+    /// Bytes of all blocks; [`usize::MAX`] where that is no number.
+    pub fn bytes(&self) -> usize {
+        self.blocks.saturating_mul(self.block_bytes())
     }
 }
 
@@ -217,35 +231,29 @@ pub enum OpsError {
     Fault(String),
 }
 
-/// A backend: memory on a device, and the operations that work on it.
+/// A backend: [`Memory`] on a device, and the operations that work on it.
 ///
 /// A `Buffer` is `f32`, row-major, created with a capacity in rows; operations that write one set how many rows are in
 /// use. Buffers of one call never alias except where a contract says so.
-pub trait Ops {
-    /// A weight matrix in the backend's own layout, quantized as in the file.
-    type Matrix;
-    /// A vector of `f32` weights.
-    type Vector;
-    /// Activations.
-    type Buffer;
-    /// Paged keys and values of all layers.
-    type KvCache;
-    /// A prepared rotation table.
-    type RopeTable;
-
+pub trait Ops: Memory {
     /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
     fn describe(&self) -> String;
 
-    /// Loads matrices stacked by rows, in order, as one: fused query/key/value, gate/up. All parts have equal `cols`.
-    fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError>;
-    /// Loads a vector.
-    fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError>;
-    /// Allocates activations of `rows` (capacity) by `cols`.
-    fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
-    /// Allocates a KV cache; contents are unspecified until stored.
-    fn kv_cache(&mut self, shape: KvShape) -> Result<Self::KvCache, OpsError>;
-    /// Prepares a rotation.
-    fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError>;
+    /// Copies blocks, of all layers, to the host: `(block, slot)` one after the other, as if each were done before the next.
+    ///
+    /// Minimum bytes: `2 * block_bytes` each.
+    fn copy_out(
+        &mut self,
+        cache: &Self::KvCache,
+        host: &mut Self::HostKv,
+        blocks: &[(u32, u32)],
+    ) -> Result<(), OpsError>;
+
+    /// Copies them back: `(slot, block)` one after the other. Every bit of a block is what it was when it was copied out.
+    ///
+    /// Minimum bytes: `2 * block_bytes` each.
+    fn copy_in(&mut self, host: &Self::HostKv, cache: &mut Self::KvCache, slots: &[(u32, u32)])
+    -> Result<(), OpsError>;
 
     /// `out[i] = table[tokens[i]]`, dequantized to `f32`.
     ///
@@ -300,7 +308,7 @@ pub trait Ops {
         &mut self,
         weight: &Self::Vector,
         epsilon: f32,
-        heads: std::ops::Range<usize>,
+        heads: Range<usize>,
         x: &mut Self::Buffer,
     ) -> Result<(), OpsError>;
 
@@ -319,7 +327,7 @@ pub trait Ops {
     /// Rotates queries and keys of `qkv` in place by their positions, if there is a table, then stores keys and values of
     /// `layer` at those positions in the blocks that `step` names.
     ///
-    /// Minimum bytes: `8 * rows * (query + kv) * dim + 4 * rows * kv * dim`.
+    /// Minimum bytes: `8 * rows * (query + kv) * dim + 2 * rows * kv * kind.row_bytes(dim)`.
     fn rope_store(
         &mut self,
         table: Option<&Self::RopeTable>,
@@ -336,7 +344,7 @@ pub trait Ops {
     /// [`ATTENTION_SPLIT`] positions, and splits joined in order: the same for a decode row and a prefill row, and
     /// whether splits are computed one after the other or side by side.
     ///
-    /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `4 * kv * dim` a position.
+    /// Minimum bytes: `4 * rows * query * dim * 2` plus each span's blocks once: `2 * kv * kind.row_bytes(dim)` a position.
     #[allow(clippy::too_many_arguments, reason = "what attention depends on; each argument is one thing")]
     fn attention(
         &mut self,
@@ -373,6 +381,16 @@ pub trait Ops {
 
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i]` is the mean of the rows `spans[i]` of `x`. No span is empty.
+    ///
+    /// Minimum bytes: `4 * cols * (rows of all spans + spans.len())`.
+    fn mean_rows(&mut self, x: &Self::Buffer, spans: &[Range<usize>], out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `x[i] = x[i] / max(|x[i]|, 1e-12)`: every row gets length 1, but rows of zeros.
+    ///
+    /// Minimum bytes: `8 * rows * cols`.
+    fn normalize(&mut self, x: &mut Self::Buffer) -> Result<(), OpsError>;
 
     /// Copies the rows in use to the host, row-major.
     fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError>;

@@ -16,7 +16,7 @@ use half::{bf16, f16};
 
 use crate::ops::ACTIVATION_BLOCK;
 
-pub(crate) use self::blocks::{E2M1_DOUBLED, IQ4_VALUES, half_of_e8m0, small_scales, super_scales};
+pub(crate) use self::blocks::{E2M1_DOUBLED, IQ4_VALUES, e4m3, half_of_e8m0, small_scales, super_scales};
 pub use self::blocks::{IntBlock, IntFormat, int_blocks};
 pub use self::encode::quantize_row;
 
@@ -76,11 +76,20 @@ pub enum Quant {
     /// Blocks of 32: a byte `e` (E8M0), 16 bytes of nibbles (E2M1); value `2^(e - 127) * q`. The microscaling format of
     /// the Open Compute Project, but, as in ggml, `e = 255` is a power of two and not NaN.
     MXFP4,
+    /// Blocks of 32: `f32 d`, `f32 m`, 16 bytes of nibbles; value `d * q + m`. In no file: what the four-bit weights of AWQ
+    /// and GPTQ become. `d` is the file's scale, `m` minus the scale times the zero point, exact for scales of 20 bits.
+    INT4,
+    /// Blocks of 32: `f32 d`, 32 bytes of E4M3; value `d * q`, rounded once. In no file: what FP8 weights and their scales
+    /// become. The codes 7f and ff, which are no numbers in E4M3, count as 480 and -480 here; files with them are refused.
+    FP8,
 }
+
+/// The type number of formats that GGUF files do not have.
+const NOT_IN_GGUF: u32 = u32::MAX;
 
 impl Quant {
     /// Every format, in the order of declaration.
-    pub const ALL: [Quant; 16] = [
+    pub const ALL: [Quant; 18] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -97,6 +106,8 @@ impl Quant {
         Self::IQ4_NL,
         Self::IQ4_XS,
         Self::MXFP4,
+        Self::INT4,
+        Self::FP8,
     ];
 
     /// The one table of formats: name, values in a block, bytes of a block, type number in a GGUF file
@@ -119,12 +130,14 @@ impl Quant {
             Self::IQ4_NL => ("IQ4_NL", 32, 18, 20),
             Self::IQ4_XS => ("IQ4_XS", 256, 136, 23),
             Self::MXFP4 => ("MXFP4", 32, 17, 39),
+            Self::INT4 => ("INT4", 32, 24, NOT_IN_GGUF),
+            Self::FP8 => ("FP8", 32, 36, NOT_IN_GGUF),
         }
     }
 
     /// The format with this type number in a GGUF file, or `None` for one that this crate does not know.
     pub fn from_gguf(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|q| q.shape().3 == number)
+        Self::ALL.into_iter().find(|q| q.shape().3 == number && number != NOT_IN_GGUF)
     }
 
     /// Values that are quantized together; a row holds a whole number of blocks.
@@ -144,7 +157,7 @@ impl Quant {
 
     /// Whether values are floating point; such weights are multiplied with activations that are not quantized.
     pub const fn is_float(self) -> bool {
-        self.block() == 1
+        self.integers().is_none()
     }
 }
 
@@ -156,7 +169,7 @@ impl fmt::Display for Quant {
 
 /// Turns one row of `bytes` into `out.len()` values, bit for bit as ggml does.
 ///
-/// Products of scales and integers are exact in `f32` in every format, so the order of the factors, and whether a
+/// Products of scales and integers are exact in `f32` in every format of GGUF files, so the order of the factors, and whether a
 /// minimum is added by a fused instruction, make no difference.
 ///
 /// # Panics
@@ -168,6 +181,7 @@ pub fn dequantize_row(quant: Quant, bytes: &[u8], out: &mut [f32]) {
         Quant::F32 => each(bytes, out, |b| f32::from_le_bytes(*b)),
         Quant::F16 => each(bytes, out, |b| f16::from_le_bytes(*b).to_f32()),
         Quant::BF16 => each(bytes, out, |b| bf16::from_le_bytes(*b).to_f32()),
+        Quant::FP8 => blocks::dequantize_fp8(bytes, out),
         _ => blocks::dequantize(quant, bytes, out),
     }
 }
@@ -250,9 +264,9 @@ mod tests {
     #[test]
     fn shapes_are_those_of_the_format() {
         let bytes: Vec<usize> = Quant::ALL.iter().map(|q| q.row_bytes(256)).collect();
-        assert_eq!(bytes, [1024, 512, 512, 144, 160, 176, 192, 272, 84, 110, 144, 176, 210, 144, 136, 136]);
+        assert_eq!(bytes, [1024, 512, 512, 144, 160, 176, 192, 272, 84, 110, 144, 176, 210, 144, 136, 136, 192, 288]);
         assert_eq!(Quant::from_gguf(3), Some(Quant::Q4_1));
-        assert_eq!(Quant::from_gguf(15), None);
+        assert_eq!((Quant::from_gguf(15), Quant::from_gguf(NOT_IN_GGUF)), (None, None));
         assert_eq!(format!("{:>6}", Quant::Q8_0), "  Q8_0");
     }
 
@@ -282,6 +296,22 @@ mod tests {
         block.extend((0..32).map(|i| (i as i8 - 16) as u8));
         dequantize_row(Quant::Q8_0, &block, &mut out);
         assert_eq!((out[0], out[16], out[31]), (-32.0, 0.0, 30.0));
+    }
+
+    #[test]
+    fn int4_and_fp8_by_hand() {
+        let mut block = [0.5f32.to_le_bytes(), (-3.5f32).to_le_bytes()].concat();
+        block.extend((0..16).map(|i| i | ((15 - i) << 4)));
+        let mut out = [0.0; 32];
+        dequantize_row(Quant::INT4, &block, &mut out);
+        assert_eq!((out[0], out[7], out[16], out[31]), (-3.5, 0.0, 4.0, -3.5));
+
+        let mut block = 0.25f32.to_le_bytes().to_vec();
+        block.extend([0x00, 0x80, 0x01, 0x07, 0x08, 0x38, 0xb9, 0x7e, 0xfe, 0x7f].iter().cycle().take(32));
+        dequantize_row(Quant::FP8, &block, &mut out);
+        let expect =
+            [0.0, -0.0, 1.0 / 512.0, 7.0 / 512.0, 1.0 / 64.0, 1.0, -1.125, 448.0, -448.0, 480.0].map(|v: f32| 0.25 * v);
+        assert_eq!(out[..10].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), expect.map(f32::to_bits));
     }
 
     #[test]

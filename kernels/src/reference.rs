@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use crate::cpu::check_source;
+use crate::kv::KvKind;
+use crate::memory::Memory;
 use crate::ops::{
-    ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
-    StepLayout,
+    ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
+    RopePairs, StepLayout,
 };
 use crate::quant::{PLANE_STEP, Quant, dequantize_row, quantize_activations, quantize_activations_fine};
 use crate::routing::{Routed, Routing, route};
@@ -71,6 +71,16 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// Copies a block of all layers from another cache of the same shape.
+    fn copy(&mut self, to: u32, from: &Self, block: u32) {
+        for layer in 0..self.shape.layers {
+            let len = KV_BLOCK_TOKENS * self.shape.kv_heads;
+            let (to, from_at) = (self.at(layer, to, 0, 0), from.at(layer, block, 0, 0));
+            self.keys[to..to + len].clone_from_slice(&from.keys[from_at..from_at + len]);
+            self.values[to..to + len].clone_from_slice(&from.values[from_at..from_at + len]);
+        }
+    }
+
     fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
         let s = &self.shape;
         let inside = layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads;
@@ -134,27 +144,24 @@ impl Reference {
         (0..tokens).map(|t| out.iter().map(|sums| sums[t]).collect()).collect()
     }
 
-    fn round_kv(&self, v: &[f64]) -> Vec<f64> {
+    fn round_kv(&self, kind: KvKind, v: &[f64]) -> Vec<f64> {
         match self.rounding {
             Rounding::None => v.to_vec(),
-            Rounding::AsBackends => v.iter().map(|&v| f64::from(f16::from_f32(v as f32))).collect(),
+            Rounding::AsBackends => {
+                let single: Vec<f32> = v.iter().map(|v| *v as f32).collect();
+                kind.rounded(&single).into_iter().map(f64::from).collect()
+            }
         }
     }
 }
 
-impl Ops for Reference {
+impl Memory for Reference {
     type Matrix = Matrix;
     type Vector = Vec<f64>;
     type Buffer = Buffer;
     type KvCache = KvCache;
+    type HostKv = KvCache;
     type RopeTable = Rope;
-
-    fn describe(&self) -> String {
-        match self.rounding {
-            Rounding::AsBackends => "reference f64, rounded as backends round".into(),
-            Rounding::None => "reference f64".into(),
-        }
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -180,8 +187,31 @@ impl Ops for Reference {
         Ok(KvCache { shape, keys: empty.clone(), values: empty })
     }
 
+    fn host_kv(&mut self, shape: KvShape) -> Result<KvCache, OpsError> {
+        self.kv_cache(shape)
+    }
+
     fn rope_table(&mut self, rope: &Rope) -> Result<Rope, OpsError> {
         Ok(rope.clone())
+    }
+}
+
+impl Ops for Reference {
+    fn describe(&self) -> String {
+        match self.rounding {
+            Rounding::AsBackends => "reference f64, rounded as backends round".into(),
+            Rounding::None => "reference f64".into(),
+        }
+    }
+
+    fn copy_out(&mut self, cache: &KvCache, host: &mut KvCache, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().for_each(|(block, slot)| host.copy(*slot, cache, *block));
+        Ok(())
+    }
+
+    fn copy_in(&mut self, host: &KvCache, cache: &mut KvCache, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().for_each(|(slot, block)| cache.copy(*block, host, *slot));
+        Ok(())
     }
 
     fn embed(&mut self, table: &Matrix, tokens: &[u32], out: &mut Buffer) -> Result<(), OpsError> {
@@ -239,8 +269,8 @@ impl Ops for Reference {
                 let keys = rotated[heads.query * dim..].chunks_exact(dim);
                 for (head, (key, value)) in keys.zip(values.chunks_exact(dim)).enumerate() {
                     let at = cache.at(layer, places[position].0, places[position].1, head);
-                    cache.keys[at] = self.round_kv(key);
-                    cache.values[at] = self.round_kv(value);
+                    cache.keys[at] = self.round_kv(cache.shape.kind, key);
+                    cache.values[at] = self.round_kv(cache.shape.kind, value);
                 }
             }
         }
@@ -365,6 +395,23 @@ impl Ops for Reference {
 
     fn gather(&mut self, x: &Buffer, rows: &[usize], out: &mut Buffer) -> Result<(), OpsError> {
         out.set(rows.iter().map(|&row| x.rows[row].clone()).collect());
+        Ok(())
+    }
+
+    fn mean_rows(&mut self, x: &Buffer, spans: &[Range<usize>], out: &mut Buffer) -> Result<(), OpsError> {
+        let mean = |span: &Range<usize>| {
+            let rows = &x.rows[span.clone()];
+            (0..x.cols).map(|col| rows.iter().map(|row| row[col]).sum::<f64>() / rows.len() as f64).collect()
+        };
+        out.set(spans.iter().map(mean).collect());
+        Ok(())
+    }
+
+    fn normalize(&mut self, x: &mut Buffer) -> Result<(), OpsError> {
+        for row in &mut x.rows {
+            let length = row.iter().map(|v| v * v).sum::<f64>().sqrt().max(f64::from(LENGTH_MIN));
+            row.iter_mut().for_each(|v| *v /= length);
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::memory::{Counted, Memory};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -53,16 +54,13 @@ impl<O: Ops> Timed<O> {
     }
 }
 
-impl<O: Ops> Ops for Timed<O> {
+impl<O: Ops> Memory for Timed<O> {
     type Matrix = TimedMatrix<O::Matrix>;
     type Vector = O::Vector;
     type Buffer = O::Buffer;
     type KvCache = O::KvCache;
+    type HostKv = O::HostKv;
     type RopeTable = O::RopeTable;
-
-    fn describe(&self) -> String {
-        self.ops.describe()
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError> {
         let rows: usize = parts.iter().map(|p| p.rows).sum();
@@ -82,8 +80,42 @@ impl<O: Ops> Ops for Timed<O> {
         self.ops.kv_cache(shape)
     }
 
+    fn host_kv(&mut self, shape: KvShape) -> Result<Self::HostKv, OpsError> {
+        self.ops.host_kv(shape)
+    }
+
     fn rope_table(&mut self, rope: &Rope) -> Result<Self::RopeTable, OpsError> {
         self.ops.rope_table(rope)
+    }
+}
+
+impl<O: Ops + Counted> Counted for Timed<O> {
+    fn bytes(&self) -> u64 {
+        self.ops.bytes()
+    }
+}
+
+impl<O: Ops> Ops for Timed<O> {
+    fn describe(&self) -> String {
+        self.ops.describe()
+    }
+
+    fn copy_out(
+        &mut self,
+        cache: &Self::KvCache,
+        host: &mut Self::HostKv,
+        blocks: &[(u32, u32)],
+    ) -> Result<(), OpsError> {
+        self.measure("copy_out", |ops| ops.copy_out(cache, host, blocks))
+    }
+
+    fn copy_in(
+        &mut self,
+        host: &Self::HostKv,
+        cache: &mut Self::KvCache,
+        slots: &[(u32, u32)],
+    ) -> Result<(), OpsError> {
+        self.measure("copy_in", |ops| ops.copy_in(host, cache, slots))
     }
 
     fn embed(&mut self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Buffer) -> Result<(), OpsError> {
@@ -193,6 +225,14 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer) -> Result<(), OpsError> {
         self.measure("gather", |ops| ops.gather(x, rows, out))
+    }
+
+    fn mean_rows(&mut self, x: &Self::Buffer, spans: &[Range<usize>], out: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("mean_rows", |ops| ops.mean_rows(x, spans, out))
+    }
+
+    fn normalize(&mut self, x: &mut Self::Buffer) -> Result<(), OpsError> {
+        self.measure("normalize", |ops| ops.normalize(x))
     }
 
     fn read(&mut self, x: &Self::Buffer) -> Result<Vec<f32>, OpsError> {

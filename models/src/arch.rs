@@ -28,7 +28,7 @@ pub use layer::{
 };
 pub use quantization::HfQuantization;
 
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::Gguf;
 
 /// A model. Every number was checked: bounds, divisibility, and agreement with every tensor's shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -289,6 +289,17 @@ impl ArchSpec {
         Ok(self)
     }
 
+    /// Refuses an encoder whose `modules.json`, which sentence encoders ship, names steps beyond pooling and normalization.
+    /// Vectors are always normalized.
+    pub fn check_modules(&self, modules: &str) -> Result<(), ArchError> {
+        hf::check_modules(modules)
+    }
+
+    /// Whether it makes one vector of a text, rather than tokens that follow it.
+    pub fn is_encoder(&self) -> bool {
+        !self.causal
+    }
+
     /// The width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim
@@ -297,10 +308,5 @@ impl ArchSpec {
     /// The width of all key heads together, and of all value heads.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
-    }
-
-    /// The parameters of the model: elements of all its tensors but `rope_freqs.weight`, which is no weight.
-    pub fn parameters(gguf: &Gguf) -> u64 {
-        gguf.tensors().iter().filter(|tensor| !tensor.name.starts_with("rope_f")).map(TensorInfo::elements).sum()
     }
 }

@@ -1,5 +1,7 @@
 //! The models that are known by name without asking anybody. It fetches nothing.
 
+use std::path::Path;
+
 use crate::{
     digest::{Sha256Hash, from_hex},
     shelf::Digests,
@@ -49,7 +51,7 @@ pub struct Resolved {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// It is no known name and does not look like a path.
-    #[error("no model is called {0:?}; known are: {known}; or give a path, file:…, hf:… or pip:…", known = known())]
+    #[error("no model is called {0:?}; known are: {known}; or give a path (./{0}), file:…, hf:… or pip:…", known = known())]
     Unknown(String),
     /// It is no source.
     #[error(transparent)]
@@ -57,14 +59,16 @@ pub enum ResolveError {
 }
 
 /// Finds the source that `text` means: a known model's name, or a source. A word that is neither a known name nor looks
-/// like a path (with a slash or ending in `.gguf`) is refused, so that a misspelt name is not taken for a file.
+/// like a path (with a slash, ending in `.gguf`, or a folder with `config.json`) is refused, so that a misspelt name is not
+/// taken for a file.
 pub fn resolve(text: &str) -> Result<Resolved, ResolveError> {
     if let Some(known) = BUILT_IN.iter().find(|known| known.name == text) {
         let source = Source::parse(known.source)?;
         return Ok(Resolved { built_in: Some(known), source, expect: Some(known.digests) });
     }
     let source = Source::parse(text)?;
-    if matches!(source, Source::File(_)) && !text.contains(['/', ':']) && !text.ends_with(".gguf") {
+    let is_path = text.contains(['/', ':']) || text.ends_with(".gguf") || Path::new(text).join("config.json").is_file();
+    if matches!(source, Source::File(_)) && !is_path {
         return Err(ResolveError::Unknown(text.chars().take(100).collect()));
     }
     Ok(Resolved { built_in: None, source, expect: None })

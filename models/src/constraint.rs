@@ -9,7 +9,7 @@
 //! that any prefix of tokens is judged byte by byte, however the vocabulary cuts the text. Strangers write these
 //! grammars: their size is bounded by whoever received them, what compiling and each mask may cost is bounded here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
@@ -24,6 +24,7 @@ mod termination;
 mod vocabulary;
 
 pub use source::Grammar;
+pub(crate) use source::{embedded as embedded_schema, quoted};
 use vocabulary::Vocabulary;
 
 /// Compiled grammars that are kept for whoever asks for the same again.
@@ -53,6 +54,8 @@ pub enum ConstraintError {
 /// Compiles grammars for one vocabulary. Share it by `Arc`.
 pub struct Constrainer {
     factory: ParserFactory,
+    /// Tokens that stand for no text of their own, by name.
+    control: BTreeMap<String, u32>,
     /// Compiled grammars, the latest last.
     compiled: Mutex<VecDeque<(Grammar, Matcher)>>,
 }
@@ -73,7 +76,12 @@ impl Constrainer {
             .map_err(|e| ConstraintError::Vocabulary(plain(&e.to_string())))?;
         *factory.limits_mut() = limits();
         factory.quiet();
-        Ok(Self { factory, compiled: Mutex::default() })
+        let tokens = 0..tokenizer.vocab_len() as u32;
+        let named = tokens.filter(|token| tokenizer.is_special(*token)).filter_map(|token| {
+            let name = std::str::from_utf8(tokenizer.token_bytes(token)?).ok().filter(|name| !name.is_empty())?;
+            Some((name.to_owned(), token))
+        });
+        Ok(Self { factory, control: named.collect(), compiled: Mutex::default() })
     }
 
     /// The beginning of an output that `grammar` describes. Takes milliseconds, so keep it off threads that must not
@@ -109,7 +117,7 @@ impl Constrainer {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Result<Matcher, ConstraintError> {
-        let parser = self.parser(grammar.top_level()?)?;
+        let parser = self.parser(grammar.top_level(&self.control)?)?;
         termination::check(parser.parser.grammar(), self.factory.limits())?;
         let matcher = Matcher(llguidance::Matcher::new(Ok(parser)));
         // What cannot begin is found here rather than at a miner.
@@ -214,4 +222,4 @@ fn plain(why: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,8 +1,8 @@
 //! What a model is on disk and on the network. No tensor is computed here.
 //!
 //! ```text
-//! a name ──builtin──▶ source ──fetch──▶ shelf (weights by hash) ──▶ gguf ──▶ arch       what is computed, proved against tensors
-//!                                         │                            ├───▶ tokenizer  text ⇄ tokens
+//! a name ──builtin──▶ source ──fetch──▶ shelf (weights by hash) ──▶ files ──▶ arch       what is computed, proved against tensors
+//!                                         │           gguf or folder ┘ ├───▶ tokenizer  text ⇄ tokens
 //!                                      manifest (signed)               └───▶ template   messages ▶ prompt
 //! ```
 //!
@@ -24,6 +24,8 @@ pub mod gguf;
 
 pub mod safetensors;
 
+pub mod files;
+
 pub mod arch;
 
 pub mod tokenizer;
@@ -32,15 +34,19 @@ pub mod template;
 
 pub mod constraint;
 
+pub mod tools;
+
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
 pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
 pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
+pub use files::{FilesError, ModelFiles, Packer, Tensor, TensorKind};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
 pub use manifest::{Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
 pub use template::{ChatTemplate, Conversation, Message, TemplateError};
-pub use tokenizer::{Decoder, TokenizeError, Tokenizer, TokenizerError};
+pub use tokenizer::{Decoder, OtherTokens, TokenizeError, Tokenizer, TokenizerError, same_tokens, same_vocabulary};
+pub use tools::{CallGrammar, Dialect, Syntax, Tool, ToolChat};

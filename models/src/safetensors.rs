@@ -16,6 +16,13 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use shards::OpenShard;
+
+/// The file that lists which tensor is in which shard.
+pub(crate) const INDEX: &str = shards::INDEX;
+/// The file of a model that has one.
+pub(crate) const SINGLE: &str = shards::SINGLE;
+
 /// The longest header accepted, in bytes, and the longest index.
 pub const HEADER_BYTES_MAX: u64 = 64 << 20;
 /// The most tensors accepted, over all shards. The largest mixtures have some hundred thousand.
@@ -129,6 +136,21 @@ impl SafeTensors {
     /// that holds `model.safetensors` or `model.safetensors.index.json`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SafetensorsError> {
         shards::open(path.as_ref())
+    }
+
+    /// Reads the headers of a model whose files `open` opens by name, with or without an index.
+    pub(crate) fn join(has_index: bool, open: &mut OpenShard<'_>) -> Result<Self, SafetensorsError> {
+        shards::join(has_index, open)
+    }
+
+    /// The names of the files that an index of this text names, sorted; none leaves the folder.
+    pub(crate) fn shard_names(index: &[u8]) -> Result<Vec<String>, SafetensorsError> {
+        shards::names(index)
+    }
+
+    /// Whether `name` is a name that a shard may have.
+    pub(crate) fn is_shard_name(name: &str) -> bool {
+        shards::is_plain(name)
     }
 
     /// Parses one file's header from `bytes`, the beginning (or all) of a file of `file_bytes` bytes.

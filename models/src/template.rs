@@ -27,6 +27,8 @@ pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 pub const FUEL: u64 = 100_000;
 /// What each message adds to [`FUEL`], so that long conversations render.
 pub const FUEL_PER_MESSAGE: u64 = 500;
+/// What each tool adds, for templates that write its schema by themselves.
+pub const FUEL_PER_TOOL: u64 = 4_000;
 /// How deep macros, blocks and loops may nest while they run, in the engine's own measure: a macro counts four and each
 /// loop in it one. Templates that write JSON by themselves use some seven for each level of a tool's schema.
 pub const RECURSION_MAX: usize = 400;
@@ -125,8 +127,8 @@ impl ChatTemplate {
 
     /// The prompt for `messages`; with `add_generation_prompt`, it ends where the assistant's answer begins.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let count = messages.len();
-        self.run(count, || Value::from(Serde(messages)), Value::from(()), add_generation_prompt, BTreeMap::new())
+        let fuel = fuel(messages.len(), 0);
+        self.run(fuel, || Value::from(Serde(messages)), Value::from(()), add_generation_prompt, BTreeMap::new())
     }
 
     /// The prompt for a conversation with tools, calls of tools, or content in parts.
@@ -134,12 +136,13 @@ impl ChatTemplate {
         let tools = conversation.tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)));
         let extra = conversation.extra.iter().map(|(name, value)| (*name, Value::from(Serde(value)))).collect();
         let messages = || Value::from(Serde(conversation.messages));
-        self.run(conversation.messages.len(), messages, tools, conversation.add_generation_prompt, extra)
+        let fuel = fuel(conversation.messages.len(), conversation.tools.map_or(0, <[_]>::len));
+        self.run(fuel, messages, tools, conversation.add_generation_prompt, extra)
     }
 
     fn run(
         &self,
-        count: usize,
+        fuel: u64,
         messages: impl FnOnce() -> Value + Send,
         tools: Value,
         add_generation_prompt: bool,
@@ -157,7 +160,7 @@ impl ChatTemplate {
             };
             let context = minijinja::context! { ..own, ..Value::from(extra) };
             let mut environment = self.environment.clone();
-            environment.set_fuel(Some(FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(count as u64))));
+            environment.set_fuel(Some(fuel));
             let mut prompt = Prompt { text: Vec::new(), full: false };
             let template = environment.get_template("chat").map_err(|why| TemplateError::Failed(one_line(&why)))?;
             match template.render_captured_to(context, &mut prompt) {
@@ -167,6 +170,11 @@ impl ChatTemplate {
             }
         })
     }
+}
+
+fn fuel(messages: usize, tools: usize) -> u64 {
+    let (messages, tools) = (messages as u64, tools as u64);
+    FUEL.saturating_add(FUEL_PER_MESSAGE.saturating_mul(messages)).saturating_add(FUEL_PER_TOOL.saturating_mul(tools))
 }
 
 /// Jinja as transformers sets it up.

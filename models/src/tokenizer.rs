@@ -20,6 +20,7 @@ mod encode;
 mod hf;
 mod load;
 mod merge;
+mod same;
 mod split;
 mod vocab;
 mod word_piece;
@@ -27,6 +28,7 @@ mod word_piece;
 pub use decode::Decoder;
 use encode::Encoding;
 pub use load::TokenizerError;
+pub use same::{OtherTokens, same_tokens, same_vocabulary};
 use split::Splitter;
 use vocab::{TokenKind, Vocab};
 use word_piece::WordPiece;
@@ -177,6 +179,30 @@ impl Tokenizer {
     /// The tokens that end a generation: end of sequence, of turn, of message. Sorted, without repetition.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// Adds tokens that end a generation: those that a configuration beside the vocabulary names.
+    pub fn with_eos_ids(mut self, ids: &[u32]) -> Result<Self, TokenizerError> {
+        let tokens = self.vocab_len();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= tokens) {
+            return Err(TokenizerError::SpecialId { key: "eos_token_id", id: u64::from(*id), tokens });
+        }
+        self.eos.extend(ids);
+        self.eos.sort_unstable();
+        self.eos.dedup();
+        Ok(self)
+    }
+
+    /// Adds tokens that no text becomes, so that there is one for each of `rows` logits: rows are often padded.
+    pub(crate) fn padded_to(mut self, rows: usize) -> Result<Self, TokenizerError> {
+        let tokens = self.vocab_len();
+        match (tokens..=load::TOKENS_MAX).contains(&rows) {
+            false => Err(TokenizerError::Json(format!("it has {tokens} tokens, and the model {rows}"))),
+            true => {
+                self.vocab = Arc::new(self.vocab.padded_to(rows));
+                Ok(self)
+            }
+        }
     }
 
     /// The number of tokens; ids are below it.

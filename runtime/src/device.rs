@@ -11,6 +11,7 @@ mod budget;
 #[cfg(test)]
 mod choices;
 mod constraints;
+mod draft_model;
 mod executor;
 mod kv_cache;
 mod kv_plan;
@@ -18,26 +19,31 @@ mod masks;
 mod speculation;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod watchdog;
+mod work;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
-use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
+use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::link::LinkMsg;
 
-pub use batch::{Batch, BatchLimits, BatchStats, Draw, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan};
+pub use batch::{
+    Batch, BatchLimits, BatchStats, Draw, GuessedRow, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan,
+};
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
+pub use draft_model::{DraftPlan, Guess};
 pub use executor::Engine;
-pub use kv_cache::{BlockHash, HOLE, KvCache};
+pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
+pub use texts::{TextBatch, texts_per_step};
 pub(crate) use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
@@ -89,35 +95,51 @@ impl DeviceKind {
 pub struct DeviceConfig {
     /// What computes.
     pub kind: DeviceKind,
-    /// The weights file.
-    pub weights: PathBuf,
-    /// Its header.
-    pub gguf: Arc<Gguf>,
+    /// The model's files.
+    pub files: Arc<ModelFiles>,
     /// Its architecture.
     pub spec: ArchSpec,
     /// Its hash.
     pub hash: WeightsHash,
+    /// A small model that guesses for it.
+    pub draft: Option<DraftConfig>,
     /// What the miner asks for its tokens.
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
 }
 
+/// A small model beside another, with the same vocabulary.
+#[derive(Clone, Debug)]
+pub struct DraftConfig {
+    /// Its files.
+    pub files: Arc<ModelFiles>,
+    /// Its architecture.
+    pub spec: ArchSpec,
+}
+
+impl DraftConfig {
+    fn plan(&self, limits: &BatchLimits) -> DraftPlan {
+        let context_tokens = u32::try_from(self.spec.context_tokens).unwrap_or(u32::MAX);
+        DraftPlan { kv: KvPlan::new(&self.spec, &limits.of_draft()), context_tokens }
+    }
+}
+
 impl DeviceConfig {
     fn load(&self) -> executor::Load {
         let args = executor::ExecutorArgs {
             device: self.kind,
-            weights: self.weights.clone(),
-            gguf: self.gguf.clone(),
+            files: self.files.clone(),
             spec: self.spec.clone(),
+            draft: self.draft.clone(),
             limits: self.limits,
         };
         Arc::new(move || args.load())
     }
 
     fn read_tokenizer(&self) -> constraints::ReadTokenizer {
-        let gguf = self.gguf.clone();
-        Arc::new(move || Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string()))
+        let files = self.files.clone();
+        Arc::new(move || files.tokenizer().map_err(|e| e.to_string()))
     }
 
     fn offer(&self) -> Offer {
@@ -128,6 +150,7 @@ impl DeviceConfig {
             block_tokens: cuckoo_kernels::ops::KV_BLOCK_TOKENS as u32,
             ask: self.ask,
             window: Window::default(),
+            task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
         }
     }
 }
@@ -147,6 +170,7 @@ pub(crate) struct DeviceArgs {
     load: executor::Load,
     limits: BatchLimits,
     kv: KvPlan,
+    draft: Option<DraftPlan>,
     steps_in_flight: usize,
     offer: Offer,
     read_tokenizer: constraints::ReadTokenizer,
@@ -162,6 +186,7 @@ impl DeviceArgs {
             load: config.load(),
             limits: config.limits,
             kv: KvPlan::new(&config.spec, &config.limits),
+            draft: config.draft.as_ref().map(|draft| draft.plan(&config.limits)),
             steps_in_flight: config.kind.steps_in_flight(),
             offer: config.offer(),
             read_tokenizer: config.read_tokenizer(),
@@ -247,6 +272,7 @@ impl Pair {
             executor: executor.clone(),
             limits: args.limits,
             kv: args.kv.clone(),
+            draft: args.draft.clone(),
             steps_in_flight: args.steps_in_flight,
             offer: args.offer.clone(),
             read_tokenizer: args.read_tokenizer.clone(),

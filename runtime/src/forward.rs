@@ -1,33 +1,35 @@
 //! The forward pass of a transformer, once, over any backend and for every family that [`ArchSpec`] describes. Knows no
 //! batch, actor or peer.
 
+mod input;
 mod kv;
 mod load;
+mod pool;
 mod rope;
 
-use std::fs::File;
-
-use cuckoo_kernels::Ops;
 use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
 use cuckoo_kernels::routing::{Routed, Routing};
-use cuckoo_models::{ArchSpec, Gguf, arch};
+use cuckoo_kernels::{Memory, Ops};
+use cuckoo_models::{ArchSpec, ModelFiles, arch};
 
+use self::input::Input;
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
 pub use self::load::{LoadError, check};
-use self::load::{Loader, activation};
+use self::load::{Loader, Reader, activation};
 
 /// Weights on a device.
-pub struct Model<O: Ops> {
+pub struct Model<O: Memory> {
     spec: ArchSpec,
-    embedding: O::Matrix,
+    input: Input<O>,
     layers: Vec<Layer<O>>,
-    norm: Norm<O>,
+    /// On the residual stream, before the head; encoders have none.
+    norm: Option<Norm<O>>,
     /// `None` where the output head is the embedding table.
     head: Option<Projection<O>>,
     ropes: Vec<O::RopeTable>,
 }
 
-struct Layer<O: Ops> {
+struct Layer<O: Memory> {
     attention_norms: Branch<O>,
     /// Rows are `[query | key | value]`.
     qkv: Projection<O>,
@@ -44,13 +46,13 @@ struct Layer<O: Ops> {
     ffn: FeedForward<O>,
 }
 
-enum FeedForward<O: Ops> {
+enum FeedForward<O: Memory> {
     Dense(Network<O>),
     Experts(Experts<O>),
 }
 
 /// One feed-forward network.
-struct Network<O: Ops> {
+struct Network<O: Memory> {
     /// Rows are `[gate | up]`, or just `up`.
     up: Projection<O>,
     gated: bool,
@@ -60,7 +62,7 @@ struct Network<O: Ops> {
 }
 
 /// A mixture of experts.
-struct Experts<O: Ops> {
+struct Experts<O: Memory> {
     router: Projection<O>,
     routing: Routing,
     networks: Vec<Network<O>>,
@@ -68,33 +70,33 @@ struct Experts<O: Ops> {
 }
 
 /// The expert that every token uses.
-struct Shared<O: Ops> {
+struct Shared<O: Memory> {
     network: Network<O>,
     /// A row whose product with the input, through a sigmoid, is the weight of the result; else it is 1.
     router: Option<O::Matrix>,
 }
 
 /// A matrix, and what is added to its products.
-struct Projection<O: Ops> {
+struct Projection<O: Memory> {
     weight: O::Matrix,
     bias: Option<O::Vector>,
 }
 
 /// The factors of a norm; layer norms have a bias.
-struct Norm<O: Ops> {
+struct Norm<O: Memory> {
     weight: O::Vector,
     bias: Option<O::Vector>,
 }
 
 /// The norms around attention or the feed-forward network: on its input, on its result, on the sum with the residual.
-struct Branch<O: Ops> {
+struct Branch<O: Memory> {
     before: Option<Norm<O>>,
     after: Option<Norm<O>>,
     residual: Option<Norm<O>>,
 }
 
 /// Activations of one step, allocated once.
-pub struct Workspace<O: Ops> {
+pub struct Workspace<O: Memory> {
     hidden: O::Buffer,
     normed: O::Buffer,
     /// What a branch gives, where more than an addition is done with it.
@@ -104,20 +106,21 @@ pub struct Workspace<O: Ops> {
     /// For feed-forward networks, one pair for each width in use.
     networks: Vec<Inner<O>>,
     mixture: Option<Mixture<O>>,
-    picked: O::Buffer,
+    /// Rows whose logits are asked for, or the vectors that [`Model::pool`] made of texts.
+    pub picked: O::Buffer,
     /// Logits of the rows that were asked for, in their order.
     pub logits: O::Buffer,
 }
 
 /// Inner activations of feed-forward networks of one width.
-struct Inner<O: Ops> {
+struct Inner<O: Memory> {
     /// `[gate | up]`.
     gate_up: O::Buffer,
     gated: O::Buffer,
 }
 
 /// What a mixture of experts needs beside.
-struct Mixture<O: Ops> {
+struct Mixture<O: Memory> {
     /// A router's logits.
     logits: O::Buffer,
     /// The weight of the shared expert.
@@ -128,23 +131,33 @@ struct Mixture<O: Ops> {
     result: O::Buffer,
 }
 
-impl<O: Ops> Model<O> {
-    /// Loads every tensor of `gguf` that `spec` names; `progress` hears the bytes loaded so far.
+impl<O: Memory> Model<O> {
+    /// Loads every tensor of `files` that `spec` names; `progress` hears the bytes loaded so far.
     pub fn load(
         ops: &mut O,
-        gguf: &Gguf,
-        file: &File,
+        files: &ModelFiles,
         spec: &ArchSpec,
         mut progress: impl FnMut(u64),
     ) -> Result<Self, LoadError> {
-        Loader { ops, gguf, file, spec, loaded_bytes: 0, progress: &mut progress }.model()
+        Loader::new(ops, Reader::new(files), spec, &mut progress).model()
+    }
+
+    /// Asks `memory` for the same room without reading a weight, and returns the most bytes of the files that loading holds at
+    /// once. For memory that only counts: what it is given are sizes, and the values of vectors are zero.
+    pub fn survey(memory: &mut O, files: &ModelFiles, spec: &ArchSpec) -> Result<u64, LoadError> {
+        let mut progress = |_| ();
+        let mut loader = Loader::new(memory, Reader::of_sizes(files), spec, &mut progress);
+        loader.model()?;
+        Ok(loader.reader.held_max)
     }
 
     /// What was loaded.
     pub fn spec(&self) -> &ArchSpec {
         &self.spec
     }
+}
 
+impl<O: Ops> Model<O> {
     /// Runs `tokens`, laid out as `steps` say, and leaves the logits of the rows in `wanted` in `work.logits`. There is one
     /// layout for each group of layers: the same spans, and the group's own block tables.
     pub fn forward(
@@ -157,10 +170,7 @@ impl<O: Ops> Model<O> {
         wanted: &[usize],
     ) -> Result<(), OpsError> {
         assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
-        ops.embed(&self.embedding, tokens, &mut work.hidden)?;
-        if self.spec.embedding_scale != 1.0 {
-            ops.scale(self.spec.embedding_scale, None, &mut work.hidden)?;
-        }
+        self.input.begin(ops, &self.spec, work, tokens, steps)?;
         for layer in &self.layers {
             self.attention(ops, work, cache, steps, layer)?;
             self.feed_forward(ops, work, layer)?;
@@ -174,15 +184,27 @@ impl<O: Ops> Model<O> {
     /// Leaves the logits of some rows of the last [`Model::forward`] in `work.logits`; may be called again for others.
     pub fn logits(&self, ops: &mut O, work: &mut Workspace<O>, wanted: &[usize]) -> Result<(), OpsError> {
         ops.gather(&work.hidden, wanted, &mut work.picked)?;
-        self.norm.apply(ops, self.spec.norm_epsilon, &work.picked, &mut work.normed)?;
+        let Workspace { picked, normed, logits, .. } = &mut *work;
+        let input = self.normed(ops, picked, normed)?;
         match &self.head {
-            Some(head) => head.apply(ops, &work.normed, &mut work.logits)?,
-            None => ops.linear(&work.normed, &self.embedding, &mut work.logits)?,
+            Some(head) => head.apply(ops, input, logits)?,
+            None => ops.linear(input, &self.input.embedding, logits)?,
         }
         if (self.spec.logit_scale, self.spec.final_softcap) != (1.0, None) {
             ops.scale(self.spec.logit_scale, self.spec.final_softcap, &mut work.logits)?;
         }
         Ok(())
+    }
+
+    /// What the output head or pooling works on.
+    fn normed<'a>(&self, ops: &mut O, x: &'a O::Buffer, normed: &'a mut O::Buffer) -> Result<&'a O::Buffer, OpsError> {
+        match &self.norm {
+            Some(norm) => {
+                norm.apply(ops, self.spec.norm_epsilon, x, normed)?;
+                Ok(normed)
+            }
+            None => Ok(x),
+        }
     }
 
     fn attention(
@@ -392,8 +414,8 @@ impl<O: Ops> Branch<O> {
     }
 }
 
-impl<O: Ops> Workspace<O> {
-    /// For steps of at most `rows` rows of which at most `wanted` need logits.
+impl<O: Memory> Workspace<O> {
+    /// For steps of at most `rows` rows of which at most `wanted` need logits, or of at most `wanted` texts for an encoder.
     pub fn new(ops: &mut O, spec: &ArchSpec, rows: usize, wanted: usize) -> Result<Self, OpsError> {
         Ok(Self {
             hidden: ops.buffer(rows, spec.hidden)?,
@@ -415,20 +437,14 @@ impl<O: Ops> Workspace<O> {
                 }),
             },
             picked: ops.buffer(wanted, spec.hidden)?,
-            logits: ops.buffer(wanted, spec.vocab)?,
+            logits: ops.buffer(wanted_logits(spec, wanted), spec.vocab)?,
         })
     }
+}
 
-    /// Bytes that [`Workspace::new`] will ask for.
-    pub fn bytes(spec: &ArchSpec, rows: usize, wanted: usize) -> usize {
-        let inner: usize = widths(spec).iter().map(|width| 3 * width).sum();
-        let mixture = match experts_max(spec) {
-            0 => 0,
-            experts => experts + 1 + 2 * spec.hidden,
-        };
-        let row = 3 * spec.hidden + heads(spec).qkv_cols() + spec.query_width() + inner + mixture;
-        4 * (rows * row + wanted * (spec.hidden + spec.vocab))
-    }
+/// An encoder has no logits.
+fn wanted_logits(spec: &ArchSpec, wanted: usize) -> usize {
+    if spec.is_encoder() { 0 } else { wanted }
 }
 
 /// The widths of all feed-forward networks, each once.

@@ -192,6 +192,7 @@ impl State {
     fn inbound(&mut self, message: ToMiner) {
         let (replica, message) = match message {
             ToMiner::Assign(assign) => (assign.replica, BatcherMsg::Assign(assign)),
+            ToMiner::Encode(encode) => (encode.replica, BatcherMsg::Encode(encode)),
             ToMiner::Cancel { replica, sequence } => (replica, BatcherMsg::Cancel(sequence)),
             ToMiner::Credit { replica, sequence, tokens } => (replica, BatcherMsg::Credit(sequence, tokens)),
             ToMiner::Welcome { .. } | ToMiner::Refused(_) => {

@@ -1,20 +1,21 @@
 //! The root of a miner's actor tree, and the way in for the command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_kernels::KvKind;
+use cuckoo_models::{ModelFiles, same_vocabulary};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{BatchLimits, Device, DeviceArgs, DeviceConfig, DeviceKind, KvPlan, StepOverdue};
-use crate::forward::{self, Workspace};
+use crate::device::{Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, StepOverdue};
+use crate::forward;
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
+use crate::memory::{self, Available, BatchWish, MemoryError, MemoryPlan};
 
 /// How a miner runs.
 #[derive(Clone, Debug)]
@@ -39,6 +40,14 @@ pub struct MineConfig {
     pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room on the device is needed, a model; 0 where they are forgotten.
+    pub spill_bytes_max: u64,
+    /// Bytes for all that the models take; `None`: what the machine has left.
+    pub memory_bytes_max: Option<u64>,
+    /// Longest sequence; `None`: as long as the models allow.
+    pub context_tokens_max: Option<u32>,
 }
 
 /// A weights file whose hash has been verified.
@@ -48,6 +57,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Its hash.
     pub hash: WeightsHash,
+    /// The file of a small model with the same vocabulary that guesses its tokens. Nobody is offered it.
+    pub draft: Option<PathBuf>,
 }
 
 /// Why a miner did not start, or stopped.
@@ -61,15 +72,21 @@ pub enum MineError {
         /// What is wrong with it.
         why: String,
     },
-    /// Too little memory was allowed.
-    #[error("{path}: {allowed} bytes for keys and values hold no sequence: at least {needed} are needed")]
-    KvMemory {
+    /// There is too little memory for a model; nothing was read.
+    #[error("{path}: {why}")]
+    Memory {
         /// The file.
         path: PathBuf,
-        /// What was allowed.
-        allowed: u64,
-        /// One block.
-        needed: u64,
+        /// Which, by what it is for.
+        why: MemoryError,
+    },
+    /// Another model cannot guess for it.
+    #[error("{path} cannot draft: {why}")]
+    Draft {
+        /// The file of the draft model.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -105,7 +122,14 @@ enum Failure {
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
-    let devices = config.models.iter().map(|m| device_config(&config, m)).collect::<Result<Vec<_>, _>>()?;
+    let mut available = Available::survey(config.memory_bytes_max);
+    let mut devices = Vec::new();
+    for model in &config.models {
+        let (device, memory) = device_config(&config, model, available)?;
+        tracing::info!(model = %model.path.display(), ?memory, ?available, "memory planned");
+        available = available.without(memory.peak());
+        devices.push(device);
+    }
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
     let link =
@@ -150,54 +174,49 @@ impl Miner {
     }
 }
 
-fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfig, MineError> {
-    let failed = |why: String| MineError::Model { path: model.path.clone(), why };
-    let gguf = Gguf::open(&model.path).map_err(|e| failed(e.to_string()))?;
-    let spec = ArchSpec::from_gguf(&gguf).map_err(|e| failed(e.to_string()))?;
-    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    let kind = DeviceKind::Cpu { threads: config.threads };
-    let limits = limits(config, kind, &spec, &model.path)?;
-    Ok(DeviceConfig {
-        kind,
-        weights: model.path.clone(),
-        gguf: Arc::new(gguf),
-        spec,
-        hash: model.hash,
-        ask: config.ask,
-        limits,
-    })
-}
-
-/// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.
-fn limits(
+fn device_config(
     config: &MineConfig,
-    kind: DeviceKind,
-    spec: &ArchSpec,
-    path: &std::path::Path,
-) -> Result<BatchLimits, MineError> {
-    let context_blocks = (spec.context_tokens as u64).div_ceil(KV_BLOCK_TOKENS as u64);
-    let wanted = context_blocks.saturating_mul(u64::from(config.batch_sequences_max));
-    let mut limits = BatchLimits {
+    model: &ModelConfig,
+    available: Available,
+) -> Result<(DeviceConfig, MemoryPlan), MineError> {
+    let failed = |why: String| MineError::Model { path: model.path.clone(), why };
+    let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
+    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
+    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &files)).transpose()?;
+    let kind = DeviceKind::Cpu { threads: config.threads };
+    let wish = BatchWish {
         sequences_max: config.batch_sequences_max,
-        step_tokens_max: config.step_tokens_max.max(config.batch_sequences_max),
+        step_tokens_max: config.step_tokens_max,
         step_target: kind.step_target(),
         drafts_max: config.drafts_max,
-        kv_blocks: u32::try_from(wanted).unwrap_or(u32::MAX),
-        context_tokens: 0,
+        kv_bytes_max: config.kv_bytes_max,
+        kv_kind: config.kv_kind,
+        spill_bytes: config.spill_bytes_max,
+        context_tokens_max: config.context_tokens_max,
     };
-    limits.kv_blocks = KvPlan::blocks_within(spec, &limits, config.kv_bytes_max);
-    if limits.kv_blocks == 0 {
-        let block = KvPlan::new(spec, &BatchLimits { kv_blocks: 1, ..limits });
-        let needed = block.device_bytes();
-        return Err(MineError::KvMemory { path: path.to_owned(), allowed: config.kv_bytes_max, needed });
+    let planned = match kind {
+        DeviceKind::Cpu { .. } => {
+            let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
+            memory::plan_on_cpu((&files, &spec), draft, &wish, available)
+        }
+    };
+    let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
+    let files = Arc::new(files);
+    Ok((DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits }, memory))
+}
+
+/// A draft model for the model whose files are `target`, if it can be one.
+fn draft_config(config: &MineConfig, path: &Path, target: &ModelFiles) -> Result<DraftConfig, MineError> {
+    let failed = |why: String| MineError::Draft { path: path.to_owned(), why };
+    if config.drafts_max == 0 {
+        return Err(failed("there are to be no drafts: allow some, or leave it out".to_owned()));
     }
-    let positions = u64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as u64;
-    limits.context_tokens = (spec.context_tokens as u64).min(positions) as u32;
-    let (rows, draws) = (limits.step_tokens_max as usize, limits.draws_max() as usize);
-    let work = Workspace::<cuckoo_kernels::Cpu>::bytes(spec, rows, draws);
-    let kv = KvPlan::new(spec, &limits);
-    tracing::info!(kv_bytes = kv.device_bytes(), activations_bytes = work, "memory planned");
-    Ok(limits)
+    let files = ModelFiles::open(path).map_err(|e| failed(e.to_string()))?;
+    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
+    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    same_vocabulary(target, &files).map_err(|e| failed(e.to_string()))?;
+    Ok(DraftConfig { files: Arc::new(files), spec })
 }
 
 #[derive(Debug)]

@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cuckoo_models::{ArchSpec, ChatTemplate, Constrainer, ConstraintError, Gguf, Shelf, SignedManifest, Tokenizer};
-use cuckoo_wire::limits::{STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
-use cuckoo_wire::message::{ModelInfo, Prompt, Refusal, WeightsHash};
+use cuckoo_models::{
+    ChatTemplate, Constrainer, ConstraintError, Dialect, ModelFiles, Shelf, SignedManifest, Tokenizer, Tool, ToolChat,
+};
+use cuckoo_wire::limits::{EMBEDDING_DIMS_MAX, STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
+use cuckoo_wire::message::{ChatMessage, ModelInfo, Prompt, Refusal, Tools, WeightsHash};
 use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
 use crate::dispatcher::Quote;
+use crate::tools;
 
 /// How often the shelf is looked through for new manifests.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(2);
@@ -23,7 +26,13 @@ pub(crate) struct Model {
     manifest: SignedManifest,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// How tools are spoken of, where there is a template.
+    dialect: Option<Dialect>,
+    /// Control tokens that are parts of calls.
+    marks: Vec<(u32, String)>,
     context_tokens: u32,
+    /// The width of an encoder's vectors.
+    embedding_dims: Option<u32>,
     /// Made when the first constraint is met.
     constrainer: OnceLock<Result<Constrainer, ConstraintError>>,
     /// Found when the first request wants DRY and does not say what ends a repetition.
@@ -150,19 +159,26 @@ impl Model {
         manifest.verify().map_err(|e| e.to_string())?;
         let shelved = shelf.find(&manifest.manifest.weights).map_err(|e| e.to_string())?;
         let shelved = shelved.ok_or("its weights are not on the shelf: pull the model again")?;
-        let gguf = Gguf::open(&shelved.path).map_err(|e| e.to_string())?;
-        let spec = ArchSpec::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
-        let template = match gguf.str("tokenizer.chat_template") {
-            Some(_) => Some(ChatTemplate::from_gguf(&gguf).map_err(|e| e.to_string())?),
-            None => None,
-        };
+        let files = ModelFiles::open(&shelved.path).map_err(|e| e.to_string())?;
+        let spec = files.spec().map_err(|e| e.to_string())?;
+        let tokenizer = files.tokenizer().map_err(|e| e.to_string())?;
+        let template = files.chat_template().map_err(|e| e.to_string())?;
+        let dialect = template.as_ref().map(Dialect::detect);
+        let marks = dialect.as_ref().map_or(Vec::new(), |dialect| dialect.syntax().marks(&tokenizer));
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+        let dims = u32::try_from(spec.hidden).ok().filter(|dims| *dims as usize <= EMBEDDING_DIMS_MAX);
+        let embedding_dims = match (spec.is_encoder(), dims) {
+            (true, None) => return Err(format!("its vectors have more than {EMBEDDING_DIMS_MAX} numbers")),
+            (is_encoder, dims) => dims.filter(|_| is_encoder),
+        };
         Ok(Self {
             manifest,
             tokenizer,
             template,
+            dialect,
+            marks,
             context_tokens,
+            embedding_dims,
             constrainer: OnceLock::new(),
             dry_breakers: OnceLock::new(),
         })
@@ -188,6 +204,16 @@ impl Model {
         &self.tokenizer
     }
 
+    /// How tools are spoken of; `None` where there is no chat template.
+    pub(crate) fn dialect(&self) -> Option<&Dialect> {
+        self.dialect.as_ref()
+    }
+
+    /// Control tokens that are parts of calls, which a text must show to be read.
+    pub(crate) fn marks(&self) -> &[(u32, String)] {
+        &self.marks
+    }
+
     /// What compiles constraints for this model's vocabulary. The first call takes a fraction of a second.
     pub(crate) fn constrainer(&self) -> Result<&Constrainer, &ConstraintError> {
         self.constrainer.get_or_init(|| Constrainer::new(&self.tokenizer)).as_ref()
@@ -196,6 +222,18 @@ impl Model {
     /// Prompt and output together.
     pub(crate) fn context_tokens(&self) -> u32 {
         self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+    }
+
+    /// Numbers in the vectors that it makes of texts; `None` where it generates.
+    pub(crate) fn embedding_dims(&self) -> Option<u32> {
+        self.embedding_dims
+    }
+
+    /// The tokens of a text for an encoder, with those that it wants around it.
+    pub(crate) fn text_tokens(&self, text: &str) -> Result<Vec<u32>, String> {
+        let tokens = self.tokenizer.encode(text, true).map_err(|e| e.to_string())?;
+        let first = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
+        Ok(first.into_iter().chain(tokens).chain(self.tokenizer.last()).collect())
     }
 
     /// Tokens that end a repetition where a request does not say, found by `find` once: that looks at every token's text.
@@ -214,7 +252,7 @@ impl Model {
     }
 
     /// The tokens of a prompt. Special tokens written out in it count as such, as in the prompts that models train on.
-    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, Refusal> {
+    pub(crate) fn tokens(&self, prompt: &Prompt, tools: Option<&Tools>) -> Result<Vec<u32>, Refusal> {
         let refuse = |param: &str, why: String| Refusal::invalid(param, why);
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
@@ -223,18 +261,36 @@ impl Model {
                 Ok(self.with_bos(tokens))
             }
             Prompt::Chat(messages) => {
-                let Some(template) = &self.template else {
-                    return Err(refuse("messages", "this model has no chat template: use completions".to_owned()));
-                };
-                let messages: Vec<cuckoo_models::Message> = messages
-                    .iter()
-                    .map(|m| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() })
-                    .collect();
-                let text = template.render(&messages, true).map_err(|e| refuse("messages", e.to_string()))?;
+                let text = self.rendered(messages, tools)?;
                 let tokens = self.tokenizer.encode(&text, true).map_err(|e| refuse("messages", e.to_string()))?;
                 Ok(self.with_bos(tokens))
             }
         }
+    }
+
+    /// A chat by the model's template, in the model's words for tools where it has to do with any.
+    fn rendered(&self, messages: &[ChatMessage], tools: Option<&Tools>) -> Result<String, Refusal> {
+        let (Some(template), Some(dialect)) = (&self.template, &self.dialect) else {
+            return Err(Refusal::invalid("messages", "this model has no chat template: use completions"));
+        };
+        let rendered = if tools.is_none() && messages.iter().all(|m| m.calls.is_empty() && m.answers.is_none()) {
+            let turn = |m: &ChatMessage| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() };
+            template.render(&messages.iter().map(turn).collect::<Vec<_>>(), true)
+        } else {
+            let (messages, parameters) = (tools::conversation(messages)?, tools.map(tools::parameters));
+            let listed: Vec<Tool<'_>> = tools
+                .iter()
+                .flat_map(|tools| &tools.tools)
+                .zip(parameters.iter().flatten())
+                .map(|(tool, parameters)| Tool {
+                    name: &tool.name,
+                    description: tool.description.as_deref(),
+                    parameters: parameters.as_ref(),
+                })
+                .collect();
+            dialect.prompt(template, &ToolChat { messages: &messages, tools: &listed })
+        };
+        rendered.map_err(|e| Refusal::invalid("messages", e.to_string()))
     }
 
     /// Adds the beginning-of-sequence token where the model wants one and the template has not written it already.
@@ -259,6 +315,7 @@ impl Model {
             created_unix: m.created_unix,
             replicas: quote.replicas,
             lowest_ask: quote.lowest_ask,
+            embedding_dims: self.embedding_dims,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cuckoo_models::{ConstraintError, Grammar, Matcher};
+use cuckoo_models::{CallGrammar, ConstraintError, Grammar, Matcher, Syntax};
 use cuckoo_wire::message::{Constraint, Refusal, RefusalCode};
 
 use crate::catalog::Model;
@@ -20,35 +20,46 @@ impl Judge {
     }
 }
 
-/// Compiles a request's constraint, off the threads that do I/O and only a few at a time.
+/// Compiles a request's constraint.
 pub(crate) async fn judge(
     market: &Market,
     model: &Arc<Model>,
     constraint: Option<&Constraint>,
 ) -> Result<Option<Judge>, Refusal> {
     let Some(constraint) = constraint else { return Ok(None) };
-    let internal = |why: String| Refusal::new(RefusalCode::Internal, format!("the constraint was not compiled: {why}"));
-    let _turn = market.compiling().acquire().await.map_err(|e| internal(e.to_string()))?;
-    let (model, grammar) = (model.clone(), grammar(constraint));
-    let compiled = tokio::task::spawn_blocking(move || {
-        model.constrainer().map_err(Clone::clone).and_then(|constrainer| constrainer.compile(&grammar))
-    });
-    match compiled.await.map_err(|e| internal(e.to_string()))? {
-        Ok(matcher) => Ok(Some(Judge(matcher))),
-        Err(why) => Err(refusal(&why)),
+    match compile(market, model, constraint).await? {
+        Ok(judge) => Ok(Some(judge)),
+        Err(why) => Err(Refusal::invalid("constraint", why.to_string())),
     }
 }
 
-fn refusal(why: &ConstraintError) -> Refusal {
-    Refusal::invalid("constraint", why.to_string())
+/// Compiles a constraint, off the threads that do I/O and only a few at a time.
+pub(crate) async fn compile(
+    market: &Market,
+    model: &Arc<Model>,
+    constraint: &Constraint,
+) -> Result<Result<Judge, ConstraintError>, Refusal> {
+    let internal = |why: String| Refusal::new(RefusalCode::Internal, format!("the constraint was not compiled: {why}"));
+    let _turn = market.compiling().acquire().await.map_err(|e| internal(e.to_string()))?;
+    let (model, grammar) = (model.clone(), grammar(constraint)?);
+    let compiled = tokio::task::spawn_blocking(move || {
+        model.constrainer().map_err(Clone::clone).and_then(|constrainer| constrainer.compile(&grammar))
+    });
+    Ok(compiled.await.map_err(|e| internal(e.to_string()))?.map(Judge))
 }
 
-fn grammar(constraint: &Constraint) -> Grammar {
-    match constraint {
+fn grammar(constraint: &Constraint) -> Result<Grammar, Refusal> {
+    Ok(match constraint {
         Constraint::JsonObject => Grammar::JsonObject,
         Constraint::JsonSchema(text) => Grammar::JsonSchema(text.clone()),
         Constraint::Regex(text) => Grammar::Regex(text.clone()),
         Constraint::Choice(choices) => Grammar::Choice(choices.clone()),
         Constraint::Grammar(text) => Grammar::Lark(text.clone()),
-    }
+        Constraint::Calls(calls) => {
+            let syntax = Syntax::named(&calls.syntax)
+                .ok_or_else(|| Refusal::invalid("constraint", "there is no such syntax of calls"))?;
+            let functions = calls.functions.clone();
+            Grammar::Calls(CallGrammar { syntax, functions, text: calls.text, many: calls.many })
+        }
+    })
 }

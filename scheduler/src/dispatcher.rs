@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::message::{Assign, Offer, Price, Refusal, RefusalCode, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, Encode, Offer, Price, Refusal, RefusalCode, WeightsHash, Window};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
@@ -50,12 +50,31 @@ pub(crate) enum DispatcherMsg {
     Expire,
 }
 
+/// What a miner is told to do, complete but for what the placement decides.
+#[allow(clippy::large_enum_variant, reason = "an order is moved once a placement")]
+pub(crate) enum Order {
+    /// Run a sequence.
+    Assign(Assign),
+    /// Make a vector of a text.
+    Encode(Encode),
+}
+
+impl Order {
+    fn place(&mut self, placement: &Placement) {
+        let (replica, blocks) = match self {
+            Self::Assign(Assign { replica, blocks, .. }) | Self::Encode(Encode { replica, blocks, .. }) => {
+                (replica, blocks)
+            }
+        };
+        (*replica, *blocks) = (placement.key.replica, placement.blocks);
+    }
+}
+
 /// A request on its way to the board.
 pub(crate) struct Submission {
     pub(crate) ticket: Ticket,
     pub(crate) need: Need,
-    /// Complete but for what the placement decides.
-    pub(crate) assign: Assign,
+    pub(crate) order: Order,
     pub(crate) reply: oneshot::Sender<Result<Placed, Refusal>>,
 }
 
@@ -93,10 +112,10 @@ impl DispatcherHandle {
     }
 
     /// Waits until the request runs somewhere. Dropping this takes it off the board.
-    pub(crate) async fn place(&self, ticket: Ticket, need: Need, assign: Assign) -> Result<Placed, Refusal> {
+    pub(crate) async fn place(&self, ticket: Ticket, need: Need, order: Order) -> Result<Placed, Refusal> {
         let (reply, placed) = oneshot::channel();
         let waiting = Waiting { ticket, dispatcher: self };
-        self.tell(DispatcherMsg::Submit(Submission { ticket, need, assign, reply }));
+        self.tell(DispatcherMsg::Submit(Submission { ticket, need, order, reply }));
         let outcome = placed.await.unwrap_or_else(|_| Err(going_down()));
         std::mem::forget(waiting);
         outcome
@@ -212,9 +231,8 @@ impl State {
         for placement in self.board.place() {
             let (mut submission, _) = self.waiting.remove(&placement.ticket).expect("the board places who waits");
             let link = self.links.get(&placement.key).expect("the board places on offered replicas");
-            submission.assign.replica = placement.key.replica;
-            submission.assign.blocks = placement.blocks;
-            let running = link.assign(submission.assign);
+            submission.order.place(&placement);
+            let running = link.give(submission.order);
             // If nobody waits for it any more, dropping it cancels it on the miner.
             let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask }));
         }

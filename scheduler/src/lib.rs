@@ -20,7 +20,9 @@
 mod catalog;
 mod constraint;
 mod dispatcher;
+mod embed;
 mod gateway;
+mod hold;
 pub mod ledger;
 mod market;
 mod metrics;
@@ -29,6 +31,7 @@ mod root;
 mod serve;
 mod spell;
 mod text;
+mod tools;
 mod words;
 
 pub use dispatcher::{Board, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};

@@ -7,14 +7,28 @@ use cuckoo_wire::message::{Generate, Prompt, Refusal, RefusalCode};
 use crate::catalog::Model;
 use crate::market::Market;
 
+/// Refuses models that generate nothing.
+pub(crate) fn check_task(model: &Model) -> Result<(), Refusal> {
+    match model.embedding_dims() {
+        None => Ok(()),
+        Some(_) => {
+            let why =
+                format!("the model '{}' makes vectors of texts and generates nothing: use embeddings", model.name());
+            Err(Refusal::invalid("model", why))
+        }
+    }
+}
+
 /// Renders and tokenizes, off the threads that do I/O and only a few prompts at a time.
-pub(crate) async fn tokens(market: &Market, model: &Arc<Model>, prompt: &Prompt) -> Result<Vec<u32>, Refusal> {
-    let tokens = match prompt {
+pub(crate) async fn tokens(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Vec<u32>, Refusal> {
+    let tokens = match &request.prompt {
         Prompt::Tokens(tokens) => tokens.clone(),
         other => {
             let _turn = market.tokenizing().acquire().await.map_err(|_| internal("no turn to tokenize"))?;
-            let (model, prompt) = (model.clone(), other.clone());
-            tokio::task::spawn_blocking(move || model.tokens(&prompt)).await.map_err(|e| internal(&e.to_string()))??
+            let (model, prompt, tools) = (model.clone(), other.clone(), request.callable().cloned());
+            tokio::task::spawn_blocking(move || model.tokens(&prompt, tools.as_ref()))
+                .await
+                .map_err(|e| internal(&e.to_string()))??
         }
     };
     match tokens.iter().find(|t| **t as usize >= model.tokenizer().vocab_len()) {

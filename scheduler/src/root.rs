@@ -118,6 +118,11 @@ impl Scheduler {
         self.market.catalog().all().iter().map(|m| m.name().to_owned()).collect()
     }
 
+    /// Whether this model makes vectors of texts, rather than text.
+    pub fn is_encoder(&self, model: &str) -> bool {
+        self.market.catalog().find(model).is_some_and(|model| model.embedding_dims().is_some())
+    }
+
     /// A new API key whose account holds `deposit` nano-credits.
     pub async fn create_key(&self, label: &str, deposit: u64) -> Result<ApiKey, ScheduleError> {
         self.market.ledger().create_key(label, deposit).await.map_err(|e| ScheduleError::Failed(e.to_string()))

@@ -14,30 +14,34 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cuckoo_models::Syntax;
+use cuckoo_models::tools::Event;
 use cuckoo_wire::message::{
-    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId,
-    Sampling, SequenceId, TokenLogprobs, Usage,
+    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
+    SequenceId, Task, TokenLogprobs, Usage,
 };
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
-use crate::dispatcher::{Need, Placed};
+use crate::dispatcher::{Need, Order, Placed};
 use crate::gateway::miner::News;
-use crate::ledger::{Attempt, Settlement};
+use crate::hold::{Delivered, Hold};
+use crate::ledger::Attempt;
 use crate::market::Market;
 use crate::prompt;
 use crate::spell::{self, Speller};
-use crate::text::Output;
+use crate::text::{CallReader, Output};
+use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 
 /// Placements of one request before it is given up.
-const ATTEMPTS_MAX: usize = 4;
+pub(crate) const ATTEMPTS_MAX: usize = 4;
 /// A miner that says nothing about a sequence for so long has lost it.
-const PROGRESS_MAX: Duration = Duration::from_secs(120);
+pub(crate) const PROGRESS_MAX: Duration = Duration::from_secs(120);
 
 /// How a request ends.
-enum Ending {
+pub(crate) enum Ending {
     /// As it should.
     Finished(FinishReason),
     /// The developer went away.
@@ -77,9 +81,10 @@ impl Market {
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
+        prompt::check_task(&model)?;
         prompt::check_tokens(&model, &request)?;
-        let judge = constraint::judge(self, &model, request.constraint.as_ref()).await?;
-        let tokens = prompt::tokens(self, &model, &request.prompt).await?;
+        let held = held(self, &model, &request).await?;
+        let tokens = prompt::tokens(self, &model, &request).await?;
         let prompt_tokens = tokens.len() as u32;
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
         prompt::check_least(request.sampling.min_tokens, max_new)?;
@@ -88,13 +93,13 @@ impl Market {
             Some(price) => price,
             None => self.going_price(model.weights()).await,
         };
-        let id = RequestId::random();
         let speller = Speller::new(model.clone(), &request, &tokens)?;
         let echo = request.echo.then(|| prompt::text(&model, &request.prompt, &tokens));
-        self.ledger().hold(id, &client, limit.ceiling(prompt_tokens, max_new)).await?;
+        let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new)).await?;
         Ok(Job {
-            hold: Hold { market: self.clone(), request: id, open: true },
-            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop),
+            caller: held.syntax.map(|syntax| Caller::new(syntax, hold.request())),
+            hold,
+            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop, held.reader),
             seed: request.sampling.seed.unwrap_or_else(rand::random),
             stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
             include_stop: request.include_stop,
@@ -103,8 +108,8 @@ impl Market {
             echo,
             cache_salt: client.cache_salt(),
             sampling: request.sampling,
-            constraint: request.constraint,
-            judge,
+            constraint: held.constraint,
+            judge: held.judge,
             attempts: Vec::new(),
             model,
             tokens,
@@ -116,7 +121,25 @@ impl Market {
     }
 }
 
-fn unknown_model(name: &str, market: &Market) -> Refusal {
+/// What an output is held to, and what reads calls out of it.
+struct Held {
+    constraint: Option<Constraint>,
+    judge: Option<Judge>,
+    reader: Option<CallReader>,
+    syntax: Option<&'static Syntax>,
+}
+
+async fn held(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Held, Refusal> {
+    let Some(tools) = request.callable() else {
+        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?;
+        return Ok(Held { constraint: request.constraint.clone(), judge, reader: None, syntax: None });
+    };
+    let Calling { constraint, judge, parser, syntax } = tools::calling(market, model, tools).await?;
+    let reader = CallReader { parser, marks: model.marks().to_vec() };
+    Ok(Held { constraint, judge, reader: Some(reader), syntax: Some(syntax) })
+}
+
+pub(crate) fn unknown_model(name: &str, market: &Market) -> Refusal {
     let known: Vec<String> = market.catalog().all().iter().map(|m| m.name().to_owned()).collect();
     Refusal {
         code: RefusalCode::ModelNotFound,
@@ -146,6 +169,8 @@ struct Job {
     constraint: Option<Constraint>,
     judge: Option<Judge>,
     output: Output,
+    /// Names calls, where there may be any.
+    caller: Option<Caller>,
     attempts: Vec<Attempt>,
     began: Instant,
 }
@@ -153,8 +178,8 @@ struct Job {
 impl Job {
     /// Places the request until it ends, then settles. The last reply, unless nobody is there to read it.
     async fn run(mut self, replies: &mpsc::Sender<Reply>) -> Option<Reply> {
-        let _running = self.hold.market.metrics().running();
-        let accepted = Reply::Accepted { request: self.hold.request, prompt_tokens: self.prompt_tokens };
+        let _running = self.hold.market().metrics().running();
+        let accepted = Reply::Accepted { request: self.hold.request(), prompt_tokens: self.prompt_tokens };
         let mut opening = vec![accepted];
         opening.extend(spell::echo(&self.echo.take().unwrap_or_default()));
         opening.extend(spell::pieces(self.speller.first(&self.tokens).into_iter().collect()));
@@ -176,7 +201,7 @@ impl Job {
             match self.attempt(replies).await {
                 Outcome::Ended(ending) => return ending,
                 Outcome::Lost(why) => {
-                    tracing::info!(request = %self.hold.request, accepted = self.accepted(), why, "placement lost");
+                    tracing::info!(request = %self.hold.request(), accepted = self.accepted(), why, "placement lost");
                     losses.push(why);
                 }
             }
@@ -190,17 +215,17 @@ impl Job {
 
     /// One placement, from the board to its end.
     async fn attempt(&mut self, replies: &mpsc::Sender<Reply>) -> Outcome {
-        let market = self.hold.market.clone();
+        let market = self.hold.market().clone();
         let (need, assign) = self.assignment();
         let placed = tokio::select! {
             () = replies.closed() => return Outcome::Ended(Ending::Gone),
-            placed = market.dispatcher().place(market.next_ticket(), need, assign) => placed,
+            placed = market.dispatcher().place(market.next_ticket(), need, Order::Assign(assign)) => placed,
         };
         let Placed { mut running, ask } = match placed {
             Ok(placed) => placed,
             Err(refusal) => return Outcome::Ended(Ending::Failed(refusal)),
         };
-        self.attempts.push(Attempt { miner: running.miner(), ask, tokens: 0 });
+        self.attempts.push(Attempt::new(running.miner(), ask));
         loop {
             let news = tokio::select! {
                 () = replies.closed() => return Outcome::Ended(Ending::Gone),
@@ -222,8 +247,13 @@ impl Job {
     /// What the board and a miner must know to go on from here.
     fn assignment(&self) -> (Need, Assign) {
         let left = self.max_new - self.accepted();
-        let need =
-            Need { weights: self.model.weights(), tokens: self.tokens.len() as u32, max_new: left, limit: self.limit };
+        let need = Need {
+            weights: self.model.weights(),
+            task: Task::Generate,
+            tokens: self.tokens.len() as u32,
+            max_new: left,
+            limit: self.limit,
+        };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {
             // Where, and under which name, is decided by the placement.
@@ -280,6 +310,7 @@ impl Job {
             (Some(reason), _) => Some(Outcome::Ended(Ending::Finished(reason))),
             (None, None) => None,
             (None, Some(End::Failed(why))) => Some(Outcome::Lost(why)),
+            (None, Some(End::Embedded(_))) => Some(Outcome::Lost("the miner sent a vector for tokens".to_owned())),
             (None, Some(end)) => Some(Outcome::Lost(format!("the miner ended too early: {end:?}"))),
         }
     }
@@ -292,7 +323,7 @@ impl Job {
         replies: &mpsc::Sender<Reply>,
     ) -> Result<Option<FinishReason>, Outcome> {
         let first = self.accepted();
-        let (mut reason, mut text) = (None, String::new());
+        let (mut reason, mut events) = (None, Vec::new());
         // Looked at before any is taken in: what is accepted is what the developer gets.
         if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
             return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
@@ -305,7 +336,7 @@ impl Job {
             }
             self.tokens.push(token);
             taken.push(token);
-            reason = self.judge(token, &mut text);
+            reason = self.judge(token, &mut events);
             if reason.is_some() {
                 break;
             }
@@ -314,17 +345,24 @@ impl Job {
             return Err(not_allowed());
         }
         if first == 0 {
-            self.hold.market.metrics().first_token(self.began.elapsed());
+            self.hold.market().metrics().first_token(self.began.elapsed());
         }
-        self.hold.market.metrics().tokens(taken.len());
+        self.hold.market().metrics().tokens(taken.len());
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.tokens += taken.len() as u32;
         }
-        if reason.is_some() {
-            text.push_str(&self.output.finish());
+        if let Some(why) = reason {
+            // Before what was held back is dropped: a call that has not ended was cut.
+            let (_, is_within_call) = self.output.calls();
+            events.extend(self.output.finish());
+            reason = Some(match why {
+                FinishReason::Stop if is_within_call => FinishReason::Length,
+                FinishReason::Stop if self.output.calls().0 => FinishReason::ToolCalls,
+                why => why,
+            });
         }
-        let delta = Reply::Delta { first, tokens: taken, text, logprobs };
-        send_all(replies, vec![delta]).await.map_err(Outcome::Ended)?;
+        let deltas = tools::replies(&mut self.caller, events, first, taken, logprobs);
+        send_all(replies, deltas).await.map_err(Outcome::Ended)?;
         match allowed {
             true => Ok(reason),
             false => Err(not_allowed()),
@@ -332,20 +370,20 @@ impl Job {
     }
 
     /// What one more token means.
-    fn judge(&mut self, token: u32, text: &mut String) -> Option<FinishReason> {
+    fn judge(&mut self, token: u32, events: &mut Vec<Event>) -> Option<FinishReason> {
         if self.stop_tokens.binary_search(&token).is_ok() {
             if self.include_stop {
-                text.push_str(&self.output.push(token).text);
+                events.extend(self.output.push(token).events);
             }
             return Some(FinishReason::Stop);
         }
-        let scanned = match self.accepted() <= self.sampling.min_tokens {
+        let shown = match self.accepted() <= self.sampling.min_tokens {
             true => self.output.push_unscanned(token),
             false => self.output.push(token),
         };
-        text.push_str(&scanned.text);
+        events.extend(shown.events);
         match () {
-            () if scanned.stopped => Some(FinishReason::Stop),
+            () if shown.stopped => Some(FinishReason::Stop),
             () if self.accepted() >= self.max_new => Some(FinishReason::Length),
             () => None,
         }
@@ -358,37 +396,13 @@ impl Job {
 
     /// Pays for what was delivered and returns the rest of the hold.
     async fn settle(&mut self) -> Result<Usage, Refusal> {
-        let market = self.hold.market.clone();
         let migrations = (self.attempts.len() as u32).saturating_sub(1);
-        self.attempts.retain(|a| a.tokens > 0);
-        self.hold.open = false;
-        if self.attempts.is_empty() {
-            market.ledger().release(self.hold.request).await?;
-            return Ok(Usage::default());
-        }
-        let settled = market
-            .ledger()
-            .settle(Settlement {
-                request: self.hold.request,
-                prompt_tokens: self.prompt_tokens,
-                delivered_tokens: self.accepted(),
-                max_tokens: self.max_new,
-                attempts: std::mem::take(&mut self.attempts),
-                author: self.model.author(),
-                royalty_bps: self.model.royalty_bps(),
-            })
-            .await?;
-        let usage = Usage {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.accepted(),
-            cost: settled.cost,
-            miner: settled.miner,
-            author: settled.author,
-            network: settled.network,
-            migrations,
-        };
-        market.metrics().settled(&usage);
-        Ok(usage)
+        let mut attempts = std::mem::take(&mut self.attempts);
+        attempts.retain(|a| a.tokens > 0);
+        let (prompt_tokens, max_tokens) = (self.prompt_tokens, self.max_new);
+        let tokens = self.accepted();
+        let delivered = Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations };
+        self.hold.settle(&self.model, delivered).await
     }
 }
 
@@ -397,24 +411,9 @@ fn not_allowed() -> Outcome {
 }
 
 /// Sends replies in order, unless the developer has gone.
-async fn send_all(replies: &mpsc::Sender<Reply>, all: Vec<Reply>) -> Result<(), Ending> {
+pub(crate) async fn send_all(replies: &mpsc::Sender<Reply>, all: Vec<Reply>) -> Result<(), Ending> {
     for reply in all {
         replies.send(reply).await.map_err(|_| Ending::Gone)?;
     }
     Ok(())
-}
-
-/// Money held for a request; returned if the request is dropped before it settles.
-struct Hold {
-    market: Market,
-    request: RequestId,
-    open: bool,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.open {
-            self.market.ledger().release_later(self.request);
-        }
-    }
 }

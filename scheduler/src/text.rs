@@ -1,43 +1,123 @@
 //! Tokens to text as it may be shown: whole characters only, and nothing that may turn out to begin a stop string. Pure.
 
 use cuckoo_models::Decoder;
+use cuckoo_models::tools::{Event, Parser};
 
 /// The text side of one request's output.
 #[derive(Debug)]
 pub(crate) struct Output {
     decoder: Decoder,
     scanner: StopScanner,
+    calls: Option<CallReader>,
+}
+
+/// Finds calls of tools in an output.
+#[derive(Debug)]
+pub(crate) struct CallReader {
+    /// What reads them.
+    pub(crate) parser: Parser,
+    /// Control tokens that are parts of calls, with their names.
+    pub(crate) marks: Vec<(u32, String)>,
+}
+
+/// What may be shown of an output.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// In order.
+    pub(crate) events: Vec<Event>,
+    /// Whether a stop string was found: nothing after it counts.
+    pub(crate) stopped: bool,
 }
 
 impl Output {
-    /// Ends before any of `stops`, or after it where `include_stop`.
-    pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool) -> Self {
-        Self { decoder, scanner: StopScanner::new(stops, include_stop) }
+    /// Ends before any of `stops`, or after it where `include_stop`. Stop strings are looked for in text, not in calls.
+    pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool, calls: Option<CallReader>) -> Self {
+        Self { decoder, scanner: StopScanner::new(stops, include_stop), calls }
     }
 
     /// What one more token shows.
-    pub(crate) fn push(&mut self, token: u32) -> Scanned {
-        match self.decoder.push(token) {
-            Some(piece) => self.scanner.push(&piece),
-            None => Scanned { text: String::new(), stopped: false },
-        }
+    pub(crate) fn push(&mut self, token: u32) -> Shown {
+        self.show(token, true)
     }
 
     /// What one more token shows where stop strings do not count yet; none may be pushed before that does.
-    pub(crate) fn push_unscanned(&mut self, token: u32) -> Scanned {
-        Scanned { text: self.decoder.push(token).unwrap_or_default(), stopped: false }
+    pub(crate) fn push_unscanned(&mut self, token: u32) -> Shown {
+        self.show(token, false)
+    }
+
+    fn show(&mut self, token: u32, scans: bool) -> Shown {
+        let events = match &mut self.calls {
+            Some(calls) => {
+                let mark = calls.marks.iter().find(|(mark, _)| *mark == token);
+                let text = match mark {
+                    // A character that was begun before it never becomes whole.
+                    Some((_, name)) => Some(self.decoder.finish().unwrap_or_default() + name),
+                    None => self.decoder.push(token),
+                };
+                text.map_or(Vec::new(), |text| calls.parser.push(&text))
+            }
+            None => self.decoder.push(token).map(Event::Content).into_iter().collect(),
+        };
+        match scans {
+            true => self.scan(events),
+            false => Shown { events, stopped: false },
+        }
+    }
+
+    fn scan(&mut self, events: Vec<Event>) -> Shown {
+        let mut shown = Shown::default();
+        for event in events {
+            let (text, stopped) = match &event {
+                Event::Content(text) => {
+                    let scanned = self.scanner.push(text);
+                    (scanned.text, scanned.stopped)
+                }
+                // No stop string reaches over a call.
+                Event::Call { .. } | Event::Arguments(_) => (self.scanner.finish(), false),
+            };
+            if !text.is_empty() {
+                shown.events.push(Event::Content(text));
+            }
+            if stopped {
+                shown.stopped = true;
+                return shown;
+            }
+            if !matches!(event, Event::Content(_)) {
+                shown.events.push(event);
+            }
+        }
+        shown
     }
 
     /// What was held back, once nothing more can come.
-    pub(crate) fn finish(&mut self) -> String {
-        let mut text = self.scanner.finish();
-        if self.scanner.stopped {
-            // The beginning of a character after the stop string counts for nothing.
-            return text;
+    pub(crate) fn finish(&mut self) -> Vec<Event> {
+        // The beginning of a character after a stop string counts for nothing, nor does anything else.
+        let mut events = Vec::new();
+        if !self.scanner.stopped {
+            let tail = self.decoder.finish();
+            if let Some(calls) = &mut self.calls {
+                let mut last = calls.parser.push(&tail.unwrap_or_default());
+                last.extend(calls.parser.finish());
+                events = self.scan(last).events;
+                events.extend(content(self.scanner.finish()));
+            } else {
+                events.extend(content(self.scanner.finish() + &tail.unwrap_or_default()));
+            }
+            return events;
         }
-        text.push_str(&self.decoder.finish().unwrap_or_default());
-        text
+        events.extend(content(self.scanner.finish()));
+        events
     }
+
+    /// Whether tools were called, and whether a call is still going on.
+    pub(crate) fn calls(&self) -> (bool, bool) {
+        let parser = self.calls.as_ref().map(|calls| &calls.parser);
+        (parser.is_some_and(|parser| parser.calls() > 0), parser.is_some_and(Parser::is_within_call))
+    }
+}
+
+fn content(text: String) -> Option<Event> {
+    (!text.is_empty()).then_some(Event::Content(text))
 }
 
 /// Looks for the first of several stop strings across pieces of text, and holds back no more than could begin one.
@@ -92,6 +172,11 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use cuckoo_models::tools::Kept;
+    use cuckoo_models::{Syntax, Tokenizer};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -120,6 +205,77 @@ mod tests {
         let including = |stop: &str| StopScanner::new(vec![stop.to_owned(), "NDX".to_owned()], true);
         assert_eq!(including("END").push("a END b"), Scanned { text: "a END".to_owned(), stopped: true });
         assert_eq!(scanner.push("one"), Scanned { text: "one".to_owned(), stopped: false });
+    }
+
+    /// Printable ASCII, one token a character, and a control token.
+    fn tokenizer() -> Tokenizer {
+        let mut vocab: Vec<String> = (b'!'..=b'~').map(|b| char::from(b).to_string()).collect();
+        vocab.extend(["Ġ".to_owned(), "Ċ".to_owned()]);
+        let entries: serde_json::Map<String, serde_json::Value> =
+            vocab.iter().enumerate().map(|(id, text)| (text.clone(), id.into())).collect();
+        let json = serde_json::json!({
+            "model": {"type": "BPE", "vocab": entries, "merges": []},
+            "added_tokens": [{"id": vocab.len(), "content": "[TOOL_CALLS]", "special": true}],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "decoder": {"type": "ByteLevel"},
+        });
+        Tokenizer::from_hf_json(&json.to_string(), None).unwrap()
+    }
+
+    /// Everything that is shown of a text whose control tokens are tokens, and whether a stop string ended it.
+    fn shown(syntax: &str, stops: &[&str], text: &str) -> (Vec<Event>, bool) {
+        let (tokenizer, syntax) = (tokenizer(), Syntax::named(syntax).unwrap());
+        let parser = Parser::new(syntax, vec!["f".to_owned()], Kept::TextAndCalls);
+        let reader = CallReader { parser, marks: syntax.marks(&tokenizer) };
+        let stops = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut output = Output::new(tokenizer.decoder(), stops, false, Some(reader));
+        let mut events: Vec<Event> = Vec::new();
+        let mut add = |event| match (events.last_mut(), event) {
+            (Some(Event::Content(all)), Event::Content(more))
+            | (Some(Event::Arguments(all)), Event::Arguments(more)) => {
+                all.push_str(&more);
+            }
+            (_, event) => events.push(event),
+        };
+        for token in tokenizer.encode(text, true).unwrap() {
+            let shown = output.push(token);
+            shown.events.into_iter().for_each(&mut add);
+            if shown.stopped {
+                output.finish().into_iter().for_each(&mut add);
+                return (events, true);
+            }
+        }
+        output.finish().into_iter().for_each(&mut add);
+        (events, false)
+    }
+
+    #[test]
+    fn stop_strings_count_in_text_and_not_in_calls() {
+        let call = r#"<tool_call>{"name": "f", "arguments": {"a": "END"}}</tool_call>"#;
+        let content = |text: &str| Event::Content(text.to_owned());
+        let called = [Event::Call { name: "f".to_owned() }, Event::Arguments(r#"{"a": "END"}"#.to_owned())];
+        let whole = |before: &str, after: &str| {
+            let text = [content(before)].into_iter().chain(called.clone()).chain([content(after)]);
+            text.filter(|event| *event != content("")).collect::<Vec<_>>()
+        };
+        let stops = ["END", "name", "\n\n"];
+        assert_eq!(shown("hermes", &stops, &format!("Well. EN{call}")), (whole("Well. EN", ""), false));
+        assert_eq!(shown("hermes", &stops, &format!("{call} and END{call}")), (whole("", " and "), true));
+        assert_eq!(shown("hermes", &stops, &format!("no END {call}")), (vec![content("no ")], true));
+        assert_eq!(shown("hermes", &stops, "a\n\nb"), (vec![content("a")], true));
+        assert_eq!(shown("hermes", &stops, "a \n"), (vec![content("a \n")], false));
+    }
+
+    #[test]
+    fn a_control_token_of_a_call_is_read_and_never_shown() {
+        let expected = [
+            Event::Content("So:".to_owned()),
+            Event::Call { name: "f".to_owned() },
+            Event::Arguments("{}".to_owned()),
+            Event::Call { name: "f".to_owned() },
+            Event::Arguments(r#"{"a": 1}"#.to_owned()),
+        ];
+        let text = r#"So: [TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]"#;
+        assert_eq!(shown("mistral", &[], text), (expected.to_vec(), false));
     }
 
     proptest! {

@@ -34,7 +34,7 @@ pub(super) async fn ask(common: &Common, args: AskArgs) -> anyhow::Result<()> {
     let (client, key) = connect(&home, &args.target).await?;
     let key = paying(key)?;
     let model = generate::model(&client, &args.generation).await?;
-    let prompt = Prompt::Chat(vec![ChatMessage { role: "user".to_owned(), content: args.question }]);
+    let prompt = Prompt::Chat(vec![ChatMessage::new("user", args.question)]);
     let answer = tokio::select! {
         answer = generate::stream(&client, &key, &model, prompt, &args.generation, common.json) => answer?,
         () = asked_to_stop() => bail!("cancelled"),
@@ -49,8 +49,7 @@ pub(super) async fn chat(common: &Common, args: ChatArgs) -> anyhow::Result<()> 
     let (client, key) = connect(&home, &args.target).await?;
     let key = paying(key)?;
     let model = generate::model(&client, &args.generation).await?;
-    let mut history: Vec<ChatMessage> =
-        args.system.map(|text| ChatMessage { role: "system".to_owned(), content: text }).into_iter().collect();
+    let mut history: Vec<ChatMessage> = args.system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         eprintln!("talking with {model}; Ctrl-D or /exit ends, Ctrl-C stops an answer");
@@ -69,7 +68,7 @@ pub(super) async fn chat(common: &Common, args: ChatArgs) -> anyhow::Result<()> 
         if line.trim().is_empty() {
             continue;
         }
-        history.push(ChatMessage { role: "user".to_owned(), content: line });
+        history.push(ChatMessage::new("user", line));
         let prompt = Prompt::Chat(history.clone());
         let answer = tokio::select! {
             answer = generate::stream(&client, &key, &model, prompt, &args.generation, common.json) => answer?,
@@ -80,7 +79,7 @@ pub(super) async fn chat(common: &Common, args: ChatArgs) -> anyhow::Result<()> 
             }
         };
         answer.report(common.json);
-        history.push(ChatMessage { role: "assistant".to_owned(), content: answer.text });
+        history.push(ChatMessage::new("assistant", answer.text));
     }
     client.close();
     Ok(())

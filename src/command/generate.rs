@@ -1,13 +1,17 @@
 //! Streams one answer to standard output and says what it took.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cuckoo::{ApiKey, Client, FinishReason, Prompt, Request, Usage};
-use serde_json::json;
+use anyhow::{Context, ensure};
+use cuckoo::{ApiKey, Client, Constraint, FinishReason, Prompt, Request, Usage};
+use cuckoo_wire::limits::CONSTRAINT_BYTES_MAX;
+use cuckoo_wire::message::{TokenLogprob, TokenLogprobs};
+use serde_json::{Value, json};
 
 use super::credits;
-use crate::args::GenerationArgs;
+use crate::args::{GenerationArgs, Shape};
 
 /// One answer and its figures.
 pub(super) struct Answer {
@@ -16,6 +20,7 @@ pub(super) struct Answer {
     total: Duration,
     reason: FinishReason,
     usage: Usage,
+    logprobs: Vec<TokenLogprobs>,
 }
 
 /// The model to ask: the one named, or the first in the catalog.
@@ -37,13 +42,16 @@ pub(super) async fn stream(
     args: &GenerationArgs,
     json: bool,
 ) -> anyhow::Result<Answer> {
-    let request = Request::new(key.0.clone(), model, prompt).max_tokens(args.max_tokens).sampling(args.sampling());
+    let mut request = Request::new(key.0.clone(), model, prompt);
+    args.fill(&mut request.0);
+    request.0.constraint = constraint(args)?;
     let began = Instant::now();
     let mut generation = client.generate(request).await?;
-    let (mut text, mut first_token) = (String::new(), None);
+    let (mut text, mut first_token, mut logprobs) = (String::new(), None, Vec::new());
     while let Some(delta) = generation.next().await? {
         first_token.get_or_insert_with(|| began.elapsed());
         text.push_str(&delta.text);
+        logprobs.extend(delta.logprobs);
         if !json {
             let mut out = std::io::stdout().lock();
             out.write_all(delta.text.as_bytes())?;
@@ -56,7 +64,30 @@ pub(super) async fn stream(
     let total = began.elapsed();
     let reason = generation.finish_reason().unwrap_or(FinishReason::Stop);
     let usage = generation.usage().cloned().unwrap_or_default();
-    Ok(Answer { text, first_token: first_token.unwrap_or(total), total, reason, usage })
+    Ok(Answer { text, first_token: first_token.unwrap_or(total), total, reason, usage, logprobs })
+}
+
+/// What the output must look like, read from the files that were named.
+fn constraint(args: &GenerationArgs) -> anyhow::Result<Option<Constraint>> {
+    let shape = &args.shape;
+    Ok(match shape {
+        Shape { json_object: true, .. } => Some(Constraint::JsonObject),
+        Shape { json_schema: Some(file), .. } => Some(Constraint::JsonSchema(small_text(file)?)),
+        Shape { grammar: Some(file), .. } => Some(Constraint::Grammar(small_text(file)?)),
+        Shape { regex: Some(regex), .. } => Some(Constraint::Regex(regex.clone())),
+        Shape { choices, .. } if !choices.is_empty() => Some(Constraint::Choice(choices.clone())),
+        Shape { .. } => None,
+    })
+}
+
+/// A text file, if it is no longer than a constraint may be.
+fn small_text(path: &Path) -> anyhow::Result<String> {
+    let failed = || format!("{}", path.display());
+    let file = std::fs::File::open(path).with_context(failed)?;
+    let (mut text, most) = (String::new(), CONSTRAINT_BYTES_MAX as u64);
+    file.take(most + 1).read_to_string(&mut text).with_context(failed)?;
+    ensure!(text.len() as u64 <= most, "{}: longer than the {most} bytes that a constraint may have", path.display());
+    Ok(text)
 }
 
 impl Answer {
@@ -76,8 +107,9 @@ impl Answer {
             let reason = match self.reason {
                 FinishReason::Stop => "stop",
                 FinishReason::Length => "length",
+                FinishReason::ToolCalls => "tool_calls",
             };
-            let line = json!({
+            let mut line = json!({
                 "event": "answer", "text": self.text, "finish_reason": reason,
                 "prompt_tokens": u.prompt_tokens, "completion_tokens": u.completion_tokens,
                 "ttft_ms": ttft_ms, "tokens_per_second": self.tokens_per_second(),
@@ -85,9 +117,13 @@ impl Answer {
                 "cost_nano": u.cost, "miner_nano": u.miner, "author_nano": u.author, "network_nano": u.network,
                 "migrations": u.migrations,
             });
+            if !self.logprobs.is_empty() {
+                line["logprobs"] = self.logprobs.iter().map(scored).collect();
+            }
             println!("{line}");
             return;
         }
+        self.logprobs.iter().for_each(|token| eprintln!("{}", row(token)));
         let amount = |nano: u64| credits(i64::try_from(nano).unwrap_or(i64::MAX));
         eprintln!(
             "\n{} + {} tokens · first after {:.0} ms · {:.1} tokens/s · cost {} credits: the miner earned {}, the author {}, the network {}",
@@ -101,4 +137,25 @@ impl Answer {
             amount(u.network),
         );
     }
+}
+
+/// A token with those that could have stood in its place, for machines.
+fn scored(token: &TokenLogprobs) -> Value {
+    let one = |t: &TokenLogprob| json!({"token": t.token, "text": spelled(t), "logprob": t.logprob});
+    let mut all = one(&token.chosen);
+    all["rank"] = token.rank.into();
+    all["top"] = token.top.iter().map(one).collect();
+    all
+}
+
+/// The same for people: its logarithm of probability, its place, and the others.
+fn row(token: &TokenLogprobs) -> String {
+    let number = |t: &TokenLogprob| t.logprob.map_or_else(|| "-".to_owned(), |logprob| format!("{logprob:.3}"));
+    let chosen = format!("{:>9}  #{:<6} {:?}", number(&token.chosen), token.rank, spelled(&token.chosen));
+    let top: Vec<String> = token.top.iter().map(|t| format!("{:?} {}", spelled(t), number(t))).collect();
+    if top.is_empty() { chosen } else { format!("{chosen:<40} of {}", top.join(", ")) }
+}
+
+fn spelled(token: &TokenLogprob) -> String {
+    String::from_utf8_lossy(&token.bytes).into_owned()
 }

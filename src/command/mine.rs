@@ -25,7 +25,8 @@ pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
         println!("  miner   {} ({peer})", args.name);
         println!("  model   {} from {}", args.mining.model, weights.path.display());
     }
-    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0) };
+    let draft = args.mining.draft_model.clone();
+    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0), draft };
     let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;
@@ -73,7 +74,11 @@ pub(super) async fn start(
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,
         drafts_max: mining.drafts,
-        kv_bytes_max: mining.kv_memory << 20,
+        kv_bytes_max: mining.kv_mib << 20,
+        kv_kind: mining.kv_type,
+        spill_bytes_max: mining.spill_mib << 20,
+        memory_bytes_max: mining.memory_mib.map(|mib| mib << 20),
+        context_tokens_max: mining.context,
     };
     Ok(mine(config).await?)
 }

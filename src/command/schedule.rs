@@ -113,11 +113,16 @@ impl Started {
         println!("  QUIC    {}", self.join);
         println!("  models  {}", models.join(", "));
         println!("\n  export OPENAI_BASE_URL={http}/v1 OPENAI_API_KEY={}", self.key.0);
-        println!("  curl {http}/v1/chat/completions -H 'Authorization: Bearer {}' \\", self.key.0);
+        let (path, body) = match self.scheduler.is_encoder(model) {
+            true => ("embeddings", json!({"model": model, "input": "a bird"})),
+            false => {
+                let messages = json!([{"role": "user", "content": "Name a bird."}]);
+                ("chat/completions", json!({"model": model, "messages": messages}))
+            }
+        };
+        println!("  curl {http}/v1/{path} -H 'Authorization: Bearer {}' \\", self.key.0);
         println!("    -H 'Content-Type: application/json' \\");
-        println!(
-            "    -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name a bird.\"}}]}}'"
-        );
+        println!("    -d '{body}'");
         println!("\n  another miner:  cuckoo mine --join {}", self.join);
     }
 }

@@ -26,7 +26,8 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     if quic.ip().is_unspecified() {
         to.host = Ipv4Addr::LOCALHOST.to_string();
     }
-    let files = ModelConfig { path: model.weights.path.clone(), hash: WeightsHash(model.weights.hash.0) };
+    let (path, hash) = (model.weights.path.clone(), WeightsHash(model.weights.hash.0));
+    let files = ModelConfig { path, hash, draft: args.mining.draft_model.clone() };
     let mut miner = mine::start(identity.clone(), to, "local".to_owned(), files, &args.mining).await?;
     mine::connected(&mut miner).await?;
     started.await_replica(&model.name).await;
@@ -35,7 +36,7 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     }
     if let Some(question) = &args.ask {
         let client = Client::connect(started.scheduler.address(), &identity).await?;
-        let turn = ChatMessage { role: "user".to_owned(), content: question.clone() };
+        let turn = ChatMessage::new("user", question.clone());
         let name = args.generation.ask_model.as_deref().unwrap_or(&model.name);
         let prompt = Prompt::Chat(vec![turn]);
         let answer = generate::stream(&client, &started.key, name, prompt, &args.generation, common.json).await?;

@@ -52,7 +52,19 @@ pub const DRY_BREAKER_TOKENS_MAX: usize = 16_384;
 pub const CONSTRAINT_BYTES_MAX: usize = 64 << 10;
 /// Texts to choose from.
 pub const CONSTRAINT_CHOICES_MAX: usize = 1_024;
-/// Bytes of a name: a model's, a miner's.
+/// Tools of a request. Their schemas together are bounded as a constraint is.
+pub const TOOLS_MAX: usize = 128;
+/// Calls of tools in one message of a chat.
+pub const CALLS_MAX: usize = 128;
+/// Bytes of a call's id.
+pub const CALL_ID_BYTES_MAX: usize = 128;
+/// Texts of one request for vectors.
+pub const EMBED_INPUTS_MAX: usize = 2_048;
+/// Numbers in a text's vector.
+pub const EMBEDDING_DIMS_MAX: usize = 8_192;
+/// Numbers in all vectors of one request.
+pub const EMBED_VALUES_MAX: usize = 2 << 20;
+/// Bytes of a name: a model's, a miner's, a tool's.
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// Sequences that one replica may run; also bounds items of a step.
@@ -109,7 +121,8 @@ const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
     + BAD_WORD_WAYS_MAX * (1 + BAD_WORD_TOKENS_MAX * TOKEN_BYTES)
     + DRY_BREAKER_TOKENS_MAX * TOKEN_BYTES
     + CONSTRAINT_BYTES_MAX
-    + CONSTRAINT_CHOICES_MAX * 3;
+    + CONSTRAINT_CHOICES_MAX * 3
+    + TOOLS_MAX * (NAME_BYTES_MAX + 4);
 
 // 4 KiB are left for everything else.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);
@@ -135,6 +148,13 @@ const _: () = assert!(
 const _: () = assert!(REPLICA_SEQUENCES_MAX * 160 <= STEP_ITEMS_BYTES_MAX);
 // A reply has log-probabilities of one token, or a piece of a prompt and one token more.
 const _: () = assert!(PROMPT_PIECE_BYTES + TEXT_LOGPROBS_BYTES_MAX + 64 <= REPLY_FRAME_BYTES_MAX);
+// A vector fits a step and a reply, and all that one request may ask for can be asked of a model of usual width.
+const _: () = assert!(160 + 4 * EMBEDDING_DIMS_MAX <= STEP_ITEMS_BYTES_MAX);
+const _: () = assert!(64 + 4 * EMBEDDING_DIMS_MAX <= REPLY_FRAME_BYTES_MAX);
+const _: () = assert!(EMBED_INPUTS_MAX * 1_024 <= EMBED_VALUES_MAX);
+// Lengths and kinds of many short texts fit beside them.
+const _: () =
+    assert!(PROMPT_BYTES_MAX + PROMPT_TOKENS_MAX * TOKEN_BYTES + EMBED_INPUTS_MAX * 8 <= CALL_FRAME_BYTES_MAX);
 // Each sequence in flight may have an assignment, a cancellation and a credit waiting.
 const _: () = assert!(CONTROL_QUEUE >= 3 * REPLICA_SEQUENCES_MAX);
 const _: () = assert!(STEP_TOKENS_MAX <= CREDIT_TOKENS as usize);

@@ -8,14 +8,18 @@ mod accounts;
 mod check;
 mod constraint;
 mod defaults;
+mod embedding;
 mod logprobs;
 mod price;
 mod print;
+mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
-pub use constraint::Constraint;
+pub use constraint::{CallConstraint, Constraint};
+pub use embedding::{Embed, EmbedInput, Encode, Task};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
+pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
 
 // ---------------------------------------------------------------- words that both legs use
 
@@ -143,6 +147,8 @@ pub enum Call {
         /// How many entries.
         entries_max: u32,
     },
+    /// Make vectors of texts. Answered by [`Reply::Accepted`], [`Reply::Embedding`]…, [`Reply::Finished`].
+    Embed(Embed),
 }
 
 /// One request for tokens.
@@ -180,6 +186,8 @@ pub struct Generate {
     pub echo: bool,
     /// What the output must look like.
     pub constraint: Option<Constraint>,
+    /// What the model may call, where the prompt is a chat.
+    pub tools: Option<Tools>,
 }
 
 /// What ends a repetition where a request does not say, as in llama.cpp.
@@ -201,12 +209,16 @@ pub enum Prompt {
 }
 
 /// One turn of a chat.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said.
+    /// What was said; empty where an assistant only called tools.
     pub content: String,
+    /// What an assistant called.
+    pub calls: Vec<ToolCall>,
+    /// The call that a tool answers, by its id.
+    pub answers: Option<String>,
 }
 
 // ---------------------------------------------------------------- scheduler → developer
@@ -231,6 +243,8 @@ pub enum Reply {
         text: String,
         /// One for each token, where they were asked for.
         logprobs: Vec<TokenLogprobs>,
+        /// Calls of tools, after the text.
+        calls: Vec<CallDelta>,
     },
     /// The end.
     Finished {
@@ -252,6 +266,13 @@ pub enum Reply {
         /// The next tokens, for [`Generate::prompt_logprobs`].
         logprobs: Vec<TokenLogprobs>,
     },
+    /// The vector of one text, in order of the texts. Its length is 1.
+    Embedding {
+        /// Which text.
+        index: u32,
+        /// Its vector.
+        vector: Vec<f32>,
+    },
 }
 
 /// Why output ended.
@@ -261,6 +282,8 @@ pub enum FinishReason {
     Stop,
     /// The token limit or the context was reached.
     Length,
+    /// The model ended it, and has called tools.
+    ToolCalls,
 }
 
 /// What a request used, what it cost, and who got it. Amounts in nano-credits.
@@ -319,6 +342,8 @@ pub struct Offer {
     pub ask: Price,
     /// What it accepts now.
     pub window: Window,
+    /// What it is for.
+    pub task: Task,
 }
 
 /// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
@@ -362,7 +387,7 @@ pub struct StepItem {
 }
 
 /// Why a sequence ended on its miner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum End {
     /// The last token is one of the stop tokens.
     Stop,
@@ -372,6 +397,8 @@ pub enum End {
     Cancelled,
     /// This miner cannot run it, now or ever; somebody else may.
     Failed(String),
+    /// The vector of the text, of length 1: at most [`crate::limits::EMBEDDING_DIMS_MAX`] numbers.
+    Embedded(Vec<f32>),
 }
 
 // ---------------------------------------------------------------- scheduler → miner
@@ -408,6 +435,8 @@ pub enum ToMiner {
         /// Cumulative.
         tokens: u32,
     },
+    /// Make a vector of this.
+    Encode(Encode),
 }
 
 /// One sequence for one replica.

@@ -16,14 +16,56 @@ const CHUNK_BYTES: usize = 32 << 20;
 /// Every slab begins at a line of the cache.
 const ALIGN: usize = 64;
 
+/// How slabs are cut from chunks: the arithmetic, without the memory.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Layout {
+    /// Bytes of all chunks so far.
+    mapped: u64,
+    /// Free bytes of the newest.
+    left: usize,
+}
+
+/// Where the next slab goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// What it takes.
+    padded: usize,
+    /// The chunk that has to be mapped for it, if one has to be.
+    chunk: Option<usize>,
+}
+
+impl Layout {
+    /// Where `bytes` bytes go; `None` where that is no size.
+    pub(super) fn place(&self, bytes: usize) -> Option<Place> {
+        let padded = bytes.checked_next_multiple_of(ALIGN)?;
+        let is_full = padded > self.left || self.mapped == 0;
+        Some(Place { padded, chunk: is_full.then_some(padded.max(CHUNK_BYTES)) })
+    }
+
+    /// Puts it there.
+    pub(super) fn take(&mut self, place: Place) {
+        if let Some(chunk) = place.chunk {
+            self.mapped = self.mapped.saturating_add(chunk as u64);
+            self.left = chunk;
+        }
+        self.left -= place.padded;
+    }
+
+    /// Bytes of all chunks.
+    pub(super) fn mapped(&self) -> u64 {
+        self.mapped
+    }
+}
+
 /// Hands out slabs.
 #[derive(Default)]
 pub(super) struct Arena {
+    layout: Layout,
     chunk: Option<Arc<MmapMut>>,
     /// First free byte of the chunk.
     at: NonNullBytes,
-    /// Free bytes of the chunk.
-    left: usize,
+    /// Bytes mapped, as the mappings say.
+    mapped: u64,
 }
 
 /// Where free bytes begin; dangling while there are none.
@@ -56,16 +98,22 @@ impl Arena {
     pub(super) fn zeroed<T: Pod>(&mut self, len: usize, what: &'static str) -> Result<Slab<T>, OpsError> {
         const { assert!(align_of::<T>() <= ALIGN, "slabs are aligned to a line of the cache") };
         let bytes = len.saturating_mul(size_of::<T>());
-        let padded = bytes.checked_next_multiple_of(ALIGN).ok_or(OpsError::OutOfMemory { what, bytes })?;
-        if padded > self.left || self.chunk.is_none() {
-            self.map(padded.max(CHUNK_BYTES), what)?;
+        let place = self.layout.place(bytes).ok_or(OpsError::OutOfMemory { what, bytes })?;
+        if let Some(chunk) = place.chunk {
+            self.map(chunk, what)?;
         }
-        let chunk = self.chunk.clone().expect("mapped above");
+        self.layout.take(place);
+        let chunk = self.chunk.clone().expect("the first slab maps a chunk");
         let start = self.at.0.cast();
-        // SAFETY: `padded <= self.left`, so this stays within the mapping or one past its end.
-        self.at = NonNullBytes(unsafe { self.at.0.add(padded) });
-        self.left -= padded;
+        // SAFETY: the layout has found room for `padded` bytes in the chunk, so this stays within the mapping or one past
+        // its end.
+        self.at = NonNullBytes(unsafe { self.at.0.add(place.padded) });
         Ok(Slab { start, len, _chunk: chunk })
+    }
+
+    /// Bytes of all mappings so far.
+    pub(super) fn mapped(&self) -> u64 {
+        self.mapped
     }
 
     fn map(&mut self, bytes: usize, what: &'static str) -> Result<(), OpsError> {
@@ -76,7 +124,7 @@ impl Arena {
             let _ = chunk.advise(memmap2::Advice::HugePage);
         }
         self.at = NonNullBytes(NonNull::new(chunk.as_mut_ptr()).expect("a mapping is not at null"));
-        self.left = chunk.len();
+        self.mapped += chunk.len() as u64;
         self.chunk = Some(Arc::new(chunk));
         Ok(())
     }

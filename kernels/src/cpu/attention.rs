@@ -4,10 +4,11 @@
 use std::ops::Range;
 
 use super::disjoint::Disjoint;
-use super::kv_cache::KvCache;
+use super::kv_cache::{Bytes, Halves, KvCache, Stored};
 use super::lanes::{Kernel, LANES, Lanes, Level};
 use super::pool::Pool;
 use super::rows::capped;
+use crate::kv::KvKind;
 use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, Span, StepLayout};
 
 /// Rows of a span that go through the blocks together: enough that a block is loaded from far away seldom, few enough
@@ -85,6 +86,27 @@ impl Softmax {
 impl Kernel for Rows<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
+        match self.cache.shape.kind {
+            KvKind::F16 => self.attend::<L, Halves<'_, false>>(l),
+            KvKind::BF16 => self.attend::<L, Halves<'_, true>>(l),
+            KvKind::Q8_0 => self.attend::<L, Bytes<'_>>(l),
+        }
+    }
+}
+
+/// 16 positions of a sequence.
+struct Block<S> {
+    /// Their keys and values.
+    stored: S,
+    /// Position of the first.
+    begin: usize,
+}
+
+type Scores = [f32; KV_BLOCK_TOKENS];
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn attend<L: Lanes, S: Stored<'a>>(self, l: L) {
         let (group, dim) = (self.heads.query / self.heads.kv, self.heads.dim);
         let mut queries = self.queries(group);
         let mut parts = vec![0.0; queries.len() * dim];
@@ -96,7 +118,7 @@ impl Kernel for Rows<'_> {
             let end = latest.min((split + 1) * ATTENTION_SPLIT).div_ceil(KV_BLOCK_TOKENS);
             for b in begin..end {
                 let (keys, values) = self.cache.block(self.layer, self.blocks[b], self.kv_head);
-                let block = Block { keys, values, begin: b * KV_BLOCK_TOKENS };
+                let block = Block { stored: S::new(keys, values, dim), begin: b * KV_BLOCK_TOKENS };
                 let rows = self.rows_that_see(&block);
                 let rows = rows.start * group..rows.end * group;
                 self.fold_all(l, &block, &mut queries[rows.clone()], &mut parts[rows.start * dim..rows.end * dim]);
@@ -112,23 +134,9 @@ impl Kernel for Rows<'_> {
             }
         }
     }
-}
 
-/// 16 positions of a sequence.
-struct Block<'a> {
-    /// `[dim][16]`.
-    keys: &'a [u16],
-    /// `[16][dim]`.
-    values: &'a [u16],
-    /// Position of the first.
-    begin: usize,
-}
-
-type Scores = [f32; KV_BLOCK_TOKENS];
-
-impl Rows<'_> {
     /// The rows of this chunk that see something of a block.
-    fn rows_that_see(&self, block: &Block<'_>) -> Range<usize> {
+    fn rows_that_see<S>(&self, block: &Block<S>) -> Range<usize> {
         let position = self.span.first_position + self.first;
         let end = block.begin + KV_BLOCK_TOKENS;
         let first = if self.mask.causal { block.begin.saturating_sub(position) } else { 0 };
@@ -163,35 +171,35 @@ impl Rows<'_> {
 
     /// Folds a block into the `parts` of all `queries`.
     #[inline(always)]
-    fn fold_all<L: Lanes>(&self, l: L, block: &Block<'_>, queries: &mut [Query], parts: &mut [f32]) {
+    fn fold_all<L: Lanes, S: Stored<'a>>(&self, l: L, block: &Block<S>, queries: &mut [Query], parts: &mut [f32]) {
         let mut left = (queries, parts);
         while L::QUERIES >= 6 && left.0.len() >= 6 {
-            left = self.fold::<L, 6>(l, block, left);
+            left = self.fold::<L, S, 6>(l, block, left);
         }
         while L::QUERIES >= 3 && left.0.len() >= 3 {
-            left = self.fold::<L, 3>(l, block, left);
+            left = self.fold::<L, S, 3>(l, block, left);
         }
         while left.0.len() >= 2 {
-            left = self.fold::<L, 2>(l, block, left);
+            left = self.fold::<L, S, 2>(l, block, left);
         }
         if !left.0.is_empty() {
-            self.fold::<L, 1>(l, block, left);
+            self.fold::<L, S, 1>(l, block, left);
         }
     }
 
     /// Folds a block into the parts of the first `N` queries, and returns the others.
     #[inline(always)]
-    fn fold<'q, L: Lanes, const N: usize>(
+    fn fold<'q, L: Lanes, S: Stored<'a>, const N: usize>(
         &self,
         l: L,
-        block: &Block<'_>,
+        block: &Block<S>,
         (queries, parts): (&'q mut [Query], &'q mut [f32]),
     ) -> (&'q mut [Query], &'q mut [f32]) {
         let dim = self.heads.dim;
         let (queries, others) = queries.split_at_mut(N);
         let (parts, parts_of_others) = parts.split_at_mut(N * dim);
         let q: [&[f32]; N] = std::array::from_fn(|n| &self.qkv[queries[n].at..][..dim]);
-        let mut weights = scores(l, block.keys, q, &self.mask);
+        let mut weights = scores(l, &block.stored, q, &self.mask);
         let (mut rescale, mut seen) = ([0.0; N], [(0, 0); N]);
         for n in 0..N {
             let Range { start, end } = queries[n].seen;
@@ -201,12 +209,12 @@ impl Rows<'_> {
         let mut parts = parts.chunks_exact_mut(dim);
         let mut out: [&mut [f32]; N] = std::array::from_fn(|_| parts.next().expect("a part for each query"));
         if seen == [(0, KV_BLOCK_TOKENS); N] {
-            add_values(l, block.values, &weights, rescale, 0..KV_BLOCK_TOKENS, &mut out);
+            add_values(l, &block.stored, &weights, rescale, 0..KV_BLOCK_TOKENS, &mut out);
         } else {
             // What lies beyond may be anything, NaN included: it is not even multiplied by zero.
             for n in 0..N {
                 let out = std::array::from_mut(&mut out[n]);
-                add_values(l, block.values, &[weights[n]], [rescale[n]], seen[n].0..seen[n].1, out);
+                add_values(l, &block.stored, &[weights[n]], [rescale[n]], seen[n].0..seen[n].1, out);
             }
         }
         (others, parts_of_others)
@@ -244,17 +252,20 @@ fn exp<L: Lanes>(l: L, x: f32) -> f32 {
 
 /// Scores of the 16 keys of a block, products summed in the order of the head's values.
 #[inline(always)]
-fn scores<L: Lanes, const N: usize>(l: L, keys: &[u16], q: [&[f32]; N], mask: &Mask) -> [Scores; N] {
+fn scores<'a, L: Lanes, S: Stored<'a>, const N: usize>(l: L, block: &S, q: [&[f32]; N], mask: &Mask) -> [Scores; N] {
     let mut sums = [l.splat(0.0); N];
-    let (keys, _) = keys.as_chunks::<LANES>();
-    assert!(q.iter().all(|q| q.len() == keys.len()), "a key for each value of a head");
-    for (d, k) in keys.iter().enumerate() {
-        let k = l.load_f16(k);
-        for n in 0..N {
-            // SAFETY: `d` is below the number of keys, which is the length of every query: asserted above. Checked at
-            // each of the products, that would cost a tenth of a prompt's attention.
-            let value = unsafe { *q[n].get_unchecked(d) };
-            sums[n] = l.fma(l.splat(value), k, sums[n]);
+    let dim = block.dim();
+    assert!(dim.is_multiple_of(LANES) && q.iter().all(|q| q.len() == dim), "a key for each value of a head");
+    for c in 0..dim / LANES {
+        let scales = block.key_scales(l, c);
+        for d in c * LANES..(c + 1) * LANES {
+            let k = block.key(l, scales, d);
+            for n in 0..N {
+                // SAFETY: `d` is below `dim`, which is the length of every query: asserted above. Checked at each of the
+                // products, that would cost a tenth of a prompt's attention.
+                let value = unsafe { *q[n].get_unchecked(d) };
+                sums[n] = l.fma(l.splat(value), k, sums[n]);
+            }
         }
     }
     let mut scores = [[0.0; KV_BLOCK_TOKENS]; N];
@@ -285,32 +296,32 @@ fn soften<L: Lanes>(l: L, scores: &mut Scores, (from, to): (usize, usize), so_fa
 
 /// `out = out * rescale`, then `+= weight * value` in order of position, for the values of a block that are `seen`.
 #[inline(always)]
-fn add_values<L: Lanes, const N: usize>(
+fn add_values<'a, L: Lanes, S: Stored<'a>, const N: usize>(
     l: L,
-    values: &[u16],
+    block: &S,
     weights: &[Scores; N],
     rescale: [f32; N],
     seen: Range<usize>,
     out: &mut [&mut [f32]; N],
 ) {
-    let dim = values.len() / KV_BLOCK_TOKENS;
+    let dim = block.dim();
     let mut at = 0;
     // Several vectors at a time keep enough sums in flight to hide the latency of an addition.
     while at + 4 * LANES <= dim {
-        add_columns::<L, N, 4>(l, (values, dim, at), weights, rescale, seen.clone(), out);
+        add_columns::<L, S, N, 4>(l, (block, at), weights, rescale, seen.clone(), out);
         at += 4 * LANES;
     }
     while at + LANES <= dim {
-        add_columns::<L, N, 1>(l, (values, dim, at), weights, rescale, seen.clone(), out);
+        add_columns::<L, S, N, 1>(l, (block, at), weights, rescale, seen.clone(), out);
         at += LANES;
     }
 }
 
 /// [`add_values`] for `16 * C` columns beginning at `at`.
 #[inline(always)]
-fn add_columns<L: Lanes, const N: usize, const C: usize>(
+fn add_columns<'a, L: Lanes, S: Stored<'a>, const N: usize, const C: usize>(
     l: L,
-    (values, dim, at): (&[u16], usize, usize),
+    (block, at): (&S, usize),
     weights: &[Scores; N],
     rescale: [f32; N],
     seen: Range<usize>,
@@ -323,13 +334,13 @@ fn add_columns<L: Lanes, const N: usize, const C: usize>(
             sums[n][c] = l.mul(l.load(&old[c]), l.splat(rescale[n]));
         }
     }
+    let scales = block.value_scales::<L, C>(l, at);
     for j in seen {
-        let (v, _) = values[j * dim + at..][..C * LANES].as_chunks::<LANES>();
         let j = j % KV_BLOCK_TOKENS; // which it is, and now the compiler knows
+        let v = block.values::<L, C>(l, &scales, j, at);
         for c in 0..C {
-            let v = l.load_f16(&v[c]);
             for n in 0..N {
-                sums[n][c] = l.fma(l.splat(weights[n][j]), v, sums[n][c]);
+                sums[n][c] = l.fma(l.splat(weights[n][j]), v[c], sums[n][c]);
             }
         }
     }

@@ -1,36 +1,40 @@
-//! Paged keys and values in `f16`, and the rotation that goes before storing them. Never decides which block is whose.
+//! Paged keys and values, and the rotation that goes before storing them. Never decides which block is whose.
 //!
 //! A block holds, for one layer and one key/value head, keys as `[dim][16 tokens]` and then values as
-//! `[16 tokens][dim]`: scores then come out one token to a lane, and no sum ever runs across lanes.
+//! `[16 tokens][dim]`: scores then come out one token to a lane, and no sum ever runs across lanes. Where values have scales,
+//! those of keys and those of values follow them (`stored`).
+
+mod stored;
 
 use std::sync::OnceLock;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
+pub(super) use self::stored::{Bytes, Halves, Stored};
 use super::arena::{Arena, Slab};
 use super::disjoint::Disjoint;
 use super::lanes::LANES;
 use super::pool::Pool;
+use crate::kv::{KvKind, quantize, scale_block};
 use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, Rope, RopePairs, Span, StepLayout};
 
 /// Keys and values of all layers.
 pub struct KvCache {
     pub(super) shape: KvShape,
-    /// Bits of `f16`.
-    data: Slab<u16>,
+    /// As [`Stored`] has it.
+    data: Slab<u8>,
 }
 
 impl KvCache {
     pub(super) fn new(arena: &mut Arena, shape: KvShape) -> Result<Self, OpsError> {
         assert_eq!(shape.head_dim % LANES, 0, "a head has a multiple of {LANES} values");
-        let len = [shape.blocks, shape.block_bytes() / 2].into_iter().fold(1, usize::saturating_mul);
-        Ok(Self { shape, data: arena.zeroed(len, "the KV cache")? })
+        Ok(Self { shape, data: arena.zeroed(shape.bytes(), "the KV cache")? })
     }
 
-    /// Values of one key or value block.
+    /// Bytes of one key or value block.
     fn plane(&self) -> usize {
-        KV_BLOCK_TOKENS * self.shape.head_dim
+        KV_BLOCK_TOKENS * self.shape.kind.row_bytes(self.shape.head_dim)
     }
 
     /// Where the keys of a block begin; its values follow.
@@ -43,8 +47,21 @@ impl KvCache {
         ((layer * s.blocks + block as usize) * s.kv_heads + head) * 2 * self.plane()
     }
 
-    /// Keys `[dim][16]` and values `[16][dim]`.
-    pub(super) fn block(&self, layer: usize, block: u32, head: usize) -> (&[u16], &[u16]) {
+    /// Copies a block of all layers from another cache of the same shape: in each, it lies in one piece.
+    pub(super) fn copy(&mut self, to: u32, from: &Self, block: u32) {
+        let len = self.shape.kv_heads * 2 * self.plane();
+        assert!(
+            self.shape == KvShape { blocks: self.shape.blocks, ..from.shape },
+            "a block is copied between caches of the same layers and heads"
+        );
+        for layer in 0..self.shape.layers {
+            let (to, from_at) = (self.keys_at(layer, to, 0), from.keys_at(layer, block, 0));
+            self.data.as_mut()[to..to + len].copy_from_slice(&from.data[from_at..from_at + len]);
+        }
+    }
+
+    /// The bytes of keys and of values, for a [`Stored`].
+    pub(super) fn block(&self, layer: usize, block: u32, head: usize) -> (&[u8], &[u8]) {
         let at = self.keys_at(layer, block, head);
         self.data[at..at + 2 * self.plane()].split_at(self.plane())
     }
@@ -68,6 +85,13 @@ impl RopeTable {
         assert!(!rope.frequencies.is_empty(), "a rotation turns at least one pair");
         let turns = (0..rope.positions.div_ceil(TURNS_TOGETHER)).map(|_| OnceLock::new()).collect();
         Ok(Self { rope: rope.clone(), turns })
+    }
+
+    /// Bytes of the table of a rotation, when every position has been met.
+    pub(super) fn bytes(rope: &Rope) -> u64 {
+        let chunks = rope.positions.div_ceil(TURNS_TOGETHER) as u64;
+        let turns = (TURNS_TOGETHER * rope.frequencies.len() * size_of::<Turn>()) as u64;
+        chunks.saturating_mul(turns + size_of::<OnceLock<Box<[Turn]>>>() as u64)
     }
 
     fn turns(&self, position: usize) -> &[Turn] {
@@ -132,6 +156,9 @@ struct Places {
     /// First key of head 0, for each row.
     at: Vec<usize>,
     dim: usize,
+    kind: KvKind,
+    /// Bytes of one key or value block.
+    plane: usize,
 }
 
 impl Places {
@@ -145,30 +172,87 @@ impl Places {
         let mut slots: Vec<_> = at.iter().copied().zip(positions.map(|p| p % KV_BLOCK_TOKENS)).collect();
         slots.sort_unstable();
         assert!(slots.windows(2).all(|w| w[0] != w[1]), "two rows of a step store at the same place of the KV cache");
-        Self { at, dim: cache.shape.head_dim }
+        Self { at, dim: cache.shape.head_dim, kind: cache.shape.kind, plane: cache.plane() }
     }
 
     /// Stores the keys and values of all heads of a row at `slot` of its block.
     ///
     /// # Safety
     /// No other thread touches that slot meanwhile.
-    unsafe fn store(&self, data: &Disjoint<'_, u16>, row: usize, slot: usize, keys: &[f32], values: &[f32]) {
-        let dim = self.dim;
-        let mut halves = vec![f16::ZERO; dim];
-        for (head, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
-            let at = self.at[row] + head * 2 * dim * KV_BLOCK_TOKENS;
-            halves.convert_from_f32_slice(keys);
-            for (d, key) in halves.iter().enumerate() {
-                let place = at + d * KV_BLOCK_TOKENS + slot;
-                // SAFETY: one element of the slot that is ours by the contract.
-                let to = unsafe { data.range(place..place + 1) };
-                to[0] = key.to_bits();
+    unsafe fn store(&self, data: &Disjoint<'_, u8>, row: usize, slot: usize, keys: &[f32], values: &[f32]) {
+        let mut rounding = Rounding::new(self.kind, self.dim);
+        for (head, (keys, values)) in keys.chunks_exact(self.dim).zip(values.chunks_exact(self.dim)).enumerate() {
+            let at = self.at[row] + head * 2 * self.plane;
+            let size = rounding.size();
+            for (d, key) in rounding.round(keys).chunks_exact(size).enumerate() {
+                let place = at + (d * KV_BLOCK_TOKENS + slot) * size;
+                // SAFETY: one value of the slot that is ours by the contract.
+                unsafe { data.range(place..place + size) }.copy_from_slice(key);
             }
-            halves.convert_from_f32_slice(values);
-            let place = at + (KV_BLOCK_TOKENS + slot) * dim;
+            // SAFETY: the scales of the same slot.
+            unsafe { rounding.store_scales(data, at, slot) };
+            let (at, len) = (at + self.plane, self.dim * size);
+            let place = at + slot * len;
             // SAFETY: the values of the same slot.
-            let to = unsafe { data.range(place..place + dim) };
-            to.copy_from_slice(bytemuck::cast_slice(&halves));
+            unsafe { data.range(place..place + len) }.copy_from_slice(rounding.round(values));
+            // SAFETY: and their scales.
+            unsafe { rounding.store_scales(data, at, slot) };
+        }
+    }
+}
+
+/// Room to round the values of a head in.
+enum Rounding {
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    Bytes(Vec<i8>, Vec<f16>),
+}
+
+impl Rounding {
+    fn new(kind: KvKind, dim: usize) -> Self {
+        match kind {
+            KvKind::F16 => Self::F16(vec![f16::ZERO; dim]),
+            KvKind::BF16 => Self::Bf16(vec![bf16::ZERO; dim]),
+            KvKind::Q8_0 => Self::Bytes(vec![0; dim], vec![f16::ZERO; dim / scale_block(dim)]),
+        }
+    }
+
+    /// Bytes of a value.
+    fn size(&self) -> usize {
+        match self {
+            Self::F16(_) | Self::Bf16(_) => 2,
+            Self::Bytes(..) => 1,
+        }
+    }
+
+    /// The bytes of a head's values.
+    fn round(&mut self, v: &[f32]) -> &[u8] {
+        match self {
+            Self::F16(halves) => {
+                halves.convert_from_f32_slice(v);
+                bytemuck::cast_slice(halves)
+            }
+            Self::Bf16(halves) => {
+                halves.convert_from_f32_slice(v);
+                bytemuck::cast_slice(halves)
+            }
+            Self::Bytes(bytes, scales) => {
+                quantize(v, bytes, scales);
+                bytemuck::cast_slice(bytes)
+            }
+        }
+    }
+
+    /// Stores the scales of what was rounded last, if the format has any, in the key or value block that begins at `at`.
+    ///
+    /// # Safety
+    /// No other thread touches that slot meanwhile.
+    unsafe fn store_scales(&self, data: &Disjoint<'_, u8>, at: usize, slot: usize) {
+        let Self::Bytes(bytes, scales) = self else { return };
+        for (block, scale) in scales.iter().enumerate() {
+            let place = at + bytes.len() * KV_BLOCK_TOKENS + (block * KV_BLOCK_TOKENS + slot) * 2;
+            // SAFETY: one scale of the slot that is ours by the contract.
+            unsafe { data.range(place..place + 2) }.copy_from_slice(&scale.to_bits().to_ne_bytes());
         }
     }
 }

@@ -40,6 +40,12 @@ pub(super) trait Lanes: Copy {
     fn load_f16(self, v: &[u16; LANES]) -> Self::F;
     /// From the upper halves of singles, exact.
     fn load_bf16(self, v: &[u16; LANES]) -> Self::F;
+    /// From bytes of E4M3 as [`crate::Quant::FP8`] reads them, exact: moved into the bits of halves, 256 times smaller.
+    #[inline(always)]
+    fn load_e4m3(self, v: &[u8; LANES]) -> Self::F {
+        let halves = v.map(|code| (u16::from(code) & 0x80) << 8 | (u16::from(code) & 0x7f) << 7);
+        self.mul(self.load_f16(&halves), self.splat(256.0))
+    }
     /// From unsigned bytes, exact.
     fn load_u8(self, v: &[u8; LANES]) -> Self::F;
     /// From signed bytes, exact.

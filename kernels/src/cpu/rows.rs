@@ -1,7 +1,7 @@
 //! Operations that treat every row by itself: norms, activations, biases and scales. Never looks across rows.
 
 use super::lanes::{Kernel, LANES, Lanes, Level};
-use crate::ops::Activation;
+use crate::ops::{Activation, LENGTH_MIN};
 
 /// Values that make a chunk worth handing to a thread.
 pub(super) const VALUES_EACH: usize = 8192;
@@ -35,12 +35,17 @@ impl Kernel for Norm<'_> {
 /// `1 / sqrt(mean(x^2) + epsilon)`.
 #[inline(always)]
 fn inverse_rms<L: Lanes>(l: L, x: &[[f32; LANES]], epsilon: f32) -> f32 {
+    1.0 / (sum_of_squares(l, x) / (x.len() * LANES) as f32 + epsilon).sqrt()
+}
+
+#[inline(always)]
+fn sum_of_squares<L: Lanes>(l: L, x: &[[f32; LANES]]) -> f32 {
     let mut squares = [l.splat(0.0); SUMS];
     for (i, x) in x.iter().enumerate() {
         let x = l.load(x);
         squares[i % SUMS] = l.fma(x, x, squares[i % SUMS]);
     }
-    1.0 / (l.sum(l.add(squares[0], squares[1])) / (x.len() * LANES) as f32 + epsilon).sqrt()
+    l.sum(l.add(squares[0], squares[1]))
 }
 
 /// [`norm`] in place, of every head of a row.
@@ -100,6 +105,52 @@ impl Kernel for LayerNorm<'_> {
         let inverse = l.splat(1.0 / (squares / self.x.len() as f32 + self.epsilon).sqrt());
         for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
             l.store(l.fma(l.mul(l.load(out), inverse), l.load(weight), l.load(bias)), out);
+        }
+    }
+}
+
+/// `out` is the mean of some rows, which are added in their order.
+pub(super) fn mean(level: Level, rows: &[f32], out: &mut [f32]) {
+    level.run(Mean { rows, out });
+}
+
+struct Mean<'a> {
+    rows: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Mean<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (cols, rows) = (self.out.len(), self.rows.len() / self.out.len());
+        self.out.fill(0.0);
+        for row in self.rows.chunks_exact(cols) {
+            for (x, out) in row.as_chunks::<LANES>().0.iter().zip(self.out.as_chunks_mut::<LANES>().0) {
+                l.store(l.add(l.load(out), l.load(x)), out);
+            }
+        }
+        for out in self.out.as_chunks_mut::<LANES>().0 {
+            l.store(l.div(l.load(out), l.splat(rows as f32)), out);
+        }
+    }
+}
+
+/// `x = x / max(|x|, LENGTH_MIN)` for one row.
+pub(super) fn normalize(level: Level, x: &mut [f32]) {
+    level.run(Normalize { x });
+}
+
+struct Normalize<'a> {
+    x: &'a mut [f32],
+}
+
+impl Kernel for Normalize<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let x = self.x.as_chunks_mut::<LANES>().0;
+        let inverse = l.splat(1.0 / sum_of_squares(l, x).sqrt().max(LENGTH_MIN));
+        for x in x {
+            l.store(l.mul(l.load(x), inverse), x);
         }
     }
 }

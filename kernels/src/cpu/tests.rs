@@ -2,13 +2,16 @@
 //! chunks, on any number of threads, with any instruction set.
 #![allow(clippy::unwrap_used)]
 
+mod copies;
 mod layer;
+mod sizes;
 
 use half::f16;
 
 use super::*;
 use crate::cuda::{Cuda, Emulator};
 use crate::exact::Exact;
+use crate::kv::KvKind;
 use crate::ops::{ATTENTION_SPLIT, KV_BLOCK_TOKENS, RopePairs, Span};
 use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
@@ -55,6 +58,11 @@ impl Random {
                 Quant::Q6_K => put(208, v / 900.0),
                 Quant::IQ4_XS => put(0, v / 900.0),
                 Quant::MXFP4 => block[0] = 120 + block[0] % 4,
+                Quant::INT4 => {
+                    block[..4].copy_from_slice(&f16::from_f32(v / 8.0).to_f32().to_le_bytes());
+                    block[4..8].copy_from_slice(&(-v / 2.0).to_le_bytes());
+                }
+                Quant::FP8 => block[..4].copy_from_slice(&(v / 448.0).to_le_bytes()),
             }
         }
         OwnedMatrix { quant, rows, cols, data }
@@ -272,6 +280,35 @@ fn activations_biases_and_scales() {
 }
 
 #[test]
+fn means_of_rows_and_rows_of_length_one() {
+    let mut random = Random(32);
+    for (cols, rows) in [(32, 1), (96, 5), (384, 40), (768, 130)] {
+        let mut x: Vec<f32> = random.values(rows * cols).iter().map(|v| v * 20.0).collect();
+        let spans = [0..rows, 0..1, rows / 3..rows / 3 + 1, rows / 2..rows, 0..rows];
+        agree!(1e-12, ops => {
+            let x = upload(ops, &x, cols);
+            let mut out = ops.buffer(spans.len(), cols).unwrap();
+            ops.mean_rows(&x, &spans, &mut out).unwrap();
+            let means = ops.read(&out).unwrap();
+            ops.normalize(&mut out).unwrap();
+            [means, ops.read(&out).unwrap()].concat()
+        });
+        // A row of zeros stays what it is, and one that is very short does not become infinite.
+        x[..cols].fill(0.0);
+        x[(rows - 1) * cols..].fill(0.0);
+        x[rows * cols - 1] = 1e-15;
+        agree!(1e-12, ops => {
+            let mut x = upload(ops, &x, cols);
+            ops.normalize(&mut x).unwrap();
+            let read = ops.read(&x).unwrap();
+            assert!(rows == 1 || read[..cols].iter().all(|v| *v == 0.0));
+            assert!((read[rows * cols - 1] - 1e-3).abs() < 1e-9);
+            read
+        });
+    }
+}
+
+#[test]
 fn swiglu_at_the_ends() {
     let mut gate_up = vec![1.0f32; 64];
     gate_up[..8].copy_from_slice(&[-200.0, -88.5, -87.0, 200.0, 0.0, -1e30, 1e30, f32::NAN]);
@@ -291,12 +328,15 @@ fn swiglu_at_the_ends() {
 fn attention_sees_what_the_mask_says() {
     let heads = Heads { query: 6, kv: 2, dim: 32 };
     let x: Vec<f32> = Random(50).values(53 * heads.qkv_cols()).iter().map(|v| v * 2.0).collect();
-    let kv = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: 4 };
+    let kv = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: 4, kind: KvKind::F16 };
     let spans = [Span { first_row: 0, rows: 53, first_position: 0, first_block: 0 }];
     let step = StepLayout { spans: &spans, blocks: &[2, 0, 3, 1] };
     let sinks = [0.5, -1.0, 2.0, 0.0, 8.0, -30.0];
-    for (causal, window) in [(true, None), (true, Some(7)), (false, None), (false, Some(20)), (true, Some(33))] {
+    for (i, (causal, window)) in
+        [(true, None), (true, Some(7)), (false, None), (false, Some(20)), (true, Some(33))].into_iter().enumerate()
+    {
         for softcap in [None, Some(1.5)] {
+            let kv = KvShape { kind: KvKind::ALL[(i + usize::from(softcap.is_some())) % 3], ..kv };
             let mask = Mask { scale: 0.4, softcap, window, causal };
             agree!(1e-11, ops => {
                 let (mut qkv, mut cache) = (upload(ops, &x, heads.qkv_cols()), ops.kv_cache(kv).unwrap());
@@ -318,7 +358,8 @@ fn attention_joins_splits_in_order() {
     let heads = Heads { query: 2, kv: 1, dim: 16 };
     let rows = 2 * ATTENTION_SPLIT + 20;
     let x: Vec<f32> = Random(51).values(rows * heads.qkv_cols()).iter().map(|v| v * 2.0).collect();
-    let kv = KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: rows.div_ceil(KV_BLOCK_TOKENS) };
+    let kv =
+        KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: rows.div_ceil(KV_BLOCK_TOKENS), kind: KvKind::F16 };
     let spans = [Span { first_row: 0, rows, first_position: 0, first_block: 0 }];
     let blocks: Vec<u32> = (0..kv.blocks as u32).rev().collect();
     let step = StepLayout { spans: &spans, blocks: &blocks };
@@ -411,7 +452,8 @@ fn sequences_cannot_write_to_the_same_slot() {
     let (mut ops, heads) = (Cpu::new(2), Heads { query: 1, kv: 1, dim: 16 });
     let rope = Rope { frequencies: vec![0.5; 8], magnitude: 1.0, pairs: RopePairs::Halves, positions: 16 };
     let rope = ops.rope_table(&rope).unwrap();
-    let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: 2 }).unwrap();
+    let mut cache =
+        ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 16, blocks: 2, kind: KvKind::F16 }).unwrap();
     let mut qkv = upload(&mut ops, &[0.5; 2 * 96], 96);
     qkv.cols = heads.qkv_cols();
     let span = Span { first_row: 0, rows: 1, first_position: 3, first_block: 0 };
@@ -443,7 +485,7 @@ fn contradictory_matrices_are_refused() {
 
 #[test]
 fn more_memory_than_there_is_is_an_error() {
-    let shape = KvShape { layers: 1 << 20, kv_heads: 1 << 10, head_dim: 64, blocks: 1 << 30 };
+    let shape = KvShape { layers: 1 << 20, kv_heads: 1 << 10, head_dim: 64, blocks: 1 << 30, kind: KvKind::F16 };
     assert!(matches!(Cpu::new(1).kv_cache(shape), Err(OpsError::OutOfMemory { .. })));
     assert!(matches!(Cpu::new(1).buffer(usize::MAX / 2, 64), Err(OpsError::OutOfMemory { .. })));
 }

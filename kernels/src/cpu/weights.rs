@@ -11,8 +11,8 @@ mod superblock;
 use bytemuck::{Pod, Zeroable};
 
 pub(super) use self::float::FloatBlock;
-use self::float::{Bf16Block, F16Block, F32Block};
-use self::integer::{Iq4NlBlock, Mxfp4Block, Q4_0Block, Q4_1Block, Q5_0Block, Q5_1Block, Q8_0Block};
+use self::float::{Bf16Block, F16Block, F32Block, Fp8Block};
+use self::integer::{Int4Block, Iq4NlBlock, Mxfp4Block, Q4_0Block, Q4_1Block, Q5_0Block, Q5_1Block, Q8_0Block};
 use self::superblock::{Iq4XsBlock, Q2KBlock, Q3KBlock, Q4KBlock, Q5KBlock, Q6KBlock};
 use super::activations::Activations;
 use super::arena::{Arena, Slab};
@@ -58,6 +58,8 @@ pub(super) enum Tiles {
     Iq4Nl(Slab<Iq4NlBlock>),
     Iq4Xs(Slab<Iq4XsBlock>),
     Mxfp4(Slab<Mxfp4Block>),
+    Int4(Slab<Int4Block>),
+    Fp8(Slab<Fp8Block>),
 }
 
 /// Runs `$float` or `$integer` with `$blocks` bound to the blocks of whatever format `$tiles` holds.
@@ -67,6 +69,7 @@ macro_rules! with_blocks {
             Tiles::F32($blocks) => $float,
             Tiles::F16($blocks) => $float,
             Tiles::Bf16($blocks) => $float,
+            Tiles::Fp8($blocks) => $float,
             Tiles::Q4_0($blocks) => $integer,
             Tiles::Q4_1($blocks) => $integer,
             Tiles::Q5_0($blocks) => $integer,
@@ -80,6 +83,7 @@ macro_rules! with_blocks {
             Tiles::Iq4Nl($blocks) => $integer,
             Tiles::Iq4Xs($blocks) => $integer,
             Tiles::Mxfp4($blocks) => $integer,
+            Tiles::Int4($blocks) => $integer,
         }
     };
 }
@@ -109,6 +113,8 @@ impl Matrix {
                 Quant::IQ4_NL => Tiles::Iq4Nl(pack(pool, arena, part)?),
                 Quant::IQ4_XS => Tiles::Iq4Xs(pack(pool, arena, part)?),
                 Quant::MXFP4 => Tiles::Mxfp4(pack(pool, arena, part)?),
+                Quant::INT4 => Tiles::Int4(pack(pool, arena, part)?),
+                Quant::FP8 => Tiles::Fp8(pack(pool, arena, part)?),
             };
             loaded.push(Part { first_row: rows, rows: part.rows, tiles });
             rows += part.rows;
@@ -129,6 +135,35 @@ impl Matrix {
     pub(super) fn is_quantized(&self) -> bool {
         self.parts.iter().any(|p| with_blocks!(&p.tiles, _blocks => false, true))
     }
+}
+
+/// Bytes that a matrix of that shape and format takes, repacked.
+pub(super) fn matrix_slabs(source: &MatrixSource<'_>) -> usize {
+    fn bytes<B: WeightBlock>(source: &MatrixSource<'_>) -> usize {
+        let blocks = source.rows.div_ceil(LANES).saturating_mul(source.cols / (B::BLOCKS * BLOCK));
+        blocks.saturating_mul(size_of::<B>())
+    }
+    let bytes = match source.quant {
+        Quant::F32 => bytes::<F32Block>,
+        Quant::F16 => bytes::<F16Block>,
+        Quant::BF16 => bytes::<Bf16Block>,
+        Quant::Q4_0 => bytes::<Q4_0Block>,
+        Quant::Q4_1 => bytes::<Q4_1Block>,
+        Quant::Q5_0 => bytes::<Q5_0Block>,
+        Quant::Q5_1 => bytes::<Q5_1Block>,
+        Quant::Q8_0 => bytes::<Q8_0Block>,
+        Quant::Q2_K => bytes::<Q2KBlock>,
+        Quant::Q3_K => bytes::<Q3KBlock>,
+        Quant::Q4_K => bytes::<Q4KBlock>,
+        Quant::Q5_K => bytes::<Q5KBlock>,
+        Quant::Q6_K => bytes::<Q6KBlock>,
+        Quant::IQ4_NL => bytes::<Iq4NlBlock>,
+        Quant::IQ4_XS => bytes::<Iq4XsBlock>,
+        Quant::MXFP4 => bytes::<Mxfp4Block>,
+        Quant::INT4 => bytes::<Int4Block>,
+        Quant::FP8 => bytes::<Fp8Block>,
+    };
+    bytes(source)
 }
 
 fn values<B: WeightBlock>(blocks: &[B], tile: usize, lane: usize, out: &mut [f32]) {

@@ -290,37 +290,56 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_kv {
+    pub keys: cuckoo_address,
+    pub values: cuckoo_address,
+    pub key_scales: cuckoo_address,
+    pub value_scales: cuckoo_address,
+    pub kind: u32,
+    pub scale_block: u32,
+    pub kv_heads: u32,
+    pub dim: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_kv"][::core::mem::size_of::<cuckoo_kv>() - 48usize];
+    ["Alignment of cuckoo_kv"][::core::mem::align_of::<cuckoo_kv>() - 8usize];
+    ["Offset of field: cuckoo_kv::keys"][::core::mem::offset_of!(cuckoo_kv, keys) - 0usize];
+    ["Offset of field: cuckoo_kv::values"][::core::mem::offset_of!(cuckoo_kv, values) - 8usize];
+    ["Offset of field: cuckoo_kv::key_scales"][::core::mem::offset_of!(cuckoo_kv, key_scales) - 16usize];
+    ["Offset of field: cuckoo_kv::value_scales"][::core::mem::offset_of!(cuckoo_kv, value_scales) - 24usize];
+    ["Offset of field: cuckoo_kv::kind"][::core::mem::offset_of!(cuckoo_kv, kind) - 32usize];
+    ["Offset of field: cuckoo_kv::scale_block"][::core::mem::offset_of!(cuckoo_kv, scale_block) - 36usize];
+    ["Offset of field: cuckoo_kv::kv_heads"][::core::mem::offset_of!(cuckoo_kv, kv_heads) - 40usize];
+    ["Offset of field: cuckoo_kv::dim"][::core::mem::offset_of!(cuckoo_kv, dim) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_rope_store {
     pub turns: cuckoo_address,
     pub rows: cuckoo_address,
     pub blocks: cuckoo_address,
     pub qkv: cuckoo_address,
-    pub keys: cuckoo_address,
-    pub values: cuckoo_address,
+    pub kv: cuckoo_kv,
     pub count: u32,
     pub query_heads: u32,
-    pub kv_heads: u32,
-    pub dim: u32,
     pub pairs: u32,
     pub halves: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_rope_store"][::core::mem::size_of::<cuckoo_rope_store>() - 72usize];
+    ["Size of cuckoo_rope_store"][::core::mem::size_of::<cuckoo_rope_store>() - 96usize];
     ["Alignment of cuckoo_rope_store"][::core::mem::align_of::<cuckoo_rope_store>() - 8usize];
     ["Offset of field: cuckoo_rope_store::turns"][::core::mem::offset_of!(cuckoo_rope_store, turns) - 0usize];
     ["Offset of field: cuckoo_rope_store::rows"][::core::mem::offset_of!(cuckoo_rope_store, rows) - 8usize];
     ["Offset of field: cuckoo_rope_store::blocks"][::core::mem::offset_of!(cuckoo_rope_store, blocks) - 16usize];
     ["Offset of field: cuckoo_rope_store::qkv"][::core::mem::offset_of!(cuckoo_rope_store, qkv) - 24usize];
-    ["Offset of field: cuckoo_rope_store::keys"][::core::mem::offset_of!(cuckoo_rope_store, keys) - 32usize];
-    ["Offset of field: cuckoo_rope_store::values"][::core::mem::offset_of!(cuckoo_rope_store, values) - 40usize];
-    ["Offset of field: cuckoo_rope_store::count"][::core::mem::offset_of!(cuckoo_rope_store, count) - 48usize];
+    ["Offset of field: cuckoo_rope_store::kv"][::core::mem::offset_of!(cuckoo_rope_store, kv) - 32usize];
+    ["Offset of field: cuckoo_rope_store::count"][::core::mem::offset_of!(cuckoo_rope_store, count) - 80usize];
     ["Offset of field: cuckoo_rope_store::query_heads"]
-        [::core::mem::offset_of!(cuckoo_rope_store, query_heads) - 52usize];
-    ["Offset of field: cuckoo_rope_store::kv_heads"][::core::mem::offset_of!(cuckoo_rope_store, kv_heads) - 56usize];
-    ["Offset of field: cuckoo_rope_store::dim"][::core::mem::offset_of!(cuckoo_rope_store, dim) - 60usize];
-    ["Offset of field: cuckoo_rope_store::pairs"][::core::mem::offset_of!(cuckoo_rope_store, pairs) - 64usize];
-    ["Offset of field: cuckoo_rope_store::halves"][::core::mem::offset_of!(cuckoo_rope_store, halves) - 68usize];
+        [::core::mem::offset_of!(cuckoo_rope_store, query_heads) - 84usize];
+    ["Offset of field: cuckoo_rope_store::pairs"][::core::mem::offset_of!(cuckoo_rope_store, pairs) - 88usize];
+    ["Offset of field: cuckoo_rope_store::halves"][::core::mem::offset_of!(cuckoo_rope_store, halves) - 92usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -328,15 +347,12 @@ pub struct cuckoo_attention {
     pub rows: cuckoo_address,
     pub blocks: cuckoo_address,
     pub qkv: cuckoo_address,
-    pub keys: cuckoo_address,
-    pub values: cuckoo_address,
+    pub kv: cuckoo_kv,
     pub sinks: cuckoo_address,
     pub parts: cuckoo_address,
     pub out: cuckoo_address,
     pub count: u32,
     pub query_heads: u32,
-    pub kv_heads: u32,
-    pub dim: u32,
     pub splits: u32,
     pub window: u32,
     pub causal: u32,
@@ -346,25 +362,22 @@ pub struct cuckoo_attention {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 104usize];
+    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 128usize];
     ["Alignment of cuckoo_attention"][::core::mem::align_of::<cuckoo_attention>() - 8usize];
     ["Offset of field: cuckoo_attention::rows"][::core::mem::offset_of!(cuckoo_attention, rows) - 0usize];
     ["Offset of field: cuckoo_attention::blocks"][::core::mem::offset_of!(cuckoo_attention, blocks) - 8usize];
     ["Offset of field: cuckoo_attention::qkv"][::core::mem::offset_of!(cuckoo_attention, qkv) - 16usize];
-    ["Offset of field: cuckoo_attention::keys"][::core::mem::offset_of!(cuckoo_attention, keys) - 24usize];
-    ["Offset of field: cuckoo_attention::values"][::core::mem::offset_of!(cuckoo_attention, values) - 32usize];
-    ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 40usize];
-    ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 48usize];
-    ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 56usize];
-    ["Offset of field: cuckoo_attention::count"][::core::mem::offset_of!(cuckoo_attention, count) - 64usize];
+    ["Offset of field: cuckoo_attention::kv"][::core::mem::offset_of!(cuckoo_attention, kv) - 24usize];
+    ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 72usize];
+    ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 80usize];
+    ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 88usize];
+    ["Offset of field: cuckoo_attention::count"][::core::mem::offset_of!(cuckoo_attention, count) - 96usize];
     ["Offset of field: cuckoo_attention::query_heads"]
-        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 68usize];
-    ["Offset of field: cuckoo_attention::kv_heads"][::core::mem::offset_of!(cuckoo_attention, kv_heads) - 72usize];
-    ["Offset of field: cuckoo_attention::dim"][::core::mem::offset_of!(cuckoo_attention, dim) - 76usize];
-    ["Offset of field: cuckoo_attention::splits"][::core::mem::offset_of!(cuckoo_attention, splits) - 80usize];
-    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 84usize];
-    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 88usize];
-    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 92usize];
-    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 96usize];
-    ["Offset of field: cuckoo_attention::padding"][::core::mem::offset_of!(cuckoo_attention, padding) - 100usize];
+        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 100usize];
+    ["Offset of field: cuckoo_attention::splits"][::core::mem::offset_of!(cuckoo_attention, splits) - 104usize];
+    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 108usize];
+    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 112usize];
+    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 116usize];
+    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 120usize];
+    ["Offset of field: cuckoo_attention::padding"][::core::mem::offset_of!(cuckoo_attention, padding) - 124usize];
 };

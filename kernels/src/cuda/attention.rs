@@ -1,10 +1,11 @@
 //! Keys, values and attention as launches.
 
 use super::args::{cuckoo_attention, cuckoo_rope_store, cuckoo_row};
-use super::machine::{Machine, Memory};
+use super::kv_cache::KvCache;
+use super::machine::{Machine, Piece};
 use super::operations::WARP;
-use super::{Buffer, Cuda, KvCache, RopeTable, Vector};
-use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
+use super::{Buffer, Cuda, RopeTable, Vector};
+use crate::ops::{ATTENTION_SPLIT, Heads, Mask, OpsError, StepLayout};
 
 /// Memory for sums of splits: more rows than fit take turns.
 const PARTS_BYTES: usize = 64 << 20;
@@ -38,21 +39,18 @@ impl<M: Machine> Cuda<M> {
         qkv: &mut Buffer<M>,
         (cache, layer): (&mut KvCache<M>, usize),
     ) -> Result<(), OpsError> {
-        let layer = cache.layer(step, heads, qkv, layer);
+        cache.check(step, heads, qkv);
         let last = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
         assert!(table.is_none_or(|t| last <= t.positions && 2 * t.pairs <= heads.dim), "every position has its turns");
-        let (rows, blocks) = self.layout(step, cache.shape.blocks)?;
+        let (rows, blocks) = self.layout(step, cache.blocks())?;
         let args = cuckoo_rope_store {
             turns: table.map_or(0, |t| t.memory.address()),
             rows,
             blocks,
             qkv: qkv.address(),
-            keys: cache.keys.address() + layer,
-            values: cache.values.address() + layer,
+            kv: cache.args(layer),
             count: qkv.rows as u32,
             query_heads: heads.query as u32,
-            kv_heads: heads.kv as u32,
-            dim: heads.dim as u32,
             pairs: table.map_or(0, |t| t.pairs as u32),
             halves: u32::from(table.is_some_and(|t| t.halves)),
         };
@@ -71,11 +69,11 @@ impl<M: Machine> Cuda<M> {
         (cache, layer): (&KvCache<M>, usize),
         out: &mut Buffer<M>,
     ) -> Result<(), OpsError> {
-        let layer = cache.layer(step, heads, qkv, layer);
+        cache.check(step, heads, qkv);
         assert_eq!(out.cols, heads.query * heads.dim, "attention gives one output a query head");
         assert!(sinks.is_none_or(|s| s.len == heads.query), "a sink for each query head");
         out.begin(qkv.rows);
-        let (rows, blocks) = self.layout(step, cache.shape.blocks)?;
+        let (rows, blocks) = self.layout(step, cache.blocks())?;
         let longest = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
         let splits = longest.div_ceil(ATTENTION_SPLIT).max(1);
         let row_bytes = heads.query * splits * (heads.dim + 2) * size_of::<f32>();
@@ -88,15 +86,12 @@ impl<M: Machine> Cuda<M> {
                 rows: rows + (first * size_of::<cuckoo_row>()) as u64,
                 blocks,
                 qkv: qkv.address() + bytes(qkv.cols),
-                keys: cache.keys.address() + layer,
-                values: cache.values.address() + layer,
+                kv: cache.args(layer),
                 sinks: sinks.map_or(0, |s| s.memory.address()),
                 parts,
                 out: out.address() + bytes(out.cols),
                 count: count as u32,
                 query_heads: heads.query as u32,
-                kv_heads: heads.kv as u32,
-                dim: heads.dim as u32,
                 splits: splits as u32,
                 window: mask.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),
                 causal: u32::from(mask.causal),
@@ -111,17 +106,5 @@ impl<M: Machine> Cuda<M> {
             }
         }
         Ok(())
-    }
-}
-
-impl<M: Machine> KvCache<M> {
-    /// Checks a step against the cache; where the layer begins, in bytes.
-    fn layer(&self, step: &StepLayout<'_>, heads: Heads, qkv: &Buffer<M>, layer: usize) -> u64 {
-        let shape = &self.shape;
-        assert_eq!(qkv.rows, step.rows(), "every row belongs to a span");
-        assert_eq!(qkv.cols, heads.qkv_cols(), "a row is queries, keys and values");
-        assert!(heads.query.is_multiple_of(heads.kv), "query heads are shared out evenly");
-        assert!(layer < shape.layers && heads.kv == shape.kv_heads && heads.dim == shape.head_dim, "the cache's heads");
-        (layer * shape.blocks * shape.kv_heads * shape.head_dim * KV_BLOCK_TOKENS * size_of::<u16>()) as u64
     }
 }

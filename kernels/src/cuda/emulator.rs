@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use bytemuck::Pod;
 
-use super::machine::{Extent, Machine, Memory};
+use super::machine::{Extent, Machine, Piece};
 use crate::ops::OpsError;
 
 unsafe extern "C" {
@@ -40,7 +40,7 @@ pub struct HostMemory {
 #[repr(align(256))]
 struct Unit(#[allow(dead_code, reason = "only its bytes are used")] [u8; 256]);
 
-impl Memory for HostMemory {
+impl Piece for HostMemory {
     fn address(&self) -> u64 {
         self.units.as_ptr() as u64
     }

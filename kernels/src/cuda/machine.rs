@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use crate::ops::OpsError;
 
 /// A piece of a machine's memory, given back when it is dropped.
-pub trait Memory {
+pub trait Piece {
     /// Where it begins, on the machine.
     fn address(&self) -> u64;
     /// How long it is.
@@ -28,7 +28,7 @@ pub struct Extent {
 /// Runs kernels by name, one after the other.
 pub trait Machine {
     /// Its memory.
-    type Memory: Memory;
+    type Memory: Piece;
 
     /// As a person would like to read it.
     fn describe(&self) -> String;

@@ -3,7 +3,7 @@
 use bytemuck::cast_slice;
 
 use super::args::{cuckoo_floats, cuckoo_integers};
-use super::machine::{Machine, Memory};
+use super::machine::{Machine, Piece};
 use crate::cpu::check_source;
 use crate::ops::{ACTIVATION_BLOCK, MatrixSource, OpsError, SEGMENT_BLOCKS};
 use crate::quant::{IntBlock, IntFormat, Quant, int_blocks, small_scales, super_scales};
@@ -78,12 +78,13 @@ macro_rules! kind {
 }
 
 /// As `CUCKOO_FORMATS` of `cuda/weights.cuh`.
-pub(super) static KINDS: [Kind; 11] = [
+pub(super) static KINDS: [Kind; 12] = [
     kind!(4, Half, "half", 0, 0),
     kind!(4, Half, "half", 0, 1),
     kind!(8, Half, "half", 0, 0),
     kind!(8, Half, "half", 0, 1),
     kind!(8, Single, "single", 0, 0),
+    kind!(4, Single, "single", 0, 1),
     kind!(4, Super, "super", 1, 1),
     kind!(4, Super, "super", 1, 0),
     kind!(4, Super, "super", 0, 1),
@@ -96,7 +97,7 @@ impl Kind {
     fn of(quant: Quant, format: IntFormat) -> &'static Self {
         let bits = if format.smallest >= 0 && format.largest < 16 { 4 } else { 8 };
         let scales = match quant {
-            Quant::MXFP4 => Scales::Single,
+            Quant::MXFP4 | Quant::INT4 => Scales::Single,
             _ if quant.block() == ACTIVATION_BLOCK => Scales::Half,
             _ => Scales::Super,
         };

@@ -9,9 +9,11 @@ use super::args::{
     cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm, cuckoo_linear_floats,
     cuckoo_linear_integers, cuckoo_norm, cuckoo_quantize, cuckoo_rows,
 };
-use super::machine::{Extent, Machine, Memory};
+use super::kv_cache::{HostKv, KvCache};
+use super::machine::{Extent, Machine, Piece};
 use super::matrix::{LINEAR_THREADS, Matrix, Part, Shares, Weights};
-use super::{Buffer, Cuda, KvCache, RopeTable, Vector};
+use super::{Buffer, Cuda, RopeTable, Vector};
+use crate::memory::Memory;
 use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
@@ -23,8 +25,6 @@ use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 pub(super) const WARP: usize = 32;
 /// Threads of most blocks.
 const THREADS: usize = 256;
-/// Values of a head that a lane can keep, times the lanes.
-const DIM_MAX: usize = 512;
 
 impl<M: Machine> Buffer<M> {
     pub(super) fn begin(&mut self, rows: usize) {
@@ -144,6 +144,7 @@ impl<M: Machine> Cuda<M> {
                 let kernel = match quant {
                     Quant::F32 => c"cuckoo_linear_f32",
                     Quant::F16 => c"cuckoo_linear_f16",
+                    Quant::FP8 => c"cuckoo_linear_fp8",
                     _ => c"cuckoo_linear_bf16",
                 };
                 let grid = [part.rows.div_ceil(THREADS / 4), tokens, 1];
@@ -204,16 +205,13 @@ fn elementwise<M: Machine>(out: &Buffer<M>) -> cuckoo_elementwise {
     cuckoo_elementwise { out: out.address(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
 }
 
-impl<M: Machine> Ops for Cuda<M> {
+impl<M: Machine> Memory for Cuda<M> {
     type Matrix = Matrix<M>;
     type Vector = Vector<M>;
     type Buffer = Buffer<M>;
     type KvCache = KvCache<M>;
+    type HostKv = HostKv;
     type RopeTable = RopeTable<M>;
-
-    fn describe(&self) -> String {
-        self.machine.describe()
-    }
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
         Matrix::load(&mut self.machine, parts)
@@ -232,10 +230,11 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache<M>, OpsError> {
-        assert!(shape.head_dim.is_multiple_of(16) && shape.head_dim <= DIM_MAX, "a head has 16 to {DIM_MAX} values");
-        let bytes = shape.blocks.saturating_mul(shape.block_bytes()) / 2;
-        let mut half = || self.machine.allocate(bytes, "the KV cache");
-        Ok(KvCache { shape, keys: half()?, values: half()? })
+        KvCache::new(&mut self.machine, shape)
+    }
+
+    fn host_kv(&mut self, shape: KvShape) -> Result<HostKv, OpsError> {
+        HostKv::new(shape)
     }
 
     fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable<M>, OpsError> {
@@ -245,6 +244,20 @@ impl<M: Machine> Ops for Cuda<M> {
         let mut memory = self.machine.allocate(size_of_val(turns.as_slice()), "a rotation table")?;
         self.machine.write(&mut memory, 0, cast_slice(&turns))?;
         Ok(RopeTable { memory, pairs, positions: rope.positions, halves: rope.pairs == RopePairs::Halves })
+    }
+}
+
+impl<M: Machine> Ops for Cuda<M> {
+    fn describe(&self) -> String {
+        self.machine.describe()
+    }
+
+    fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
+        blocks.iter().try_for_each(|(block, slot)| cache.read(&mut self.machine, *block, host, *slot))
+    }
+
+    fn copy_in(&mut self, host: &HostKv, cache: &mut KvCache<M>, slots: &[(u32, u32)]) -> Result<(), OpsError> {
+        slots.iter().try_for_each(|(slot, block)| cache.write(&mut self.machine, *block, host, *slot))
     }
 
     fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -268,6 +281,7 @@ impl<M: Machine> Ops for Cuda<M> {
                     let kernel = match quant {
                         Quant::F32 => c"cuckoo_embed_f32",
                         Quant::F16 => c"cuckoo_embed_f16",
+                        Quant::FP8 => c"cuckoo_embed_fp8",
                         _ => c"cuckoo_embed_bf16",
                     };
                     // SAFETY: as above.
@@ -425,6 +439,29 @@ impl<M: Machine> Ops for Cuda<M> {
         };
         // SAFETY: numbers are those of rows in use.
         unsafe { self.launch(c"cuckoo_gather", [rows.len(), 1, 1], (THREADS, 0), &args) }
+    }
+
+    fn mean_rows(&mut self, x: &Buffer<M>, spans: &[Range<usize>], out: &mut Buffer<M>) -> Result<(), OpsError> {
+        assert!(x.cols == out.cols && spans.iter().all(|s| !s.is_empty() && s.end <= x.rows), "every row is there");
+        out.begin(spans.len());
+        let ranges: Vec<[u32; 2]> = spans.iter().map(|span| [span.start as u32, span.end as u32]).collect();
+        let args = cuckoo_rows {
+            x: x.address(),
+            out: out.address(),
+            numbers: self.scratch.numbers.holding(&mut self.machine, &ranges, "ranges of rows")?,
+            count: spans.len() as u32,
+            cols: x.cols as u32,
+            ..Default::default()
+        };
+        // SAFETY: ranges are of rows in use.
+        unsafe { self.launch(c"cuckoo_mean_rows", [spans.len(), 1, 1], (THREADS, 0), &args) }
+    }
+
+    fn normalize(&mut self, x: &mut Buffer<M>) -> Result<(), OpsError> {
+        let args =
+            cuckoo_norm { out: x.address(), rows: x.rows as u32, cols: x.cols as u32, heads: 1, ..Default::default() };
+        // SAFETY: rows in use.
+        unsafe { self.launch(c"cuckoo_normalize_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], (THREADS, 0), &args) }
     }
 
     fn read(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {

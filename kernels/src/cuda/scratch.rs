@@ -2,30 +2,30 @@
 
 use bytemuck::{Pod, cast_slice};
 
-use super::machine::{Machine, Memory};
+use super::machine::{Machine, Piece};
 use crate::ops::OpsError;
 
 /// Memory that grows to what was needed most.
 pub(super) struct Scratch<M: Machine> {
     /// Integers of activations.
-    pub(super) codes: Piece<M>,
+    pub(super) codes: Held<M>,
     /// Their scales.
-    pub(super) scales: Piece<M>,
+    pub(super) scales: Held<M>,
     /// Sums of splits.
-    pub(super) parts: Piece<M>,
+    pub(super) parts: Held<M>,
     /// Rows of a step.
-    pub(super) rows: Piece<M>,
+    pub(super) rows: Held<M>,
     /// Block tables of a step.
-    pub(super) blocks: Piece<M>,
+    pub(super) blocks: Held<M>,
     /// Numbers of rows, or tokens.
-    pub(super) numbers: Piece<M>,
+    pub(super) numbers: Held<M>,
     /// Weights of rows.
-    pub(super) weights: Piece<M>,
+    pub(super) weights: Held<M>,
 }
 
 impl<M: Machine> Default for Scratch<M> {
     fn default() -> Self {
-        let empty = || Piece { memory: None, holds: Vec::new() };
+        let empty = || Held { memory: None, holds: Vec::new() };
         Self {
             codes: empty(),
             scales: empty(),
@@ -39,13 +39,13 @@ impl<M: Machine> Default for Scratch<M> {
 }
 
 /// One use of memory.
-pub(super) struct Piece<M: Machine> {
+pub(super) struct Held<M: Machine> {
     memory: Option<M::Memory>,
     /// What was written last, so that the layout of a step is not sent for every layer.
     holds: Vec<u8>,
 }
 
-impl<M: Machine> Piece<M> {
+impl<M: Machine> Held<M> {
     /// The address of at least `bytes`.
     pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
         if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
@@ -53,7 +53,7 @@ impl<M: Machine> Piece<M> {
             self.holds.clear();
             self.memory = Some(machine.allocate(bytes.next_power_of_two(), what)?);
         }
-        Ok(self.memory.as_ref().map_or(0, Memory::address))
+        Ok(self.memory.as_ref().map_or(0, Piece::address))
     }
 
     /// The address of these values on the machine.

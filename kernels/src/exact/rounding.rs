@@ -33,7 +33,7 @@ impl Activations {
 /// One row of weights times every row of activations.
 pub(super) fn row_product(quant: Quant, bytes: &[u8], x: &[Activations], out: &mut [f32]) {
     if quant.is_float() {
-        let mut weights = vec![0.0; bytes.len() / quant.block_bytes()];
+        let mut weights = vec![0.0; bytes.len() / quant.block_bytes() * quant.block()];
         dequantize_row(quant, bytes, &mut weights);
         for (out, x) in out.iter_mut().zip(x) {
             *out = float_product(&weights, &x.values);
@@ -100,11 +100,16 @@ pub(crate) fn fold<T: Copy + AddAssign>(v: &mut [T]) -> T {
     v[0]
 }
 
-/// `1 / sqrt(mean(x^2) + epsilon)`, from sums of the columns equal modulo 32.
+/// `1 / sqrt(mean(x^2) + epsilon)`.
 pub(super) fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_of_squares(x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// From sums of the columns equal modulo 32.
+pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     let mut squares = [0.0f32; 32];
     x.iter().enumerate().for_each(|(i, v)| squares[i % 32] = v.mul_add(*v, squares[i % 32]));
-    1.0 / (fold(&mut squares) / x.len() as f32 + epsilon).sqrt()
+    fold(&mut squares)
 }
 
 /// `c * tanh(v / c)`, if there is a cap, by `tanh(y) = 1 - 2 / (e^(2y) + 1)`.

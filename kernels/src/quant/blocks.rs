@@ -58,9 +58,9 @@ impl Quant {
     /// it is one subtraction of a sum rather than of every value. Integers chosen from a table have a sign and no offset.
     pub const fn integers(self) -> Option<IntFormat> {
         let (offset, smallest, largest, halves, minimums) = match self {
-            Self::F32 | Self::F16 | Self::BF16 => return None,
+            Self::F32 | Self::F16 | Self::BF16 | Self::FP8 => return None,
             Self::Q4_0 => (8, 0, 15, false, false),
-            Self::Q4_1 => (0, 0, 15, false, true),
+            Self::Q4_1 | Self::INT4 => (0, 0, 15, false, true),
             Self::Q5_0 => (16, 0, 31, false, false),
             Self::Q5_1 => (0, 0, 31, false, true),
             Self::Q8_0 => (0, -128, 127, false, false),
@@ -85,7 +85,7 @@ pub(crate) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -
 /// Takes one row apart, 32 columns at a time.
 ///
 /// Scales are `d` or, in superblocks, `d * sc`, minimums `m` or `-(dmin * m)`: 11 bits by at most 8, exact in `f32`. In
-/// MXFP4 the integers are doubled and the scale is half the power of two.
+/// INT4 both are `f32` as they stand. In MXFP4 the integers are doubled and the scale is half the power of two.
 ///
 /// # Panics
 /// If `quant` is a floating-point format, or `row` is not a whole number of its blocks with `out` 32 columns for each.
@@ -116,7 +116,7 @@ pub(super) fn dequantize(quant: Quant, row: &[u8], out: &mut [f32]) {
 fn take_apart(quant: Quant, block: &[u8], out: &mut [IntBlock]) {
     out.fill(IntBlock::default());
     match quant {
-        Quant::F32 | Quant::F16 | Quant::BF16 => {}
+        Quant::F32 | Quant::F16 | Quant::BF16 | Quant::FP8 => {}
         Quant::Q4_0 => {
             out[0].scale = [half_at(block, 0); 2];
             out[0].q = nibbles(&block[2..]);
@@ -144,6 +144,10 @@ fn take_apart(quant: Quant, block: &[u8], out: &mut [IntBlock]) {
         Quant::MXFP4 => {
             out[0].scale = [half_of_e8m0(block[0]); 2];
             out[0].q = nibbles(&block[1..]).map(|q| E2M1_DOUBLED[q as usize]);
+        }
+        Quant::INT4 => {
+            (out[0].scale, out[0].minimum) = ([single_at(block, 0); 2], [single_at(block, 4); 2]);
+            out[0].q = nibbles(&block[8..]);
         }
         Quant::Q2_K | Quant::Q3_K | Quant::Q4_K | Quant::Q5_K | Quant::Q6_K | Quant::IQ4_XS => {
             superblock(quant, block, out);
@@ -246,6 +250,24 @@ fn super_integers(quant: Quant, block: &[u8], j: usize) -> [i8; 32] {
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+fn single_at(bytes: &[u8], at: usize) -> f32 {
+    f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// [`super::dequantize_row`] for [`Quant::FP8`].
+pub(super) fn dequantize_fp8(row: &[u8], out: &mut [f32]) {
+    for (block, out) in row.chunks_exact(Quant::FP8.block_bytes()).zip(out.chunks_exact_mut(32)) {
+        let scale = single_at(block, 0);
+        out.iter_mut().zip(&block[4..]).for_each(|(v, code)| *v = e4m3(*code) * scale);
+    }
+}
+
+/// The value of a byte of E4M3, exact. As an `f16` with the same exponent bits it is 256 times smaller.
+pub(crate) fn e4m3(code: u8) -> f32 {
+    let code = u16::from(code);
+    f16::from_bits((code & 0x80) << 8 | (code & 0x7f) << 7).to_f32() * 256.0
 }
 
 /// Half the power of two that an exponent byte stands for, 2^(e - 128), which for the two smallest is subnormal

@@ -6,7 +6,7 @@ mod superblocks;
 use half::{bf16, f16};
 
 use super::Quant;
-use super::blocks::{E2M1_DOUBLED, IQ4_VALUES, half_of_e8m0};
+use super::blocks::{E2M1_DOUBLED, IQ4_VALUES, e4m3, half_of_e8m0};
 
 /// Turns values into one row of a format. They are finite, and small enough for their scales to be so as `f16`.
 ///
@@ -31,6 +31,8 @@ pub fn quantize_row(quant: Quant, values: &[f32]) -> Vec<u8> {
             Quant::Q8_0 => q8_0(x, &mut out),
             Quant::IQ4_NL => iq4_nl(x, &mut out),
             Quant::MXFP4 => mxfp4(x, &mut out),
+            Quant::INT4 => int4(x, &mut out),
+            Quant::FP8 => fp8(x, &mut out),
             Quant::Q2_K => superblocks::q2_k(x, &mut out),
             Quant::Q3_K => superblocks::q3_k(x, &mut out),
             Quant::Q4_K => superblocks::q4_k(x, &mut out),
@@ -89,6 +91,27 @@ fn mxfp4(x: &[f32], out: &mut Vec<u8>) {
     let e = ((extreme(x).abs().to_bits() >> 23) as u8).saturating_sub(2);
     out.push(e);
     out.extend(nibbles(|c| nearest(&E2M1_DOUBLED, half_of_e8m0(e), x[c])));
+}
+
+fn int4(x: &[f32], out: &mut Vec<u8>) {
+    let (min, max) = x.iter().fold((f32::MAX, f32::MIN), |(min, max), &v| (v.min(min), v.max(max)));
+    let d = f16::from_f32((max - min) / 15.0).to_f32();
+    let id = inverse(d);
+    out.extend(d.to_le_bytes());
+    out.extend(min.to_le_bytes());
+    pack(x, 16.0, |x| (x - min) * id + 0.5, out);
+}
+
+fn fp8(x: &[f32], out: &mut Vec<u8>) {
+    let d = extreme(x).abs() / e4m3(0x7e);
+    let id = inverse(d);
+    out.extend(d.to_le_bytes());
+    let code = |x: &f32| {
+        let error = |code: u8| (e4m3(code) - (x * id).abs()).abs();
+        let nearest = (1..=0x7e).fold(0, |best, code| if error(code) < error(best) { code } else { best });
+        nearest | if x.is_sign_negative() { 0x80 } else { 0 }
+    };
+    out.extend(x.iter().map(code));
 }
 
 /// The value of largest magnitude, with its sign; the first of several.

@@ -31,7 +31,8 @@ fn small_cases_by_hand() {
 fn attention_by_hand() {
     let mut ops = Reference::new(Rounding::AsBackends);
     let heads = Heads { query: 2, kv: 1, dim: 8 };
-    let mut cache = ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 8, blocks: 3 }).unwrap();
+    let mut cache =
+        ops.kv_cache(KvShape { layers: 1, kv_heads: 1, head_dim: 8, blocks: 3, kind: KvKind::F16 }).unwrap();
     let rope = Rope { frequencies: vec![1.0], magnitude: 1.0, pairs: RopePairs::Halves, positions: 40 };
     let span = Span { first_row: 0, rows: 2, first_position: 0, first_block: 0 };
     let step = StepLayout { spans: &[span], blocks: &[2] };

@@ -92,6 +92,18 @@ fn prefix(family: &Family, scheme: Scheme, tensors: &dyn Tensors) -> &'static st
     }
 }
 
+/// How many inputs of a matrix of four-bit weights share a scale. Weights are computed with in blocks of 32.
+fn four_bit_group(name: &str, group: Option<usize>, inputs: usize, outputs: usize) -> Result<usize, ArchError> {
+    let group = group.unwrap_or(inputs);
+    if !inputs.is_multiple_of(32) || !outputs.is_multiple_of(8) {
+        return Err(ArchError::Inconsistent(format!("{name} has {inputs} inputs and {outputs} outputs in four bits")));
+    }
+    match group.is_multiple_of(32) {
+        true => Ok(group),
+        false => Err(ArchError::Feature(format!("four-bit weights in groups of {group}"))),
+    }
+}
+
 /// The work in progress: which tensors were asked for.
 struct Build<'a> {
     facts: &'a Facts,
@@ -148,7 +160,7 @@ impl Build<'_> {
         let is_packed = self.tensors.dims(&part("qweight")).is_some();
         match *quantization {
             HfQuantization::Awq { group } if is_packed => {
-                let group = group.unwrap_or(inputs);
+                let group = four_bit_group(name, group, inputs, outputs)?;
                 Ok(Some(Packed::Awq {
                     group,
                     qweight: self.tensor(part("qweight"), &[outputs / 8, inputs])?,
@@ -156,9 +168,10 @@ impl Build<'_> {
                     scales: self.tensor(part("scales"), &[outputs, inputs.div_ceil(group)])?,
                 }))
             }
-            HfQuantization::Gptq { group, .. } if is_packed => {
-                let group = group.unwrap_or(inputs);
+            HfQuantization::Gptq { group, zero_offset, .. } if is_packed => {
+                let group = four_bit_group(name, group, inputs, outputs)?;
                 let linear = Packed::Gptq {
+                    zero_offset,
                     group,
                     qweight: self.tensor(part("qweight"), &[outputs, inputs / 8])?,
                     qzeros: self.tensor(part("qzeros"), &[outputs / 8, inputs.div_ceil(group)])?,
@@ -167,12 +180,32 @@ impl Build<'_> {
                 };
                 Ok(Some(linear))
             }
-            HfQuantization::Fp8 { block } if self.tensors.dims(&part("weight_scale_inv")).is_some() => {
-                let dims = [inputs.div_ceil(block[0]), outputs.div_ceil(block[1])];
-                Ok(Some(Packed::Fp8 { block, scale: self.tensor(part("weight_scale_inv"), &dims)? }))
+            HfQuantization::Fp8 { block } => {
+                let names = [part("weight_scale_inv"), part("weight_scale")];
+                match names.into_iter().find(|name| self.tensors.dims(name).is_some()) {
+                    Some(name) => self.fp8(name, block, [inputs, outputs]).map(Some),
+                    None => Ok(None),
+                }
             }
             _ => Ok(None),
         }
+    }
+
+    /// Where the file names no blocks, there is a scale for each output, or one for all.
+    fn fp8(&mut self, name: String, block: Option<[usize; 2]>, sides: [usize; 2]) -> Result<Packed, ArchError> {
+        let [inputs, outputs] = sides;
+        let scales = self.tensors.dims(&name).map_or(0, |dims| dims.iter().product::<u64>());
+        let (block, dims) = match block {
+            Some(block) => (block, vec![inputs.div_ceil(block[0]), outputs.div_ceil(block[1])]),
+            None if scales == 1 => (sides, Vec::new()),
+            None if self.tensors.dims(&name).is_some_and(|dims| dims.len() == 1) => ([inputs, 1], vec![outputs]),
+            None => ([inputs, 1], vec![1, outputs]),
+        };
+        if !block[0].is_multiple_of(32) {
+            return Err(ArchError::Feature(format!("FP8 in blocks of {} inputs", block[0])));
+        }
+        let scale = self.tensor(name, &dims)?;
+        Ok(Packed::Fp8 { block, scale })
     }
 
     fn norm(&mut self, role: Role, layer: usize) -> Result<Norm, ArchError> {
@@ -329,7 +362,14 @@ impl Build<'_> {
         let weights = match (self.names.scheme, self.family.hf) {
             (Scheme::Gguf, _) => self.stacked(facts, layer)?,
             (Scheme::Hf, "gpt_oss") => self.mxfp4(facts, layer)?,
-            (Scheme::Hf, "granitemoe") => return Err(ArchError::Feature("granitemoe in safetensors".to_owned())),
+            (Scheme::Hf, "granitemoe") => {
+                let (width, count) = (facts.width, facts.count);
+                let [input, output] = [Role::Experts, Role::ExpertsOutput].map(|role| self.names.of(role, layer));
+                ExpertWeights::StackedFused {
+                    gate_up: self.linear(&input, &[hidden, 2 * width, count])?,
+                    down: self.linear(&output, &[width, hidden, count])?,
+                }
+            }
             (Scheme::Hf, _) => self.apart(facts, layer)?,
         };
         let shared = match facts.shared_width {
@@ -394,6 +434,8 @@ impl Build<'_> {
             let name = name.strip_prefix(self.names.prefix).unwrap_or(name);
             self.names.scheme == Scheme::Hf
                 && (name.ends_with("rotary_emb.inv_freq")
+                    // Activations are not rounded to FP8 here, so their scales are of no use.
+                    || name.ends_with(".input_scale")
                     || self.family.is_bert() && (name.starts_with("pooler.") || name == "embeddings.position_ids"))
         };
         let stranger = self.tensors.names().find(|name| !self.used.contains(*name) && !harmless(name));

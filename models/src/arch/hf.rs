@@ -11,7 +11,7 @@ const CONFIG_BYTES_MAX: usize = 1 << 20;
 
 /// What `config` says, and which family it belongs to.
 pub(super) fn facts(config: &str, tensors: &dyn Tensors) -> Result<(Facts, &'static Family), ArchError> {
-    let value = parse(config)?;
+    let value = with_old_names(parse(config)?);
     let keys = Keys { value: &value };
     let model_type = keys.str("model_type").ok_or_else(|| ArchError::MissingKey("model_type".to_owned()))?;
     let family = Family::of_model_type(model_type).ok_or_else(|| ArchError::Unsupported(model_type.to_owned()))?;
@@ -84,11 +84,43 @@ pub(super) fn pooling(config: &str) -> Result<Pooling, ArchError> {
     }
 }
 
+/// Refuses a sentence encoder that does more with its vectors than `modules.json` may say here.
+pub(super) fn check_modules(modules: &str) -> Result<(), ArchError> {
+    let modules = parse(modules)?;
+    let kind = |module: &Value| module.get("type").and_then(Value::as_str).unwrap_or("a module").to_owned();
+    let last = |kind: &String| kind.rsplit('.').next().unwrap_or_default().to_owned();
+    let kinds: Vec<String> = modules.as_array().into_iter().flatten().map(kind).collect();
+    match kinds.iter().find(|kind| !matches!(last(kind).as_str(), "Transformer" | "Pooling" | "Normalize")) {
+        Some(kind) => Err(ArchError::Feature(format!("the module {kind} of sentence-transformers"))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn parse(config: &str) -> Result<Value, ArchError> {
     if config.len() > CONFIG_BYTES_MAX {
         return Err(ArchError::Config(format!("{} bytes are more than {CONFIG_BYTES_MAX}", config.len())));
     }
     serde_json::from_str(config).map_err(|why| ArchError::Config(why.to_string()))
+}
+
+/// Newer configurations have all of a rotation in `rope_parameters`, for each kind of layer where these differ.
+fn with_old_names(mut value: Value) -> Value {
+    let parameters = value.get("rope_parameters").filter(|parameters| parameters.is_object()).cloned();
+    let (Some(parameters), Some(keys)) = (parameters, value.as_object_mut()) else { return value };
+    let of_all = parameters.get("full_attention").unwrap_or(&parameters);
+    let windowed = parameters.get("sliding_attention").and_then(|windowed| windowed.get("rope_theta"));
+    let pairs = [
+        ("rope_theta", of_all.get("rope_theta")),
+        ("partial_rotary_factor", of_all.get("partial_rotary_factor")),
+        ("rope_local_base_freq", windowed),
+        ("rope_scaling", Some(of_all)),
+    ];
+    for (key, found) in pairs {
+        if let Some(found) = found {
+            keys.entry(key).or_insert_with(|| found.clone());
+        }
+    }
+    value
 }
 
 /// The configuration's keys; `null` is absent.

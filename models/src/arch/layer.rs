@@ -35,9 +35,12 @@ pub enum Packed {
         /// `[outputs, inputs / group]`.
         scales: TensorSpec,
     },
-    /// GPTQ, 4 bits: `weight` names no tensor. `w[i, o] = (q - (zero + 1)) * scale` with `q` the nibble `i % 8` from the
-    /// lowest of `qweight[o, i / 8]` and the group of `i` from `g_idx`, where there is one, else `i / group`.
+    /// GPTQ, 4 bits: `weight` names no tensor. `w[i, o] = (q - (zero + zero_offset) % 16) * scale` with `q` the nibble
+    /// `i % 8` from the lowest of `qweight[o, i / 8]` and the group of `i` from `g_idx`, where there is one, else
+    /// `i / group`.
     Gptq {
+        /// 1 in the first version of the format, which stores zero points less one, and 0 in the second.
+        zero_offset: u8,
         /// Inputs that share a scale.
         group: usize,
         /// `[outputs, inputs / 8]`, 32-bit.
@@ -49,11 +52,11 @@ pub enum Packed {
         /// `[inputs]`, 32-bit.
         g_idx: Option<TensorSpec>,
     },
-    /// FP8 in blocks: `weight` is F8_E4M3 and is multiplied by the scale of its block.
+    /// FP8: `weight` is F8_E4M3 and is multiplied by the scale of its block.
     Fp8 {
-        /// Inputs and outputs of a block.
+        /// Inputs and outputs of a block: a whole row where each output has a scale, the whole matrix where there is one.
         block: [usize; 2],
-        /// `[inputs / block, outputs / block]`, rounded up.
+        /// One for each block, `[inputs / block, outputs / block]`, rounded up.
         scale: TensorSpec,
     },
 }
@@ -211,6 +214,13 @@ pub enum ExpertWeights {
         /// Ups.
         up: Linear,
         /// Downs.
+        down: Linear,
+    },
+    /// All experts in one tensor, all outputs of the gate before those of up: granite in safetensors files.
+    StackedFused {
+        /// `[hidden, 2 * width, experts]`.
+        gate_up: Linear,
+        /// `[width, hidden, experts]`.
         down: Linear,
     },
     /// Each expert by itself, as most safetensors files have them.

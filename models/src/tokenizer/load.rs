@@ -11,6 +11,9 @@ use crate::gguf::Gguf;
 /// The most text that control tokens, or user-defined ones, may have together, in bytes: it bounds their automaton.
 const SPECIAL_BYTES_MAX: usize = 1 << 20;
 
+/// The most tokens accepted where no header bounds them.
+pub(super) const TOKENS_MAX: usize = 1 << 21;
+
 /// The names of control tokens that end a turn in models whose metadata names only the end of sequence. They are
 /// llama.cpp's list of end-of-generation texts.
 const END_NAMES: &[&str] = &[
@@ -74,9 +77,11 @@ pub(super) fn tokenizer(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
     };
     let id = |key| special_id(gguf, key, texts.len());
     let is_bert = matches!(rules, Rules::WordPiece(_));
-    let first = if is_bert { id("tokenizer.ggml.cls_token_id")? } else { None };
+    // Some converters leave BERT's own names out; without its ends a text's vector would be another.
+    let named = |text: &str| vocab.find(text.as_bytes()).filter(|_| is_bert);
+    let first = if is_bert { id("tokenizer.ggml.cls_token_id")?.or(named("[CLS]")) } else { None };
     let bos = id("tokenizer.ggml.bos_token_id")?.or(first);
-    let last = if is_bert { id("tokenizer.ggml.seperator_token_id")? } else { None };
+    let last = if is_bert { id("tokenizer.ggml.seperator_token_id")?.or(named("[SEP]")) } else { None };
     Ok(Tokenizer {
         control: matcher(vocab.texts(TokenKind::Control))?,
         user_defined: matcher(vocab.texts(TokenKind::UserDefined))?,

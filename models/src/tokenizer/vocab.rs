@@ -50,6 +50,14 @@ impl Vocab {
         Self { bytes, kinds, by_bytes }
     }
 
+    /// The same with unused tokens added, `len` in all.
+    pub(super) fn padded_to(&self, len: usize) -> Self {
+        let (mut bytes, mut kinds) = (self.bytes.clone(), self.kinds.clone());
+        bytes.resize(len, Box::default());
+        kinds.resize(len, TokenKind::Unused);
+        Self { bytes, kinds, by_bytes: self.by_bytes.clone() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }

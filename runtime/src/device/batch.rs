@@ -13,13 +13,15 @@
 //! A step is a list of spans within one budget of rows: first one row for each decoding sequence, then chunks of
 //! prompts in order of arrival. A sequence whose developer has not read what it sent (no credit left) sits steps out
 //! and holds nobody else up; so does one whose constraint is being compiled. Where rows are cheap and the next tokens can
-//! be guessed, a decoding sequence gets a row for each guess (`speculation`).
+//! be guessed, a decoding sequence gets a row for each guess (`speculation`), of its own words or of a draft model
+//! (`draft_model`).
 //!
 //! Blocks are allocated as sequences grow, and full blocks are shared between those with the same beginning. The window
 //! counts worst cases, most of which never happen, so more of them are granted than there are blocks: at
 //! [`BLOCKS_GRANTED_PER_BLOCK`]. Where they do happen, the youngest sequences wait for the oldest: any one of them
 //! fits alone, so the oldest always goes on, and all of them end.
 
+mod guess;
 mod plan;
 mod sequence;
 mod step;
@@ -27,14 +29,16 @@ mod step;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
 
-pub use self::plan::{Draw, Placeholder, Score, StepOutput, StepPlan};
-use self::sequence::Sequence;
+pub use self::plan::{Draw, GuessedRow, Placeholder, Score, StepOutput, StepPlan};
+use self::sequence::{Sequence, Stay};
 use self::step::Flight;
 use super::budget::StepBudget;
+use super::draft_model::{DraftModel, DraftPlan};
 use super::kv_cache::{BlockHash, KvGroups};
 use super::kv_plan::KvPlan;
 
@@ -64,6 +68,10 @@ pub struct BatchLimits {
     pub drafts_max: u32,
     /// KV blocks of the device, as the window counts them; see [`KvPlan`].
     pub kv_blocks: u32,
+    /// How keys and values are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room on the device is needed; 0 where they are forgotten.
+    pub spill_bytes: u64,
     /// Longest sequence.
     pub context_tokens: u32,
 }
@@ -72,6 +80,11 @@ impl BatchLimits {
     /// Draws of one step at most: one a sequence, and one a draft.
     pub fn draws_max(&self) -> u32 {
         self.sequences_max + self.drafts_max
+    }
+
+    /// Those of the draft model of such a batch: it has as many blocks, and forgets those whose room is needed.
+    pub fn of_draft(&self) -> Self {
+        Self { spill_bytes: 0, ..*self }
     }
 }
 
@@ -88,10 +101,20 @@ pub struct BatchStats {
     pub rows_discarded: u64,
     /// Blocks with content that were overwritten.
     pub evictions: u64,
+    /// Of these, how many were copied to the host before.
+    pub spilled: u64,
+    /// Blocks copied back from there, rather than computed again.
+    pub restored: u64,
     /// Draft tokens computed.
     pub drafts: u64,
     /// Of these, how many were drawn.
     pub drafts_accepted: u64,
+    /// Of the draft tokens, how many a draft model proposed.
+    pub drafts_asked: u64,
+    /// Of these, how many were drawn.
+    pub drafts_asked_accepted: u64,
+    /// Rows that the draft model computed for them.
+    pub draft_model_rows: u64,
 }
 
 /// The sequences of one replica.
@@ -101,6 +124,8 @@ pub struct Batch {
     weights: WeightsHash,
     cache: KvGroups,
     budget: StepBudget,
+    /// What guesses, if anything does and has not failed.
+    draft_model: Option<DraftModel>,
     /// In order of arrival, those that were preempted before the others.
     waiting: VecDeque<Sequence>,
     /// In order of admission.
@@ -135,6 +160,7 @@ impl Batch {
         Self {
             cache: KvGroups::new(&kv.groups),
             budget: StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target),
+            draft_model: None,
             waiting: VecDeque::new(),
             running: Vec::new(),
             flights: VecDeque::new(),
@@ -150,6 +176,12 @@ impl Batch {
             limits,
             weights,
         }
+    }
+
+    /// The same batch with a draft model beside it.
+    pub fn with_draft(mut self, plan: &DraftPlan) -> Self {
+        self.draft_model = Some(DraftModel::new(plan, &self.limits));
+        self
     }
 
     /// What is granted to the scheduler, cumulative.
@@ -173,14 +205,16 @@ impl Batch {
         self.cache.used()
     }
 
-    /// How long a step of `rows` rows takes on this device, as far as is known.
-    pub fn expected(&self, rows: u32) -> Option<Duration> {
-        self.budget.expected(rows)
+    /// How long a step takes on this device, as far as is known, what the draft model does for it included.
+    pub fn expected(&self, plan: &StepPlan) -> Option<Duration> {
+        let passes = self.draft_model.as_ref().map_or(Some(Duration::ZERO), |model| model.expected(&plan.passes))?;
+        Some(self.budget.expected(plan.tokens.len() as u32)?.saturating_add(passes))
     }
 
     /// What has happened so far.
     pub fn stats(&self) -> BatchStats {
-        BatchStats { evictions: self.cache.evictions(), ..self.stats }
+        let (spilled, restored) = self.cache.copied();
+        BatchStats { evictions: self.cache.evictions(), spilled, restored, ..self.stats }
     }
 
     /// Takes a sequence in, or answers with news that says why not.
@@ -190,25 +224,40 @@ impl Batch {
             Err(Unfit::Overdrawn) => Some("the window was overdrawn".to_owned()),
             Err(Unfit::Refused(why)) => {
                 // The scheduler took it from the window; it has to return or the window would shrink for ever.
-                self.take(&assign);
+                self.take(assign.blocks);
                 self.give_back(assign.blocks);
                 Some(why)
             }
         };
         if let Some(why) = refused {
-            let end = Some(End::Failed(why));
-            self.news.push(StepItem::new(assign.sequence, 0, Vec::new(), end));
+            self.tell_failed(assign.sequence, why);
             return;
         }
-        self.take(&assign);
+        self.take(assign.blocks);
         let root = BlockHash::root(&self.weights.0, &assign.cache_salt);
         self.waiting.push_back(Sequence::new(assign, root));
     }
 
+    /// Answers what no model like this can do. What it took from the window returns.
+    pub fn refuse(&mut self, id: SequenceId, blocks: u32, why: &str) {
+        if self.overdraws(blocks) {
+            return self.tell_failed(id, "the window was overdrawn".to_owned());
+        }
+        self.take(blocks);
+        self.give_back(blocks);
+        self.tell_failed(id, why.to_owned());
+    }
+
+    fn tell_failed(&mut self, id: SequenceId, why: String) {
+        self.news.push(StepItem::new(id, 0, Vec::new(), Some(End::Failed(why))));
+    }
+
+    fn overdraws(&self, blocks: u32) -> bool {
+        self.taken.sequences >= self.window.sequences || self.taken.blocks + u64::from(blocks) > self.window.blocks
+    }
+
     fn check(&self, assign: &Assign) -> Result<(), Unfit> {
-        if self.taken.sequences >= self.window.sequences
-            || self.taken.blocks + u64::from(assign.blocks) > self.window.blocks
-        {
+        if self.overdraws(assign.blocks) {
             return Err(Unfit::Overdrawn);
         }
         assign.check().map_err(|e| Unfit::Refused(e.0))?;
@@ -279,12 +328,20 @@ impl Batch {
         let first = sequence.drawn() - tokens.len() as u32;
         self.news.push(StepItem { logprobs, ..StepItem::new(sequence.id, first, tokens, Some(end)) });
         self.give_back(sequence.reserved);
-        self.cache.release(&sequence.stay.tables);
+        self.release(&sequence.stay);
     }
 
-    fn take(&mut self, assign: &Assign) {
+    /// Gives up what a sequence holds, of the draft model too.
+    fn release(&mut self, stay: &Stay) {
+        self.cache.release(&stay.tables);
+        if let Some(model) = &mut self.draft_model {
+            model.release(&stay.followed);
+        }
+    }
+
+    fn take(&mut self, blocks: u32) {
         self.taken.sequences += 1;
-        self.taken.blocks += u64::from(assign.blocks);
+        self.taken.blocks += u64::from(blocks);
     }
 
     fn give_back(&mut self, blocks: u32) {

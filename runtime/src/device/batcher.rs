@@ -1,20 +1,22 @@
-//! The actor around [`Batch`]: keeps the executor in steps and sends each step's news to the link.
+//! The actor around [`Work`]: keeps the executor in steps and sends each step's news to the link.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
-use cuckoo_wire::message::{Assign, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
+use cuckoo_wire::message::{Assign, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::batch::{Batch, BatchLimits, StepOutput, StepPlan};
+use super::batch::{BatchLimits, BatchStats, StepOutput, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
+use super::draft_model::DraftPlan;
 use super::executor::ExecutorMsg;
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use super::watchdog::{WATCH_INTERVAL, Watchdog};
+use super::work::Work;
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
@@ -32,6 +34,8 @@ pub(crate) enum BatcherMsg {
     Detach,
     /// Run a sequence.
     Assign(Assign),
+    /// Make a vector of a text.
+    Encode(Encode),
     /// Stop a sequence.
     Cancel(SequenceId),
     /// A sequence may send more.
@@ -44,7 +48,7 @@ pub(crate) enum BatcherMsg {
         masks: Vec<Option<PendingMask>>,
         /// What that gave.
         output: StepOutput,
-        /// How long it took.
+        /// How long it took, without the passes of a draft model.
         took: Duration,
     },
     /// Look whether the executor gets anywhere, and tell the scheduler if it does.
@@ -63,6 +67,8 @@ pub(super) struct BatcherArgs {
     pub(super) executor: ActorRef<ExecutorMsg>,
     pub(super) limits: BatchLimits,
     pub(super) kv: KvPlan,
+    /// The draft model, where there is one.
+    pub(super) draft: Option<DraftPlan>,
     /// Steps that the executor has at most: one it computes, and those behind it.
     pub(super) steps_in_flight: usize,
     /// Replica and window are filled in at each attachment.
@@ -77,7 +83,7 @@ pub(super) struct Batcher;
 
 pub(super) struct State {
     args: BatcherArgs,
-    batch: Batch,
+    batch: Work,
     constraints: Constraints,
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
@@ -93,6 +99,8 @@ pub(super) struct State {
     watchdog: Watchdog,
     /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
     untold: bool,
+    /// What the log was last told.
+    logged: BatchStats,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -111,7 +119,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
+            batch: Work::new(&args),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
@@ -123,6 +131,7 @@ impl Actor for Batcher {
             draining: Draining::No,
             watchdog: Watchdog::new(now()),
             untold: false,
+            logged: BatchStats::default(),
         })
     }
 
@@ -136,6 +145,7 @@ impl Actor for Batcher {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
             BatcherMsg::Assign(assign) => state.assign(assign, &me),
+            BatcherMsg::Encode(encode) => state.batch.encode(encode),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
             BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
@@ -143,6 +153,7 @@ impl Actor for Batcher {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
                 state.tell_of_progress(&me);
+                state.log();
             }
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => {}
@@ -168,7 +179,7 @@ impl State {
         self.unsent = None;
         self.news.clear();
         self.untold = false;
-        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
+        self.batch = Work::new(&self.args);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
@@ -247,6 +258,15 @@ impl State {
         }
     }
 
+    /// What the batch has done so far, at most once a second.
+    fn log(&mut self) {
+        let stats = self.batch.stats();
+        if stats != self.logged {
+            tracing::debug!(?stats, "batch so far");
+            self.logged = stats;
+        }
+    }
+
     fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
         let window = self.batch.window();
         self.announced = window;
@@ -271,7 +291,7 @@ impl State {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
-            self.watchdog.launched(rows, self.batch.expected(rows as u32), now());
+            self.watchdog.launched(rows, self.batch.expected(&plan), now());
             let masks = self.constraints.masks(&plan);
             self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;

@@ -61,9 +61,19 @@ impl StepBudget {
     /// What one more row in a step costs, in tokens: the time that it takes, in which a step of `decodes` rows draws so
     /// many. `None` before there was anything to tell it from.
     pub fn row_price(&self, decodes: u32) -> Option<f64> {
-        let (slope, rows) = (self.slope.is_some().then(|| self.slope())?, f64::from(decodes));
+        Some(self.tokens_in(self.slope.is_some().then(|| self.slope())?, decodes))
+    }
+
+    /// How many tokens are drawn in so many seconds by steps of `decodes` rows.
+    pub(super) fn tokens_in(&self, seconds: f64, decodes: u32) -> f64 {
+        let rows = f64::from(decodes);
         // Nothing takes no time but in tests, where a row is free.
-        Some(slope * rows / self.expected_s(rows).max(f64::MIN_POSITIVE))
+        seconds * rows / self.expected_s(rows).max(f64::MIN_POSITIVE)
+    }
+
+    /// Seconds of a step beside its rows, and of each row: nothing as long as nothing is known.
+    pub(super) fn costs_s(&self) -> (f64, f64) {
+        (self.expected_s(0.0), self.slope())
     }
 
     /// How long a step of `rows` rows takes, as far as is known.

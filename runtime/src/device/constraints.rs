@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use cuckoo_models::{Constrainer, Grammar, Matcher, Tokenizer};
+use cuckoo_models::{CallGrammar, Constrainer, Grammar, Matcher, Syntax, Tokenizer};
 use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
-use cuckoo_wire::message::{Assign, Constraint, SequenceId};
+use cuckoo_wire::message::{Assign, CallConstraint, Constraint, SequenceId};
 use ractor::ActorRef;
 
 use super::batch::StepPlan;
@@ -154,18 +154,23 @@ impl Compiler {
             let tokenizer = (self.read_tokenizer)()?;
             Constrainer::new(&tokenizer).map_err(|e| e.to_string())
         });
-        let mut matcher = constrainer.as_ref()?.compile(&grammar(constraint)).map_err(|e| e.to_string())?;
+        let mut matcher = constrainer.as_ref()?.compile(&grammar(constraint)?).map_err(|e| e.to_string())?;
         matcher.accept(accepted).map_err(|e| e.to_string())?;
         Ok(matcher)
     }
 }
 
-fn grammar(constraint: Constraint) -> Grammar {
-    match constraint {
+fn grammar(constraint: Constraint) -> Result<Grammar, String> {
+    Ok(match constraint {
         Constraint::JsonObject => Grammar::JsonObject,
         Constraint::JsonSchema(text) => Grammar::JsonSchema(text),
         Constraint::Regex(text) => Grammar::Regex(text),
         Constraint::Choice(choices) => Grammar::Choice(choices),
         Constraint::Grammar(text) => Grammar::Lark(text),
-    }
+        Constraint::Calls(CallConstraint { syntax, functions, text, many }) => {
+            let syntax =
+                Syntax::named(&syntax).ok_or_else(|| format!("there is no syntax of calls '{syntax}' here"))?;
+            Grammar::Calls(CallGrammar { syntax, functions, text, many })
+        }
+    })
 }

@@ -1,23 +1,23 @@
 //! The actor that owns a device's memory and runs its steps, on a thread of its own: a step blocks, and must block
 //! nothing else. Decides nothing.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cuckoo_kernels::ops::{OpsError, StepLayout};
+use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use super::DeviceKind;
 use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
+use super::draft_model::Guess;
+use super::kv_cache::{KvCopy, KvWay};
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
+use super::{DeviceKind, DraftConfig};
 use crate::forward::{KvMemory, LoadError, Model, Workspace};
 
 /// Messages of the executor.
@@ -37,9 +37,9 @@ pub(super) enum ExecutorMsg {
 #[derive(Clone)]
 pub(super) struct ExecutorArgs {
     pub(super) device: DeviceKind,
-    pub(super) weights: PathBuf,
-    pub(super) gguf: Arc<Gguf>,
+    pub(super) files: Arc<ModelFiles>,
     pub(super) spec: ArchSpec,
+    pub(super) draft: Option<DraftConfig>,
     pub(super) limits: BatchLimits,
 }
 
@@ -78,8 +78,9 @@ impl ThreadLocalActor for Executor {
                 let began = Instant::now();
                 // A fault fails this actor; its supervisor starts the device afresh.
                 let output = engine.step(&plan, &masks)?;
+                let took = began.elapsed().saturating_sub(output.passes.iter().sum());
                 // A batcher that is gone has nobody to tell.
-                let _ = reply_to.cast(BatcherMsg::Stepped { plan, masks, output, took: began.elapsed() });
+                let _ = reply_to.cast(BatcherMsg::Stepped { plan, masks, output, took });
             }
         }
         Ok(())
@@ -92,9 +93,15 @@ pub(super) trait Stepper {
     fn step(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError>;
 }
 
-/// One model on one backend, with the memory that its batch needs.
+/// One model on one backend, with the memory that its batch needs, and a small one beside it where one guesses for it.
 pub struct Engine<O: Ops> {
     ops: O,
+    target: Loaded<O>,
+    draft: Option<Loaded<O>>,
+}
+
+/// A model, and what steps of it need.
+struct Loaded<O: Ops> {
     model: Model<O>,
     work: Workspace<O>,
     cache: KvMemory<O>,
@@ -106,20 +113,26 @@ pub struct Engine<O: Ops> {
 
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
-        let file = File::open(&args.weights)?;
-        Self::new(ops, &args.gguf, &file, &args.spec, args.limits)
+        let mut engine = Self::new(ops, &args.files, &args.spec, args.limits)?;
+        if let Some(draft) = &args.draft {
+            engine = engine.with_draft(&draft.files, &draft.spec, args.limits)?;
+        }
+        Ok(engine)
     }
 
-    /// Loads the weights in `file` and allocates all that a batch within `limits` will ever need, keys and values as
+    /// Loads the weights in `files` and allocates all that a batch within `limits` will ever need, keys and values as
     /// [`KvPlan::new`] says.
-    pub fn new(mut ops: O, gguf: &Gguf, file: &File, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
-        let model = Model::load(&mut ops, gguf, file, spec, |_| ())?;
-        let rows = limits.step_tokens_max as usize;
-        let logits_rows = limits.draws_max() as usize;
-        let work = Workspace::new(&mut ops, spec, rows, logits_rows)?;
-        let cache = KvMemory::new(&mut ops, &KvPlan::new(spec, &limits).shapes(spec))?;
+    pub fn new(mut ops: O, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        let target = Loaded::new(&mut ops, files, spec, limits, limits.draws_max())?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
-        Ok(Self { ops, model, work, cache, drawn: Vec::new(), logits_rows })
+        Ok(Self { ops, target, draft: None })
+    }
+
+    /// Loads a draft model as well, for the passes that a batch of the same limits plans for it.
+    pub fn with_draft(mut self, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
+        self.draft = Some(Loaded::new(&mut self.ops, files, spec, limits.of_draft(), limits.sequences_max)?);
+        tracing::info!(layers = spec.layers, "draft model loaded");
+        Ok(self)
     }
 
     /// Computes the rows of `plan`, scores what it wants scored, and draws a token for each of its draws. Plans come in
@@ -132,17 +145,132 @@ impl<O: Ops> Engine<O> {
     /// The same, with the masks of those draws that have one. They are waited for when the logits are there, so that
     /// whoever computes them has the whole forward pass for it. A draw whose mask failed is made without it.
     pub fn step_masked(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        let mut output = self.guess(plan);
+        let tokens = plan.resolve(&self.target.drawn, &output.guesses);
+        self.target.forward(&mut self.ops, plan, &tokens)?;
+        if self.target.model.spec().is_encoder() {
+            output.vectors = self.target.pool(&mut self.ops, &plan.spans)?;
+            return Ok(output);
+        }
+        output.scores = self.target.score(&mut self.ops, &plan.scores)?;
+        output.drawn = self.target.draw(&mut self.ops, plan, masks)?;
+        output.logprobs = self.target.logprobs(&mut self.ops, plan)?;
+        Ok(output)
+    }
+
+    /// Has the draft model make its passes. If it fails it is let go, and the step goes on with guesses that are likely
+    /// to be wrong: what is drawn does not depend on them.
+    fn guess(&mut self, plan: &StepPlan) -> StepOutput {
+        let mut output = StepOutput::default();
+        let mut drawn: Vec<Vec<u32>> = Vec::with_capacity(plan.passes.len());
+        for pass in &plan.passes {
+            let began = Instant::now();
+            let guessed = match &mut self.draft {
+                Some(draft) => draft.pass(&mut self.ops, pass).map_err(|e| e.to_string()),
+                None => Err("it has failed before".to_owned()),
+            };
+            match guessed {
+                Ok(tokens) => drawn.push(tokens),
+                Err(why) => {
+                    tracing::error!(%why, "the draft model failed; going on without it");
+                    (self.draft, output.draft_fault) = (None, Some(why));
+                    break;
+                }
+            }
+            output.passes.push(began.elapsed());
+        }
+        let vocabulary = self.target.model.spec().vocab;
+        let guess = |from: Guess| drawn.get(from.pass).map_or(0, |drawn| within(vocabulary, drawn[from.draw]));
+        output.guesses = plan.guesses.iter().map(|guessed| guess(guessed.from)).collect();
+        output
+    }
+
+    /// The backend, for what it can tell about itself.
+    pub fn backend(&mut self) -> &mut O {
+        &mut self.ops
+    }
+
+    /// Logits of the last step's draws, row-major.
+    pub fn logits(&mut self) -> Result<Vec<f32>, OpsError> {
+        self.ops.read(&self.target.work.logits)
+    }
+}
+
+/// A token, or some other where a vocabulary ends before it: tables of one vocabulary may be padded to different lengths.
+fn within(vocabulary: usize, token: u32) -> u32 {
+    if (token as usize) < vocabulary { token } else { 0 }
+}
+
+impl<O: Ops> Loaded<O> {
+    fn new(
+        ops: &mut O,
+        files: &ModelFiles,
+        spec: &ArchSpec,
+        limits: BatchLimits,
+        draws_max: u32,
+    ) -> Result<Self, LoadError> {
+        let model = Model::load(ops, files, spec, |_| ())?;
+        let (rows, logits_rows) = (limits.step_tokens_max as usize, draws_max as usize);
+        let work = Workspace::new(ops, spec, rows, logits_rows)?;
+        let kv = KvPlan::new(spec, &limits);
+        let cache = KvMemory::with_host(ops, &kv.shapes(spec), &kv.host_shapes(spec))?;
+        Ok(Self { model, work, cache, drawn: Vec::new(), logits_rows })
+    }
+
+    /// A whole step of a draft model: what it draws.
+    fn pass(&mut self, ops: &mut O, pass: &StepPlan) -> Result<Vec<u32>, OpsError> {
+        let mut tokens = pass.resolve(&self.drawn, &[]).into_owned();
+        tokens.iter_mut().for_each(|token| *token = within(self.model.spec().vocab, *token));
+        self.forward(ops, pass, &tokens)?;
+        self.draw(ops, pass, &[])
+    }
+
+    fn forward(&mut self, ops: &mut O, plan: &StepPlan, tokens: &[u32]) -> Result<(), OpsError> {
         let layout = |blocks| StepLayout { spans: &plan.spans, blocks };
         let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
-        let tokens = plan.resolve(&self.drawn);
         self.drawn.clear();
-        self.model.forward(&mut self.ops, &mut self.work, &mut self.cache, &tokens, &layouts, &[])?;
-        let scores = self.score(&plan.scores)?;
+        self.copy(ops, &plan.copies)?;
+        self.model.forward(ops, &mut self.work, &mut self.cache, tokens, &layouts, &[])
+    }
+
+    /// Moves blocks between the device and the host, in the order in which that was decided.
+    fn copy(&mut self, ops: &mut O, copies: &[KvCopy]) -> Result<(), OpsError> {
+        for run in copies.chunk_by(|a, b| (a.group, a.way) == (b.group, b.way)) {
+            let KvCopy { group, way, .. } = run[0];
+            match way {
+                KvWay::Out => {
+                    let blocks: Vec<(u32, u32)> = run.iter().map(|copy| (copy.block, copy.slot)).collect();
+                    self.cache.copy_out(ops, group, &blocks)?;
+                }
+                KvWay::In => {
+                    let slots: Vec<(u32, u32)> = run.iter().map(|copy| (copy.slot, copy.block)).collect();
+                    self.cache.copy_in(ops, group, &slots)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.
+    fn score(&mut self, ops: &mut O, scores: &[Score]) -> Result<Vec<Logprobs>, OpsError> {
+        let mut found = Vec::with_capacity(scores.len());
+        for scores in scores.chunks(self.logits_rows) {
+            let rows: Vec<usize> = scores.iter().map(|s| s.row).collect();
+            self.model.logits(ops, &mut self.work, &rows)?;
+            let request = |(row, s): (usize, &Score)| LogprobRequest { row, token: s.token, top: s.top };
+            let requests: Vec<LogprobRequest> = scores.iter().enumerate().map(request).collect();
+            found.extend(ops.logprobs(&self.work.logits, &requests)?);
+        }
+        Ok(found)
+    }
+
+    /// One token for each draw.
+    fn draw(&mut self, ops: &mut O, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
         if plan.draws.is_empty() {
-            return Ok(StepOutput { scores, ..StepOutput::default() });
+            return Ok(Vec::new());
         }
         let wanted: Vec<usize> = plan.draws.iter().map(|d| d.row).collect();
-        self.model.logits(&mut self.ops, &mut self.work, &wanted)?;
+        self.model.logits(ops, &mut self.work, &wanted)?;
         let mask = |at| masks.get(at).and_then(Option::as_ref).and_then(PendingMask::wait);
         let masks: Vec<Option<Arc<TokenMask>>> = (0..plan.draws.len()).map(mask).collect();
         let requests: Vec<SampleRequest<'_>> = plan
@@ -159,27 +287,24 @@ impl<O: Ops> Engine<O> {
                 allowed: masks[row].as_deref(),
             })
             .collect();
-        let drawn = self.ops.sample(&self.work.logits, &requests)?;
+        let drawn = ops.sample(&self.work.logits, &requests)?;
         self.drawn.extend(drawn.into_iter().map(|s| s.token));
-        let logprobs = self.logprobs(plan)?;
-        Ok(StepOutput { drawn: self.drawn.clone(), logprobs, scores })
+        Ok(self.drawn.clone())
     }
 
-    /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.
-    fn score(&mut self, scores: &[Score]) -> Result<Vec<Logprobs>, OpsError> {
-        let mut found = Vec::with_capacity(scores.len());
-        for scores in scores.chunks(self.logits_rows) {
-            let rows: Vec<usize> = scores.iter().map(|s| s.row).collect();
-            self.model.logits(&mut self.ops, &mut self.work, &rows)?;
-            let request = |(row, s): (usize, &Score)| LogprobRequest { row, token: s.token, top: s.top };
-            let requests: Vec<LogprobRequest> = scores.iter().enumerate().map(request).collect();
-            found.extend(self.ops.logprobs(&self.work.logits, &requests)?);
+    /// The vectors of an encoder's texts.
+    fn pool(&mut self, ops: &mut O, spans: &[Span]) -> Result<Vec<Vec<f32>>, OpsError> {
+        let texts: Vec<_> = spans.iter().map(|span| span.first_row..span.first_row + span.rows).collect();
+        self.model.pool(ops, &mut self.work, &texts)?;
+        let values = ops.read(&self.work.picked)?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(OpsError::Fault("a vector is not finite: the weights or the device are damaged".to_owned()));
         }
-        Ok(found)
+        Ok(values.chunks(self.model.spec().hidden).map(<[f32]>::to_vec).collect())
     }
 
     /// Log-probabilities of what was just drawn, for those draws that want them.
-    fn logprobs(&mut self, plan: &StepPlan) -> Result<Vec<Option<Logprobs>>, OpsError> {
+    fn logprobs(&mut self, ops: &mut O, plan: &StepPlan) -> Result<Vec<Option<Logprobs>>, OpsError> {
         let wanting = plan.draws.iter().zip(&self.drawn).enumerate();
         let requests: Vec<LogprobRequest> = wanting
             .filter_map(|(row, (draw, token))| Some(LogprobRequest { row, token: *token, top: draw.logprobs? }))
@@ -187,18 +312,8 @@ impl<O: Ops> Engine<O> {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let mut found = self.ops.logprobs(&self.work.logits, &requests)?.into_iter();
+        let mut found = ops.logprobs(&self.work.logits, &requests)?.into_iter();
         Ok(plan.draws.iter().map(|draw| draw.logprobs.and_then(|_| found.next())).collect())
-    }
-
-    /// The backend, for what it can tell about itself.
-    pub fn backend(&mut self) -> &mut O {
-        &mut self.ops
-    }
-
-    /// Logits of the last step's draws, row-major.
-    pub fn logits(&mut self) -> Result<Vec<f32>, OpsError> {
-        self.ops.read(&self.work.logits)
     }
 }
 

@@ -15,15 +15,22 @@
 //! puts a sequence's last blocks before its first, so a chain is forgotten from its end and its beginning stays useful.
 //!
 //! Everything is an array over block numbers; the list is threaded through two of them. No operation searches.
+//!
+//! What is taken for another's content may be kept in host memory (`spill`), from where it is copied back when its name is
+//! wanted again.
 
 mod groups;
 mod hash;
+mod order;
+mod spill;
 
 use std::collections::HashMap;
 
 pub use groups::HOLE;
 pub(super) use groups::{KvGroups, Table};
 pub use hash::BlockHash;
+use order::Order;
+pub use spill::{KvCopy, KvWay};
 
 /// The allocator and the prefix cache of one device's KV blocks.
 #[derive(Debug)]
@@ -32,48 +39,46 @@ pub struct KvCache {
     references: Vec<u32>,
     /// What a block contains, or [`BlockHash::NONE`].
     names: Vec<BlockHash>,
-    /// The neighbour in the list that is taken later. Entry `total` is the list's head: the block that is taken next.
-    later: Vec<u32>,
-    /// The neighbour that is taken sooner. Entry `total` is the list's tail: the block that is taken last.
-    sooner: Vec<u32>,
+    /// Blocks that nobody holds, in the order in which they are taken.
+    idle: Order,
     /// Where named blocks are. Never iterated, so its order decides nothing.
     index: HashMap<BlockHash, u32>,
-    idle: u32,
     evictions: u64,
 }
 
 impl KvCache {
     /// All of `total` blocks idle and blank.
     pub fn new(total: u32) -> Self {
-        let mut cache = Self {
+        let mut idle = Order::new(total);
+        // The lowest numbers are handed out first, so that a lightly used cache touches little memory.
+        (0..total).for_each(|block| idle.push_last(block));
+        Self {
             references: vec![0; total as usize],
             names: vec![BlockHash::NONE; total as usize],
-            later: vec![total; total as usize + 1],
-            sooner: vec![total; total as usize + 1],
+            idle,
             // Twice the blocks: a table that is at most half full clears away its removed entries and never grows.
             index: HashMap::with_capacity(2 * total as usize),
-            idle: 0,
             evictions: 0,
-        };
-        // The lowest numbers are handed out first, so that a lightly used cache touches little memory.
-        (0..total).rev().for_each(|block| cache.link_first(block));
-        cache
+        }
     }
 
     /// Takes one block, blank: an idle one that contains nothing, or else the least recently used. `None` if all are held.
     pub fn allocate(&mut self) -> Option<u32> {
-        let block = self.later[self.head()];
-        if block == self.total() {
-            return None;
-        }
-        self.unlink(block);
+        Some(self.take()?.0)
+    }
+
+    /// The same, and the name of what the block contains until somebody writes to it, if it has one.
+    fn take(&mut self) -> Option<(u32, Option<BlockHash>)> {
+        let block = self.idle.first()?;
+        self.idle.remove(block);
         let name = std::mem::replace(&mut self.names[block as usize], BlockHash::NONE);
-        if name != BlockHash::NONE {
+        let evicted = (name != BlockHash::NONE).then_some(name);
+        if let Some(name) = evicted {
             self.index.remove(&name);
             self.evictions += 1;
         }
         self.references[block as usize] = 1;
-        Some(block)
+        Some((block, evicted))
     }
 
     /// Whether the block of that name is idle: holding it then leaves one fewer to allocate. `None` where it is not here.
@@ -85,7 +90,7 @@ impl KvCache {
     pub fn share(&mut self, name: BlockHash) -> Option<u32> {
         let block = *self.index.get(&name)?;
         if self.references[block as usize] == 0 {
-            self.unlink(block);
+            self.idle.remove(block);
         }
         self.references[block as usize] += 1;
         Some(block)
@@ -116,20 +121,20 @@ impl KvCache {
                 continue;
             }
             match self.names[block as usize] == BlockHash::NONE {
-                true => self.link_first(block),
-                false => self.link_last(block),
+                true => self.idle.push_first(block),
+                false => self.idle.push_last(block),
             }
         }
     }
 
     /// Blocks that somebody holds.
     pub fn used(&self) -> u32 {
-        self.total() - self.idle
+        self.total() - self.idle.len()
     }
 
     /// Blocks that [`KvCache::allocate`] can take, those with content included.
     pub fn available(&self) -> u32 {
-        self.idle
+        self.idle.len()
     }
 
     /// Blocks with content that can be shared, held or idle.
@@ -146,45 +151,13 @@ impl KvCache {
     pub fn total(&self) -> u32 {
         self.references.len() as u32
     }
-
-    /// The entry that is no block but both ends of the list.
-    fn head(&self) -> usize {
-        self.references.len()
-    }
-
-    fn link_first(&mut self, block: u32) {
-        self.link_between(self.total(), block, self.later[self.head()]);
-    }
-
-    fn link_last(&mut self, block: u32) {
-        self.link_between(self.sooner[self.head()], block, self.total());
-    }
-
-    fn link_between(&mut self, before: u32, block: u32, after: u32) {
-        (self.later[before as usize], self.sooner[block as usize]) = (block, before);
-        (self.later[block as usize], self.sooner[after as usize]) = (after, block);
-        self.idle += 1;
-    }
-
-    fn unlink(&mut self, block: u32) {
-        let (before, after) = (self.sooner[block as usize], self.later[block as usize]);
-        (self.later[before as usize], self.sooner[after as usize]) = (after, before);
-        self.idle -= 1;
-    }
 }
 
 #[cfg(test)]
 impl KvCache {
     /// Idle blocks in the order in which they would be taken.
     pub(super) fn idle_blocks(&self) -> Vec<u32> {
-        let mut order = Vec::new();
-        let mut at = self.later[self.head()];
-        while at != self.total() {
-            assert!(order.len() < self.total() as usize, "the list is a ring through its head");
-            order.push(at);
-            at = self.later[at as usize];
-        }
-        order
+        self.idle.numbers()
     }
 
     /// Everything that must hold between two calls; `holds` is how often each block is held, as its holders know it.
@@ -193,14 +166,9 @@ impl KvCache {
         holds.into_iter().for_each(|block| expected[block as usize] += 1);
         assert_eq!(self.references, expected, "references are what holders hold: no leak, no use after release");
         let order = self.idle_blocks();
-        assert_eq!(order.len() as u32, self.idle, "the list is as long as it says");
         assert!(order.iter().all(|b| self.references[*b as usize] == 0), "nothing held is in the list");
         let idle = self.references.iter().filter(|r| **r == 0).count();
         assert_eq!(order.len(), idle, "with the right length and no block held, each idle block is there once");
-        for (at, block) in order.iter().enumerate() {
-            let before = at.checked_sub(1).map_or(self.total(), |i| order[i]);
-            assert_eq!(self.sooner[*block as usize], before, "both directions agree");
-        }
         let blank = order.iter().take_while(|b| self.names[**b as usize] == BlockHash::NONE).count();
         let named = order.iter().filter(|b| self.names[**b as usize] != BlockHash::NONE).count();
         assert_eq!(blank + named, order.len(), "blank blocks are taken before named ones");
@@ -211,11 +179,7 @@ impl KvCache {
 
     /// Room that its structures take, in entries.
     pub(super) fn footprint(&self) -> usize {
-        self.index.capacity()
-            + self.later.capacity()
-            + self.sooner.capacity()
-            + self.names.capacity()
-            + self.references.capacity()
+        self.index.capacity() + self.idle.footprint() + self.names.capacity() + self.references.capacity()
     }
 }
 

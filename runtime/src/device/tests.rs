@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
 use cuckoo_wire::message::{Assign, End, ReplicaFrame, ReplicaId, SequenceId};
 use tokio::sync::mpsc;
@@ -17,6 +18,8 @@ pub(super) const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 64,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
     context_tokens: 1_000,
 };
 
@@ -89,6 +92,7 @@ pub(super) fn offer() -> Offer {
         block_tokens: 16,
         ask: Price::default(),
         window: Window::default(),
+        task: Task::Generate,
     }
 }
 
@@ -115,6 +119,7 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
         load,
         limits: LIMITS,
         kv: KvPlan::plain(LIMITS.kv_blocks),
+        draft: None,
         steps_in_flight: 1,
         offer: offer(),
         read_tokenizer: no_tokenizer(),

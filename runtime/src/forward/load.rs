@@ -1,16 +1,20 @@
 //! Weights from a file to a device, as a model's description names them.
 
-use std::fs::File;
-
+use cuckoo_kernels::Memory;
 use cuckoo_kernels::ops::{Activation, Mask, MatrixSource, OpsError};
-use cuckoo_kernels::quant::dequantize_row;
 use cuckoo_kernels::routing::{Gating, Routing};
-use cuckoo_kernels::{Ops, Quant};
+use cuckoo_models::TensorKind;
 use cuckoo_models::arch::{
-    self, ArchSpec, ExpertWeights, FeedForward, LayerSpec, Linear, Qkv, RopeFactors, RopeScaling, TensorSpec, Up,
+    self, ArchSpec, ExpertWeights, FeedForward, InputSpec, LayerSpec, Linear, Pooling, Qkv, RopeFactors, RopeScaling,
+    TensorSpec, Up,
 };
-use cuckoo_models::{GgmlType, Gguf, TensorInfo};
 
+mod packed;
+mod parts;
+
+use self::parts::Part;
+pub(super) use self::parts::Reader;
+use super::input::Input;
 use super::kv::kv_places;
 use super::rope::rope;
 use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
@@ -26,14 +30,14 @@ pub enum LoadError {
     Ops(#[from] OpsError),
     /// The backend has no arithmetic for them.
     #[error(
-        "tensor {tensor} is stored as {kind}, which cannot be computed with; use a file quantized as one of F32, F16, \
-         BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4"
+        "tensor {tensor} is stored as {kind}, which cannot be computed with; use a GGUF file quantized as one of F32, F16, \
+         BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, or a folder in F32, F16, BF16, AWQ, GPTQ or FP8"
     )]
     Unsupported {
         /// The tensor.
         tensor: String,
         /// Its format.
-        kind: GgmlType,
+        kind: TensorKind,
     },
     /// The model asks for something that is not computed.
     #[error("the model uses {0}, which this engine does not compute yet: choose another model")]
@@ -41,24 +45,22 @@ pub enum LoadError {
     /// A tensor that the architecture needs is not there.
     #[error("tensor {0} is missing: this is not a complete model file")]
     Missing(String),
+    /// A tensor holds what is no number.
+    #[error("tensor {tensor} holds bytes that are no numbers in E4M3: damaged, download it again")]
+    NotNumbers {
+        /// The tensor.
+        tensor: String,
+    },
 }
 
 /// Refuses what [`super::Model::forward`] would compute wrongly. The error names the first such thing.
 pub fn check(spec: &ArchSpec) -> Result<(), LoadError> {
-    let apart = |layer: &LayerSpec| match &layer.ffn {
-        FeedForward::Dense(_) => false,
-        FeedForward::Experts(experts) => !matches!(experts.weights, ExpertWeights::Stacked { .. }),
-    };
-    let packed = |layer: &LayerSpec| layer.attention.output.packed.is_some();
     let checks = [
-        (spec.causal, "attention in both directions: it is an encoder"),
+        (spec.causal || spec.pooling != Pooling::None, "no pooling, so it makes no vector of a text"),
+        (spec.causal || spec.blocks.iter().all(|layer| layer.attention.window.is_none()), "windows in an encoder"),
         (spec.head_dim.is_multiple_of(16), "heads whose size is no multiple of 16"),
-        (!spec.blocks.iter().any(apart), "experts in a layout of safetensors files"),
         (spec.blocks.iter().all(|layer| same_experts(layer, spec)), "layers with different numbers of experts"),
-        (!spec.blocks.iter().any(packed), "packed safetensors weights"),
-        (spec.input.positions.is_none() && spec.input.token_types.is_none(), "embeddings of positions or types"),
-        (spec.input.norm.is_none(), "a norm of embeddings"),
-        (spec.output.norm.is_some(), "no norm before its output head"),
+        (spec.is_encoder() || spec.output.norm.is_some(), "no norm before its output head"),
     ];
     match checks.iter().find(|(holds, _)| !holds) {
         Some((_, what)) => Err(LoadError::Feature((*what).to_owned())),
@@ -74,32 +76,46 @@ fn same_experts(layer: &LayerSpec, spec: &ArchSpec) -> bool {
     }
 }
 
-pub(super) struct Loader<'a, O: Ops> {
-    pub(super) ops: &'a mut O,
-    pub(super) gguf: &'a Gguf,
-    pub(super) file: &'a File,
-    pub(super) spec: &'a ArchSpec,
-    pub(super) loaded_bytes: u64,
-    pub(super) progress: &'a mut dyn FnMut(u64),
+pub(super) struct Loader<'a, O: Memory> {
+    ops: &'a mut O,
+    pub(super) reader: Reader<'a>,
+    spec: &'a ArchSpec,
+    progress: &'a mut dyn FnMut(u64),
 }
 
-impl<'a, O: Ops> Loader<'a, O> {
+impl<'a, O: Memory> Loader<'a, O> {
+    pub(super) fn new(
+        ops: &'a mut O,
+        reader: Reader<'a>,
+        spec: &'a ArchSpec,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        Self { ops, reader, spec, progress }
+    }
+
     pub(super) fn model(&mut self) -> Result<Model<O>, LoadError> {
         let spec = self.spec;
         check(spec)?;
-        let embedding = self.matrix(&[&spec.input.embedding])?;
+        let input = self.input(&spec.input)?;
         let layers = spec.blocks.iter().zip(kv_places(spec)).map(|(layer, kv)| self.layer(layer, kv));
         let layers = layers.collect::<Result<_, _>>()?;
-        let norm = match &spec.output.norm {
-            Some(norm) => self.norm(norm)?,
-            None => return Err(LoadError::Feature("no norm before its output head".to_owned())),
-        };
+        let norm = spec.output.norm.as_ref().map(|norm| self.norm(norm)).transpose()?;
         let head = match (&spec.output.head, spec.tied_head) {
             (Some(head), false) => Some(self.projection(&[head])?),
             _ => None,
         };
         let ropes = spec.ropes.iter().map(|rope| self.rope(rope)).collect::<Result<_, _>>()?;
-        Ok(Model { spec: spec.clone(), embedding, layers, norm, head, ropes })
+        Ok(Model { spec: spec.clone(), input, layers, norm, head, ropes })
+    }
+
+    fn input(&mut self, input: &InputSpec) -> Result<Input<O>, LoadError> {
+        let token_type = input.token_types.as_ref().map(|types| self.reader.values(types)).transpose()?;
+        Ok(Input {
+            embedding: self.table(&input.embedding)?,
+            positions: input.positions.as_ref().map(|positions| self.table(positions)).transpose()?,
+            token_type: token_type.map(|types| self.ops.vector(&types[..self.spec.hidden])).transpose()?,
+            norm: input.norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
+        })
     }
 
     fn layer(&mut self, layer: &LayerSpec, kv: (usize, usize)) -> Result<Layer<O>, LoadError> {
@@ -145,17 +161,25 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 
     fn experts(&mut self, experts: &arch::Experts) -> Result<Experts<O>, LoadError> {
-        let ExpertWeights::Stacked { gate, up, down } = &experts.weights else {
-            return Err(LoadError::Feature("experts in a layout of safetensors files".to_owned()));
+        let networks = match &experts.weights {
+            ExpertWeights::Stacked { gate, up, down } => {
+                let (ups, downs) = (self.stacked(&[gate, up], experts.count)?, self.stacked(&[down], experts.count)?);
+                let width = self.width(experts.width);
+                ups.into_iter().zip(downs).map(|(up, down)| Network { up, gated: true, down, width }).collect()
+            }
+            ExpertWeights::StackedFused { gate_up, down } => {
+                let (ups, downs) = (self.stacked(&[gate_up], experts.count)?, self.stacked(&[down], experts.count)?);
+                let width = self.width(experts.width);
+                ups.into_iter().zip(downs).map(|(up, down)| Network { up, gated: true, down, width }).collect()
+            }
+            ExpertWeights::Apart(each) => each.iter().map(|dense| self.network(dense)).collect::<Result<_, _>>()?,
+            ExpertWeights::Mxfp4 { .. } => self.mxfp4(experts)?,
         };
-        let width = self.width(experts.width);
-        let (ups, downs) = (self.stacked(&[gate, up], experts.count)?, self.stacked(&[down], experts.count)?);
-        let network = |(up, down)| Network { up, gated: true, down, width };
         let shared = match &experts.shared {
             None => None,
             Some(shared) => Some(Shared {
                 network: self.network(&shared.network)?,
-                router: shared.router.as_ref().map(|row| self.matrix(&[row])).transpose()?,
+                router: shared.router.as_ref().map(|row| self.table(row)).transpose()?,
             }),
         };
         Ok(Experts {
@@ -170,7 +194,7 @@ impl<'a, O: Ops> Loader<'a, O> {
                 normalize: experts.normalize,
                 scale: experts.scale,
             },
-            networks: ups.into_iter().zip(downs).map(network).collect(),
+            networks,
             shared,
         })
     }
@@ -179,29 +203,45 @@ impl<'a, O: Ops> Loader<'a, O> {
     fn stacked(&mut self, parts: &[&Linear], count: usize) -> Result<Vec<Projection<O>>, LoadError> {
         let mut read = Vec::new();
         for part in parts {
-            let info = self.info(&part.weight.name)?;
-            let bias = part.bias.as_ref().map(|bias| self.values(bias)).transpose()?;
-            read.push((part, quant(info)?, self.read(info)?, bias));
+            let bias = part.bias.as_ref().map(|bias| self.reader.values(bias)).transpose()?;
+            read.push((part, self.reader.plain(&part.weight)?, bias));
         }
         let mut projections = Vec::new();
         for expert in 0..count {
             let (mut sources, mut biases) = (Vec::new(), Vec::new());
-            for (part, quant, data, bias) in &read {
+            for (part, all, bias) in &read {
                 let (cols, rows) = (part.weight.dims[0], part.weight.dims[1]);
-                let bytes = data.len() / count;
-                sources.push(MatrixSource { quant: *quant, rows, cols, data: &data[expert * bytes..][..bytes] });
+                let bytes = all.data.len() / count;
+                let data = &all.data[expert * bytes..][..bytes];
+                sources.push(MatrixSource { quant: all.quant, rows, cols, data });
                 match bias {
                     Some(bias) => biases.extend_from_slice(&bias[expert * rows..][..rows]),
                     None => biases.resize(biases.len() + rows, 0.0),
                 }
             }
             let weight = self.ops.matrix(&sources)?;
-            let any = read.iter().any(|(_, _, _, bias)| bias.is_some());
+            let any = read.iter().any(|(_, _, bias)| bias.is_some());
             projections.push(Projection { weight, bias: any.then(|| self.ops.vector(&biases)).transpose()? });
         }
-        self.loaded_bytes += read.iter().map(|(_, _, data, _)| data.len() as u64).sum::<u64>();
-        (self.progress)(self.loaded_bytes);
+        (self.progress)(self.reader.placed());
         Ok(projections)
+    }
+
+    /// gpt-oss' experts. Outputs of gate and up alternate in the file, biases too.
+    fn mxfp4(&mut self, experts: &arch::Experts) -> Result<Vec<Network<O>>, LoadError> {
+        let ExpertWeights::Mxfp4 { gate_up_bias, down_bias, .. } = &experts.weights else { return Ok(Vec::new()) };
+        let (up_bias, down_bias) = (self.reader.values(gate_up_bias)?, self.reader.values(down_bias)?);
+        let (width, hidden) = (self.width(experts.width), self.spec.hidden);
+        let parts = self.reader.mxfp4(&experts.weights, experts.count)?;
+        let biases = up_bias.chunks_exact(2 * experts.width).zip(down_bias.chunks_exact(hidden));
+        let mut networks = Vec::new();
+        for ([gate, up, down], (up_bias, down_bias)) in parts.into_iter().zip(biases) {
+            let apart: Vec<f32> = [0, 1].iter().flat_map(|i| up_bias.iter().skip(*i).step_by(2)).copied().collect();
+            let up = Projection { weight: self.matrix(&[gate, up])?, bias: Some(self.ops.vector(&apart)?) };
+            let down = Projection { weight: self.matrix(&[down])?, bias: Some(self.ops.vector(down_bias)?) };
+            networks.push(Network { up, gated: true, down, width });
+        }
+        Ok(networks)
     }
 
     fn branch(&mut self, norms: &arch::BranchNorms) -> Result<Branch<O>, LoadError> {
@@ -220,22 +260,22 @@ impl<'a, O: Ops> Loader<'a, O> {
 
     /// The factors of a norm.
     fn factors(&mut self, tensor: &TensorSpec) -> Result<O::Vector, LoadError> {
-        let mut values = self.values(tensor)?;
+        let mut values = self.reader.values(tensor)?;
         values.iter_mut().for_each(|v| *v += self.spec.norm_weight_offset);
         Ok(self.ops.vector(&values)?)
     }
 
     /// Products stacked by rows into one, with their biases if any has one.
     fn projection(&mut self, parts: &[&Linear]) -> Result<Projection<O>, LoadError> {
-        let weights: Vec<&TensorSpec> = parts.iter().map(|part| &part.weight).collect();
-        let weight = self.matrix(&weights)?;
+        let read = parts.iter().map(|part| self.reader.linear(part)).collect::<Result<Vec<_>, _>>()?;
+        let weight = self.matrix(&read)?;
         if parts.iter().all(|part| part.bias.is_none()) {
             return Ok(Projection { weight, bias: None });
         }
         let mut bias = Vec::new();
         for part in parts {
             match &part.bias {
-                Some(tensor) => bias.extend(self.values(tensor)?),
+                Some(tensor) => bias.extend(self.reader.values(tensor)?),
                 None => bias.resize(bias.len() + part.weight.dims[1], 0.0),
             }
         }
@@ -243,67 +283,36 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 
     fn rope(&mut self, spec: &arch::RopeSpec) -> Result<O::RopeTable, LoadError> {
-        let mut factors = spec.factors.as_ref().map(|tensor| self.values(tensor)).transpose()?;
+        let mut factors = spec.factors.as_ref().map(|tensor| self.reader.values(tensor)).transpose()?;
         if let RopeScaling::LongRope { original_context, short, long, .. } = &spec.scaling {
             // Decided once: what is cached has been rotated already.
             let chosen = if self.spec.context_tokens > *original_context { long } else { short };
             factors = Some(match chosen {
-                RopeFactors::Tensor(tensor) => self.values(tensor)?,
+                RopeFactors::Tensor(tensor) => self.reader.values(tensor)?,
                 RopeFactors::Values(values) => values.clone(),
             });
         }
         Ok(self.ops.rope_table(&rope(spec, factors.as_deref(), self.spec.context_tokens))?)
     }
 
-    /// Matrices stacked by rows into one.
-    fn matrix(&mut self, tensors: &[&TensorSpec]) -> Result<O::Matrix, LoadError> {
-        let parts = tensors
-            .iter()
-            .map(|tensor| {
-                let info = self.info(&tensor.name)?;
-                Ok((tensor, quant(info)?, self.read(info)?))
-            })
-            .collect::<Result<Vec<_>, LoadError>>()?;
-        let sources: Vec<MatrixSource<'_>> = parts
-            .iter()
-            .map(|(tensor, quant, data)| MatrixSource {
-                quant: *quant,
-                rows: tensor.dims[1..].iter().product(),
-                cols: tensor.dims[0],
-                data,
-            })
-            .collect();
+    /// Parts stacked by rows into one matrix.
+    fn matrix(&mut self, parts: &[Part]) -> Result<O::Matrix, LoadError> {
+        let sources: Vec<MatrixSource<'_>> = parts.iter().map(Part::source).collect();
         let matrix = self.ops.matrix(&sources)?;
-        self.loaded_bytes += parts.iter().map(|(_, _, data)| data.len() as u64).sum::<u64>();
-        (self.progress)(self.loaded_bytes);
+        (self.progress)(self.reader.placed());
         Ok(matrix)
     }
 
+    /// A matrix that is never packed.
+    fn table(&mut self, tensor: &TensorSpec) -> Result<O::Matrix, LoadError> {
+        let part = self.reader.plain(tensor)?;
+        self.matrix(&[part])
+    }
+
     fn vector(&mut self, tensor: &TensorSpec) -> Result<O::Vector, LoadError> {
-        let values = self.values(tensor)?;
+        let values = self.reader.values(tensor)?;
         Ok(self.ops.vector(&values)?)
     }
-
-    fn values(&mut self, tensor: &TensorSpec) -> Result<Vec<f32>, LoadError> {
-        let info = self.info(&tensor.name)?;
-        let (quant, data) = (quant(info)?, self.read(info)?);
-        let mut values = vec![0.0; tensor.dims.iter().product()];
-        dequantize_row(quant, &data, &mut values);
-        Ok(values)
-    }
-
-    fn info(&self, name: &str) -> Result<&'a TensorInfo, LoadError> {
-        self.gguf.tensor(name).ok_or_else(|| LoadError::Missing(name.to_owned()))
-    }
-
-    fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, LoadError> {
-        Ok(self.gguf.read_tensor(self.file, info)?)
-    }
-}
-
-fn quant(info: &TensorInfo) -> Result<Quant, LoadError> {
-    Quant::from_gguf(info.kind.code())
-        .ok_or_else(|| LoadError::Unsupported { tensor: info.name.clone(), kind: info.kind })
 }
 
 /// The kernels' name of an activation.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-use cuckoo_wire::message::{Assign, Offer, Price, ReplicaId, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, Offer, Price, ReplicaId, Task, WeightsHash, Window};
 
 use super::score;
 
@@ -37,6 +37,8 @@ pub struct Ticket(pub u64);
 pub struct Need {
     /// The model.
     pub weights: WeightsHash,
+    /// What it must be for.
+    pub task: Task,
     /// Known tokens.
     pub tokens: u32,
     /// New tokens at most.
@@ -118,6 +120,7 @@ impl Replica {
     fn suits(&self, need: &Need) -> bool {
         !self.draining
             && self.offer.weights == need.weights
+            && self.offer.task == need.task
             && self.offer.ask.within(&need.limit)
             && need.tokens + need.max_new <= self.offer.context_tokens
             && u64::from(self.blocks(need)) <= self.offer.window.blocks

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX, REPLY_QUEUE};
-use cuckoo_wire::message::{Call, Generate, Refusal, RefusalCode, Reply};
+use cuckoo_wire::message::{Call, Refusal, RefusalCode, Reply};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
@@ -106,7 +106,12 @@ async fn answer(
     };
     match call {
         None => Ok(()),
-        Some(Call::Generate(request)) => generate(writer, market, request).await,
+        Some(Call::Generate(request)) => {
+            relay(writer, |replies| async move { market.serve(request, replies).await }).await
+        }
+        Some(Call::Embed(request)) => {
+            relay(writer, |replies| async move { market.embed(request, replies).await }).await
+        }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
         Some(Call::Wallet { api_key, entries_max }) => {
             let reply = match market.wallet(peer, api_key.as_ref(), entries_max).await {
@@ -125,14 +130,13 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
 }
 
 /// Relays a request's replies until they end, the developer goes, or it takes nothing for too long.
-async fn generate(
+async fn relay<F: Future<Output = ()> + Send + 'static>(
     mut writer: FrameWriter<quinn::SendStream>,
-    market: Market,
-    request: Generate,
+    serve: impl FnOnce(mpsc::Sender<Reply>) -> F,
 ) -> Result<(), FrameError> {
     let (replies_in, mut replies) = mpsc::channel(REPLY_QUEUE);
     // Not tied to this stream: when the receiver goes, the request cancels itself and settles.
-    tokio::spawn(async move { market.serve(request, replies_in).await });
+    tokio::spawn(serve(replies_in));
     let gone = writer.get_mut().stopped();
     tokio::pin!(gone);
     loop {

@@ -28,6 +28,8 @@ mod intake;
 
 mod request;
 
+mod embeddings;
+
 mod fields;
 
 mod ignored;

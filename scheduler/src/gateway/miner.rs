@@ -11,7 +11,7 @@ use cuckoo_wire::limits::{
     PROMPT_LOGPROBS_TOKENS_MAX, STEP_SCORES_MAX,
 };
 use cuckoo_wire::message::{
-    Assign, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
+    Assign, Encode, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
 };
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::dispatcher::progress::Progress;
-use crate::dispatcher::{DispatcherMsg, LinkId, ReplicaKey};
+use crate::dispatcher::{DispatcherMsg, LinkId, Order, ReplicaKey};
 use crate::market::Market;
 
 /// How long the steps that a leaving miner has sent may take to be read.
@@ -83,17 +83,20 @@ impl MinerLink {
         self.peer
     }
 
-    /// Sends an assignment and opens the channel of its tokens.
-    pub(crate) fn assign(self: &Arc<Self>, mut assign: Assign) -> Running {
+    /// Sends an order and opens the channel of its news.
+    pub(crate) fn give(self: &Arc<Self>, order: Order) -> Running {
         let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
         let (news_in, news) = mpsc::channel(NEWS_QUEUE);
-        let replica = assign.replica;
-        assign.sequence = sequence;
-        assign.credit = CREDIT_TOKENS;
+        let (replica, message) = match order {
+            Order::Assign(assign) => {
+                (assign.replica, ToMiner::Assign(Assign { sequence, credit: CREDIT_TOKENS, ..assign }))
+            }
+            Order::Encode(encode) => (encode.replica, ToMiner::Encode(Encode { sequence, ..encode })),
+        };
         let mut sequences = self.sequences.lock();
         // On a replica that has gone since the board chose it, the channel ends at once and the request moves on.
         if sequences.join(sequence, replica, news_in, Instant::now()) {
-            self.send(ToMiner::Assign(assign));
+            self.send(message);
         }
         drop(sequences);
         Running { link: self.clone(), replica, sequence, news, credited: CREDIT_TOKENS, taken: 0 }
@@ -139,7 +142,8 @@ impl Sequences {
 
     /// Hands a step's items to their requests.
     fn split(&mut self, replica: ReplicaId, items: Vec<StepItem>, now: Instant) -> Result<(), Invalid> {
-        let computed = items.is_empty() || items.iter().any(|item| !item.tokens.is_empty());
+        let has_output = |item: &StepItem| !item.tokens.is_empty() || matches!(item.end, Some(End::Embedded(_)));
+        let computed = items.is_empty() || items.iter().any(has_output);
         for item in items {
             // Ended and abandoned sequences may still have news under way.
             let Some(entry) = self.entries.get_mut(&item.sequence) else { continue };

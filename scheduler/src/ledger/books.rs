@@ -77,7 +77,7 @@ pub struct DepositId(pub [u8; 16]);
 pub struct Settlement {
     /// Which; its hold pays.
     pub request: RequestId,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt that all attempts share.
     pub prompt_tokens: u32,
     /// Tokens that were given to the developer: the sum of the attempts'.
     pub delivered_tokens: u32,
@@ -101,6 +101,15 @@ pub struct Attempt {
     pub ask: Price,
     /// Tokens accepted from it and delivered.
     pub tokens: u32,
+    /// Tokens of prompts that are its alone, and paid to it: texts that it made vectors of.
+    pub own_prompt_tokens: u32,
+}
+
+impl Attempt {
+    /// Of a miner that has delivered nothing yet.
+    pub fn new(miner: PeerId, ask: Price) -> Self {
+        Self { miner, ask, tokens: 0, own_prompt_tokens: 0 }
+    }
 }
 
 /// Who gets what of a request's cost: `cost = miner + author + network`, in nano-credits.

@@ -1,15 +1,15 @@
 //! A loaded engine under a clock: prompts and generations of given shapes, step by step, without actors and network.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::timed::Spent;
 use cuckoo_kernels::{Cpu, Timed};
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_runtime::forward::{check, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId, WeightsHash};
@@ -71,19 +71,21 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    fn of(gguf: &Gguf, spec: &ArchSpec) -> Self {
+    fn of(files: &ModelFiles, spec: &ArchSpec) -> Self {
         let block_bytes: usize = kv_shapes(spec, 1).iter().map(|shape| shape.block_bytes()).sum();
         let mut costs = Self { position_bytes: (block_bytes / KV_BLOCK_TOKENS) as u64, ..Self::default() };
-        for tensor in gguf.tensors() {
-            let embedding = tensor.name == "token_embd.weight";
+        let head = spec.output.head.as_ref().map(|head| head.weight.name.as_str());
+        for tensor in files.tensors() {
+            let embedding = tensor.name == spec.input.embedding.name;
             // Of a table that is no head only the rows of the step's tokens are read.
             if embedding && !spec.tied_head {
                 continue;
             }
-            costs.weight_bytes += tensor.bytes.end - tensor.bytes.start;
+            costs.weight_bytes += tensor.bytes();
             match tensor.dims.len() {
-                2 if embedding || tensor.name == "output.weight" => costs.head_ops += 2 * tensor.elements(),
-                2 => costs.row_ops += 2 * tensor.elements(),
+                2 if embedding || Some(tensor.name.as_str()) == head => costs.head_ops += 2 * tensor.weights(),
+                // Of experts only some are computed with.
+                2 if !tensor.name.contains(".experts.") => costs.row_ops += 2 * tensor.weights(),
                 _ => {}
             }
         }
@@ -132,10 +134,12 @@ pub(super) struct Rig {
 impl Rig {
     /// Loads the model in `path`, with room for each of `cases`.
     pub(super) fn load(path: &Path, threads: usize, step_tokens: u32, cases: &[Case]) -> anyhow::Result<Self> {
-        let gguf = Gguf::open(path)?;
-        let spec = ArchSpec::from_gguf(&gguf)?;
+        let files = ModelFiles::open(path)?;
+        let spec = files.spec()?;
         check(&spec)?;
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if spec.is_encoder() {
+            bail!("this model makes vectors of texts: only models that generate are measured");
+        }
         let sequences_max = cases.iter().map(|c| c.batch()).max().unwrap_or(1);
         let step_tokens_max = step_tokens.max(sequences_max);
         let first = Case::Prompt { tokens: FIRST_PROMPT_TOKENS, depth: 0 };
@@ -153,10 +157,12 @@ impl Rig {
             step_target: Duration::MAX,
             drafts_max: 0,
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: context,
         };
-        let engine = Engine::new(Timed::new(Cpu::new(threads)), &gguf, &file, &spec, limits)?;
-        let costs = Costs::of(&gguf, &spec);
+        let engine = Engine::new(Timed::new(Cpu::new(threads)), &files, &spec, limits)?;
+        let costs = Costs::of(&files, &spec);
         Ok(Self { kv: KvPlan::new(&spec, &limits), engine, limits, vocab: u32::try_from(spec.vocab)?, costs })
     }
 

@@ -26,6 +26,8 @@ pub struct ModelInfo {
     pub replicas: u32,
     /// The lowest ask, if anybody serves it.
     pub lowest_ask: Option<Price>,
+    /// Numbers in the vector that it makes of a text; `None` for a model that generates.
+    pub embedding_dims: Option<u32>,
 }
 
 /// Accounts of one caller.

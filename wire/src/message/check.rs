@@ -1,8 +1,10 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
+use super::embedding::check_vector;
+use super::tools::check_calls;
 use super::{
-    Assign, ChatMessage, Constraint, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, RefusalCode,
-    Sampling, Step,
+    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal,
+    RefusalCode, Sampling, Step, Tools,
 };
 use crate::limits;
 
@@ -67,8 +69,12 @@ impl Generate {
                 return Err(too_many(param, usize::from(top), limits::TOP_LOGPROBS_MAX, "tokens beside each"));
             }
         }
+        self.check_tools()?;
         if let Some(constraint) = &self.constraint {
             constraint.check()?;
+            if matches!(constraint, Constraint::Calls(_)) {
+                return Err(Refusal::invalid("constraint", "calls of tools are asked for by tools"));
+            }
             if self.ignore_eos {
                 let why = "an output with a constraint ends where it is complete: leave ignore_eos out";
                 return Err(Refusal::invalid("ignore_eos", why));
@@ -92,7 +98,9 @@ impl Generate {
         let bytes = match &self.prompt {
             Prompt::Chat(messages) => {
                 check_chat(messages)?;
-                messages.iter().map(|m| m.content.len()).sum()
+                let calls = |m: &ChatMessage| m.calls.iter().map(|c| c.name.len() + c.arguments.len()).sum::<usize>();
+                let tools = self.tools.as_ref().map_or(0, Tools::prompt_bytes);
+                messages.iter().map(|m| m.content.len() + calls(m)).sum::<usize>() + tools
             }
             Prompt::Text(text) if text.is_empty() => return Err(Refusal::invalid("prompt", "the prompt is empty")),
             Prompt::Text(text) => text.len(),
@@ -134,12 +142,12 @@ fn check_chat(messages: &[ChatMessage]) -> Result<(), Refusal> {
     if messages.len() > limits::CHAT_MESSAGES_MAX {
         return Err(too_many("messages", messages.len(), limits::CHAT_MESSAGES_MAX, "messages"));
     }
-    match messages.iter().find(|m| !matches!(m.role.as_str(), "system" | "user" | "assistant")) {
+    match messages.iter().find(|m| !matches!(m.role.as_str(), "system" | "user" | "assistant" | "tool")) {
         Some(m) => Err(Refusal::invalid(
             "messages",
-            format!("role '{}' is not known: use system, user or assistant", m.role.escape_debug()),
+            format!("role '{}' is not known: use system, user, assistant or tool", m.role.escape_debug()),
         )),
-        None => Ok(()),
+        None => check_calls(messages),
     }
 }
 
@@ -186,12 +194,15 @@ impl Step {
             () if self.items.iter().any(|i| i.prompt_logprobs.len() > limits::STEP_SCORES_MAX) => {
                 Err(Invalid(format!("a step item scores more than {} tokens", limits::STEP_SCORES_MAX)))
             }
-            () => self
-                .items
-                .iter()
-                .flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs))
-                .try_for_each(Logprobs::check),
-        }
+            () => self.items.iter().try_for_each(|i| match &i.end {
+                Some(End::Embedded(_)) if !i.tokens.is_empty() => {
+                    Err(Invalid("a step item has both tokens and a vector".to_owned()))
+                }
+                Some(End::Embedded(vector)) => check_vector(vector),
+                _ => Ok(()),
+            }),
+        }?;
+        self.items.iter().flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs)).try_for_each(Logprobs::check)
     }
 }
 

@@ -20,6 +20,21 @@ pub enum Constraint {
     Choice(Vec<String>),
     /// This grammar, in llguidance's variant of Lark's syntax.
     Grammar(String),
+    /// Calls of tools. Schedulers send it; developers send tools.
+    Calls(CallConstraint),
+}
+
+/// Which calls an output may have.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallConstraint {
+    /// How the model writes them, by name.
+    pub syntax: String,
+    /// Each tool's name and the JSON schema of its arguments.
+    pub functions: Vec<(String, String)>,
+    /// Text may come before calls, or instead of them.
+    pub text: bool,
+    /// More than one call may come.
+    pub many: bool,
 }
 
 impl Constraint {
@@ -37,11 +52,24 @@ impl Constraint {
                 return refuse(format!("there are {got} choices: at most {max} are accepted"));
             }
             Self::Choice(choices) => choices.iter().map(String::len).sum(),
+            Self::Calls(calls) if calls.functions.len() > limits::TOOLS_MAX => {
+                return refuse(format!("there are {} tools", calls.functions.len()));
+            }
+            Self::Calls(calls) if calls.functions.iter().any(|(name, _)| name.len() > limits::NAME_BYTES_MAX) => {
+                return refuse("a tool's name is too long".to_owned());
+            }
+            Self::Calls(calls) => calls.functions.iter().map(|(_, schema)| schema.len()).sum(),
         };
         match bytes > limits::CONSTRAINT_BYTES_MAX {
             true => refuse(format!("it has {bytes} bytes: at most {} are accepted", limits::CONSTRAINT_BYTES_MAX)),
             false => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for CallConstraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} tools", self.syntax, self.functions.len())
     }
 }
 
@@ -53,6 +81,7 @@ impl fmt::Debug for Constraint {
             Self::Regex(text) => write!(f, "Regex({} bytes)", text.len()),
             Self::Choice(choices) => write!(f, "Choice({} texts)", choices.len()),
             Self::Grammar(text) => write!(f, "Grammar({} bytes)", text.len()),
+            Self::Calls(calls) => write!(f, "Calls({calls:?})"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ApiKey, Assign, Generate, Prompt, ReplicaId, Sampling, SequenceId};
+use super::{ApiKey, Assign, ChatMessage, Generate, Prompt, ReplicaId, Sampling, SequenceId};
 
 impl Default for Sampling {
     fn default() -> Self {
@@ -29,6 +29,13 @@ impl Default for Sampling {
     }
 }
 
+impl ChatMessage {
+    /// A turn of text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
+}
+
 impl Generate {
     /// Any prompt, with defaults for everything else.
     pub fn new(api_key: ApiKey, model: String, prompt: Prompt) -> Self {
@@ -49,6 +56,7 @@ impl Generate {
             prompt_logprobs: None,
             echo: false,
             constraint: None,
+            tools: None,
         }
     }
 }

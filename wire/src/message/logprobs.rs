@@ -24,12 +24,13 @@ impl StepItem {
 
     /// Bytes that it takes in a frame at most.
     pub fn bytes_max(&self) -> usize {
-        let reason = match &self.end {
+        let end = match &self.end {
             Some(End::Failed(why)) => why.len(),
+            Some(End::Embedded(vector)) => 4 * vector.len(),
             _ => 0,
         };
         let logprobs = self.logprobs.len() + self.prompt_logprobs.len();
-        32 + reason + self.tokens.len() * 5 + logprobs * limits::LOGPROBS_BYTES_MAX
+        32 + end + self.tokens.len() * 5 + logprobs * limits::LOGPROBS_BYTES_MAX
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ApiKey, ChatMessage, Prompt, Refusal, RefusalCode, RequestId, WeightsHash};
+use super::{ApiKey, ChatMessage, EmbedInput, Prompt, Refusal, RefusalCode, RequestId, WeightsHash};
 
 impl RequestId {
     /// A fresh one, not guessable.
@@ -51,9 +51,18 @@ impl fmt::Debug for Prompt {
     }
 }
 
+impl fmt::Debug for EmbedInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(t) => write!(f, "Text({} bytes)", t.len()),
+            Self::Tokens(t) => write!(f, "Tokens({})", t.len()),
+        }
+    }
+}
+
 impl fmt::Debug for ChatMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChatMessage({}, {} bytes)", self.role, self.content.len())
+        write!(f, "ChatMessage({}, {} bytes, {} calls)", self.role, self.content.len(), self.calls.len())
     }
 }
 

@@ -10,6 +10,7 @@ struct Layer {
     rope: Rope,
     mask: Mask,
     sinks: Option<Vec<f32>>,
+    kind: KvKind,
     embedding: OwnedMatrix,
     qkv: [OwnedMatrix; 3],
     output: OwnedMatrix,
@@ -31,6 +32,7 @@ impl Layer {
             rope: Rope { frequencies, magnitude, pairs, positions: 256 },
             mask: Mask { scale: 0.3, softcap: None, window: None, causal: true },
             sinks: None,
+            kind: KvKind::F16,
             embedding: random.matrix(Quant::Q8_0, 40, HIDDEN),
             qkv: [
                 random.matrix(Quant::Q4_1, heads.query * heads.dim, HIDDEN),
@@ -49,7 +51,8 @@ impl Layer {
     fn run<O: Ops>(&self, ops: &mut O, steps: &[Vec<(usize, usize)>]) -> BTreeMap<(usize, usize), Vec<f32>> {
         const BLOCKS: usize = 24;
         let layer = 1;
-        let kv = KvShape { layers: 2, kv_heads: self.heads.kv, head_dim: self.heads.dim, blocks: BLOCKS };
+        let (kv_heads, head_dim) = (self.heads.kv, self.heads.dim);
+        let kv = KvShape { layers: 2, kv_heads, head_dim, blocks: BLOCKS, kind: self.kind };
         let (mut cache, rope) = (ops.kv_cache(kv).unwrap(), ops.rope_table(&self.rope).unwrap());
         let nan = vec![f32::NAN; BLOCKS * KV_BLOCK_TOKENS * self.heads.qkv_cols()];
         let mut nan = upload(ops, &nan, self.heads.qkv_cols());
@@ -144,10 +147,16 @@ fn compositions_agree(layer: &Layer) {
     };
     for (i, schedule) in schedules().iter().enumerate() {
         for mut ops in backends() {
-            check(&format!("{heads:?}, schedule {i}, {}", ops.describe()), layer.run(&mut ops, schedule));
+            check(
+                &format!("{heads:?}, {}, schedule {i}, {}", layer.kind, ops.describe()),
+                layer.run(&mut ops, schedule),
+            );
         }
         for mut ops in emulated() {
-            check(&format!("{heads:?}, schedule {i}, {}", ops.describe()), layer.run(&mut ops, schedule));
+            check(
+                &format!("{heads:?}, {}, schedule {i}, {}", layer.kind, ops.describe()),
+                layer.run(&mut ops, schedule),
+            );
         }
     }
 }
@@ -157,6 +166,21 @@ fn a_layer_is_the_same_however_it_is_batched() {
     compositions_agree(&Layer::new(Heads { query: 9, kv: 3, dim: 32 }, RopePairs::Adjacent, 4));
     compositions_agree(&Layer::new(Heads { query: 4, kv: 4, dim: 48 }, RopePairs::Halves, 5));
     compositions_agree(&Layer::new(Heads { query: 8, kv: 1, dim: 16 }, RopePairs::Halves, 6));
+}
+
+/// Heads of whole blocks of 32, and one of blocks of 16.
+#[test]
+fn every_format_of_keys_and_values_is_the_same_however_it_is_batched() {
+    for kind in [KvKind::BF16, KvKind::Q8_0] {
+        for heads in
+            [Heads { query: 6, kv: 2, dim: 32 }, Heads { query: 4, kv: 4, dim: 48 }, Heads { query: 2, kv: 1, dim: 64 }]
+        {
+            let mut layer = Layer::new(heads, RopePairs::Halves, 60);
+            layer.kind = kind;
+            layer.mask.window = (heads.dim == 48).then_some(21);
+            compositions_agree(&layer);
+        }
+    }
 }
 
 #[test]
@@ -179,4 +203,32 @@ fn rounding_is_small() {
     let flat = |m: &BTreeMap<_, Vec<f32>>| m.values().flatten().copied().collect::<Vec<f32>>();
     let error = nmse(&flat(&rounded), &flat(&exact));
     assert!(error > 1e-6 && error < 3e-4, "{error:e}");
+}
+
+/// Keys and values alone: against attention without rounding, each format costs what its bits must.
+#[test]
+fn formats_of_keys_and_values_cost_what_their_bits_must() {
+    let heads = Heads { query: 6, kv: 2, dim: 64 };
+    let x = Random(9).values(40 * heads.qkv_cols());
+    let exact = attend(&mut Reference::new(Rounding::None), &x, heads, KvKind::F16);
+    let errors = KvKind::ALL.map(|kind| nmse(&attend(&mut Exact::new(), &x, heads, kind), &exact));
+    println!("{errors:?}");
+    for (error, (least, most)) in errors.into_iter().zip([(1e-9, 1e-6), (1e-7, 1e-4), (1e-7, 1e-4)]) {
+        assert!(error > least && error < most, "{errors:?}");
+    }
+}
+
+fn attend<O: Ops>(ops: &mut O, x: &[f32], heads: Heads, kind: KvKind) -> Vec<f32> {
+    let rows = x.len() / heads.qkv_cols();
+    let mut qkv = upload(ops, x, heads.qkv_cols());
+    let shape = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim, blocks: rows.div_ceil(16), kind };
+    let mut cache = ops.kv_cache(shape).unwrap();
+    let mut out = ops.buffer(rows, heads.query * heads.dim).unwrap();
+    let spans = [Span { first_row: 0, rows, first_position: 0, first_block: 0 }];
+    let blocks: Vec<u32> = (0..shape.blocks as u32).collect();
+    let step = StepLayout { spans: &spans, blocks: &blocks };
+    let mask = Mask { scale: 0.5, softcap: None, window: None, causal: true };
+    ops.rope_store(None, &step, heads, &mut qkv, &mut cache, 0).unwrap();
+    ops.attention(&step, heads, mask, None, &qkv, &cache, 0, &mut out).unwrap();
+    ops.read(&out).unwrap()
 }

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::super::lanes::{LANES, Lanes};
 use super::{BLOCK, WeightBlock};
-use crate::quant::Quant;
+use crate::quant::{Quant, e4m3};
 
 /// A block of floating-point values.
 pub(in crate::cpu) trait FloatBlock: WeightBlock {
@@ -88,5 +88,34 @@ impl FloatBlock for Bf16Block {
     #[inline(always)]
     fn column<L: Lanes>(&self, l: L, col: usize) -> L::F {
         l.load_bf16(&self.0[col])
+    }
+}
+
+/// [`crate::Quant::FP8`].
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(in crate::cpu) struct Fp8Block {
+    q: [[u8; LANES]; BLOCK],
+    d: [f32; LANES],
+}
+
+impl WeightBlock for Fp8Block {
+    const QUANT: Quant = Quant::FP8;
+
+    fn put(&mut self, lane: usize, bytes: &[u8]) {
+        let (d, codes) = bytes.split_first_chunk().expect("a block begins with its scale");
+        self.d[lane] = f32::from_le_bytes(*d);
+        self.q.iter_mut().zip(codes).for_each(|(column, code)| column[lane] = *code);
+    }
+
+    fn values(&self, lane: usize, out: &mut [f32]) {
+        out.iter_mut().zip(&self.q).for_each(|(v, column)| *v = e4m3(column[lane]) * self.d[lane]);
+    }
+}
+
+impl FloatBlock for Fp8Block {
+    #[inline(always)]
+    fn column<L: Lanes>(&self, l: L, col: usize) -> L::F {
+        l.mul(l.load_e4m3(&self.q[col]), l.load(&self.d))
     }
 }

@@ -90,6 +90,40 @@ impl IntegerBlock for Q4_1Block {
     }
 }
 
+/// [`Quant::INT4`].
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(in crate::cpu) struct Int4Block {
+    q: Nibbles,
+    d: [f32; LANES],
+    m: [f32; LANES],
+}
+
+impl WeightBlock for Int4Block {
+    const QUANT: Quant = Quant::INT4;
+
+    fn put(&mut self, lane: usize, bytes: &[u8]) {
+        let singles = bytes.as_chunks().0;
+        (self.d[lane], self.m[lane]) = (f32::from_le_bytes(singles[0]), f32::from_le_bytes(singles[1]));
+        put_file_nibbles(&mut self.q, lane, &bytes[8..]);
+    }
+
+    fn values(&self, lane: usize, out: &mut [f32]) {
+        let q = std::array::from_fn(|col| planes::nibble(&self.q, lane, col) as i8);
+        IntBlock { q, scale: [self.d[lane]; 2], minimum: [self.m[lane]; 2] }.values(Self::QUANT, out);
+    }
+}
+
+impl IntegerBlock for Int4Block {
+    #[inline(always)]
+    fn multiply<L: Lanes, const T: usize>(&self, l: L, _: usize, x: [&Activations; T], sums: &mut [L::F; T]) {
+        let mut products = start(l, 0, &x);
+        dots::<L, 8, T>(l, &planes::nibbles(l, &self.q), 0..8, &x, &mut products);
+        add_scaled(l, products, l.load(&self.d), &x, sums);
+        add_minimum(l, l.load(&self.m), &x, sums);
+    }
+}
+
 /// [`Quant::Q5_0`].
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(32))]

@@ -174,8 +174,23 @@ fn scales_caps_and_fused_matrices_are_read() {
 
     let spec = grown("bert", |file| file.meta_u32("bert.pooling_type", 2));
     assert_eq!((spec.pooling, spec.causal, spec.norm), (Pooling::First, false, NormKind::Layer));
-    assert_eq!(spec.input.positions.unwrap().dims, [64, 256]);
+    assert_eq!(spec.input.positions.as_ref().unwrap().dims, [64, 256]);
     assert!(spec.output.head.is_none() && !spec.tied_head);
+    assert!(spec.is_encoder());
+}
+
+#[test]
+fn a_sentence_encoder_may_pool_and_normalize_and_no_more() {
+    let spec = grown("bert", |file| file);
+    let modules = |last: &str| {
+        let kinds = ["models.Transformer", "models.Pooling", last];
+        let module = |kind: &&str| format!(r#"{{"type":"sentence_transformers.{kind}"}}"#);
+        format!("[{}]", kinds.iter().map(module).collect::<Vec<_>>().join(","))
+    };
+    assert!(spec.check_modules(&modules("models.Normalize")).is_ok());
+    let dense = spec.check_modules(&modules("models.Dense")).unwrap_err();
+    assert!(matches!(&dense, ArchError::Feature(what) if what.contains("models.Dense")), "{dense}");
+    assert!(spec.check_modules("[").is_err());
 }
 
 proptest! {

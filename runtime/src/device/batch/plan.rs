@@ -2,13 +2,16 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cuckoo_kernels::ops::Span;
 use cuckoo_kernels::sampling::{Logprobs, SamplingParams, TokenHistory};
 use cuckoo_wire::message::SequenceId;
 
+use crate::device::draft_model::Guess;
 #[cfg(doc)]
 use crate::device::kv_cache::HOLE;
+use crate::device::kv_cache::KvCopy;
 
 /// What one step computes. Rows are in the order of `spans`.
 ///
@@ -18,6 +21,9 @@ use crate::device::kv_cache::HOLE;
 pub struct StepPlan {
     /// Counts the plans of one batch.
     pub(super) number: u64,
+    /// Blocks to be copied between the device and the host, in this order, before anything of the step is computed and after
+    /// all of the step before it.
+    pub copies: Vec<KvCopy>,
     /// One token a row; those of `placeholders` are not known yet.
     pub tokens: Vec<u32>,
     /// Rows whose token the step before this one draws.
@@ -31,6 +37,20 @@ pub struct StepPlan {
     pub draws: Vec<Draw>,
     /// Rows whose logits are asked how probable the token after them is.
     pub scores: Vec<Score>,
+    /// What the draft model computes first, one after the other; these have no passes themselves, and what one of them has
+    /// placeholders for is drawn by the one before it.
+    pub passes: Vec<StepPlan>,
+    /// Rows whose token is guessed by those.
+    pub guesses: Vec<GuessedRow>,
+}
+
+/// A row whose token a draft model draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuessedRow {
+    /// The row.
+    pub row: usize,
+    /// Where its token comes from.
+    pub from: Guess,
 }
 
 /// A row whose token was not known when its step was planned.
@@ -85,6 +105,14 @@ pub struct StepOutput {
     pub logprobs: Vec<Option<Logprobs>>,
     /// One for each score.
     pub scores: Vec<Logprobs>,
+    /// The token of each guess.
+    pub guesses: Vec<u32>,
+    /// How long each pass of the draft model took: all of them, or those before it failed.
+    pub passes: Vec<Duration>,
+    /// Why it failed, if it did. Its guesses are any tokens then.
+    pub draft_fault: Option<String>,
+    /// One for each span, of an encoder.
+    pub vectors: Vec<Vec<f32>>,
 }
 
 impl StepOutput {
@@ -95,11 +123,14 @@ impl StepOutput {
 }
 
 impl StepPlan {
-    /// The tokens of all rows, given what the step before drew.
-    pub fn resolve(&self, drawn_before: &[u32]) -> Cow<'_, [u32]> {
+    /// The tokens of all rows, given what the step before drew and the tokens of its guesses.
+    pub fn resolve(&self, drawn_before: &[u32], guesses: &[u32]) -> Cow<'_, [u32]> {
         let mut tokens = Cow::Borrowed(self.tokens.as_slice());
         for placeholder in &self.placeholders {
             tokens.to_mut()[placeholder.row] = drawn_before[placeholder.draw];
+        }
+        for (guessed, token) in self.guesses.iter().zip(guesses) {
+            tokens.to_mut()[guessed.row] = *token;
         }
         tokens
     }

@@ -8,9 +8,14 @@ use cuckoo_kernels::sampling::{self, Dry, SamplingParams, TokenHistory};
 use cuckoo_wire::limits::{STEP_SCORES_MAX, STEP_TOKENS_MAX};
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId};
 
-use super::plan::{Draw, Placeholder, Score, StepPlan};
+use super::guess::Guesses;
+use super::plan::{Draw, GuessedRow, Placeholder, Score, StepPlan};
+use crate::device::draft_model::{DraftModel, Followed, Following};
 use crate::device::kv_cache::{BlockHash, Table};
-use crate::device::speculation::{Acceptance, look_up};
+use crate::device::speculation::{Acceptance, Wish, look_up};
+
+/// Tokens that a sequence which has just begun is taken to draw.
+const HORIZON_MIN: u32 = 16;
 
 /// One sequence.
 #[derive(Debug)]
@@ -41,8 +46,10 @@ pub(super) struct Sequence {
     /// Names of the full blocks of `tokens`, as far as they were asked for; the chain's root is before them.
     names: Vec<BlockHash>,
     root: BlockHash,
-    /// Whether guesses of its tokens were right.
-    acceptance: Acceptance,
+    /// Whether guesses that were found in its own words were right.
+    found: Acceptance,
+    /// Whether those of the draft model were.
+    asked: Acceptance,
     /// What it holds while it runs.
     pub(super) stay: Stay,
 }
@@ -92,6 +99,8 @@ pub(super) struct Stay {
     pub(super) pending: Option<usize>,
     /// Whether drafts are in flight behind that draw: how many tokens it will be is not known.
     pub(super) drafted: bool,
+    /// What the draft model holds of it.
+    pub(super) followed: Followed,
 }
 
 /// What one sequence has in one step.
@@ -101,12 +110,21 @@ pub(super) struct Share {
     pub(super) stay: u64,
     /// Rows of known tokens.
     pub(super) rows: u32,
-    /// Tokens of the rows after those, which count as far as they are drawn.
+    /// Tokens of the rows after those, which count as far as they are drawn, where they are known.
     pub(super) drafts: Vec<u32>,
+    /// The same, by index in [`StepPlan::guesses`], where the draft model draws them first.
+    pub(super) asked: Range<usize>,
     /// Its draws, by index: none, or one after the newest token and one after each draft.
     pub(super) draws: Range<usize>,
     /// Its scores, by index.
     pub(super) scores: Range<usize>,
+}
+
+impl Share {
+    /// Rows of guesses.
+    pub(super) fn guesses(&self) -> usize {
+        self.drafts.len() + self.asked.len()
+    }
 }
 
 impl Sequence {
@@ -142,7 +160,8 @@ impl Sequence {
             cached: None,
             names: Vec::new(),
             root,
-            acceptance: Acceptance::default(),
+            found: Acceptance::default(),
+            asked: Acceptance::default(),
             stay: Stay::default(),
         }
     }
@@ -252,28 +271,54 @@ impl Sequence {
         self.names(unread / KV_BLOCK_TOKENS as u32)
     }
 
-    /// Guesses of the tokens after the newest one, as many as are worth their rows at `price` and fit the blocks it holds.
-    pub(super) fn drafts(&self, price: f64, most: u32) -> Vec<u32> {
+    /// Guesses of the tokens after the newest one that it can use, at most `most`.
+    fn guesses_max(&self, most: u32) -> u32 {
+        // Penalties and masks depend on each token before.
+        if self.stay.pending.is_some() || self.reads_its_tokens() {
+            return 0;
+        }
         // One more token is drawn than is guessed.
         let wanted = self.max_new.min(self.credit).saturating_sub(self.drawn() + 1);
-        let most = most.min(wanted).min(self.room() - 1).min(STEP_TOKENS_MAX as u32 - 1);
-        // Penalties and masks depend on each token before.
-        if most == 0 || self.stay.pending.is_some() || self.reads_its_tokens() {
-            return Vec::new();
-        }
-        match self.acceptance.worth(price, most as usize) {
+        most.min(wanted).min(self.room() - 1).min(STEP_TOKENS_MAX as u32 - 1)
+    }
+
+    /// Guesses that are found in its own words, as many as are worth their rows at `price` and fit the blocks it holds.
+    pub(super) fn drafts(&self, price: f64, most: u32) -> Vec<u32> {
+        match self.found.worth(price, self.guesses_max(most) as usize) {
             0 => Vec::new(),
             worth => look_up(&self.tokens, worth).to_vec(),
         }
     }
 
-    /// Adds `rows` rows of known tokens and those of `drafts` to the plan, and draws if they reach the newest token.
-    pub(super) fn take(&mut self, rows: u32, drafts: Vec<u32>, plan: &mut StepPlan) -> Share {
+    /// What it could have of a draft model whose guess costs `price` tokens at least; `None` if nothing.
+    pub(super) fn wish(&mut self, model: &DraftModel, most: u32, price: f64) -> Option<Wish> {
+        let (known, chance) = (self.known(), self.asked.chance(model.chance()));
+        let most = self.guesses_max(most).min(model.guesses_max(known));
+        if most == 0 || chance <= price {
+            return None;
+        }
+        let shareable = self.shareable().len();
+        let backlog = model.backlog(&self.stay.followed, &self.names[..shareable], known);
+        // Whoever has said much will say as much again.
+        let horizon = (self.max_new - self.drawn()).min(self.drawn() + HORIZON_MIN);
+        Some(Wish { chance, most, backlog, horizon })
+    }
+
+    /// What a draft model needs to make so many guesses.
+    pub(super) fn following(&mut self, guesses: u32) -> Following<'_> {
+        let shareable = self.shareable().len();
+        let draw = self.draw(0, u64::from(self.known()));
+        let chain = &self.names[..shareable];
+        Following { followed: &mut self.stay.followed, tokens: &self.tokens, chain, draw, guesses }
+    }
+
+    /// Adds `rows` rows of known tokens and those of guesses to the plan, and draws if they reach the newest token.
+    pub(super) fn take(&mut self, rows: u32, guesses: Guesses, plan: &mut StepPlan) -> Share {
         let (from, to) = (self.stay.planned as usize, (self.stay.planned + rows) as usize);
         let first_row = plan.tokens.len();
         plan.blocks.resize(self.stay.tables.len(), Vec::new());
         let first_block = plan.blocks.first().map_or(0, Vec::len);
-        let rows_all = rows as usize + drafts.len();
+        let rows_all = rows as usize + guesses.len();
         plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block });
         match self.stay.pending.take() {
             Some(draw) => {
@@ -289,7 +334,6 @@ impl Sequence {
             let score = |at| Score { row: first_row + at - from, token: self.tokens[at + 1], top };
             plan.scores.extend(rows.map(score));
         }
-        plan.tokens.extend_from_slice(&drafts);
         for (blocks, table) in plan.blocks.iter_mut().zip(&self.stay.tables) {
             blocks.extend_from_slice(table.first((from + rows_all).div_ceil(KV_BLOCK_TOKENS)));
         }
@@ -297,23 +341,31 @@ impl Sequence {
         if to >= self.tokens.len() {
             self.stay.pending = Some(first_draw);
             let untold = self.tell();
-            plan.draws.extend((0..=drafts.len()).map(|ahead| Draw {
-                sequence: self.id,
-                row: first_row + rows as usize - 1 + ahead,
-                position: (to + ahead) as u64,
-                seed: self.seed,
-                params: self.params.clone(),
-                history: self.history.clone(),
-                logprobs: self.logprobs,
-                forbidden: self.forbidden((to + ahead) as u64),
-                // Who has a mask guesses nothing, so there is one draw.
-                untold: untold.clone(),
-            }));
+            let last_row = first_row + rows as usize - 1;
+            let draw = |ahead| Draw { logprobs: self.logprobs, ..self.draw(last_row + ahead, (to + ahead) as u64) };
+            // Who has a mask guesses nothing, so there is one draw.
+            plan.draws.extend((0..=guesses.len()).map(|ahead| Draw { untold: untold.clone(), ..draw(ahead) }));
         }
         self.stay.planned = to as u32;
-        self.stay.drafted = !drafts.is_empty();
+        self.stay.drafted = guesses.len() > 0;
         let (draws, scores) = (first_draw..plan.draws.len(), first_score..plan.scores.len());
-        Share { stay: self.stay.number, rows, drafts, draws, scores }
+        let (drafts, asked) = add_guesses(guesses, plan);
+        Share { stay: self.stay.number, rows, drafts, asked, draws, scores }
+    }
+
+    /// The draw of the token at `position` from the logits of a row.
+    fn draw(&self, row: usize, position: u64) -> Draw {
+        Draw {
+            sequence: self.id,
+            row,
+            position,
+            seed: self.seed,
+            params: self.params.clone(),
+            history: self.history.clone(),
+            forbidden: self.forbidden(position),
+            untold: None,
+            logprobs: None,
+        }
     }
 
     /// Tokens that may not stand at a position yet.
@@ -341,20 +393,22 @@ impl Sequence {
         portions
     }
 
-    /// Rows of a step are computed: takes in what was drawn after them, as far as the drafts were right. The new tokens,
+    /// Rows of a step are computed: takes in what was drawn after them, as far as `drafts` were right. The new tokens,
     /// and why they are the last ones, if they are.
-    pub(super) fn land(&mut self, share: &Share, drawn: &[u32]) -> (Vec<u32>, Option<End>) {
+    pub(super) fn land(&mut self, share: &Share, drafts: &[u32], drawn: &[u32]) -> (Vec<u32>, Option<End>) {
         let (mut tokens, mut end) = (Vec::new(), None);
         for (at, token) in drawn.iter().enumerate() {
             tokens.push(*token);
             end = self.push(*token);
-            if end.is_some() || share.drafts.get(at) != Some(token) {
+            if end.is_some() || drafts.get(at) != Some(token) {
                 break;
             }
         }
         let accepted = tokens.len().saturating_sub(1) as u32;
         if !drawn.is_empty() {
-            self.acceptance.observe(share.drafts.len(), accepted as usize);
+            let (found, asked) = if share.asked.is_empty() { (drafts.len(), 0) } else { (0, drafts.len()) };
+            self.found.observe(found, (accepted as usize).min(found));
+            self.asked.observe(asked, (accepted as usize).min(asked));
         }
         self.stay.computed += share.rows;
         if self.stay.computed == self.stay.planned {
@@ -375,6 +429,24 @@ impl Sequence {
             () if self.stop_tokens.binary_search(&token).is_ok() => Some(End::Stop),
             () if self.drawn() >= self.max_new => Some(End::Length),
             () => None,
+        }
+    }
+}
+
+/// Adds rows of guesses to a plan: their tokens where they are known, and which of the plan's guesses they are where not.
+fn add_guesses(guesses: Guesses, plan: &mut StepPlan) -> (Vec<u32>, Range<usize>) {
+    let first = plan.guesses.len();
+    match guesses {
+        Guesses::Found(tokens) => {
+            plan.tokens.extend_from_slice(&tokens);
+            (tokens, first..first)
+        }
+        Guesses::Asked(asked) => {
+            for from in asked {
+                plan.guesses.push(GuessedRow { row: plan.tokens.len(), from });
+                plan.tokens.push(0);
+            }
+            (Vec::new(), first..plan.guesses.len())
         }
     }
 }

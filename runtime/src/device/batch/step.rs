@@ -5,6 +5,7 @@ use std::time::Duration;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::message::{Assign, SequenceId, StepItem};
 
+use super::guess::Guesses;
 use super::plan::{StepOutput, StepPlan};
 use super::sequence::{Sequence, Share, Stay, told};
 use super::{Batch, BatchStats, STEPS_IN_FLIGHT_MAX};
@@ -27,9 +28,9 @@ struct Draft {
 }
 
 impl Draft {
-    fn take(&mut self, sequence: &mut Sequence, rows: u32, drafts: Vec<u32>) {
-        self.rows_left -= rows + drafts.len() as u32;
-        self.shares.push(sequence.take(rows, drafts, &mut self.plan));
+    fn take(&mut self, sequence: &mut Sequence, rows: u32, guesses: Guesses) {
+        self.rows_left -= rows + guesses.len() as u32;
+        self.shares.push(sequence.take(rows, guesses, &mut self.plan));
     }
 }
 
@@ -67,6 +68,7 @@ impl Batch {
             return None;
         }
         plan.number = self.planned;
+        plan.copies = self.cache.take_copies();
         self.planned += 1;
         self.flights.push_back(Flight { number: plan.number, rows: plan.tokens.len() as u32, shares });
         Some(plan)
@@ -81,39 +83,24 @@ impl Batch {
     /// One row for each sequence that decodes, oldest first, and one for each guess that is worth it. All fit: the budget
     /// is never below the batch.
     fn plan_decodes(&mut self, draft: &mut Draft) {
-        let (mut drafts_left, price) = self.drafts_affordable(draft.rows_left);
+        let decodes = self.make_room_for_decodes();
+        let guesses = self.guesses(&decodes, draft.rows_left, &mut draft.plan);
+        for (at, guesses) in decodes.into_iter().zip(guesses) {
+            draft.take(&mut self.running[at], 1, guesses);
+        }
+    }
+
+    /// Sees to it that whoever decodes holds blocks for a row; who that is then.
+    fn make_room_for_decodes(&mut self) -> Vec<usize> {
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].can_decode() {
                 let Some(here) = self.make_room(at) else { continue };
                 at = here;
-                self.make_room_for_drafts(at, drafts_left);
-                let drafts = self.running[at].drafts(price, drafts_left);
-                drafts_left -= drafts.len() as u32;
-                draft.take(&mut self.running[at], 1, drafts);
             }
             at += 1;
         }
-    }
-
-    /// How many guesses a step of `rows` rows may hold, and what each costs in tokens: none where a prompt could use the
-    /// rows.
-    fn drafts_affordable(&self, rows: u32) -> (u32, f64) {
-        let decodes = self.running.iter().filter(|s| s.can_decode()).count() as u32;
-        let prompts = !self.waiting.is_empty() || self.running.iter().any(|s| s.rows_to_prefill() > 1);
-        match self.budget.row_price(decodes) {
-            Some(price) if !prompts => (self.limits.drafts_max.min(rows.saturating_sub(decodes)), price),
-            _ => (0, f64::INFINITY),
-        }
-    }
-
-    /// Another block for a sequence whose guesses may not fit the last one, if there is one that nobody holds.
-    fn make_room_for_drafts(&mut self, at: usize, drafts: u32) {
-        let sequence = &mut self.running[at];
-        let blocks = (sequence.stay.planned + sequence.room()) / KV_BLOCK_TOKENS as u32;
-        if drafts > 0 && sequence.room() <= drafts && blocks < sequence.reserved {
-            self.cache.grow(&mut sequence.stay.tables, blocks + 1);
-        }
+        (0..self.running.len()).filter(|at| self.running[*at].can_decode()).collect()
     }
 
     /// Chunks of prompts, oldest first, in what the budget leaves.
@@ -125,7 +112,7 @@ impl Batch {
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
             let rows = with_blocks(sequence, rows, &mut self.cache);
             if rows > 0 {
-                draft.take(sequence, rows, Vec::new());
+                draft.take(sequence, rows, Guesses::NONE);
             }
         }
     }
@@ -155,7 +142,7 @@ impl Batch {
     fn preempt(&mut self, at: usize) {
         let mut sequence = self.running.remove(at);
         let stay = std::mem::take(&mut sequence.stay);
-        self.cache.release(&stay.tables);
+        self.release(&stay);
         self.waiting.push_front(sequence);
         self.stats.preemptions += 1;
     }
@@ -171,7 +158,7 @@ impl Batch {
             self.settle_in(&mut sequence, found);
             let rows = sequence.rows_to_prefill().min(draft.rows_left);
             let rows = with_blocks(&mut sequence, rows, &mut self.cache);
-            draft.take(&mut sequence, rows, Vec::new());
+            draft.take(&mut sequence, rows, Guesses::NONE);
             self.running.push(sequence);
         }
     }
@@ -182,7 +169,7 @@ impl Batch {
         let sequence = &mut self.waiting[at];
         let wanted = (blocks_for(sequence) + 1).min(sequence.reserved);
         let chain = sequence.shareable();
-        let found = self.cache.find(chain, 0);
+        let found = self.cache.find(chain);
         self.cache.fits(chain, found, wanted).then_some(found)
     }
 
@@ -216,14 +203,28 @@ impl Batch {
         assert_eq!(flight.number, plan.number, "steps are applied in order");
         assert_eq!(plan.draws.len(), output.drawn.len(), "one token a draw");
         assert_eq!(plan.scores.len(), output.scores.len(), "one answer a score");
+        assert_eq!(plan.guesses.len(), output.guesses.len(), "one token a guess");
         self.budget.observe(flight.rows, took);
+        self.passed(&plan, &output);
         // A sequence must be the only holder of its history when it adds to it, or it would copy it.
         drop(plan);
         for share in flight.shares {
             match self.running.binary_search_by_key(&share.stay, |s| s.stay.number) {
                 Ok(at) => self.land(at, &share, &mut output),
-                Err(_) => self.stats.rows_discarded += u64::from(share.rows) + share.drafts.len() as u64,
+                Err(_) => self.stats.rows_discarded += u64::from(share.rows) + share.guesses() as u64,
             }
+        }
+    }
+
+    /// Passes of the draft model were made for a step. One that failed is asked no more.
+    fn passed(&mut self, plan: &StepPlan, output: &StepOutput) {
+        if output.draft_fault.is_some() {
+            self.draft_model = None;
+        }
+        let rows = plan.passes.iter().map(|pass| pass.tokens.len() as u32);
+        self.stats.draft_model_rows += u64::from(rows.clone().sum::<u32>());
+        if let Some(model) = &mut self.draft_model {
+            model.observe(rows.zip(output.passes.iter().copied()));
         }
     }
 
@@ -231,9 +232,19 @@ impl Batch {
     fn land(&mut self, at: usize, share: &Share, output: &mut StepOutput) {
         let sequence = &mut self.running[at];
         let (id, first) = (sequence.id, sequence.drawn());
-        let (tokens, end) = sequence.land(share, &output.drawn[share.draws.clone()]);
-        self.stats.drafts += share.drafts.len() as u64;
-        self.stats.drafts_accepted += tokens.len().saturating_sub(1) as u64;
+        let asked = &output.guesses[share.asked.clone()];
+        let drafts = if asked.is_empty() { &share.drafts } else { asked };
+        let (tokens, end) = sequence.land(share, drafts, &output.drawn[share.draws.clone()]);
+        let accepted = tokens.len().saturating_sub(1) as u32;
+        self.stats.drafts += drafts.len() as u64;
+        self.stats.drafts_accepted += u64::from(accepted);
+        if let Some(model) = &mut self.draft_model {
+            self.stats.drafts_asked += asked.len() as u64;
+            self.stats.drafts_asked_accepted += u64::from(accepted.min(asked.len() as u32));
+            let blocks = model.landed(&mut sequence.stay.followed, asked.len() as u32, accepted);
+            let names = sequence.names(blocks.end)[blocks.start as usize..].to_vec();
+            model.publish(&mut sequence.stay.followed, &names);
+        }
         let full = sequence.stay.computed / KV_BLOCK_TOKENS as u32;
         for i in sequence.stay.published..full {
             let name = sequence.names(full)[i as usize];
@@ -267,7 +278,7 @@ fn catch_up(sequence: &mut Sequence, cache: &mut KvGroups, stats: &mut BatchStat
         return;
     }
     let (chain, stay) = sequence.chain_and_stay();
-    let found = cache.find(chain, stay.published);
+    let found = cache.find_on(chain, stay.published);
     if found == stay.published {
         return;
     }

@@ -2,6 +2,8 @@
 
 /// Steps planned ahead.
 mod ahead;
+/// Tokens that a draft model guesses.
+mod asked;
 /// Blocks: shared, evicted, taken away.
 mod blocks;
 /// Sequences with a constraint.
@@ -10,6 +12,8 @@ mod constrained;
 mod drafts;
 /// A device without a model.
 mod fake;
+/// Blocks kept on the host.
+mod spill;
 /// Everything at once.
 mod storm;
 
@@ -26,6 +30,8 @@ const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 12,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
     context_tokens: 100,
 };
 
@@ -227,6 +233,8 @@ fn prompts_are_cut_to_the_time_that_a_step_may_take() {
         step_target: target,
         drafts_max: 0,
         kv_blocks: 1_000,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
         context_tokens: 8_000,
     };
     let mut batch = Batch::new(limits, WEIGHTS);

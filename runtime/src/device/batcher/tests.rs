@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_wire::message::{Constraint, StepItem};
+use cuckoo_wire::message::{Constraint, Encode, End, StepItem, Task};
 
 use super::*;
 use crate::device::tests::{LIMITS, no_tokenizer, offer};
@@ -50,12 +50,20 @@ impl Bench {
     }
 
     async fn with(executor: ActorRef<ExecutorMsg>, steps_in_flight: usize) -> Self {
+        Self::of(executor, steps_in_flight, Task::Generate).await
+    }
+
+    async fn of(executor: ActorRef<ExecutorMsg>, steps_in_flight: usize, task: Task) -> Self {
+        // A text is computed in one step.
+        let context_tokens = if task == Task::Embed { LIMITS.step_tokens_max } else { LIMITS.context_tokens };
+        let limits = BatchLimits { context_tokens, ..LIMITS };
         let args = BatcherArgs {
             executor,
-            limits: LIMITS,
+            limits,
             kv: KvPlan::plain(LIMITS.kv_blocks),
+            draft: None,
             steps_in_flight,
-            offer: offer(),
+            offer: Offer { task, ..offer() },
             read_tokenizer: no_tokenizer(),
             mask_threads: 1,
         };
@@ -133,6 +141,41 @@ async fn the_executor_has_at_most_as_many_steps_as_it_should() {
 }
 
 #[tokio::test]
+async fn a_replica_does_what_its_model_is_for() {
+    let encode = |id| Encode { replica: ReplicaId(1), sequence: SequenceId(id), tokens: vec![id as u32; 3], blocks: 1 };
+    let failed = |items: Vec<StepItem>| match items[0].end.clone() {
+        Some(End::Failed(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let mut generating = Bench::start(1).await;
+    generating.batcher.cast(BatcherMsg::Encode(encode(1))).unwrap();
+    assert!(failed(generating.items().await).contains("no vectors"));
+
+    let (plans_in, plans) = mpsc::channel(16);
+    let (executor, _) = Actor::spawn(None, Held, plans_in).await.unwrap();
+    let mut embedding = Bench { plans, ..Bench::of(executor, 1, Task::Embed).await };
+    embedding.assign(1);
+    assert!(failed(embedding.items().await).contains("generates nothing"));
+    embedding.batcher.cast(BatcherMsg::Encode(encode(2))).unwrap();
+    let (plan, masks, to) = embedding.plan().await;
+    assert_eq!((plan.tokens.as_slice(), plan.draws.len(), masks.len()), (&[2, 2, 2][..], 0, 0));
+    let output = StepOutput { vectors: vec![vec![1.0]], ..StepOutput::default() };
+    to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
+    let items = embedding.items().await;
+    assert_eq!((items[0].sequence, items[0].end.clone()), (SequenceId(2), Some(End::Embedded(vec![1.0]))));
+    // Its connection breaks while a step is computed: that is nobody's.
+    embedding.batcher.cast(BatcherMsg::Encode(encode(3))).unwrap();
+    let (plan, masks, to) = embedding.plan().await;
+    embedding.batcher.cast(BatcherMsg::Detach).unwrap();
+    embedding.attach().await;
+    embedding.batcher.cast(BatcherMsg::Encode(encode(4))).unwrap();
+    assert!(embedding.is_quiet().await);
+    let output = StepOutput { vectors: vec![vec![1.0]], ..StepOutput::default() };
+    to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
+    assert_eq!(embedding.plan().await.0.tokens, [4, 4, 4]);
+}
+
+#[tokio::test]
 async fn steps_of_a_lost_connection_are_nobodys() {
     let mut bench = Bench::start(2).await;
     bench.assign(1);
@@ -155,7 +198,7 @@ async fn steps_of_a_lost_connection_are_nobodys() {
 #[test]
 fn news_are_cut_into_frames_that_fit() {
     use cuckoo_wire::limits::{MINER_FRAME_BYTES_MAX, STEP_SCORES_MAX, TOP_LOGPROBS_MAX};
-    use cuckoo_wire::message::{End, Logprobs};
+    use cuckoo_wire::message::Logprobs;
     let most = Logprobs { logprob: -1.0, rank: u32::MAX, top: vec![(u32::MAX, -1.0); TOP_LOGPROBS_MAX] };
     let item = |id| StepItem {
         prompt_logprobs: vec![most.clone(); STEP_SCORES_MAX],
@@ -220,7 +263,7 @@ async fn a_constraint_that_cannot_be_compiled_ends_its_sequence_only() {
     bench.assign_sequence(1, 4, Some(Constraint::JsonObject));
     let items = bench.items().await;
     assert_eq!((items.len(), items[0].sequence), (1, SequenceId(1)));
-    assert!(matches!(&items[0].end, Some(cuckoo_wire::message::End::Failed(why)) if why.contains("no words")));
+    assert!(matches!(&items[0].end, Some(End::Failed(why)) if why.contains("no words")));
     bench.assign(2);
     let run = bench.plan().await;
     assert_eq!(run.1.len(), 1);

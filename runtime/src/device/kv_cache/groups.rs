@@ -6,10 +6,14 @@
 //!
 //! A chain can be used up to some block if every group has what the next row sees: all of it, or the last window. So a
 //! sequence goes on from the cache however long it was, though most of its windowed blocks are long gone.
+//!
+//! Each group may have a pool of its own in host memory, where evicted blocks go and from where they come back. What is to
+//! be copied is a list of events, in the order in which they were decided; whoever computes carries them out in that order.
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 
-use super::{BlockHash, KvCache};
+use super::spill::HostPool;
+use super::{BlockHash, KvCache, KvCopy, KvWay};
 use crate::device::kv_plan::{GroupPlan, window_blocks};
 
 /// Where a table has no block, because no row will look there.
@@ -54,29 +58,58 @@ impl Table {
 #[derive(Debug)]
 pub(in crate::device) struct KvGroups {
     groups: Vec<Group>,
+    /// Decided, and not yet part of a plan. No more than the blocks that changed hands since the last plan.
+    copies: Vec<KvCopy>,
+    /// Blocks copied to the host, and back.
+    copied: (u64, u64),
 }
 
 #[derive(Debug)]
 struct Group {
+    /// Its place among the groups.
+    number: usize,
     /// How many of the newest positions its layers see, the own one included; `None`: all.
     window: Option<u32>,
     blocks: KvCache,
+    host: HostPool,
+}
+
+/// Where a block may be found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Device,
+    Anywhere,
 }
 
 impl KvGroups {
     /// Everything idle and blank.
     pub(in crate::device) fn new(groups: &[GroupPlan]) -> Self {
-        let group = |plan: &GroupPlan| Group { window: plan.window, blocks: KvCache::new(plan.blocks) };
-        Self { groups: groups.iter().map(group).collect() }
+        let group = |(number, plan): (usize, &GroupPlan)| Group {
+            number,
+            window: plan.window,
+            blocks: KvCache::new(plan.blocks),
+            host: HostPool::new(plan.host_blocks),
+        };
+        Self { groups: groups.iter().enumerate().map(group).collect(), copies: Vec::new(), copied: (0, 0) }
     }
 
-    /// Up to which block `chain` can be used, if its first `from` blocks are in use already.
-    pub(in crate::device) fn find(&self, chain: &[BlockHash], from: u32) -> u32 {
+    /// Up to which block `chain` can be used by whoever begins, wherever its blocks lie.
+    pub(in crate::device) fn find(&self, chain: &[BlockHash]) -> u32 {
+        self.find_in(Reach::Anywhere, chain, 0)
+    }
+
+    /// Up to which block `chain` can be used by whoever uses its first `from` blocks already. What lies on the host alone is
+    /// not looked at: it was there, and not wanted, when that sequence was let in.
+    pub(in crate::device) fn find_on(&self, chain: &[BlockHash], from: u32) -> u32 {
+        self.find_in(Reach::Device, chain, from)
+    }
+
+    fn find_in(&self, reach: Reach, chain: &[BlockHash], from: u32) -> u32 {
         let mut end = chain.len() as u32;
         loop {
             let before = end;
             for group in &self.groups {
-                end = group.find(chain, from, end);
+                end = group.find(reach, chain, from, end);
             }
             if end == before {
                 return end;
@@ -85,7 +118,7 @@ impl KvGroups {
     }
 
     /// Whether a sequence that uses `chain` up to block `found` can have `wanted` blocks: all of them, or as many as its
-    /// windows need.
+    /// windows need. A block that comes back from the host takes as much room as one that is computed.
     pub(in crate::device) fn fits(&self, chain: &[BlockHash], found: u32, wanted: u32) -> bool {
         self.groups.iter().all(|group| {
             let from = group.first_seen(found * KV_BLOCK_TOKENS as u32);
@@ -99,7 +132,7 @@ impl KvGroups {
     /// Tables of a sequence that uses `chain` up to block `found` and knows tokens of `known` blocks. Groups that see
     /// everything have a block for each, the others only those that are in use: they grow as rows are planned.
     pub(in crate::device) fn settle(&mut self, chain: &[BlockHash], found: u32, known: u32) -> Vec<Table> {
-        self.groups.iter_mut().map(|group| group.settle(chain, found, known)).collect()
+        self.groups.iter_mut().map(|group| group.settle(chain, (found, known), &mut self.copies)).collect()
     }
 
     /// Lengthens tables to `len` entries, as far as there are blocks, and returns what the shortest has.
@@ -107,7 +140,7 @@ impl KvGroups {
         let mut shortest = len;
         for (group, table) in self.groups.iter_mut().zip(tables) {
             while table.len() < len {
-                let Some(block) = group.blocks.allocate() else { break };
+                let Some(block) = group.allocate(&mut self.copies) else { break };
                 table.blocks.push(block);
             }
             shortest = shortest.min(table.len());
@@ -133,7 +166,7 @@ impl KvGroups {
         }
     }
 
-    /// Exchanges blocks of a sequence for those of `chain` up to block `found`, which [`KvGroups::find`] gave and of which
+    /// Exchanges blocks of a sequence for those of `chain` up to block `found`, which [`KvGroups::find_on`] gave and of which
     /// it has used `from`.
     pub(in crate::device) fn catch_up(&mut self, tables: &mut [Table], chain: &[BlockHash], (from, found): (u32, u32)) {
         for (group, table) in self.groups.iter_mut().zip(&mut *tables) {
@@ -157,6 +190,19 @@ impl KvGroups {
         }
     }
 
+    /// What is to be copied before the rows that are planned now; whoever takes it must see to it.
+    pub(in crate::device) fn take_copies(&mut self) -> Vec<KvCopy> {
+        let out = self.copies.iter().filter(|copy| copy.way == KvWay::Out).count() as u64;
+        self.copied.0 += out;
+        self.copied.1 += self.copies.len() as u64 - out;
+        std::mem::take(&mut self.copies)
+    }
+
+    /// Blocks copied to the host, and back from there, since the beginning.
+    pub(in crate::device) fn copied(&self) -> (u64, u64) {
+        self.copied
+    }
+
     /// Blocks that are held, by group.
     pub(in crate::device) fn used(&self) -> impl Iterator<Item = u32> {
         self.groups.iter().map(|group| group.blocks.used())
@@ -174,37 +220,57 @@ impl Group {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window) / KV_BLOCK_TOKENS as u32)
     }
 
-    fn has(&self, name: BlockHash) -> bool {
-        self.blocks.is_idle(name).is_some()
+    fn has(&self, reach: Reach, name: BlockHash) -> bool {
+        self.blocks.is_idle(name).is_some() || (reach == Reach::Anywhere && self.host.has(name))
     }
 
     /// [`KvGroups::find`] for this group alone, at most `most`.
-    fn find(&self, chain: &[BlockHash], from: u32, most: u32) -> u32 {
+    fn find(&self, reach: Reach, chain: &[BlockHash], from: u32, most: u32) -> u32 {
         if self.window.is_none() {
             let names = chain[from as usize..most as usize].iter();
-            return from + names.take_while(|name| self.has(**name)).count() as u32;
+            return from + names.take_while(|name| self.has(reach, **name)).count() as u32;
         }
         // Blocks `at .. end` are here. From the end, so that usually nothing but the last window is looked at.
         let (mut at, mut end) = (most, most);
         while end > from && at > self.first_seen(end * KV_BLOCK_TOKENS as u32) {
             at -= 1;
-            if !self.has(chain[at as usize]) {
+            if !self.has(reach, chain[at as usize]) {
                 end = at;
             }
         }
         end.max(from)
     }
 
-    fn settle(&mut self, chain: &[BlockHash], found: u32, known: u32) -> Table {
+    /// Takes a block for new content. What it contained goes to the host, if there is room.
+    fn allocate(&mut self, copies: &mut Vec<KvCopy>) -> Option<u32> {
+        let (block, evicted) = self.blocks.take()?;
+        if let Some(slot) = evicted.and_then(|name| self.host.store(name)) {
+            copies.push(KvCopy { group: self.number, way: KvWay::Out, block, slot });
+        }
+        Some(block)
+    }
+
+    fn settle(&mut self, chain: &[BlockHash], (found, known): (u32, u32), copies: &mut Vec<KvCopy>) -> Table {
         let mut table = Table::default();
         let from = self.first_seen(found * KV_BLOCK_TOKENS as u32);
         table.cut(from);
-        // What is shared is held before anything is taken, so that none of it is.
-        for name in &chain[from as usize..found as usize] {
-            table.blocks.push(self.blocks.share(*name).expect("it was found here"));
+        // What is shared is held, and what comes back is pinned, before anything is taken: so that none of it is.
+        let mut absent = Vec::new();
+        for (name, at) in chain[from as usize..found as usize].iter().zip(from..) {
+            table.blocks.push(self.blocks.share(*name).unwrap_or(HOLE));
+            if table.blocks[at as usize] == HOLE {
+                absent.push((at, *name, self.host.pin(*name).expect("it was found on the host")));
+            }
+        }
+        for (at, name, slot) in absent {
+            let block = self.allocate(copies).expect("it was seen to fit");
+            copies.push(KvCopy { group: self.number, way: KvWay::In, block, slot });
+            self.host.unpin(slot);
+            // Everything that is planned from now on is computed after the copy.
+            table.blocks[at as usize] = self.blocks.publish(block, name);
         }
         while self.window.is_none() && table.len() < known {
-            table.blocks.push(self.blocks.allocate().expect("it was seen to fit"));
+            table.blocks.push(self.allocate(copies).expect("it was seen to fit"));
         }
         table
     }
@@ -216,6 +282,7 @@ impl KvGroups {
     pub(in crate::device) fn assert_sound<'a>(&self, tables: impl Iterator<Item = &'a Vec<Table>> + Clone) {
         for (number, group) in self.groups.iter().enumerate() {
             group.blocks.assert_sound(tables.clone().flat_map(|t| t[number].held().iter().copied()));
+            group.host.assert_sound();
             for table in tables.clone().map(|t| &t[number]) {
                 let (holes, held) = table.blocks.split_at(table.holes as usize);
                 assert!(holes.iter().all(|b| *b == HOLE) && held.iter().all(|b| *b != HOLE), "holes come first");
@@ -230,7 +297,7 @@ impl KvGroups {
 
     /// Room that its structures take, in entries.
     pub(in crate::device) fn footprint(&self) -> usize {
-        self.groups.iter().map(|group| group.blocks.footprint()).sum()
+        self.groups.iter().map(|g| g.blocks.footprint() + g.host.footprint()).sum::<usize>() + self.copies.capacity()
     }
 }
 

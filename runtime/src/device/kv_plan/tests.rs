@@ -8,6 +8,8 @@ const LIMITS: BatchLimits = BatchLimits {
     step_target: Duration::MAX,
     drafts_max: 0,
     kv_blocks: 4_096,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
     context_tokens: 32_768,
 };
 
@@ -59,4 +61,20 @@ fn any_sequence_that_is_let_in_fits_alone() {
             assert!(blocks >= kv_blocks.min(window_blocks(window)), "{blocks} of {kv_blocks} for a window of {window}");
         }
     }
+}
+
+#[test]
+fn every_group_keeps_the_same_share_of_its_blocks_on_the_host() {
+    let groups = [(None, 3 * 16_384), (Some(512), 15 * 16_384)];
+    let without = plan(&groups, &LIMITS);
+    assert_eq!(without.host_bytes(), 0);
+    let spill_bytes = without.device_bytes() / 2;
+    let with = plan(&groups, &BatchLimits { spill_bytes, ..LIMITS });
+    assert_eq!(with.device_bytes(), without.device_bytes(), "in memory of its own");
+    for group in &with.groups {
+        assert_eq!(group.host_blocks, group.blocks / 2);
+    }
+    assert!(with.host_bytes() <= spill_bytes && with.host_bytes() > spill_bytes / 100 * 99);
+    let all = plan(&groups, &BatchLimits { spill_bytes: u64::MAX, ..LIMITS });
+    assert!(all.groups.iter().all(|group| group.host_blocks <= HOST_BLOCKS_MAX), "no number overflows");
 }

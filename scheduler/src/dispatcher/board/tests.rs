@@ -17,6 +17,7 @@ fn offer(sequences: u64, blocks: u64, ask: Price) -> Offer {
         block_tokens: 16,
         ask,
         window: Window { sequences, blocks },
+        task: Task::Generate,
     }
 }
 
@@ -25,7 +26,7 @@ fn key(link: u64) -> ReplicaKey {
 }
 
 fn need(tokens: u32, max_new: u32) -> Need {
-    Need { weights: W, tokens, max_new, limit: price(100, 100) }
+    Need { weights: W, task: Task::Generate, tokens, max_new, limit: price(100, 100) }
 }
 
 #[test]
@@ -40,6 +41,21 @@ fn a_request_waits_until_a_window_opens() {
     assert!(board.place().is_empty(), "the window holds one sequence");
     board.grant(key(1), Window { sequences: 2, blocks: 102 });
     assert_eq!(board.place().len(), 1);
+}
+
+#[test]
+fn texts_go_to_encoders_and_prompts_to_others() {
+    let mut board = Board::default();
+    let encoder = Offer { task: Task::Embed, ..offer(4, 100, price(1, 1)) };
+    board.offer(key(1), encoder);
+    board.offer(key(2), offer(4, 100, price(1, 1)));
+    let text = Need { task: Task::Embed, ..need(20, 0) };
+    board.submit(Ticket(1), need(10, 10));
+    board.submit(Ticket(2), text);
+    let placed: Vec<_> = board.place().iter().map(|p| (p.ticket.0, p.key.link.0, p.blocks)).collect();
+    assert_eq!(placed, [(1, 2, 2), (2, 1, 2)]);
+    board.lose(key(1));
+    assert!(!board.is_served(&text) && board.is_served(&need(10, 10)));
 }
 
 #[test]

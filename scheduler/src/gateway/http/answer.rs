@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 
-use cuckoo_wire::message::{FinishReason, Refusal, RefusalCode, Reply, RequestId, TokenLogprobs, Usage};
+use cuckoo_wire::message::{CallDelta, FinishReason, Refusal, RefusalCode, Reply, RequestId, TokenLogprobs, Usage};
 use serde::Serialize;
 
 use super::decimal;
 use super::failure::Failure;
 use super::request::{Show, Surface};
 
+mod calls;
 mod logprobs;
 
+use self::calls::{Call, CallPiece};
 use self::logprobs::{Offset, PromptTokens, Shown};
 
 /// The last event of a stream that came to its end.
@@ -32,6 +34,7 @@ pub(super) struct Envelope {
 pub(super) struct Whole {
     envelope: Envelope,
     text: String,
+    calls: Vec<Call>,
     tokens: bool,
     prompt: Vec<TokenLogprobs>,
     output: Vec<TokenLogprobs>,
@@ -109,7 +112,7 @@ impl Envelope {
 impl Whole {
     /// Nothing yet.
     pub(super) fn new(envelope: Envelope) -> Self {
-        Self { envelope, text: String::new(), tokens: false, prompt: Vec::new(), output: Vec::new() }
+        Self { envelope, text: String::new(), calls: Vec::new(), tokens: false, prompt: Vec::new(), output: Vec::new() }
     }
 
     /// Takes the next reply; `None` is the end of the market's channel. Gives the response's body at the end.
@@ -121,8 +124,9 @@ impl Whole {
                 self.prompt.extend(logprobs);
                 Ok(None)
             }
-            Step::Text { text, tokens, logprobs } => {
+            Step::Text { text, tokens, logprobs, calls } => {
                 self.text.push_str(&text);
+                calls::gather(&mut self.calls, calls);
                 self.tokens |= tokens;
                 self.output.extend(logprobs);
                 Ok(None)
@@ -135,7 +139,13 @@ impl Whole {
     fn body(&self, reason: FinishReason, usage: &Usage) -> String {
         let text = Cow::Borrowed(self.text.as_str());
         let content = match self.envelope.surface {
-            Surface::Chat => Content::Message { message: Message { role: "assistant", content: text, refusal: () } },
+            Surface::Chat => {
+                // Whoever only called tools has said nothing.
+                let content = Some(text).filter(|text| self.calls.is_empty() || !text.is_empty());
+                Content::Message {
+                    message: Message { role: "assistant", content, refusal: (), tool_calls: &self.calls },
+                }
+            }
             Surface::Completion => Content::Text { text },
         };
         let show = self.envelope.show;
@@ -168,7 +178,7 @@ impl Pieces {
     pub(super) fn opening(&self) -> Vec<String> {
         match self.envelope.surface {
             Surface::Chat => {
-                let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(()) };
+                let delta = Delta { role: Some("assistant"), content: Some(""), refusal: Some(()), ..Delta::default() };
                 vec![self.envelope.piece(delta, None, None, self.no_usage())]
             }
             Surface::Completion => Vec::new(),
@@ -187,10 +197,11 @@ impl Pieces {
                 }
                 None => self.text(&text, &[]),
             },
-            Step::Text { text, tokens, logprobs } => {
+            Step::Text { text, tokens, logprobs, calls } => {
                 self.tokens |= tokens;
                 let mut events = self.echoed();
                 events.extend(self.text(&text, &logprobs));
+                events.extend(calls.iter().flat_map(|call| self.call(call)));
                 events
             }
             Step::End { reason, usage } => {
@@ -219,6 +230,15 @@ impl Pieces {
         vec![self.envelope.piece(Delta::of(text), shown, None, self.no_usage())]
     }
 
+    /// More of a call.
+    fn call(&self, call: &CallDelta) -> Vec<String> {
+        let piece = |piece| {
+            let delta = Delta { tool_calls: Some([piece]), ..Delta::default() };
+            self.envelope.piece(delta, None, None, self.no_usage())
+        };
+        calls::pieces(call).into_iter().map(piece).collect()
+    }
+
     /// The prompt, once: nothing more of it comes after the first token.
     fn echoed(&mut self) -> Vec<String> {
         let (text, tokens) = self.echo.take().unwrap_or_default();
@@ -241,7 +261,7 @@ impl Pieces {
 enum Step {
     Nothing,
     Prompt { text: String, logprobs: Vec<TokenLogprobs> },
-    Text { text: String, tokens: bool, logprobs: Vec<TokenLogprobs> },
+    Text { text: String, tokens: bool, logprobs: Vec<TokenLogprobs>, calls: Vec<CallDelta> },
     End { reason: FinishReason, usage: Usage },
     Failed(Refusal),
 }
@@ -250,10 +270,12 @@ fn step(reply: Option<Reply>) -> Step {
     match reply {
         Some(Reply::Accepted { .. }) => Step::Nothing,
         Some(Reply::Prompt { text, logprobs }) => Step::Prompt { text, logprobs },
-        Some(Reply::Delta { tokens, text, logprobs, .. }) => Step::Text { text, tokens: !tokens.is_empty(), logprobs },
+        Some(Reply::Delta { tokens, text, logprobs, calls, .. }) => {
+            Step::Text { text, tokens: !tokens.is_empty(), logprobs, calls }
+        }
         Some(Reply::Finished { reason, usage }) => Step::End { reason, usage },
         Some(Reply::Refused(refusal)) => Step::Failed(refusal),
-        Some(Reply::Models(_) | Reply::Wallet(_)) => {
+        Some(Reply::Models(_) | Reply::Wallet(_) | Reply::Embedding { .. }) => {
             Step::Failed(Refusal::new(RefusalCode::Internal, "the market answered another question: report this"))
         }
         None => Step::Failed(Refusal::new(RefusalCode::Internal, "the answer broke off without a reason: report this")),
@@ -271,6 +293,7 @@ fn word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
     }
 }
 
@@ -319,8 +342,10 @@ enum Content<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: Cow<'a, str>,
+    content: Option<Cow<'a, str>>,
     refusal: (),
+    #[serde(skip_serializing_if = "<[Call]>::is_empty")]
+    tool_calls: &'a [Call],
 }
 
 #[derive(Default, Serialize)]
@@ -331,6 +356,8 @@ struct Delta<'a> {
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallPiece<'a>; 1]>,
 }
 
 impl<'a> Delta<'a> {
@@ -340,7 +367,7 @@ impl<'a> Delta<'a> {
 }
 
 #[derive(Serialize)]
-struct UsageBody {
+pub(super) struct UsageBody {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u64,

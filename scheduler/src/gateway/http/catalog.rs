@@ -4,6 +4,7 @@ use cuckoo_wire::message::ModelInfo;
 use serde::Serialize;
 
 use super::decimal;
+use super::embeddings;
 use super::request::SUPPORTED_PARAMETERS;
 
 /// `/v1/models`
@@ -30,6 +31,8 @@ pub(super) struct Model {
     author: String,
     royalty_bps: u16,
     replicas: u32,
+    /// Numbers in the vectors that it makes of texts; `null` for a model that generates.
+    embedding_dimensions: Option<u32>,
     supported_parameters: &'static [&'static str],
 }
 
@@ -65,7 +68,11 @@ impl From<ModelInfo> for Model {
             author,
             royalty_bps: info.royalty_bps,
             replicas: info.replicas,
-            supported_parameters: SUPPORTED_PARAMETERS,
+            embedding_dimensions: info.embedding_dims,
+            supported_parameters: match info.embedding_dims {
+                Some(_) => embeddings::SUPPORTED_PARAMETERS,
+                None => SUPPORTED_PARAMETERS,
+            },
         }
     }
 }
@@ -90,6 +97,7 @@ mod tests {
             created_unix: 1_700_000_000,
             replicas: 3,
             lowest_ask,
+            embedding_dims: None,
         }
     }
 
@@ -101,10 +109,17 @@ mod tests {
         let expected = json!({"object": "list", "data": [{
             "id": "wren", "object": "model", "created": 1_700_000_000, "owned_by": author, "author": author,
             "context_length": 8192, "max_model_len": 8192, "quantization": "Q4_1", "license": "Apache-2.0",
-            "royalty_bps": 250, "replicas": 3, "supported_parameters": SUPPORTED_PARAMETERS,
+            "royalty_bps": 250, "replicas": 3, "embedding_dimensions": Value::Null, "supported_parameters": SUPPORTED_PARAMETERS,
             "pricing": {"prompt": "0.00000002", "completion": "0.00000006"},
         }]});
         assert_eq!(list, expected);
+    }
+
+    #[test]
+    fn an_encoder_says_how_wide_its_vectors_are() {
+        let model = serde_json::to_value(Model::from(ModelInfo { embedding_dims: Some(384), ..info(None) })).unwrap();
+        assert_eq!(model["embedding_dimensions"], 384);
+        assert!(model["supported_parameters"].as_array().unwrap().contains(&json!("encoding_format")));
     }
 
     #[test]

@@ -114,6 +114,23 @@ impl Fields {
     }
 }
 
+/// Takes fields out that would change the answer and cannot be honoured, and refuses the first that asks for something: each
+/// has the values, as JSON, that ask for nothing.
+pub(super) fn refuse_unsupported(fields: &mut Fields, unsupported: &[(&str, &[&str])]) -> Result<(), Refusal> {
+    for &(name, neutral) in unsupported {
+        let Some(value) = fields.take(name) else { continue };
+        if !neutral.contains(&value.to_string().as_str()) {
+            let instead = match neutral.first() {
+                Some(neutral) => format!("leave it out or send {neutral}"),
+                None => "leave it out".to_owned(),
+            };
+            let got = quoted(&value);
+            return Err(Refusal::invalid(name, format!("{name} is {got}, which is not supported: {instead}")));
+        }
+    }
+    Ok(())
+}
+
 /// A number, as sampling uses it.
 pub(super) fn number(path: &str, value: &Value) -> Result<f32, Refusal> {
     match value.as_f64() {

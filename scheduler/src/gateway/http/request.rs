@@ -13,6 +13,7 @@ use super::ignored::Ignored;
 
 mod prompt;
 mod structured;
+mod tools;
 mod unsupported;
 
 /// The parameters that this door understands besides model and prompt, as `/v1/models` lists them.
@@ -57,6 +58,9 @@ pub(super) const SUPPORTED_PARAMETERS: &[&str] = &[
     "guided_regex",
     "guided_choice",
     "guided_grammar",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 ];
 
 /// Which of the two ways to ask.
@@ -145,6 +149,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
     };
     let (stream, include_usage) = streaming(&mut fields, &mut ignored)?;
     let (constraint, field) = structured::constraint(&mut fields, &mut ignored)?.unzip();
+    let tools = tools::tools(&mut fields, &mut ignored)?;
     let show = show(surface, &mut fields, stream)?;
     let generate = Generate {
         api_key,
@@ -164,6 +169,7 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         prompt_logprobs: show.prompt_logprobs.max(show.logprobs.filter(|_| show.echo)),
         echo: show.echo,
         constraint,
+        tools,
     };
     let names = Names { surface, constraint: field };
     generate.check().map_err(|refusal| names.rename(refusal))?;
@@ -305,7 +311,7 @@ fn streaming(fields: &mut Fields, ignored: &mut Ignored) -> Result<(bool, bool),
 }
 
 /// The highest price, given in credits per million tokens. A part that is left out is not limited.
-fn max_price(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Price>, Refusal> {
+pub(super) fn max_price(fields: &mut Fields, ignored: &mut Ignored) -> Result<Option<Price>, Refusal> {
     let Some(price) = fields.take("max_price") else { return Ok(None) };
     let mut parts = Fields::nested("max_price", price)?;
     let mut part = |name: &str| match parts.take(name) {

@@ -15,9 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use cuckoo_wire::limits;
-use cuckoo_wire::message::{Refusal, RefusalCode, Reply, RequestId};
+use cuckoo_wire::message::{ApiKey, Refusal, RefusalCode, Reply, RequestId};
 use futures_util::{Stream, stream};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -25,8 +25,9 @@ use tower_http::cors::{AllowHeaders, AllowMethods, Any as AnyOrigin, CorsLayer};
 
 use super::answer::{Envelope, Pieces, Whole};
 use super::catalog::{Model, ModelList};
+use super::embeddings::{self, Vectors};
 use super::failure::{Failure, X_SHOULD_RETRY};
-use super::ignored::X_CUCKOO_IGNORED;
+use super::ignored::{Ignored, X_CUCKOO_IGNORED};
 use super::intake::{self, Budget, Upload};
 use super::request::{self, Asked, Surface};
 use crate::market::Market;
@@ -57,6 +58,7 @@ pub(super) fn router(market: Market) -> Router {
         .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/embeddings", post(vectors))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(cors());
@@ -78,9 +80,37 @@ async fn completion(State(door): State<Door>, headers: HeaderMap, body: Body) ->
     generate(door, Surface::Completion, &headers, body).await.unwrap_or_else(Failure::into_response)
 }
 
+async fn vectors(State(door): State<Door>, headers: HeaderMap, body: Body) -> Response {
+    embed(door, &headers, body).await.unwrap_or_else(Failure::into_response)
+}
+
+async fn embed(door: Door, headers: &HeaderMap, body: Body) -> Result<Response, Failure> {
+    let mut upload = Upload::new(headers, body);
+    let asked = match take_in(&door, headers, &mut upload, embeddings::translate).await {
+        Ok(asked) => asked,
+        Err(failure) => {
+            upload.discard().await;
+            return Err(failure);
+        }
+    };
+    let embeddings::Asked { embed, encoding, ignored } = asked;
+    let model = embed.model.clone();
+    let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
+    tokio::spawn(async move { door.market.embed(embed, sender).await });
+    let request = accepted(&mut replies).await?;
+    let mut answer = Vectors::new(model, encoding);
+    let body = loop {
+        if let Some(body) = answer.take(replies.recv().await)? {
+            break body;
+        }
+    };
+    Ok(dressed(([(header::CONTENT_TYPE, "application/json")], body).into_response(), request, &ignored))
+}
+
 async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body) -> Result<Response, Failure> {
     let mut upload = Upload::new(headers, body);
-    let asked = match take_in(&door, surface, headers, &mut upload).await {
+    let translate = |body, key| request::translate(surface, body, key);
+    let asked = match take_in(&door, headers, &mut upload, translate).await {
         Ok(asked) => asked,
         Err(failure) => {
             upload.discard().await;
@@ -99,22 +129,31 @@ async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body)
         true => events(replies, Pieces::new(envelope, include_usage)).await,
         false => whole(replies, Whole::new(envelope)).await,
     };
-    let mut response = answer.unwrap_or_else(Failure::into_response);
+    Ok(dressed(answer.unwrap_or_else(Failure::into_response), request, &ignored))
+}
+
+/// The response to a request that was accepted, with its id and the fields that were not used.
+fn dressed(mut response: Response, request: RequestId, ignored: &Ignored) -> Response {
     let id = HeaderValue::try_from(request.to_string()).expect("a request's id is ASCII");
     response.headers_mut().insert(X_REQUEST_ID, id);
     if let Some(names) = ignored.header() {
         response.headers_mut().insert(X_CUCKOO_IGNORED, names);
     }
-    Ok(response)
+    response
 }
 
 /// Everything up to a request in range. The key is looked at first: of a stranger's body nothing is kept.
-async fn take_in(door: &Door, surface: Surface, headers: &HeaderMap, upload: &mut Upload) -> Result<Asked, Failure> {
+async fn take_in<T>(
+    door: &Door,
+    headers: &HeaderMap,
+    upload: &mut Upload,
+    translate: impl FnOnce(Map<String, Value>, ApiKey) -> Result<T, Refusal>,
+) -> Result<T, Failure> {
     let key = intake::api_key(headers)?;
     door.market.authenticate(&key).await?;
     intake::check_head(headers)?;
     let body = upload.object(&door.bodies).await?;
-    Ok(request::translate(surface, body, key)?)
+    Ok(translate(body, key)?)
 }
 
 /// The request's id, once the market has taken the request on.
@@ -205,7 +244,7 @@ async fn metrics(State(door): State<Door>) -> Response {
 }
 
 async fn unknown_route(uri: Uri) -> Failure {
-    let known = "see /v1/models, /v1/chat/completions, /v1/completions, /health, /metrics";
+    let known = "see /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings, /health, /metrics";
     let message = format!("there is nothing at {}: {known}", uri.path().escape_debug());
     Failure::new(StatusCode::NOT_FOUND, "unknown_route", message)
 }

@@ -44,7 +44,7 @@ pub(super) fn decide_settle(
     }
     let state = HoldState::Settled {
         split,
-        prompt_tokens: settlement.prompt_tokens,
+        prompt_tokens: settlement.attempts.iter().fold(settlement.prompt_tokens, |all, a| all + a.own_prompt_tokens),
         completion_tokens: settlement.delivered_tokens,
     };
     let settled = HoldRow { state, ..hold };
@@ -88,7 +88,8 @@ fn costs(settlement: &Settlement, held: u64) -> Vec<u64> {
     let attempts = &settlement.attempts;
     let finisher = finisher(attempts);
     let prompt = |i| if i == finisher { settlement.prompt_tokens } else { 0 };
-    let mut costs: Vec<u64> = attempts.iter().enumerate().map(|(i, a)| a.ask.cost(prompt(i), a.tokens)).collect();
+    let cost = |(i, a): (usize, &Attempt)| a.ask.cost(prompt(i) + a.own_prompt_tokens, a.tokens);
+    let mut costs: Vec<u64> = attempts.iter().enumerate().map(cost).collect();
     let asked: u128 = costs.iter().map(|c| u128::from(*c)).sum();
     if asked > u128::from(held) {
         // Somebody asked more than the request was held for: all give way in proportion.

@@ -28,7 +28,7 @@ pub(in super::super) fn hold(n: u8, from: u8, amount: u64) -> Command {
 }
 
 fn attempt(miner: u8, input_per_mtok: u64, output_per_mtok: u64, tokens: u32) -> Attempt {
-    Attempt { miner: peer(miner), ask: Price { input_per_mtok, output_per_mtok }, tokens }
+    Attempt { tokens, ..Attempt::new(peer(miner), Price { input_per_mtok, output_per_mtok }) }
 }
 
 const AUTHOR: u8 = 200;
@@ -129,6 +129,18 @@ fn the_prompt_is_paid_to_the_last_who_delivered() {
         let earned = [1, 2].map(|m| books.balance(&Account::MinerPending(peer(m))));
         assert_eq!(earned, if paid == 1 { [900, 0] } else { [0, 900] }, "{tokens:?}");
     }
+}
+
+#[test]
+fn texts_are_paid_to_whoever_made_their_vectors() {
+    let mut books = books_with(deposit(1, 1, 10_000));
+    apply(&mut books, hold(1, 1, 6_000)).unwrap();
+    let texts = |miner, price, own_prompt_tokens| Attempt { own_prompt_tokens, ..attempt(miner, price, 7, 0) };
+    let attempts = vec![texts(1, 100_000_000, 10), texts(2, 50_000_000, 40), texts(1, 200_000_000, 5)];
+    let outcome = apply(&mut books, Command::Settle(settle(1, 0, attempts, 1_000))).unwrap();
+    assert_eq!(outcome, Outcome::Settled(Settled { cost: 4_000, miner: 3_200, author: 400, network: 400 }));
+    assert_eq!([1, 2].map(|m| books.balance(&Account::MinerPending(peer(m)))), [1_600, 1_600]);
+    assert_eq!(books.balance(&Account::Client(client(1))), 6_000);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use cuckoo_kernels::ops::Span;
 
 use super::super::*;
 use crate::device::choices::mix;
-use crate::device::kv_cache::Table;
+use crate::device::kv_cache::{KvCopy, KvWay, Table};
 
 /// Tokens that the fake model draws are below this.
 const VOCABULARY: u64 = 50;
@@ -89,6 +89,8 @@ pub(super) struct FakeDevice {
     windows: Vec<Option<u32>>,
     /// For each group, its blocks.
     blocks: Vec<Vec<Keys>>,
+    /// For each group, blocks on the host.
+    slots: Vec<Vec<Keys>>,
     drawn: Vec<u32>,
 }
 
@@ -102,13 +104,26 @@ impl FakeDevice {
         Self {
             windows: kv.groups.iter().map(|g| g.window).collect(),
             blocks: kv.groups.iter().map(|g| memory(g.blocks)).collect(),
+            slots: kv.groups.iter().map(|g| memory(g.host_blocks)).collect(),
             drawn: Vec::new(),
         }
     }
 
     /// Like an engine's step: plans come in the order in which they were made.
     pub(super) fn step(&mut self, plan: &StepPlan) -> Vec<u32> {
-        let tokens = plan.resolve(&self.drawn);
+        self.step_guessed(plan, &[])
+    }
+
+    /// The same, with the tokens of the plan's guesses.
+    pub(super) fn step_guessed(&mut self, plan: &StepPlan, guesses: &[u32]) -> Vec<u32> {
+        for KvCopy { group, way, block, slot } in &plan.copies {
+            let (block, slot) = (&mut self.blocks[*group][*block as usize], &mut self.slots[*group][*slot as usize]);
+            match way {
+                KvWay::Out => *slot = *block,
+                KvWay::In => *block = *slot,
+            }
+        }
+        let tokens = plan.resolve(&self.drawn, guesses);
         assert!(plan.blocks.iter().all(|b| b.len() == plan.blocks[0].len()), "tables of all groups are as long");
         let windows = self.windows.clone();
         for span in &plan.spans {
@@ -147,6 +162,51 @@ impl FakeDevice {
     }
 }
 
+/// A device with a draft model that is the target itself: it is right wherever it does not make a mistake on purpose.
+pub(super) struct FakePair {
+    pub(super) target: FakeDevice,
+    draft: FakeDevice,
+    /// It makes a mistake once in so many draws; 0: never.
+    pub(super) wrong: u64,
+    draws: u64,
+}
+
+impl FakePair {
+    pub(super) fn new(target: &KvPlan, draft: &KvPlan) -> Self {
+        Self { target: FakeDevice::with_kv(target), draft: FakeDevice::with_kv(draft), wrong: 0, draws: 0 }
+    }
+
+    /// Like an engine's step. Whatever is held of a sequence, a guess is right if those before it are.
+    pub(super) fn step(&mut self, plan: &StepPlan) -> StepOutput {
+        let mut output = StepOutput::default();
+        let mut passes: Vec<Vec<(u32, bool)>> = Vec::new();
+        for pass in &plan.passes {
+            let mut drawn: Vec<(u32, bool)> = self.draft.step(pass).into_iter().map(|token| (token, true)).collect();
+            for (token, right) in &mut drawn {
+                self.draws += 1;
+                if self.wrong > 0 && mix(self.draws).is_multiple_of(self.wrong) {
+                    (*token, *right) = (*token + 1, false);
+                }
+            }
+            self.draft.drawn = drawn.iter().map(|(token, _)| *token).collect();
+            output.passes.push(Duration::from_micros(50 + 2 * pass.tokens.len() as u64));
+            passes.push(drawn);
+        }
+        output.guesses = plan.guesses.iter().map(|g| passes[g.from.pass][g.from.draw].0).collect();
+        output.drawn = self.target.step_guessed(plan, &output.guesses);
+        for (guessed, token) in plan.guesses.iter().zip(&output.guesses) {
+            let span = plan.spans.iter().find(|s| (s.first_row..s.first_row + s.rows).contains(&guessed.row)).unwrap();
+            let before = plan.guesses.iter().filter(|g| span.first_row < g.row && g.row < guessed.row);
+            let said = passes[guessed.from.pass][guessed.from.draw].1;
+            if said && before.into_iter().all(|g| passes[g.from.pass][g.from.draw].1) {
+                let draw = plan.draws.iter().position(|d| d.row + 1 == guessed.row).unwrap();
+                assert_eq!(*token, output.drawn[draw], "the draft model sees what the target sees");
+            }
+        }
+        output
+    }
+}
+
 /// Plans, computes and applies one step; whether there was one.
 pub(super) fn run(batch: &mut Batch, device: &mut FakeDevice) -> bool {
     let Some(plan) = batch.plan() else { return false };
@@ -160,6 +220,9 @@ impl Batch {
     /// Everything that must hold between two calls.
     pub(super) fn assert_sound(&self) {
         self.cache.assert_sound(self.running.iter().map(|s| &s.stay.tables));
+        if let Some(model) = &self.draft_model {
+            model.assert_sound(self.running.iter().map(|s| (&s.stay.followed, s.known())));
+        }
         assert!(self.running.len() <= self.limits.sequences_max as usize);
         assert!(self.running.is_sorted_by(|a, b| a.stay.number < b.stay.number), "in order of admission");
         assert!(

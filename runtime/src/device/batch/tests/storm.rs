@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::fake::{FakeDevice, expected_of};
+use super::fake::{FakePair, expected_of};
 use super::*;
 use crate::device::choices::Choices;
+use crate::device::draft_model::DraftPlan;
 use crate::device::kv_plan::{GroupPlan, window_blocks};
 
 /// A scheduler that keeps to the window, its developers, and the batch with its device.
@@ -14,10 +15,10 @@ struct Storm {
     limits: BatchLimits,
     kv: KvPlan,
     batch: Batch,
-    device: FakeDevice,
+    device: FakePair,
     /// Plans that are not computed yet, and computed ones that are not applied.
     planned: VecDeque<StepPlan>,
-    computed: VecDeque<(StepPlan, Vec<u32>)>,
+    computed: VecDeque<(StepPlan, StepOutput)>,
     taken: Window,
     live: BTreeMap<u64, (Assign, Vec<u32>)>,
     next: u64,
@@ -36,12 +37,25 @@ impl Storm {
             step_target: Duration::from_millis(choices.below(40)),
             drafts_max: [0, choices.between(1, 12)][choices.below(2) as usize],
             kv_blocks,
+            kv_kind: KvKind::F16,
+            spill_bytes: 0,
             context_tokens: 160,
         };
         let kv = plan(&mut choices, &limits);
+        let mut batch = Batch::with_kv(limits, WEIGHTS, &kv);
+        // A draft model with as much memory as the target, or with less.
+        let mut draft = kv.clone();
+        if choices.below(2) == 0 {
+            draft.groups.iter_mut().for_each(|group| group.blocks = choices.between(1, group.blocks));
+        }
+        let mut device = FakePair::new(&kv, &draft);
+        device.wrong = choices.below(5);
+        if limits.drafts_max > 0 {
+            batch = batch.with_draft(&DraftPlan { kv: draft, context_tokens: choices.between(60, 160) });
+        }
         Self {
-            batch: Batch::with_kv(limits, WEIGHTS, &kv),
-            device: FakeDevice::with_kv(&kv),
+            batch,
+            device,
             kv,
             choices,
             limits,
@@ -94,26 +108,37 @@ impl Storm {
         assert!(rows == plan.tokens.len() && rows <= self.limits.step_tokens_max as usize);
         assert!(plan.spans.len() <= self.limits.sequences_max as usize);
         assert!(plan.draws.len() <= self.limits.draws_max() as usize);
+        assert!(plan.guesses.len() <= self.limits.drafts_max as usize);
+        for pass in &plan.passes {
+            assert!(!pass.tokens.is_empty() && pass.tokens.len() <= self.limits.step_tokens_max as usize);
+            assert!(pass.draws.len() <= self.limits.sequences_max as usize);
+        }
         for placeholder in &plan.placeholders {
             let draw = plan.draws.iter().find(|d| d.row == placeholder.row).unwrap();
             assert_eq!(draw.params.presence_penalty, 0.0, "penalties need the token");
         }
+        // Each block changes hands a few times between two steps, and each copy is for one that does.
+        assert!(plan.copies.len() <= 4 * self.kv.groups.iter().map(|g| g.blocks as usize).sum::<usize>());
         self.planned.push_back(plan);
     }
 
     fn compute(&mut self) {
         if let Some(plan) = self.planned.pop_front() {
-            let drawn = self.device.step(&plan);
-            self.computed.push_back((plan, drawn));
+            let mut output = self.device.step(&plan);
+            if !plan.passes.is_empty() && self.choices.below(1_000) == 0 {
+                output.passes.pop();
+                output.draft_fault = Some("a broken kernel".to_owned());
+            }
+            self.computed.push_back((plan, output));
         }
     }
 
     fn apply(&mut self) {
-        if let Some((plan, drawn)) = self.computed.pop_front() {
+        if let Some((plan, output)) = self.computed.pop_front() {
             // Where tokens are guessed rows are cheap, or nothing would be.
             let row_us = if self.limits.drafts_max > 0 { 10 } else { self.choices.between(100, 900) };
             let took = Duration::from_micros(500 + plan.tokens.len() as u64 * u64::from(row_us));
-            self.batch.apply(plan, StepOutput::of(&drawn), took);
+            self.batch.apply(plan, output, took);
         }
     }
 
@@ -187,6 +212,7 @@ impl Storm {
             self.apply();
         }
         self.batch.assert_sound();
+        assert_eq!(self.batch.draft_model.as_ref().map_or(0, DraftModel::blocks_used), 0);
         assert_eq!((self.batch.blocks_used(), self.batch.sequences()), (0, (0, 0)));
         let (window, full) = (self.batch.window(), Batch::with_kv(self.limits, WEIGHTS, &self.kv).window());
         assert_eq!(window.sequences - self.taken.sequences, full.sequences, "what was taken is granted again");
@@ -209,7 +235,8 @@ fn plan(choices: &mut Choices, limits: &BatchLimits) -> KvPlan {
         .map(|window| {
             let least = window.map_or(u32::MAX, |w| window_blocks(w) + rows.div_ceil(16));
             let blocks = limits.kv_blocks.min(least.saturating_add(choices.below(6) as u32));
-            GroupPlan { window, blocks, ..full }
+            let host_blocks = [0, choices.between(1, 30)][choices.below(2) as usize];
+            GroupPlan { window, blocks, host_blocks, ..full }
         })
         .collect();
     plan
@@ -231,8 +258,12 @@ fn storms_change_no_token_and_lose_nothing() {
         total.prefix_hit_tokens += stats.prefix_hit_tokens;
         total.rows_discarded += stats.rows_discarded;
         total.evictions += stats.evictions;
+        total.spilled += stats.spilled;
+        total.restored += stats.restored;
         total.drafts += stats.drafts;
         total.drafts_accepted += stats.drafts_accepted;
+        total.drafts_asked += stats.drafts_asked;
+        total.drafts_asked_accepted += stats.drafts_asked_accepted;
         finished += storm.finished;
         cancelled += storm.cancelled;
     }
@@ -240,5 +271,7 @@ fn storms_change_no_token_and_lose_nothing() {
     assert!(finished > 20_000 && cancelled > 2_000, "it was a real test");
     assert!(total.preemptions > 500 && total.prefix_hit_tokens > 30_000);
     assert!(total.drafts_accepted > 1_000 && total.drafts - total.drafts_accepted > 1_000);
+    assert!(total.spilled > 5_000 && total.restored > 1_000);
+    assert!(total.drafts_asked_accepted > 500 && total.drafts_asked - total.drafts_asked_accepted > 500);
     assert!(total.rows_discarded > 5_000 && total.evictions > 20_000);
 }

@@ -10,7 +10,13 @@ fn envelope(surface: Surface) -> Envelope {
 }
 
 fn delta(text: &str, tokens: &[u32]) -> Option<Reply> {
-    Some(Reply::Delta { first: 0, tokens: tokens.to_vec(), text: text.to_owned(), logprobs: Vec::new() })
+    Some(Reply::Delta {
+        first: 0,
+        tokens: tokens.to_vec(),
+        text: text.to_owned(),
+        logprobs: Vec::new(),
+        calls: Vec::new(),
+    })
 }
 
 fn finished(reason: FinishReason) -> Option<Reply> {
@@ -183,7 +189,7 @@ fn told() -> Vec<Option<Reply>> {
     ];
     let delta = |(i, (text, entry)): (usize, (&str, TokenLogprobs))| {
         let (first, tokens) = (i as u32, vec![entry.chosen.token]);
-        Some(Reply::Delta { first, tokens, text: text.to_owned(), logprobs: vec![entry] })
+        Some(Reply::Delta { first, tokens, text: text.to_owned(), logprobs: vec![entry], calls: Vec::new() })
     };
     entries.into_iter().enumerate().map(delta).chain([finished(FinishReason::Stop)]).collect()
 }
@@ -283,4 +289,62 @@ fn a_prompts_own_tokens_are_told_as_vllm_tells_them() {
     );
     let chat = whole(asking(Surface::Chat, None, Some(1), false), replies());
     assert_eq!(chat["prompt_logprobs"], expected);
+}
+
+/// A reply with these pieces of calls.
+fn calls(text: &str, calls: &[(u32, Option<(&str, &str)>, &str)]) -> Option<Reply> {
+    let calls = calls.iter().map(|(index, begun, arguments)| CallDelta {
+        index: *index,
+        begun: begun.map(|(id, name)| (id.to_owned(), name.to_owned())),
+        arguments: (*arguments).to_owned(),
+    });
+    let (text, calls) = (text.to_owned(), calls.collect());
+    Some(Reply::Delta { first: 0, tokens: vec![1], text, logprobs: Vec::new(), calls })
+}
+
+fn replies_with_calls(text: &str) -> Vec<Option<Reply>> {
+    vec![
+        calls(text, &[(0, Some(("call_a", "get")), "{\"a\"")]),
+        calls("", &[(0, None, ": 1}"), (1, Some(("call_b", "stop")), "")]),
+        calls("", &[(1, None, "{}")]),
+        finished(FinishReason::ToolCalls),
+    ]
+}
+
+#[test]
+fn calls_are_streamed_in_openais_shape() {
+    let got = stream(Surface::Chat, false, replies_with_calls("Well."));
+    let deltas: Vec<Value> = got[1..got.len() - 2].iter().map(|event| event["choices"][0]["delta"].clone()).collect();
+    let begun = |index: u32, id: &str, name: &str| {
+        let function = json!({"name": name, "arguments": ""});
+        json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+    };
+    let more = |index: u32, text: &str| json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]});
+    let expected = [
+        json!({"content": "Well."}),
+        begun(0, "call_a", "get"),
+        more(0, "{\"a\""),
+        more(0, ": 1}"),
+        begun(1, "call_b", "stop"),
+        more(1, "{}"),
+    ];
+    assert_eq!(deltas, expected);
+    assert_eq!(got[got.len() - 2]["choices"][0]["finish_reason"], "tool_calls");
+    assert!(got[..got.len() - 2].iter().all(|event| event["choices"][0]["finish_reason"].is_null()));
+    assert_eq!(got[got.len() - 1], "[DONE]");
+}
+
+#[test]
+fn whole_calls_are_the_pieces_together() {
+    for (text, content) in [("Well.", json!("Well.")), ("", Value::Null)] {
+        let mut whole = Whole::new(envelope(Surface::Chat));
+        let body = replies_with_calls(text).into_iter().find_map(|reply| whole.take(reply).unwrap()).unwrap();
+        let choice = &serde_json::from_str::<Value>(&body).unwrap()["choices"][0];
+        let call = |id: &str, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let message = json!({
+            "role": "assistant", "content": content, "refusal": null,
+            "tool_calls": [call("call_a", "get", "{\"a\": 1}"), call("call_b", "stop", "{}")],
+        });
+        assert_eq!((&choice["message"], &choice["finish_reason"]), (&message, &json!("tool_calls")));
+    }
 }

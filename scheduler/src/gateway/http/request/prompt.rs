@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::super::fields::{self, Fields};
 use super::super::ignored::Ignored;
+use super::tools;
 
 /// Between the text parts of one message: each part is a paragraph of its own, as other servers have it too.
 const BETWEEN_PARTS: &str = "\n";
@@ -32,9 +33,10 @@ fn message(path: &str, item: Value, ignored: &mut Ignored) -> Result<ChatMessage
         Some("system" | "developer") => "system",
         Some("user") => "user",
         Some("assistant") => "assistant",
+        Some("tool") => "tool",
         Some(other) => {
             let other = fields::quoted(&Value::String(other.to_owned()));
-            let known = "use system, developer, user or assistant";
+            let known = "use system, developer, user, assistant or tool";
             return Err(Refusal::invalid(
                 &role_path,
                 format!("{role_path} is {other}, which is not supported: {known}"),
@@ -42,7 +44,7 @@ fn message(path: &str, item: Value, ignored: &mut Ignored) -> Result<ChatMessage
         }
         None => return Err(Refusal::invalid(&role_path, format!("{role_path} is missing"))),
     };
-    for name in ["tool_calls", "function_call", "audio", "refusal"] {
+    for name in ["function_call", "audio", "refusal"] {
         match fields.take(name) {
             Some(value) if value != Value::Array(Vec::new()) => {
                 let path = fields.path_of(name);
@@ -51,13 +53,17 @@ fn message(path: &str, item: Value, ignored: &mut Ignored) -> Result<ChatMessage
             _ => {}
         }
     }
+    let calls = tools::calls(&mut fields, ignored)?;
+    let answers = fields.text("tool_call_id")?;
     let content_path = fields.path_of("content");
     let content = match fields.take("content") {
         Some(value) => content(&content_path, value, ignored)?,
+        // Whoever called tools need not have said anything.
+        None if !calls.is_empty() => String::new(),
         None => return Err(Refusal::invalid(&content_path, format!("{content_path} is missing: send a string"))),
     };
     fields.rest(ignored);
-    Ok(ChatMessage { role: role.to_owned(), content })
+    Ok(ChatMessage { role: role.to_owned(), content, calls, answers })
 }
 
 /// A string, or text parts.

@@ -6,6 +6,8 @@ use cuckoo_wire::message::Constraint;
 use proptest::prelude::*;
 use serde_json::json;
 
+mod tools;
+
 fn read(surface: Surface, body: Value) -> Result<Asked, Refusal> {
     translate(surface, body.as_object().unwrap().clone(), ApiKey("ck_1".to_owned()))
 }
@@ -41,7 +43,7 @@ fn refused_for(param: &str, result: Result<Asked, Refusal>) -> String {
 #[test]
 fn a_bare_request_gets_the_usual_values() {
     let asked = chat(json!({})).unwrap();
-    let messages = vec![cuckoo_wire::message::ChatMessage { role: "user".into(), content: "hi".into() }];
+    let messages = vec![cuckoo_wire::message::ChatMessage::new("user", "hi")];
     let expected = Generate::new(ApiKey("ck_1".to_owned()), "wren".to_owned(), Prompt::Chat(messages));
     assert_eq!(asked.generate, expected);
     assert_eq!((asked.generate.sampling.temperature, asked.generate.sampling.top_p), (1.0, 1.0));
@@ -217,9 +219,8 @@ fn what_would_change_the_answer_is_refused() {
         ("best_of", json!(2)),
         ("echo", json!(true)),
         ("suffix", json!("end")),
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("auto")),
-        ("tool_choice", json!({"type": "function"})),
+        ("tool_choice", json!("any")),
+        ("functions", json!([{"name": "f"}])),
         ("grammar", json!("root ::= \"a\"")),
         ("guided_whitespace_pattern", json!("x*")),
         ("modalities", json!(["text", "audio"])),
@@ -352,7 +353,9 @@ fn messages_are_text_with_a_role() {
     for (param, message) in [
         ("messages[0].role", json!({"content": "x"})),
         ("messages[0].role", json!({"role": "alien", "content": "x"})),
-        ("messages[0].role", json!({"role": "tool", "content": "x"})),
+        ("messages[0].tool_call_id", json!({"role": "tool", "content": "x"})),
+        ("messages[0].tool_call_id", json!({"role": "tool", "content": "x", "tool_call_id": "a"})),
+        ("messages[0].tool_call_id", json!({"role": "user", "content": "x", "tool_call_id": "a"})),
         ("messages[0].role", json!({"role": 1, "content": "x"})),
         ("messages[0].content", json!({"role": "user"})),
         ("messages[0].content", json!({"role": "assistant", "content": null})),
@@ -361,7 +364,7 @@ fn messages_are_text_with_a_role() {
         ("messages[0].content[0].type", json!({"role": "user", "content": [{"text": "x"}]})),
         ("messages[0].content[0].text", json!({"role": "user", "content": [{"type": "text"}]})),
         ("messages[0].content[0]", json!({"role": "user", "content": ["x"]})),
-        ("messages[0].tool_calls", json!({"role": "assistant", "content": "x", "tool_calls": [{}]})),
+        ("messages[0].tool_calls[0].type", json!({"role": "assistant", "content": "x", "tool_calls": [{}]})),
         ("messages[0]", json!("hi")),
     ] {
         let refusal = turns(json!([message])).unwrap_err();
@@ -424,7 +427,7 @@ proptest! {
     /// Whatever a known field holds, the answer is a request in range or a refusal that names the field.
     #[test]
     fn noise_in_a_field_never_panics(which in 0..SUPPORTED_PARAMETERS.len() + 3, value in any_json()) {
-        let named = [SUPPORTED_PARAMETERS, &["messages", "model", "tools"]].concat()[which];
+        let named = [SUPPORTED_PARAMETERS, &["messages", "model", "functions"]].concat()[which];
         match chat(json!({named: value})) {
             Ok(asked) => prop_assert!(asked.generate.check().is_ok()),
             Err(refusal) => {

@@ -15,9 +15,7 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     // The answer in other terms.
     ("return_token_ids", &["false"]),
     ("return_tokens_as_token_ids", &["false"]),
-    // Tools.
-    ("tools", &["[]"]),
-    ("tool_choice", &["\"none\""]),
+    // Tools under their older names, and those that somebody else would run.
     ("functions", &["[]"]),
     ("function_call", &["\"none\""]),
     ("web_search_options", &[]),
@@ -49,16 +47,5 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
 
 /// Takes these fields out, and refuses the first that asks for something.
 pub(super) fn refuse(fields: &mut Fields) -> Result<(), Refusal> {
-    for &(name, neutral) in UNSUPPORTED {
-        let Some(value) = fields.take(name) else { continue };
-        if !neutral.contains(&value.to_string().as_str()) {
-            let instead = match neutral.first() {
-                Some(neutral) => format!("leave it out or send {neutral}"),
-                None => "leave it out".to_owned(),
-            };
-            let got = fields::quoted(&value);
-            return Err(Refusal::invalid(name, format!("{name} is {got}, which is not supported: {instead}")));
-        }
-    }
-    Ok(())
+    fields::refuse_unsupported(fields, UNSUPPORTED)
 }

@@ -1,0 +1,269 @@
+//! How much memory a model takes, and whether there is so much: decided before a weight is read or anything is allocated.
+//!
+//! The sums are those of the loading code itself, run on memory that only counts ([`Counted`]); so they are what loading then
+//! takes, to the byte, and no allocation can fail after it. Keys and values get what is asked for, or what is left.
+
+mod machine;
+
+use std::fmt;
+use std::time::Duration;
+
+use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
+use cuckoo_kernels::{Counted, KvKind, cpu};
+use cuckoo_models::{ArchSpec, ModelFiles};
+
+pub use self::machine::Available;
+use crate::device::{BatchLimits, KvPlan, texts_per_step};
+use crate::forward::{KvMemory, LoadError, Model, Workspace};
+
+/// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
+/// served by a smaller model.
+const CONTEXT_TOKENS_LEAST: u32 = 512;
+
+/// The longest text that an encoder takes, whatever its model could: a text is computed in one step, which has to fit memory.
+const ENCODER_CONTEXT_TOKENS_MAX: u32 = 8_192;
+
+/// Rows of an encoder's step at least: nobody who decodes waits for it, and many short texts fit.
+const ENCODER_STEP_TOKENS: u32 = 512;
+
+/// What a batch is to be like, before it is known how much memory there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchWish {
+    /// Sequences that run at once.
+    pub sequences_max: u32,
+    /// Rows of one step.
+    pub step_tokens_max: u32,
+    /// How long a step should take.
+    pub step_target: Duration,
+    /// Draft tokens of one step.
+    pub drafts_max: u32,
+    /// Bytes for keys and values.
+    pub kv_bytes_max: u64,
+    /// How they are kept.
+    pub kv_kind: KvKind,
+    /// Bytes of host memory for blocks whose room is needed.
+    pub spill_bytes: u64,
+    /// Longest sequence; `None`: as long as the model allows.
+    pub context_tokens_max: Option<u32>,
+}
+
+/// Bytes by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Weights as the backend keeps them, vectors, tables of rotations.
+    pub weights: u64,
+    /// Activations of a step.
+    pub activations: u64,
+    /// Keys and values on the device.
+    pub kv: u64,
+    /// Blocks of them on the host.
+    pub spill: u64,
+    /// Of the file, while it is loaded: before keys, values and activations are there.
+    pub reading: u64,
+}
+
+impl MemoryPlan {
+    /// The most that is taken at once.
+    pub fn peak(&self) -> u64 {
+        let later = [self.activations, self.kv, self.spill].into_iter().fold(0, u64::saturating_add);
+        self.weights.saturating_add(later.max(self.reading))
+    }
+
+    /// This and another model, whose files are read one after the other.
+    fn and(self, other: Self) -> Self {
+        Self {
+            weights: self.weights.saturating_add(other.weights),
+            activations: self.activations.saturating_add(other.activations),
+            kv: self.kv.saturating_add(other.kv),
+            spill: self.spill.saturating_add(other.spill),
+            reading: self.reading.max(other.reading),
+        }
+    }
+}
+
+/// Why a model is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// There is too little.
+    #[error(transparent)]
+    Short(#[from] Shortage),
+    /// Keys and values were allowed too little for a single block.
+    #[error("{allowed} bytes for keys and values hold no sequence: at least {needed} are needed (--kv-mib)")]
+    Kv {
+        /// What was allowed.
+        allowed: u64,
+        /// One block.
+        needed: u64,
+    },
+    /// The file lacks something.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// More is needed than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Shortage {
+    /// What the least that is of use takes.
+    pub least: MemoryPlan,
+    /// Tokens of the longest sequence that it could serve.
+    pub context_tokens: u64,
+    /// What there is.
+    pub available: Available,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = &self.least;
+        let needed = least.peak();
+        write!(
+            f,
+            "{} of memory are needed and {} are there ({}): {} for weights, {} for activations, {} for keys and values of {} \
+             tokens, {} for spilled ones; {} of the file while it is read. ",
+            Mib(needed),
+            Mib(self.available.bytes),
+            self.available.limit,
+            Mib(least.weights),
+            Mib(least.activations),
+            Mib(least.kv),
+            self.context_tokens,
+            Mib(least.spill),
+            Mib(least.reading),
+        )?;
+        f.write_str(
+            "Choose a smaller model or one in fewer bits; a shorter --context, or a smaller --kv-mib, --spill-mib, \
+             --step-tokens or --batch; or allow more with --memory-mib where there is more",
+        )
+    }
+}
+
+/// Rounded up, so that what is needed is never told as what is there.
+struct Mib(u64);
+
+impl fmt::Display for Mib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenths = (u128::from(self.0) * 10).div_ceil(1 << 20);
+        write!(f, "{}.{} MiB", tenths / 10, tenths % 10)
+    }
+}
+
+/// A model's files and what they say.
+type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
+
+/// The batch that fits `available`, and what it takes on processors with its model, and with another that drafts for it. Reads
+/// nothing but headers.
+pub fn plan_on_cpu(
+    target: Described<'_>,
+    draft: Option<Described<'_>>,
+    wish: &BatchWish,
+    available: Available,
+) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
+    plan(cpu::Sizes::default(), target, draft, wish, available)
+}
+
+/// The same for memory that counts as some backend would take; so far it has counted nothing.
+fn plan<M: Counted + Clone>(
+    sizes: M,
+    target: Described<'_>,
+    draft: Option<Described<'_>>,
+    wish: &BatchWish,
+    available: Available,
+) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
+    let (mut limits, wanted_least) = wanted(target.1, wish);
+    // A draft model holds what its target holds, in as many blocks of its own.
+    let kv_bytes = |limits: &BatchLimits| {
+        let of_draft = draft.map_or(0, |(_, spec)| KvPlan::new(spec, &limits.of_draft()).device_bytes());
+        KvPlan::new(target.1, limits).device_bytes().saturating_add(of_draft)
+    };
+    // What is asked for, whatever there is.
+    let asked = KvPlan::blocks_that_fit(&limits, |limits| kv_bytes(limits) <= wish.kv_bytes_max);
+    if asked < wanted_least.min(limits.kv_blocks) && (asked == 0 || target.1.is_encoder()) {
+        let kv_blocks = if target.1.is_encoder() { limits.kv_blocks } else { 1 };
+        let needed = kv_bytes(&BatchLimits { kv_blocks, ..limits });
+        return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
+    }
+    let without_kv = loaded(sizes.clone(), target, &limits, limits.draws_max())?;
+    let without_kv = match draft {
+        Some(draft) => without_kv.and(loaded(sizes.clone(), draft, &limits, limits.sequences_max)?),
+        None => without_kv,
+    };
+    let whole = |limits: &BatchLimits| {
+        let kv = with_kv(sizes.clone(), target.1, limits, without_kv)?;
+        draft.map_or(Ok(kv), |(_, spec)| with_kv(sizes.clone(), spec, &limits.of_draft(), kv))
+    };
+    let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
+    limits.kv_blocks = asked;
+    let blocks = KvPlan::blocks_that_fit(&limits, fits);
+    let least = asked.min(wanted_least);
+    limits.kv_blocks = blocks.max(least);
+    let plan = whole(&limits).map_err(LoadError::Ops)?;
+    let positions = limits.kv_blocks.saturating_mul(KV_BLOCK_TOKENS as u32);
+    limits.context_tokens = limits.context_tokens.min(positions);
+    if blocks < least {
+        return Err(Shortage { least: plan, context_tokens: limits.context_tokens.into(), available }.into());
+    }
+    Ok((limits, plan))
+}
+
+/// A batch as it is wished, and how many blocks it needs to be of use.
+fn wanted(spec: &ArchSpec, wish: &BatchWish) -> (BatchLimits, u32) {
+    let context = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
+    let blocks = |tokens: u32| tokens.div_ceil(KV_BLOCK_TOKENS as u32);
+    let limits = BatchLimits {
+        sequences_max: wish.sequences_max,
+        step_tokens_max: wish.step_tokens_max.max(wish.sequences_max),
+        step_target: wish.step_target,
+        drafts_max: wish.drafts_max,
+        kv_blocks: 0,
+        kv_kind: wish.kv_kind,
+        spill_bytes: wish.spill_bytes,
+        context_tokens: context.min(wish.context_tokens_max.unwrap_or(u32::MAX)),
+    };
+    if !spec.is_encoder() {
+        let kv_blocks = blocks(limits.context_tokens).saturating_mul(limits.sequences_max);
+        return (BatchLimits { kv_blocks, ..limits }, blocks(limits.context_tokens.min(CONTEXT_TOKENS_LEAST)));
+    }
+    // Rows for the longest text or as many as were asked for, and room for the keys of one step.
+    let context_tokens = context.min(ENCODER_CONTEXT_TOKENS_MAX);
+    let step_tokens_max = limits.step_tokens_max.max(context_tokens).max(ENCODER_STEP_TOKENS);
+    let sequences_max = texts_per_step(step_tokens_max);
+    // Each text begins in a block of its own.
+    let kv_blocks = blocks(step_tokens_max) + sequences_max;
+    let (drafts_max, spill_bytes) = (0, 0);
+    (
+        BatchLimits { sequences_max, step_tokens_max, drafts_max, kv_blocks, spill_bytes, context_tokens, ..limits },
+        kv_blocks,
+    )
+}
+
+/// What a model takes beside keys and values.
+fn loaded<M: Counted>(
+    mut sizes: M,
+    (files, spec): Described<'_>,
+    limits: &BatchLimits,
+    draws_max: u32,
+) -> Result<MemoryPlan, LoadError> {
+    let reading = Model::survey(&mut sizes, files, spec)?;
+    let weights = sizes.bytes();
+    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
+    Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })
+}
+
+/// `plan` with a model's keys and values, on the device and on the host.
+fn with_kv<M: Counted>(
+    mut sizes: M,
+    spec: &ArchSpec,
+    limits: &BatchLimits,
+    plan: MemoryPlan,
+) -> Result<MemoryPlan, OpsError> {
+    let (before, kv) = (sizes.bytes(), KvPlan::new(spec, limits));
+    KvMemory::new(&mut sizes, &kv.shapes(spec))?;
+    let device = sizes.bytes();
+    for shape in kv.host_shapes(spec) {
+        sizes.host_kv(shape)?;
+    }
+    let (kv, spill) = (device - before, sizes.bytes() - device);
+    Ok(MemoryPlan { kv: plan.kv.saturating_add(kv), spill: plan.spill.saturating_add(spill), ..plan })
+}
+
+#[cfg(test)]
+mod tests;
