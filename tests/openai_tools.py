@@ -189,7 +189,8 @@ def test_stop_strings_count_in_text_only():
 
 def test_a_conversation_with_results_goes_on():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the weather in Rome?"}]
-    called = ask(messages, tool_choice="required").choices[0].message
+    # One call ends by itself; of several the last might be cut, and what is cut is no JSON.
+    called = ask(messages, tool_choice="required", parallel_tool_calls=False).choices[0].message
     messages.append(called.model_dump())
     messages += [{"role": "tool", "tool_call_id": call.id, "content": "{\"sky\": \"clear\"}"} for call in called.tool_calls]
     answer = ask(messages, tool_choice="none", max_tokens=24)
