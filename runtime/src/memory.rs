@@ -162,7 +162,7 @@ pub fn plan_on_cpu(
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
-    sizes: M,
+    mut sizes: M,
     target: Described<'_>,
     draft: Option<Described<'_>>,
     wish: &BatchWish,
@@ -181,21 +181,21 @@ fn plan<M: Counted + Clone>(
         let needed = kv_bytes(&BatchLimits { kv_blocks, ..limits });
         return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
     }
-    let without_kv = loaded(sizes.clone(), target, &limits, limits.draws_max())?;
-    let without_kv = match draft {
-        Some(draft) => without_kv.and(loaded(sizes.clone(), draft, &limits, limits.sequences_max)?),
-        None => without_kv,
-    };
-    let whole = |limits: &BatchLimits| {
-        let kv = with_kv(sizes.clone(), target.1, limits, without_kv)?;
-        draft.map_or(Ok(kv), |(_, spec)| with_kv(sizes.clone(), spec, &limits.of_draft(), kv))
+    // In the order in which it is loaded: the target, its keys and values, then the draft model and its own.
+    let of_target = loaded(&mut sizes, target, &limits, limits.draws_max())?;
+    let whole = |limits: &BatchLimits| -> Result<MemoryPlan, LoadError> {
+        let mut sizes = sizes.clone();
+        let plan = with_kv(&mut sizes, target.1, limits, of_target)?;
+        let Some(draft) = draft else { return Ok(plan) };
+        let of_draft = loaded(&mut sizes, draft, limits, limits.sequences_max)?;
+        Ok(plan.and(with_kv(&mut sizes, draft.1, &limits.of_draft(), of_draft)?))
     };
     let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
     limits.kv_blocks = asked;
     let blocks = KvPlan::blocks_that_fit(&limits, fits);
     let least = asked.min(wanted_least);
     limits.kv_blocks = blocks.max(least);
-    let plan = whole(&limits).map_err(LoadError::Ops)?;
+    let plan = whole(&limits)?;
     let positions = limits.kv_blocks.saturating_mul(KV_BLOCK_TOKENS as u32);
     limits.context_tokens = limits.context_tokens.min(positions);
     if blocks < least {
@@ -237,32 +237,34 @@ fn wanted(spec: &ArchSpec, wish: &BatchWish) -> (BatchLimits, u32) {
 
 /// What a model takes beside keys and values.
 fn loaded<M: Counted>(
-    mut sizes: M,
+    sizes: &mut M,
     (files, spec): Described<'_>,
     limits: &BatchLimits,
     draws_max: u32,
 ) -> Result<MemoryPlan, LoadError> {
-    let reading = Model::survey(&mut sizes, files, spec)?;
-    let weights = sizes.bytes();
-    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
-    Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })
+    let before = sizes.bytes();
+    let reading = Model::survey(sizes, files, spec)?;
+    let after = sizes.bytes();
+    Workspace::new(sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
+    let (weights, activations) = (after - before, sizes.bytes() - after);
+    Ok(MemoryPlan { weights, activations, reading, ..MemoryPlan::default() })
 }
 
 /// `plan` with a model's keys and values, on the device and on the host.
 fn with_kv<M: Counted>(
-    mut sizes: M,
+    sizes: &mut M,
     spec: &ArchSpec,
     limits: &BatchLimits,
     plan: MemoryPlan,
 ) -> Result<MemoryPlan, OpsError> {
     let (before, kv) = (sizes.bytes(), KvPlan::new(spec, limits));
-    KvMemory::new(&mut sizes, &kv.shapes(spec))?;
+    KvMemory::new(sizes, &kv.shapes(spec))?;
     let device = sizes.bytes();
     for shape in kv.host_shapes(spec) {
         sizes.host_kv(shape)?;
     }
     let (kv, spill) = (device - before, sizes.bytes() - device);
-    Ok(MemoryPlan { kv: plan.kv.saturating_add(kv), spill: plan.spill.saturating_add(spill), ..plan })
+    Ok(MemoryPlan { kv, spill, ..plan })
 }
 
 #[cfg(test)]
