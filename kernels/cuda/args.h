@@ -77,6 +77,8 @@ typedef struct cuckoo_linear_floats {
   cuckoo_address x;        /* f32 [tokens][cols] */
   cuckoo_address out;
   uint32_t tokens, out_cols, first_row, add;
+  float scale;             /* of the products */
+  uint32_t padding;
 } cuckoo_linear_floats;
 
 /* RMS norm of rows, or of heads in place: a warp for each. */

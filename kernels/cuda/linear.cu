@@ -183,6 +183,7 @@ __device__ __forceinline__ void product(const cuckoo_linear_floats& a) {
   sum += __shfl_xor_sync(ALL_LANES, sum, 2);
   if (lane != 0 || !inside) return;
   float* const out = at<float>(a.out) + uint64_t(token) * a.out_cols + a.first_row + row;
+  sum = a.scale * sum;
   *out = a.add ? *out + sum : sum;
 }
 CUCKOO_KERNEL(256) cuckoo_linear_f32(const __grid_constant__ cuckoo_linear_floats a) { product<F32Row>(a); }

@@ -173,10 +173,12 @@ pub struct cuckoo_linear_floats {
     pub out_cols: u32,
     pub first_row: u32,
     pub add: u32,
+    pub scale: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_linear_floats"][::core::mem::size_of::<cuckoo_linear_floats>() - 48usize];
+    ["Size of cuckoo_linear_floats"][::core::mem::size_of::<cuckoo_linear_floats>() - 56usize];
     ["Alignment of cuckoo_linear_floats"][::core::mem::align_of::<cuckoo_linear_floats>() - 8usize];
     ["Offset of field: cuckoo_linear_floats::w"][::core::mem::offset_of!(cuckoo_linear_floats, w) - 0usize];
     ["Offset of field: cuckoo_linear_floats::x"][::core::mem::offset_of!(cuckoo_linear_floats, x) - 16usize];
@@ -187,6 +189,9 @@ const _: () = {
     ["Offset of field: cuckoo_linear_floats::first_row"]
         [::core::mem::offset_of!(cuckoo_linear_floats, first_row) - 40usize];
     ["Offset of field: cuckoo_linear_floats::add"][::core::mem::offset_of!(cuckoo_linear_floats, add) - 44usize];
+    ["Offset of field: cuckoo_linear_floats::scale"][::core::mem::offset_of!(cuckoo_linear_floats, scale) - 48usize];
+    ["Offset of field: cuckoo_linear_floats::padding"]
+        [::core::mem::offset_of!(cuckoo_linear_floats, padding) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

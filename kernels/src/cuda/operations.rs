@@ -140,6 +140,8 @@ impl<M: Machine> Cuda<M> {
                     out_cols,
                     first_row,
                     add,
+                    scale: 1.0,
+                    padding: 0,
                 };
                 let kernel = match quant {
                     Quant::F32 => c"cuckoo_linear_f32",
