@@ -8,11 +8,13 @@ mod disjoint;
 mod kv_cache;
 mod lanes;
 mod linear;
+mod low_rank;
 mod pool;
 mod rows;
 mod weights;
 
 pub use self::kv_cache::{KvCache, RopeTable};
+pub use self::low_rank::LowRank;
 pub use self::pool::Pool;
 pub use self::weights::Matrix;
 
@@ -24,6 +26,7 @@ use self::disjoint::Disjoint;
 use self::lanes::Level;
 
 use self::weights::zeroed;
+use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -65,6 +68,8 @@ pub struct Cpu {
     arena: Arena,
     /// Quantized activations of the product that is being computed.
     quantized: Vec<Activations>,
+    /// What is between the two products of adapters.
+    inner: Vec<f32>,
 }
 
 /// A vector of weights.
@@ -108,7 +113,7 @@ impl Cpu {
     /// If the processor does not have it.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let level = Level::new(isa).expect("the instruction set asked for is one of this processor's");
-        Self { pool: Pool::new(threads), isa, level, arena: Arena::default(), quantized: Vec::new() }
+        Self { pool: Pool::new(threads), isa, level, arena: Arena::default(), quantized: Vec::new(), inner: Vec::new() }
     }
 
     /// Calls `f` for every row of `out` (in use: `rows`), in parallel where there is enough to do.
@@ -158,6 +163,7 @@ impl Ops for Cpu {
     type Buffer = Buffer;
     type KvCache = KvCache;
     type RopeTable = RopeTable;
+    type LowRank = LowRank;
 
     fn describe(&self) -> String {
         let isa = match self.isa {
@@ -175,6 +181,10 @@ impl Ops for Cpu {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vector, OpsError> {
         Ok(Vector(values.to_vec()))
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank, OpsError> {
+        LowRank::load(&mut self.arena, parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -215,6 +225,14 @@ impl Ops for Cpu {
 
     fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
         self.multiply(x, w, Planes::One, out, true);
+        Ok(())
+    }
+
+    fn lora_add(&mut self, x: &Buffer, adapted: &[Adapted<'_, LowRank>], out: &mut Buffer) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows, out.rows));
+        let (rows, cols) = (out.rows, out.cols);
+        let out = (out.begin(rows), cols);
+        low_rank::lora_add((&mut self.pool, self.level), (x.used(), x.cols), adapted, &mut self.inner, out);
         Ok(())
     }
 

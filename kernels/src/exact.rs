@@ -10,9 +10,10 @@ use half::f16;
 
 use std::ops::Range;
 
-use self::rounding::{Activations, activated, capped, inverse_rms, row_product};
+use self::rounding::{Activations, activated, capped, float_product, inverse_rms, row_product};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
+use crate::low_rank::{Adapted, LowRankSource, PlainLowRank, check_rows};
 use crate::ops::{
     Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
@@ -99,6 +100,7 @@ impl Ops for Exact {
     type Buffer = Buffer;
     type KvCache = KvCache;
     type RopeTable = Rope;
+    type LowRank = PlainLowRank;
 
     fn describe(&self) -> String {
         "the contract, operation by operation".into()
@@ -117,6 +119,10 @@ impl Ops for Exact {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         Ok(values.to_vec())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<PlainLowRank, OpsError> {
+        PlainLowRank::new(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -166,6 +172,23 @@ impl Ops for Exact {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
         for (row, product) in out.rows.iter_mut().zip(self.product(x, w, Activations::new)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer,
+        adapted: &[Adapted<'_, PlainLowRank>],
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows.len(), out.rows.len()));
+        for Adapted { rows, by } in adapted {
+            for (row, part) in rows.clone().flat_map(|row| by.parts.iter().map(move |part| (row, part))) {
+                let inner: Vec<f32> = part.a.iter().map(|a| part.scale * float_product(a, &x.rows[row])).collect();
+                let out = out.rows[row][part.first_col..].iter_mut().zip(&part.b);
+                out.for_each(|(out, b)| *out += float_product(b, &inner));
+            }
         }
         Ok(())
     }

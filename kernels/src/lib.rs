@@ -5,7 +5,7 @@
 //!            Ops  (ops.rs: one trait, one contract per operation)
 //!        ╱    │    ╲
 //! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
-//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
+//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · low_rank · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
 //!   limits.rs (what the machine can do)
@@ -17,6 +17,7 @@
 pub mod cpu;
 pub mod exact;
 pub mod limits;
+pub mod low_rank;
 pub mod ops;
 pub mod quant;
 pub mod reference;

@@ -14,6 +14,7 @@
 //!   `linear_fine` to integers of 15 bits, as two such planes; floating-point weights meet activations as they are;
 //! - `rope_store` rounds keys and values to `f16` (to nearest, ties to even).
 
+use crate::low_rank::{Adapted, LowRankSource};
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -229,6 +230,8 @@ pub trait Ops {
     type KvCache;
     /// A prepared rotation table.
     type RopeTable;
+    /// What an adapter adds to one product.
+    type LowRank;
 
     /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
     fn describe(&self) -> String;
@@ -237,6 +240,8 @@ pub trait Ops {
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError>;
     /// Loads a vector.
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError>;
+    /// Loads what an adapter adds to one product: parts with the same inputs, in order of the columns that they change.
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<Self::LowRank, OpsError>;
     /// Allocates activations of `rows` (capacity) by `cols`.
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
     /// Allocates a KV cache; contents are unspecified until stored.
@@ -274,6 +279,18 @@ pub trait Ops {
 
     /// `out[i] += w * x[i]`: [`Ops::linear`], rounded to `f32`, then added.
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] += scale * b * (a * x[i])` for the rows that `adapted` names, each part of an adapter in its own columns (LoRA,
+    /// Hu et al., arXiv 2106.09685). The rows of its entries are apart and in order; other rows are not touched, and a row
+    /// does not depend on any other.
+    ///
+    /// Minimum bytes: those of the adapters once, and `4 * rows * (inputs + 2 * outputs)`.
+    fn lora_add(
+        &mut self,
+        x: &Self::Buffer,
+        adapted: &[Adapted<'_, Self::LowRank>],
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
 
     /// `x[i] += bias`.
     ///

@@ -6,6 +6,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::cpu::check_source;
+use crate::low_rank::{Adapted, LowRankSource, PlainLowRank, check_rows};
 use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs,
     StepLayout,
@@ -148,6 +149,7 @@ impl Ops for Reference {
     type Buffer = Buffer;
     type KvCache = KvCache;
     type RopeTable = Rope;
+    type LowRank = PlainLowRank;
 
     fn describe(&self) -> String {
         match self.rounding {
@@ -169,6 +171,10 @@ impl Ops for Reference {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f64>, OpsError> {
         Ok(values.iter().map(|&v| f64::from(v)).collect())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<PlainLowRank, OpsError> {
+        PlainLowRank::new(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -212,6 +218,24 @@ impl Ops for Reference {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
         for (row, product) in out.rows.iter_mut().zip(self.product(x, w, false)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer,
+        adapted: &[Adapted<'_, PlainLowRank>],
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows.len(), out.rows.len()));
+        let dot = |w: &[f32], x: &[f64]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+        for Adapted { rows, by } in adapted {
+            for (row, part) in rows.clone().flat_map(|row| by.parts.iter().map(move |part| (row, part))) {
+                let inner: Vec<f64> = part.a.iter().map(|a| dot(a, &x.rows[row])).collect();
+                let out = out.rows[row][part.first_col..].iter_mut().zip(&part.b);
+                out.for_each(|(out, b)| *out += f64::from(part.scale) * dot(b, &inner));
+            }
         }
         Ok(())
     }

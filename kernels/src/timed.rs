@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::low_rank::{Adapted, LowRankSource};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -59,6 +60,7 @@ impl<O: Ops> Ops for Timed<O> {
     type Buffer = O::Buffer;
     type KvCache = O::KvCache;
     type RopeTable = O::RopeTable;
+    type LowRank = O::LowRank;
 
     fn describe(&self) -> String {
         self.ops.describe()
@@ -72,6 +74,10 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError> {
         self.ops.vector(values)
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<Self::LowRank, OpsError> {
+        self.ops.low_rank(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError> {
@@ -110,6 +116,15 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
         self.measure(&w.name, |ops| ops.linear_add(x, &w.matrix, out))
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Self::Buffer,
+        adapted: &[Adapted<'_, Self::LowRank>],
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("lora_add", |ops| ops.lora_add(x, adapted, out))
     }
 
     fn rope_store(

@@ -26,6 +26,8 @@ pub mod safetensors;
 
 pub mod arch;
 
+pub mod adapter;
+
 pub mod tokenizer;
 
 pub mod template;
@@ -34,6 +36,7 @@ pub mod constraint;
 
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
+pub use adapter::{Adapter, AdapterError};
 pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
 pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
