@@ -150,6 +150,7 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
         block_tokens: 16,
         ask: Price::default(),
         window,
+        adapters: Vec::new(),
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     let mut assigned: Vec<Assign> = Vec::new();

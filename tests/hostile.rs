@@ -103,6 +103,7 @@ impl FakeMiner {
             block_tokens: 16,
             ask: Price::default(),
             window: Window { sequences, blocks: 10_000 },
+            adapters: Vec::new(),
         };
         replica.send(&ReplicaFrame::Offer(offer)).await.unwrap();
         Self { connection, control, replica, _hello: hello }

@@ -99,8 +99,9 @@ fn replies_have_these_bytes() {
         created_unix: 3,
         replicas: 4,
         lowest_ask: None,
+        parent: Some("b".into()),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400", "08".repeat(32)));
+    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400010162", "08".repeat(32)));
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -123,8 +124,9 @@ fn a_miners_messages_have_these_bytes() {
         block_tokens: 16,
         ask: PRICE,
         window: Window { sequences: 4, blocks: 300 },
+        adapters: vec![WeightsHash([3; 32])],
     };
-    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac02", "02".repeat(32)));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac0201{}", "02".repeat(32), "03".repeat(32)));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
@@ -165,11 +167,14 @@ fn messages_to_a_miner_have_these_bytes() {
         logprobs: None,
         prompt_logprobs: Some(PromptLogprobs { top: 2, from: 1 }),
         constraint: Some(Constraint::Choice(vec!["a".into(), "b".into()])),
+        adapter: Some(WeightsHash([8; 32])),
     };
+    let adapter = "08".repeat(32);
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 01030201610162").replace(' ', ""),
+        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
+            .replace(' ', ""),
     );
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");

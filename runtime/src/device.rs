@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{Adapter, ArchSpec, Gguf, Tokenizer};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -101,6 +101,8 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+    /// Adapters of the model, each with its hash and its file.
+    pub adapters: Vec<(WeightsHash, PathBuf, Arc<Adapter>)>,
 }
 
 impl DeviceConfig {
@@ -111,6 +113,7 @@ impl DeviceConfig {
             gguf: self.gguf.clone(),
             spec: self.spec.clone(),
             limits: self.limits,
+            adapters: self.adapters.iter().map(|(_, path, adapter)| (path.clone(), adapter.clone())).collect(),
         };
         Arc::new(move || args.load())
     }
@@ -128,6 +131,7 @@ impl DeviceConfig {
             block_tokens: cuckoo_kernels::ops::KV_BLOCK_TOKENS as u32,
             ask: self.ask,
             window: Window::default(),
+            adapters: self.adapters.iter().map(|(hash, ..)| *hash).collect(),
         }
     }
 }

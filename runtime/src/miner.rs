@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_models::{ArchSpec, Gguf};
+use cuckoo_models::{Adapter, ArchSpec, Gguf};
+use cuckoo_wire::limits::ADAPTERS_MAX;
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -39,6 +40,8 @@ pub struct MineConfig {
     pub drafts_max: u32,
     /// Bytes for keys and values, a model.
     pub kv_bytes_max: u64,
+    /// Bytes for adapters, a model.
+    pub adapter_bytes_max: u64,
 }
 
 /// A weights file whose hash has been verified.
@@ -48,6 +51,8 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Its hash.
     pub hash: WeightsHash,
+    /// Files of adapters that are served beside it, and their hashes.
+    pub adapters: Vec<(PathBuf, WeightsHash)>,
 }
 
 /// Why a miner did not start, or stopped.
@@ -70,6 +75,14 @@ pub enum MineError {
         allowed: u64,
         /// One block.
         needed: u64,
+    },
+    /// More adapters than may be.
+    #[error("{path}: {what}: leave some out, or allow them more memory")]
+    Adapters {
+        /// The model's file.
+        path: PathBuf,
+        /// How many, or how large.
+        what: String,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -157,6 +170,7 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let kind = DeviceKind::Cpu { threads: config.threads };
     let limits = limits(config, kind, &spec, &model.path)?;
+    let adapters = adapters(config, model, &spec)?;
     Ok(DeviceConfig {
         kind,
         weights: model.path.clone(),
@@ -165,7 +179,36 @@ fn device_config(config: &MineConfig, model: &ModelConfig) -> Result<DeviceConfi
         hash: model.hash,
         ask: config.ask,
         limits,
+        adapters,
     })
+}
+
+/// Opens a model's adapters, as many and as large as may be.
+fn adapters(
+    config: &MineConfig,
+    model: &ModelConfig,
+    spec: &ArchSpec,
+) -> Result<Vec<(WeightsHash, PathBuf, Arc<Adapter>)>, MineError> {
+    let refused = |what| MineError::Adapters { path: model.path.clone(), what };
+    let mut opened: Vec<(WeightsHash, PathBuf, Arc<Adapter>)> = Vec::new();
+    for (path, hash) in &model.adapters {
+        // Named twice, it is still one.
+        if opened.iter().all(|(known, ..)| known != hash) {
+            let adapter = Adapter::open(path, spec);
+            let adapter = adapter.map_err(|e| MineError::Model { path: path.clone(), why: e.to_string() })?;
+            opened.push((*hash, path.clone(), Arc::new(adapter)));
+        }
+    }
+    let bytes: u64 = opened.iter().map(|(.., adapter)| adapter.bytes()).sum();
+    match () {
+        () if opened.len() > ADAPTERS_MAX => {
+            Err(refused(format!("{} adapters are more than the {ADAPTERS_MAX} that can be offered", opened.len())))
+        }
+        () if bytes > config.adapter_bytes_max => {
+            Err(refused(format!("adapters take {bytes} bytes of the {} allowed", config.adapter_bytes_max)))
+        }
+        () => Ok(opened),
+    }
 }
 
 /// The batch that fits the memory allowed: as many blocks as all sequences need at full length, or as many as fit.

@@ -73,6 +73,12 @@ pub(super) struct BatcherArgs {
     pub(super) mask_threads: usize,
 }
 
+impl BatcherArgs {
+    fn batch(&self) -> Batch {
+        Batch::with_kv(self.limits, self.offer.weights, &self.kv).with_adapters(&self.offer.adapters)
+    }
+}
+
 pub(super) struct Batcher;
 
 pub(super) struct State {
@@ -111,7 +117,7 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         Ok(State {
-            batch: Batch::with_kv(args.limits, args.offer.weights, &args.kv),
+            batch: args.batch(),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
@@ -168,7 +174,7 @@ impl State {
         self.unsent = None;
         self.news.clear();
         self.untold = false;
-        self.batch = Batch::with_kv(self.args.limits, self.args.offer.weights, &self.args.kv);
+        self.batch = self.args.batch();
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
     }
@@ -210,6 +216,9 @@ impl State {
                     if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
                         self.batch.fail(draw.sequence, &why);
                     }
+                }
+                for span in &output.broken {
+                    self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
                 }
                 self.batch.apply(plan, output, took);
                 self.untold = true;

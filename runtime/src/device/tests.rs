@@ -89,6 +89,7 @@ pub(super) fn offer() -> Offer {
         block_tokens: 16,
         ask: Price::default(),
         window: Window::default(),
+        adapters: Vec::new(),
     }
 }
 

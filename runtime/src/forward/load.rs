@@ -11,9 +11,10 @@ use cuckoo_models::arch::{
 };
 use cuckoo_models::{GgmlType, Gguf, TensorInfo};
 
+use super::experts::{Experts, Shared};
 use super::kv::kv_places;
 use super::rope::rope;
-use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
+use super::{Branch, Layer, Model, Network, Norm, Projection, experts_max, widths};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum LoadError {
         /// Its format.
         kind: GgmlType,
     },
+    /// An adapter that is damaged.
+    #[error(transparent)]
+    Adapter(#[from] cuckoo_models::AdapterError),
     /// The model asks for something that is not computed.
     #[error("the model uses {0}, which this engine does not compute yet: choose another model")]
     Feature(String),

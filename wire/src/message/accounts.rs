@@ -26,6 +26,8 @@ pub struct ModelInfo {
     pub replicas: u32,
     /// The lowest ask, if anybody serves it.
     pub lowest_ask: Option<Price>,
+    /// The model that it is an adapter of, if it is one.
+    pub parent: Option<String>,
 }
 
 /// Accounts of one caller.

@@ -17,6 +17,7 @@ fn offer(sequences: u64, blocks: u64, ask: Price) -> Offer {
         block_tokens: 16,
         ask,
         window: Window { sequences, blocks },
+        adapters: Vec::new(),
     }
 }
 
