@@ -41,7 +41,7 @@ pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
 pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
-pub use manifest::{Manifest, ManifestError, SignedManifest};
+pub use manifest::{Base, Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};

@@ -31,5 +31,5 @@ mod spell;
 mod text;
 mod words;
 
-pub use dispatcher::{Board, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use dispatcher::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

@@ -86,7 +86,7 @@ impl Market {
         let words = words::resolve(self, &model, &request).await?;
         let limit = match request.max_price {
             Some(price) => price,
-            None => self.going_price(model.weights()).await,
+            None => self.going_price(model.computes()).await,
         };
         let id = RequestId::random();
         let speller = Speller::new(model.clone(), &request, &tokens)?;
@@ -222,8 +222,8 @@ impl Job {
     /// What the board and a miner must know to go on from here.
     fn assignment(&self) -> (Need, Assign) {
         let left = self.max_new - self.accepted();
-        let need =
-            Need { weights: self.model.weights(), tokens: self.tokens.len() as u32, max_new: left, limit: self.limit };
+        let model = self.model.computes();
+        let need = Need { model, tokens: self.tokens.len() as u32, max_new: left, limit: self.limit };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {
             // Where, and under which name, is decided by the placement.
@@ -243,6 +243,7 @@ impl Job {
             logprobs,
             prompt_logprobs,
             constraint: self.constraint.clone(),
+            adapter: model.adapter,
         };
         (need, assign)
     }
@@ -374,8 +375,7 @@ impl Job {
                 delivered_tokens: self.accepted(),
                 max_tokens: self.max_new,
                 attempts: std::mem::take(&mut self.attempts),
-                author: self.model.author(),
-                royalty_bps: self.model.royalty_bps(),
+                royalties: self.model.royalties(),
             })
             .await?;
         let usage = Usage {

@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const W: WeightsHash = WeightsHash([1; 32]);
+const BASE: Computes = Computes { weights: W, adapter: None };
 
 fn price(input: u64, output: u64) -> Price {
     Price { input_per_mtok: input, output_per_mtok: output }
@@ -26,7 +27,7 @@ fn key(link: u64) -> ReplicaKey {
 }
 
 fn need(tokens: u32, max_new: u32) -> Need {
-    Need { weights: W, tokens, max_new, limit: price(100, 100) }
+    Need { model: BASE, tokens, max_new, limit: price(100, 100) }
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn requests_that_no_replica_can_ever_hold_are_not_served() {
     board.offer(key(1), offer(10, 10, price(1, 1)));
     assert!(board.is_served(&need(100, 60)));
     assert!(!board.is_served(&need(100, 61)), "eleven blocks");
-    assert!(!board.is_served(&Need { weights: WeightsHash([2; 32]), ..need(1, 1) }));
+    assert!(!board.is_served(&Need { model: Computes { weights: WeightsHash([2; 32]), adapter: None }, ..need(1, 1) }));
     board.drain(key(1));
     assert!(!board.is_served(&need(1, 1)));
 }

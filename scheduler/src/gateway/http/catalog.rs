@@ -30,6 +30,8 @@ pub(super) struct Model {
     author: String,
     royalty_bps: u16,
     replicas: u32,
+    /// The model that this is an adapter of, as in vLLM.
+    parent: Option<String>,
     supported_parameters: &'static [&'static str],
 }
 
@@ -65,6 +67,7 @@ impl From<ModelInfo> for Model {
             author,
             royalty_bps: info.royalty_bps,
             replicas: info.replicas,
+            parent: info.parent,
             supported_parameters: SUPPORTED_PARAMETERS,
         }
     }
@@ -90,6 +93,7 @@ mod tests {
             created_unix: 1_700_000_000,
             replicas: 3,
             lowest_ask,
+            parent: None,
         }
     }
 
@@ -101,10 +105,16 @@ mod tests {
         let expected = json!({"object": "list", "data": [{
             "id": "wren", "object": "model", "created": 1_700_000_000, "owned_by": author, "author": author,
             "context_length": 8192, "max_model_len": 8192, "quantization": "Q4_1", "license": "Apache-2.0",
-            "royalty_bps": 250, "replicas": 3, "supported_parameters": SUPPORTED_PARAMETERS,
+            "royalty_bps": 250, "replicas": 3, "parent": null, "supported_parameters": SUPPORTED_PARAMETERS,
             "pricing": {"prompt": "0.00000002", "completion": "0.00000006"},
         }]});
         assert_eq!(list, expected);
+    }
+
+    #[test]
+    fn an_adapter_names_its_base() {
+        let adapter = ModelInfo { parent: Some("robin".to_owned()), ..info(None) };
+        assert_eq!(serde_json::to_value(Model::from(adapter)).unwrap()["parent"], "robin");
     }
 
     #[test]
