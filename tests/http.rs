@@ -433,7 +433,7 @@ fn the_official_python_client_works() {
 
 /// Where the official client lies; fetched once for each version of Python. `None`, with a reason, where there is no
 /// Python to run it.
-fn openai_package() -> Option<PathBuf> {
+pub(crate) fn openai_package() -> Option<PathBuf> {
     let python = |args: &[&str]| Command::new("python3").args(args).stdin(Stdio::null()).output().ok();
     let Some(tag) = python(&["-c", "import sys; print(sys.implementation.cache_tag)"]).filter(|o| o.status.success())
     else {

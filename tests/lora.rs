@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::families::{draw, write};
 
+mod served;
+
 /// A folder as PEFT saves it, of `tensors` by name: shape and bytes, all of one type.
 pub(crate) fn save_peft(folder: &Path, config: &Value, dtype: &str, tensors: &[(String, Vec<u64>, Vec<u8>)]) {
     std::fs::create_dir_all(folder).unwrap();

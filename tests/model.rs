@@ -9,13 +9,14 @@ use std::time::Duration;
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
-use cuckoo_models::{ArchSpec, Gguf, Tokenizer};
+use cuckoo_models::{Adapter, ArchSpec, Gguf, Tokenizer};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
 
 use crate::support::weights;
 
+pub(crate) mod adapters;
 mod logprobs;
 
 const TEXTS: [&str; 3] = [
@@ -29,6 +30,8 @@ struct Files {
     file: File,
     spec: ArchSpec,
     tokenizer: Tokenizer,
+    /// Adapters that sequences may use, by the hashes of their files.
+    adapters: Vec<(WeightsHash, PathBuf)>,
 }
 
 fn files() -> Files {
@@ -41,6 +44,7 @@ fn open(path: &Path) -> Files {
         spec: ArchSpec::from_gguf(&gguf).unwrap(),
         tokenizer: Tokenizer::from_gguf(&gguf).unwrap(),
         file: File::open(path).unwrap(),
+        adapters: Vec::new(),
         gguf,
     }
 }
@@ -195,7 +199,11 @@ fn generate_watching(files: &Files, shape: Shape, assigns: Vec<Assign>) -> (Vec<
     let kv = KvPlan::new(&files.spec, &limits);
     let backend = Cpu::new(shape.threads);
     let mut engine = Engine::new(backend, &files.gguf, &files.file, &files.spec, limits).unwrap();
-    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    let hashes: Vec<WeightsHash> = files.adapters.iter().map(|(hash, _)| *hash).collect();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv).with_adapters(&hashes);
+    for (_, path) in &files.adapters {
+        engine.add_adapter(&Adapter::open(path, &files.spec).unwrap(), &File::open(path).unwrap()).unwrap();
+    }
     let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];
     let known: Vec<usize> = assigns.iter().map(|a| a.tokens.len()).collect();

@@ -71,8 +71,13 @@ impl Process {
     }
 
     pub(crate) fn start_in(home: TempDir, args: &[&str]) -> Self {
+        Self::start_on(shelf(), home, args)
+    }
+
+    /// Starts a command that has its models from a shelf of its own.
+    pub(crate) fn start_on(shelf: &Path, home: TempDir, args: &[&str]) -> Self {
         let mut command = cuckoo();
-        command.args(args).arg("--json").arg("--home").arg(home.path()).arg("--models-dir").arg(shelf());
+        command.args(args).arg("--json").arg("--home").arg(home.path()).arg("--models-dir").arg(shelf);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the command starts");
         let out = BufReader::new(child.stdout.take().unwrap());
         let (lines_in, lines) = channel();

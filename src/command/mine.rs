@@ -11,21 +11,19 @@ use serde_json::json;
 use super::{DRAIN_MAX, asked_to_stop, drain};
 use crate::args::{Common, MineArgs, Mining};
 use crate::home::Home;
-use crate::provision;
+use crate::provision::{self, Provisioned};
 
 pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
     let home = Home::open(common)?;
     let identity = home.identity()?;
-    let weights = match provision::model(&home, common, &identity, &args.mining.model).await {
-        Ok(provisioned) => provisioned.weights,
-        Err(error) => return Err(error),
-    };
+    let model = provision::model(&home, common, &identity, &args.mining.model).await?;
     let peer = identity.peer_id();
     if !common.json {
         println!("  miner   {} ({peer})", args.name);
-        println!("  model   {} from {}", args.mining.model, weights.path.display());
+        println!("  model   {} from {}", args.mining.model, model.weights.path.display());
     }
-    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0) };
+    let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
+    let model = config(&model, &adapters);
     let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;
@@ -54,6 +52,16 @@ fn report(connected: bool, peer: &str, json: bool) {
     }
 }
 
+/// The files of a model and of its adapters.
+pub(super) fn config(model: &Provisioned, adapters: &[Provisioned]) -> ModelConfig {
+    let hash = |provisioned: &Provisioned| WeightsHash(provisioned.weights.hash.0);
+    ModelConfig {
+        path: model.weights.path.clone(),
+        hash: hash(model),
+        adapters: adapters.iter().map(|adapter| (adapter.weights.path.clone(), hash(adapter))).collect(),
+    }
+}
+
 /// Loads the model and links up with the scheduler.
 pub(super) async fn start(
     identity: Identity,
@@ -74,6 +82,7 @@ pub(super) async fn start(
         step_tokens_max: mining.step_tokens,
         drafts_max: mining.drafts,
         kv_bytes_max: mining.kv_memory << 20,
+        adapter_bytes_max: mining.adapter_memory << 20,
     };
     Ok(mine(config).await?)
 }
