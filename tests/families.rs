@@ -12,7 +12,7 @@ use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
 /// Numbers between -1 and 1: SplitMix64 of the FNV-1a hash of the name and the index.
-pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
+pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> + use<> {
     let seed =
         name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
     (1..=count as u64).map(move |i| {
