@@ -58,6 +58,21 @@ fn balance(home: &Path, account: &str, join: &str, key: &str) -> i64 {
     rows.filter(|row| row["account"].as_str().unwrap().starts_with(account)).map(|r| r["nano"].as_i64().unwrap()).sum()
 }
 
+/// Publishes the adapter as `robin` with a royalty of 5 %; whose home that is.
+fn publish(shelf: &Path, adapter: &Path) -> TempDir {
+    let publisher = tempfile::tempdir().unwrap();
+    let published = cuckoo()
+        .args(["models", "publish", adapter.to_str().unwrap(), "--name", "robin", "--base", MODEL])
+        .args(["--license", "MIT", "--royalty", "5", "--json", "--home"])
+        .arg(publisher.path())
+        .arg("--models-dir")
+        .arg(shelf)
+        .output()
+        .unwrap();
+    assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+    publisher
+}
+
 async fn run(client: &Client, request: Request) -> (Vec<u32>, Usage) {
     let mut stream = client.generate(request).await.unwrap();
     let mut tokens = Vec::new();
@@ -70,16 +85,7 @@ async fn run(client: &Client, request: Request) -> (Vec<u32>, Usage) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_moves_only_to_miners_that_have_it_and_pays_both_authors() {
     let (_folder, shelf, adapter) = own_shelf();
-    let publisher = tempfile::tempdir().unwrap();
-    let published = cuckoo()
-        .args(["models", "publish", adapter.to_str().unwrap(), "--name", "robin", "--base", MODEL])
-        .args(["--license", "MIT", "--royalty", "5", "--json", "--home"])
-        .arg(publisher.path())
-        .arg("--models-dir")
-        .arg(&shelf)
-        .output()
-        .unwrap();
-    assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+    let publisher = publish(&shelf, &adapter);
     let home = || tempfile::tempdir().unwrap();
     let scheduler = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let scheduler = Process::start_on(&shelf, home(), &scheduler);

@@ -153,11 +153,3 @@ fn an_adapter_that_overflows_breaks_only_its_own_sequence() {
         assert_eq!((alone.drawn[0], &alone.logprobs[0]), (together.drawn[at], &together.logprobs[at]));
     }
 }
-
-#[test]
-fn an_adapter_that_is_not_loaded_is_refused() {
-    let files = adapted();
-    let unknown = Assign { adapter: Some(WeightsHash([9; 32])), ..assign(0, &[1, 2, 3], 3, 4, &plain(1)) };
-    let output = generate(files, ALONE, vec![unknown]).remove(0);
-    assert!(matches!(&output.end, Some(End::Failed(why)) if why.contains("adapter")), "{:?}", output.end);
-}
