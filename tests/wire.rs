@@ -181,6 +181,27 @@ fn messages_to_a_miner_have_these_bytes() {
 }
 
 #[test]
+fn an_offer_names_each_adapter_once_and_not_too_many() {
+    let offer = |adapters: Vec<u16>| {
+        let hash = |n: u16| WeightsHash(std::array::from_fn(|i| n.to_le_bytes()[i % 2]));
+        let offer = Offer {
+            replica: ReplicaId(1),
+            weights: WeightsHash([2; 32]),
+            context_tokens: 3,
+            block_tokens: 16,
+            ask: PRICE,
+            window: Window::default(),
+            adapters: adapters.into_iter().map(hash).collect(),
+        };
+        offer.check()
+    };
+    let most = cuckoo_wire::limits::ADAPTERS_MAX as u16;
+    assert!(offer((0..most).collect()).is_ok());
+    assert!(offer((0..=most).collect()).is_err());
+    assert!(offer(vec![1, 2, 1]).is_err());
+}
+
+#[test]
 fn another_version_is_named() {
     let error = decode::<Call>(&[9, 1]).unwrap_err();
     assert!(matches!(error, FrameError::Version { theirs: 9 }));

@@ -14,6 +14,7 @@ mod rows;
 mod weights;
 
 pub use self::kv_cache::{KvCache, RopeTable};
+pub use self::lanes::LANES;
 pub use self::low_rank::LowRank;
 pub use self::pool::Pool;
 pub use self::weights::Matrix;

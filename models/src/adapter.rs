@@ -100,6 +100,13 @@ pub struct Matrices {
     pub b: (GgmlType, Vec<u8>),
 }
 
+impl Change {
+    /// Bytes of a value: of the wider of both matrices.
+    pub fn value_bytes(&self) -> usize {
+        self.a.kind.block_bytes().max(self.b.kind.block_bytes()) as usize
+    }
+}
+
 impl Adapter {
     /// Reads the header of the GGUF adapter at `path` and checks it against its base.
     pub fn open(path: impl AsRef<Path>, base: &ArchSpec) -> Result<Self, AdapterError> {

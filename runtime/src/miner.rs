@@ -199,7 +199,7 @@ fn adapters(
             opened.push((*hash, path.clone(), Arc::new(adapter)));
         }
     }
-    let bytes: u64 = opened.iter().map(|(.., adapter)| adapter.bytes()).sum();
+    let bytes: u64 = opened.iter().map(|(.., adapter)| forward::Adapter::bytes(adapter)).sum();
     match () {
         () if opened.len() > ADAPTERS_MAX => {
             Err(refused(format!("{} adapters are more than the {ADAPTERS_MAX} that can be offered", opened.len())))
@@ -207,7 +207,10 @@ fn adapters(
         () if bytes > config.adapter_bytes_max => {
             Err(refused(format!("adapters take {bytes} bytes of the {} allowed", config.adapter_bytes_max)))
         }
-        () => Ok(opened),
+        () => {
+            tracing::info!(adapters = opened.len(), bytes, "adapters planned");
+            Ok(opened)
+        }
     }
 }
 

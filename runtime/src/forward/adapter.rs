@@ -64,6 +64,15 @@ impl<O: Ops> Adapter<O> {
     }
 }
 
+impl Adapter<cuckoo_kernels::Cpu> {
+    /// Bytes that [`Adapter::load`] will ask for: rows are padded to whole vectors.
+    pub fn bytes(adapter: &cuckoo_models::Adapter) -> u64 {
+        let matrix = |rows: usize, cols: usize| rows.next_multiple_of(cuckoo_kernels::cpu::LANES) * cols;
+        let values = |c: &adapter::Change| matrix(c.rank, c.of.inputs) + matrix(c.of.outputs, c.rank);
+        adapter.changes().iter().map(|change| (values(change) * change.value_bytes()) as u64).sum()
+    }
+}
+
 impl<O: Ops> Default for LayerAdapter<O> {
     fn default() -> Self {
         Self { products: [None, None, None, None] }
