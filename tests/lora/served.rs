@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use cuckoo::{Address, Client, Identity, Request, Sampling, Usage};
-use cuckoo_models::{ArchSpec, Gguf, Shelf};
+use cuckoo_models::{ArchSpec, Base, Gguf, Manifest, Shelf, adapter};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -25,9 +25,29 @@ fn own_shelf() -> (TempDir, std::path::PathBuf, std::path::PathBuf) {
     (folder, shelf, adapter)
 }
 
+/// A manifest on the shelf, whose author asks for more than the base's leaves.
+fn ask_too_much(shelf: &Shelf, folder: &Path) {
+    let base = shelf.manifest(MODEL).unwrap().unwrap().manifest;
+    let spec = ArchSpec::from_gguf(&Gguf::open(weights()).unwrap()).unwrap();
+    save_adapter(folder, &spec, "greedy", 0.3);
+    let shelved = adapter::shelve(shelf, folder, &spec).unwrap();
+    let author = Identity::generate();
+    let manifest = Manifest {
+        name: "greedy".to_owned(),
+        author: author.public_key().0,
+        royalty_bps: 2_000,
+        weights: shelved.hash,
+        base: Some(Base { name: base.name.clone(), weights: base.weights }),
+        ..base
+    };
+    shelf.put_manifest(&manifest.sign(author.signing_key()).unwrap()).unwrap();
+}
+
 #[test]
 fn the_official_client_asks_for_an_adapter_by_its_name() {
-    let (_folder, shelf, adapter) = own_shelf();
+    let (folder, shelf, adapter) = own_shelf();
+    // The client finds that this one is not offered.
+    ask_too_much(&Shelf::open(&shelf).unwrap(), &folder.path().join("greedy"));
     let home = tempfile::tempdir().unwrap();
     let local = ["--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let args = [&["up"][..], &local, &["--adapter", adapter.to_str().unwrap()]].concat();
