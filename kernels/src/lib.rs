@@ -5,7 +5,7 @@
 //!            Ops  (ops.rs: one trait, one contract per operation) : Memory  (memory.rs: what a device holds)
 //!        ╱    │    ╲
 //! Reference Exact   Cpu ── pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
-//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · attention · rows · rope
+//! (f64)   (NUMERICS.md) └─ arena · weights · activations · linear · low_rank · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
 //!   kv.rs (formats of keys and values)   limits.rs (what the machine can do)
@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod exact;
 pub mod kv;
 pub mod limits;
+pub mod low_rank;
 pub mod memory;
 pub mod ops;
 pub mod quant;

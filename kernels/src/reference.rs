@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::cpu::check_source;
 use crate::kv::KvKind;
+use crate::low_rank::{Adapted, LowRankSource, PlainLowRank, check_rows};
 use crate::memory::Memory;
 use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
@@ -162,6 +163,7 @@ impl Memory for Reference {
     type KvCache = KvCache;
     type HostKv = KvCache;
     type RopeTable = Rope;
+    type LowRank = PlainLowRank;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -176,6 +178,10 @@ impl Memory for Reference {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f64>, OpsError> {
         Ok(values.iter().map(|&v| f64::from(v)).collect())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<PlainLowRank, OpsError> {
+        PlainLowRank::new(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -242,6 +248,24 @@ impl Ops for Reference {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
         for (row, product) in out.rows.iter_mut().zip(self.product(x, w, false)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer,
+        adapted: &[Adapted<'_, PlainLowRank>],
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows.len(), out.rows.len()));
+        let dot = |w: &[f32], x: &[f64]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+        for Adapted { rows, by } in adapted {
+            for (row, part) in rows.clone().flat_map(|row| by.parts.iter().map(move |part| (row, part))) {
+                let inner: Vec<f64> = part.a.iter().map(|a| dot(a, &x.rows[row])).collect();
+                let out = out.rows[row][part.first_col..].iter_mut().zip(&part.b);
+                out.for_each(|(out, b)| *out += f64::from(part.scale) * dot(b, &inner));
+            }
         }
         Ok(())
     }

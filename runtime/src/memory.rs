@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
 use cuckoo_kernels::{Counted, KvKind, cpu};
-use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 
 pub use self::machine::Available;
 use crate::device::{BatchLimits, KvPlan, texts_per_step};
-use crate::forward::{KvMemory, LoadError, Model, Workspace};
+use crate::forward::{self, KvMemory, LoadError, Model, Workspace};
 
 /// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
 /// served by a smaller model.
@@ -58,6 +58,8 @@ pub struct MemoryPlan {
     pub kv: u64,
     /// Blocks of them on the host.
     pub spill: u64,
+    /// Adapters, with what is held of a file while one is loaded.
+    pub adapters: u64,
     /// Of the file, while it is loaded: before keys, values and activations are there.
     pub reading: u64,
 }
@@ -65,7 +67,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The most that is taken at once.
     pub fn peak(&self) -> u64 {
-        let later = [self.activations, self.kv, self.spill].into_iter().fold(0, u64::saturating_add);
+        let later = [self.activations, self.kv, self.spill, self.adapters].into_iter().fold(0, u64::saturating_add);
         self.weights.saturating_add(later.max(self.reading))
     }
 
@@ -76,6 +78,7 @@ impl MemoryPlan {
             activations: self.activations.saturating_add(other.activations),
             kv: self.kv.saturating_add(other.kv),
             spill: self.spill.saturating_add(other.spill),
+            adapters: self.adapters.saturating_add(other.adapters),
             reading: self.reading.max(other.reading),
         }
     }
@@ -118,7 +121,7 @@ impl fmt::Display for Shortage {
         write!(
             f,
             "{} of memory are needed and {} are there ({}): {} for weights, {} for activations, {} for keys and values of {} \
-             tokens, {} for spilled ones; {} of the file while it is read. ",
+             tokens, {} for spilled ones, {} for adapters; {} of the file while it is read. ",
             Mib(needed),
             Mib(self.available.bytes),
             self.available.limit,
@@ -127,11 +130,12 @@ impl fmt::Display for Shortage {
             Mib(least.kv),
             self.context_tokens,
             Mib(least.spill),
+            Mib(least.adapters),
             Mib(least.reading),
         )?;
         f.write_str(
             "Choose a smaller model or one in fewer bits; a shorter --context, or a smaller --kv-mib, --spill-mib, \
-             --step-tokens or --batch; or allow more with --memory-mib where there is more",
+             --step-tokens or --batch; fewer adapters; or allow more with --memory-mib where there is more",
         )
     }
 }
@@ -149,22 +153,22 @@ impl fmt::Display for Mib {
 /// A model's files and what they say.
 type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
 
-/// The batch that fits `available`, and what it takes on processors with its model, and with another that drafts for it. Reads
-/// nothing but headers.
+/// The batch that fits `available`, and what it takes on processors with its model, with another that drafts for it, and with
+/// `adapters`. Reads nothing but headers.
 pub fn plan_on_cpu(
     target: Described<'_>,
     draft: Option<Described<'_>>,
+    adapters: &[&Adapter],
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    plan(cpu::Sizes::default(), target, draft, wish, available)
+    plan(cpu::Sizes::default(), (target, draft, adapters), wish, available)
 }
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
     sizes: M,
-    target: Described<'_>,
-    draft: Option<Described<'_>>,
+    (target, draft, adapters): (Described<'_>, Option<Described<'_>>, &[&Adapter]),
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
@@ -186,6 +190,8 @@ fn plan<M: Counted + Clone>(
         Some(draft) => without_kv.and(loaded(sizes.clone(), draft, &limits, limits.sequences_max)?),
         None => without_kv,
     };
+    let adapters = adapted(sizes.clone(), target.1, &limits, adapters)?;
+    let without_kv = MemoryPlan { adapters, ..without_kv };
     let whole = |limits: &BatchLimits| {
         let kv = with_kv(sizes.clone(), target.1, limits, without_kv)?;
         draft.map_or(Ok(kv), |(_, spec)| with_kv(sizes.clone(), spec, &limits.of_draft(), kv))
@@ -246,6 +252,22 @@ fn loaded<M: Counted>(
     let weights = sizes.bytes();
     Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
     Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })
+}
+
+/// What adapters of a model take, with what is computed between their products and with what is held while one is loaded.
+fn adapted<M: Counted>(
+    mut sizes: M,
+    spec: &ArchSpec,
+    limits: &BatchLimits,
+    adapters: &[&Adapter],
+) -> Result<u64, LoadError> {
+    // As many rows, of which the backend thinks when it sets something aside for them.
+    sizes.buffer(limits.step_tokens_max as usize, 0)?;
+    let mut held_max = 0;
+    for adapter in adapters {
+        held_max = held_max.max(forward::Adapter::survey(&mut sizes, adapter, spec)?);
+    }
+    Ok(sizes.bytes().saturating_add(held_max))
 }
 
 /// `plan` with a model's keys and values, on the device and on the host.
