@@ -8,11 +8,13 @@ use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Ops, Reference};
 use cuckoo_models::arch::Product;
-use cuckoo_models::{Adapter, ArchSpec, GgmlType, Gguf, ModelFiles, Shelf, adapter};
+use cuckoo_models::{Adapter, ArchSpec, GgmlType, Gguf, GgufWriter, ModelFiles, Shelf, adapter};
 use cuckoo_runtime::forward::{self, KvMemory, Model, Use, Workspace, kv_shapes};
 use serde_json::{Value, json};
 
 use crate::families::{draw, write};
+use crate::folders;
+use crate::model::adapters::save_adapter;
 
 mod served;
 
@@ -255,4 +257,54 @@ fn converting_a_folder_is_the_same_every_time() {
         let first: PathBuf = Shelf::open(folder.join("shelf")).unwrap().list().unwrap().remove(0).path;
         assert_eq!(std::fs::read(first).unwrap(), std::fs::read(shelved.path).unwrap(), "{}", entry["base"]);
     });
+}
+
+/// Models in folders have all rows as they were trained, and so has an adapter that is loaded for one.
+#[test]
+fn an_adapter_of_a_folder_has_its_rows_as_they_were_trained() {
+    let (fixture, home) = (folders::fixture(), tempfile::tempdir().unwrap());
+    for wanted in ["llama", "qwen2"] {
+        let model = fixture["models"].as_array().unwrap().iter().find(|model| model["name"] == wanted).unwrap();
+        let (folder, peft) = (home.path().join(wanted), home.path().join(format!("{wanted}-adapter")));
+        folders::write(model, &folder, 1);
+        let spec = ModelFiles::open(&folder).unwrap().spec().unwrap();
+        save_adapter(&peft, &spec, wanted, 0.3);
+        let shelf = Shelf::open(home.path().join(format!("{wanted}-shelf"))).unwrap();
+        let shelved = adapter::shelve(&shelf, &peft, &spec).unwrap();
+        let (opened, file) = (Adapter::open(&shelved.path, &spec).unwrap(), File::open(&shelved.path).unwrap());
+        let stored = std::fs::read(peft.join("adapter_model.safetensors")).unwrap();
+        let header = u64::from_le_bytes(stored[..8].try_into().unwrap()) as usize;
+        let tensors: Value = serde_json::from_slice(&stored[8..8 + header]).unwrap();
+        assert_eq!(opened.changes().len(), spec.products().unwrap().len());
+        for change in opened.changes() {
+            let name = format!("base_model.model.{}.lora_B.weight", change.of.hf);
+            let at = |i: usize| 8 + header + tensors[&name]["data_offsets"][i].as_u64().unwrap() as usize;
+            assert!(opened.read(&file, change).unwrap().b.1 == stored[at(0)..at(1)], "{wanted}: {name}");
+        }
+    }
+}
+
+#[test]
+fn an_encoder_takes_no_adapter() {
+    let (fixture, home) = (folders::fixture(), tempfile::tempdir().unwrap());
+    let encoders = fixture["models"].as_array().unwrap().iter().filter_map(|model| {
+        let folder = home.path().join(model["name"].as_str().unwrap());
+        folders::write(model, &folder, 1);
+        ModelFiles::open(&folder).unwrap().spec().ok().filter(ArchSpec::is_encoder)
+    });
+    let mut count = 0;
+    for spec in encoders {
+        let gguf = |path: &Path| {
+            let writer = GgufWriter::new().meta_str("general.type", "adapter").meta_str("adapter.type", "lora");
+            let writer =
+                writer.meta_str("general.architecture", &spec.architecture).meta_f32("adapter.lora.alpha", 1.0);
+            writer.write(path).unwrap();
+        };
+        let path = home.path().join("adapter.gguf");
+        gguf(&path);
+        let why = Adapter::open(&path, &spec).unwrap_err().to_string();
+        assert!(why.contains("takes no adapter") && why.contains("an encoder"), "{why}");
+        count += 1;
+    }
+    assert!(count > 0);
 }

@@ -145,7 +145,7 @@ fn unsafe_stays_in_the_kernels() {
 #[test]
 fn the_architecture_fits_in_a_sitting() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    assert!(text.lines().count() <= 200);
+    assert!(text.lines().count() <= 260);
     let unbounded =
         sources().into_iter().filter(|(p, t)| !p.starts_with("tests") && t.contains(concat!("unbounded", "_channel")));
     assert_eq!(unbounded.map(|(p, _)| p).collect::<Vec<_>>(), Vec::<PathBuf>::new(), "every queue has a bound");

@@ -1,6 +1,10 @@
 //! The oracle: every operation as its contract reads, in `f64`, naively. Never fast, never clever: where a backend and
 //! this disagree by more than rounding, the backend is wrong.
 
+mod kv_cache;
+
+pub use self::kv_cache::KvCache;
+
 use std::ops::Range;
 
 use crate::cpu::check_source;
@@ -61,32 +65,6 @@ impl Buffer {
 
     fn rounded(&self, row: usize) -> Vec<f32> {
         self.rows[row].iter().map(|&v| v as f32).collect()
-    }
-}
-
-/// `[layer][block][slot][kv head]` of keys and values.
-pub struct KvCache {
-    shape: KvShape,
-    keys: Vec<Vec<f64>>,
-    values: Vec<Vec<f64>>,
-}
-
-impl KvCache {
-    /// Copies a block of all layers from another cache of the same shape.
-    fn copy(&mut self, to: u32, from: &Self, block: u32) {
-        for layer in 0..self.shape.layers {
-            let len = KV_BLOCK_TOKENS * self.shape.kv_heads;
-            let (to, from_at) = (self.at(layer, to, 0, 0), from.at(layer, block, 0, 0));
-            self.keys[to..to + len].clone_from_slice(&from.keys[from_at..from_at + len]);
-            self.values[to..to + len].clone_from_slice(&from.values[from_at..from_at + len]);
-        }
-    }
-
-    fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
-        let s = &self.shape;
-        let inside = layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads;
-        assert!(inside, "block {block} is not in the cache");
-        ((layer * s.blocks + block as usize) * KV_BLOCK_TOKENS + slot) * s.kv_heads + head
     }
 }
 

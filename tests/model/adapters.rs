@@ -1,6 +1,8 @@
 use std::sync::OnceLock;
 
+use cuckoo_kernels::Counted;
 use cuckoo_models::{Shelf, adapter};
+use cuckoo_runtime::{Available, BatchWish, plan_on_cpu};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -109,6 +111,67 @@ fn adapters_share_no_blocks() {
     assert_eq!(cold, warm);
     // The first of each finds nothing, the second four full blocks.
     assert_eq!(stats.prefix_hit_tokens, 3 * 64, "{stats:?}");
+}
+
+/// What drafts knows no adapter, and blocks that were spilled come back to who computed them: neither changes a bit.
+#[test]
+fn adapters_beside_a_draft_model_and_spilled_blocks_change_no_bit() {
+    let (files, draft) = (adapted(), DraftFiles::open(&weights()));
+    let words = files.tokenizer.encode(&TEXTS.join("\n").repeat(3), true).unwrap();
+    let assigns: Vec<Assign> = (0..8)
+        .map(|i| {
+            let sampling = if i % 3 == 0 { plain(i as u64) } else { sampled(i as u64) };
+            let assign = assign(i, &words[i % 4 * 25..][..90], 90, 14, &sampling);
+            if i % 2 == 0 { with(files, i % 4 / 2, assign) } else { assign }
+        })
+        .collect();
+    let alone = |a: &Assign| generate(files, ALONE, vec![Assign { sequence: SequenceId(0), ..a.clone() }]).remove(0);
+    let undisturbed: Vec<Output> = assigns.iter().map(alone).collect();
+    for (batch, kv_blocks) in [(1, 9), (3, 21)] {
+        let shape = Shape { batch, kv_blocks, step_tokens: 64, spill_bytes: 16 << 20, drafts: 8, ..ALONE };
+        let (outputs, stats, _) = generate_beside(files, Some(&draft), shape, assigns.clone());
+        assert_eq!(undisturbed, outputs, "{batch} together: {stats:?}");
+        assert!(stats.drafts_asked > 0 && stats.drafts_asked_accepted > 0 && stats.restored > 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn adapters_are_in_the_plan_of_memory() {
+    let files = adapted();
+    let adapters: Vec<Adapter> =
+        files.adapters.iter().map(|(_, path)| Adapter::open(path, &files.spec).unwrap()).collect();
+    let wish = BatchWish {
+        sequences_max: 3,
+        step_tokens_max: 48,
+        step_target: Duration::MAX,
+        drafts_max: 2,
+        kv_bytes_max: 50 << 20,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
+        context_tokens_max: Some(700),
+    };
+    let plan = |adapters: &[&Adapter]| {
+        plan_on_cpu((&files.files, &files.spec), None, adapters, &wish, Available::UNKNOWN).unwrap()
+    };
+    let (_, without) = plan(&[]);
+    let (limits, planned) = plan(&adapters.iter().collect::<Vec<_>>());
+    assert_eq!((without.adapters, planned.peak() - without.peak()), (0, planned.adapters));
+    let mut engine = Engine::new(Cpu::new(2), &files.files, &files.spec, limits).unwrap();
+    let before = engine.backend().bytes();
+    for ((_, path), adapter) in files.adapters.iter().zip(&adapters) {
+        engine.add_adapter(adapter, &File::open(path).unwrap()).unwrap();
+    }
+    let (loaded, file) = (engine.backend().bytes(), adapters.iter().map(Adapter::bytes).sum::<u64>());
+    // Some of it may go into what a chunk of memory for the model has left.
+    assert!(planned.adapters >= file && planned.adapters < file + (40 << 20), "{planned:?} for {file}");
+    assert!(loaded > before && loaded - before <= planned.adapters, "{loaded} after {before}: {planned:?}");
+    let mut batch = Batch::new(limits, WeightsHash([0; 32])).with_adapters(&[files.adapters[0].0, files.adapters[1].0]);
+    (0..3).for_each(|id| batch.assign(with(files, id % 2, assign(id, &[7; 200], 200, 4, &sampled(1)))));
+    while let Some(step) = batch.plan() {
+        let output = engine.step(&step).unwrap();
+        batch.apply(step, output, Duration::ZERO);
+    }
+    assert_eq!(engine.backend().bytes(), loaded, "computing takes no more");
 }
 
 /// An adapter that turns everything into what are no numbers ends its own sequence and touches nobody else's.

@@ -14,7 +14,7 @@ pub(super) struct DraftFiles {
 }
 
 impl DraftFiles {
-    fn open(path: &Path) -> Self {
+    pub(super) fn open(path: &Path) -> Self {
         let files = ModelFiles::open(path).unwrap();
         Self { spec: files.spec().unwrap(), files }
     }
