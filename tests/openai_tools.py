@@ -1,9 +1,8 @@
 """What an application that calls tools does with the official `openai` package, against a running door.
 
-    python3 openai_tools.py BASE_URL API_KEY MODEL [auto]
+    python3 openai_tools.py BASE_URL API_KEY MODEL
 
-With `auto`, MODEL must be one that was trained to call tools. Exits with 0 if everything holds, with a traceback if not.
-Never talks to anything but BASE_URL.
+Exits with 0 if everything holds, with a traceback if not. Never talks to anything but BASE_URL.
 """
 
 import json
@@ -190,7 +189,8 @@ def test_stop_strings_count_in_text_only():
 
 def test_a_conversation_with_results_goes_on():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the weather in Rome?"}]
-    called = ask(messages, tool_choice="required").choices[0].message
+    # One call ends by itself; of several the last might be cut, and what is cut is no JSON.
+    called = ask(messages, tool_choice="required", parallel_tool_calls=False).choices[0].message
     messages.append(called.model_dump())
     messages += [{"role": "tool", "tool_call_id": call.id, "content": "{\"sky\": \"clear\"}"} for call in called.tool_calls]
     answer = ask(messages, tool_choice="none", max_tokens=24)
@@ -238,16 +238,6 @@ def test_hostile_tools_are_refused_or_harmless():
     broken = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     refused("messages[1].tool_calls[0].function.arguments", prompt=broken)
     refused("ignore_eos", extra_body={"ignore_eos": True})
-
-
-def test_auto_calls_what_is_needed():
-    if "auto" not in sys.argv[4:]:
-        return
-    content, calls, reason = pieces = streamed("What is the weather in Paris, in celsius, for 3 days?")
-    assert reason == "tool_calls" and [name for name, _ in calls] == ["get_weather"], pieces
-    assert json.loads(calls[0][1]) == {"city": "Paris", "unit": "celsius", "days": 3}, pieces
-    content, calls, reason = pieces = streamed("Say hello.", max_tokens=40)
-    assert content and not calls, pieces
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ pub fn plan_on_cpu(
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
-    sizes: M,
+    mut sizes: M,
     (target, draft, adapters): (Described<'_>, Option<Described<'_>>, &[&Adapter]),
     wish: &BatchWish,
     available: Available,
@@ -185,23 +185,23 @@ fn plan<M: Counted + Clone>(
         let needed = kv_bytes(&BatchLimits { kv_blocks, ..limits });
         return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
     }
-    let without_kv = loaded(sizes.clone(), target, &limits, limits.draws_max())?;
-    let without_kv = match draft {
-        Some(draft) => without_kv.and(loaded(sizes.clone(), draft, &limits, limits.sequences_max)?),
-        None => without_kv,
-    };
-    let adapters = adapted(sizes.clone(), target.1, &limits, adapters)?;
-    let without_kv = MemoryPlan { adapters, ..without_kv };
-    let whole = |limits: &BatchLimits| {
-        let kv = with_kv(sizes.clone(), target.1, limits, without_kv)?;
-        draft.map_or(Ok(kv), |(_, spec)| with_kv(sizes.clone(), spec, &limits.of_draft(), kv))
+    // In the order in which it is loaded: the target, its keys and values, then the draft model and its own, then adapters.
+    let of_target = loaded(&mut sizes, target, &limits, limits.draws_max())?;
+    let whole = |limits: &BatchLimits| -> Result<MemoryPlan, LoadError> {
+        let mut sizes = sizes.clone();
+        let mut plan = with_kv(&mut sizes, target.1, limits, of_target)?;
+        if let Some(draft) = draft {
+            let of_draft = loaded(&mut sizes, draft, limits, limits.sequences_max)?;
+            plan = plan.and(with_kv(&mut sizes, draft.1, &limits.of_draft(), of_draft)?);
+        }
+        Ok(MemoryPlan { adapters: adapted(&mut sizes, target.1, adapters)?, ..plan })
     };
     let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
     limits.kv_blocks = asked;
     let blocks = KvPlan::blocks_that_fit(&limits, fits);
     let least = asked.min(wanted_least);
     limits.kv_blocks = blocks.max(least);
-    let plan = whole(&limits).map_err(LoadError::Ops)?;
+    let plan = whole(&limits)?;
     let positions = limits.kv_blocks.saturating_mul(KV_BLOCK_TOKENS as u32);
     limits.context_tokens = limits.context_tokens.min(positions);
     if blocks < least {
@@ -243,48 +243,43 @@ fn wanted(spec: &ArchSpec, wish: &BatchWish) -> (BatchLimits, u32) {
 
 /// What a model takes beside keys and values.
 fn loaded<M: Counted>(
-    mut sizes: M,
+    sizes: &mut M,
     (files, spec): Described<'_>,
     limits: &BatchLimits,
     draws_max: u32,
 ) -> Result<MemoryPlan, LoadError> {
-    let reading = Model::survey(&mut sizes, files, spec)?;
-    let weights = sizes.bytes();
-    Workspace::new(&mut sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
-    Ok(MemoryPlan { weights, activations: sizes.bytes() - weights, reading, ..MemoryPlan::default() })
+    let before = sizes.bytes();
+    let reading = Model::survey(sizes, files, spec)?;
+    let after = sizes.bytes();
+    Workspace::new(sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
+    let (weights, activations) = (after - before, sizes.bytes() - after);
+    Ok(MemoryPlan { weights, activations, reading, ..MemoryPlan::default() })
 }
 
 /// What adapters of a model take, with what is computed between their products and with what is held while one is loaded.
-fn adapted<M: Counted>(
-    mut sizes: M,
-    spec: &ArchSpec,
-    limits: &BatchLimits,
-    adapters: &[&Adapter],
-) -> Result<u64, LoadError> {
-    // As many rows, of which the backend thinks when it sets something aside for them.
-    sizes.buffer(limits.step_tokens_max as usize, 0)?;
-    let mut held_max = 0;
+fn adapted<M: Counted>(sizes: &mut M, spec: &ArchSpec, adapters: &[&Adapter]) -> Result<u64, LoadError> {
+    let (before, mut held_max) = (sizes.bytes(), 0);
     for adapter in adapters {
-        held_max = held_max.max(forward::Adapter::survey(&mut sizes, adapter, spec)?);
+        held_max = held_max.max(forward::Adapter::survey(sizes, adapter, spec)?);
     }
-    Ok(sizes.bytes().saturating_add(held_max))
+    Ok((sizes.bytes() - before).saturating_add(held_max))
 }
 
 /// `plan` with a model's keys and values, on the device and on the host.
 fn with_kv<M: Counted>(
-    mut sizes: M,
+    sizes: &mut M,
     spec: &ArchSpec,
     limits: &BatchLimits,
     plan: MemoryPlan,
 ) -> Result<MemoryPlan, OpsError> {
     let (before, kv) = (sizes.bytes(), KvPlan::new(spec, limits));
-    KvMemory::new(&mut sizes, &kv.shapes(spec))?;
+    KvMemory::new(sizes, &kv.shapes(spec))?;
     let device = sizes.bytes();
     for shape in kv.host_shapes(spec) {
         sizes.host_kv(shape)?;
     }
     let (kv, spill) = (device - before, sizes.bytes() - device);
-    Ok(MemoryPlan { kv: plan.kv.saturating_add(kv), spill: plan.spill.saturating_add(spill), ..plan })
+    Ok(MemoryPlan { kv, spill, ..plan })
 }
 
 #[cfg(test)]

@@ -162,9 +162,9 @@ fn adapters_are_in_the_plan_of_memory() {
         engine.add_adapter(adapter, &File::open(path).unwrap()).unwrap();
     }
     let (loaded, file) = (engine.backend().bytes(), adapters.iter().map(Adapter::bytes).sum::<u64>());
-    // Some of it may go into what a chunk of memory for the model has left.
-    assert!(planned.adapters >= file && planned.adapters < file + (40 << 20), "{planned:?} for {file}");
-    assert!(loaded > before && loaded - before <= planned.adapters, "{loaded} after {before}: {planned:?}");
+    // Beside it what is held while an adapter is loaded: a part of one.
+    let held = planned.adapters - (loaded - before);
+    assert!(held > 0 && held < file / 2, "{loaded} after {before}: {planned:?} for {file}");
     let mut batch = Batch::new(limits, WeightsHash([0; 32])).with_adapters(&[files.adapters[0].0, files.adapters[1].0]);
     (0..3).for_each(|id| batch.assign(with(files, id % 2, assign(id, &[7; 200], 200, 4, &sampled(1)))));
     while let Some(step) = batch.plan() {

@@ -123,8 +123,9 @@ fn a_draft_model_halves_the_blocks_that_fit() {
     let (one, alone) = plan_on_cpu(target, None, &[], &wish, Available::UNKNOWN).unwrap();
     let (two, both) = plan_on_cpu(target, Some(target), &[], &wish, Available::UNKNOWN).unwrap();
     assert!(one.kv_blocks > 100 && two.kv_blocks == one.kv_blocks / 2, "{one:?} and {two:?}");
-    assert_eq!(both.weights, 2 * alone.weights);
-    assert_eq!(both.kv, 2 * KvPlan::new(&files.spec, &two).device_bytes());
+    // Room is mapped in pieces that both share.
+    assert!(both.weights > alone.weights && both.peak() < 2 * alone.peak(), "{both:?}");
+    assert!(both.kv >= 2 * KvPlan::new(&files.spec, &two).device_bytes());
 }
 
 #[test]

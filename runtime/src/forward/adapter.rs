@@ -30,10 +30,6 @@ pub(super) enum Place {
     Down,
 }
 
-impl Place {
-    const ALL: [Self; 4] = [Self::Qkv, Self::Output, Self::Up, Self::Down];
-}
-
 /// Rows of a step that use an adapter.
 pub struct Use<'a, O: Memory> {
     /// Which rows.
@@ -50,42 +46,36 @@ impl<O: Memory> Adapter<O> {
         file: &File,
         spec: &ArchSpec,
     ) -> Result<Self, LoadError> {
-        Self::place(ops, adapter, spec, |change| Ok(adapter.read(file, change)?))
+        Ok(Self::place(ops, adapter, spec, |change| Ok(adapter.read(file, change)?))?.0)
     }
 
     /// Asks `memory` for the same room without reading a value, and returns the most bytes of the file that loading holds at
     /// once. For memory that only counts: what it is given are sizes.
     pub fn survey(memory: &mut O, adapter: &cuckoo_models::Adapter, spec: &ArchSpec) -> Result<u64, LoadError> {
-        Self::place(memory, adapter, spec, |change| Ok(change.sizes()))?;
-        let held = |layer: usize, place: Place| {
-            let here = |change: &&adapter::Change| is_at(spec, change, layer, place);
-            adapter.changes().iter().filter(here).map(adapter::Change::bytes).sum()
-        };
-        let places = (0..spec.blocks.len()).flat_map(|layer| Place::ALL.map(|place| (layer, place)));
-        Ok(places.map(|(layer, place)| held(layer, place)).max().unwrap_or(0))
+        Ok(Self::place(memory, adapter, spec, |change| Ok(change.sizes()))?.1)
     }
 
+    /// Loads what `read` gives; also tells the most bytes of it that are held at once.
     fn place(
         memory: &mut O,
         adapter: &cuckoo_models::Adapter,
         spec: &ArchSpec,
         read: impl Fn(&adapter::Change) -> Result<adapter::Matrices, LoadError>,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<(Self, u64), LoadError> {
         let mut layers: Vec<LayerAdapter<O>> = spec.blocks.iter().map(|_| LayerAdapter::default()).collect();
-        for (layer, to) in layers.iter_mut().enumerate() {
-            for place in Place::ALL {
-                let here = |change: &&adapter::Change| is_at(spec, change, layer, place);
-                let mut found = Vec::new();
-                for change in adapter.changes().iter().filter(here) {
-                    found.push((change, read(change)?));
-                }
-                let parts: Vec<_> = found.iter().map(|(change, matrices)| source(spec, change, matrices)).collect();
+        let mut held_max = 0;
+        for changes in adapter.changes().chunk_by(|a, b| a.of.layer == b.of.layer) {
+            for place in [Place::Qkv, Place::Output, Place::Up, Place::Down] {
+                let here: Vec<_> = changes.iter().filter(|change| place_of(spec, change).0 == place).collect();
+                let read = here.iter().map(|change| read(change)).collect::<Result<Vec<_>, _>>()?;
+                let parts: Vec<_> = here.iter().zip(&read).map(|(change, read)| source(spec, change, read)).collect();
+                held_max = held_max.max(here.iter().map(|change| change.bytes()).sum());
                 if !parts.is_empty() {
-                    to.products[place as usize] = Some(memory.low_rank(&parts)?);
+                    layers[changes[0].of.layer].products[place as usize] = Some(memory.low_rank(&parts)?);
                 }
             }
         }
-        Ok(Self { layers })
+        Ok((Self { layers }, held_max))
     }
 }
 
@@ -93,10 +83,6 @@ impl<O: Memory> Default for LayerAdapter<O> {
     fn default() -> Self {
         Self { products: [None, None, None, None] }
     }
-}
-
-fn is_at(spec: &ArchSpec, change: &adapter::Change, layer: usize, place: Place) -> bool {
-    change.of.layer == layer && place_of(spec, change).0 == place
 }
 
 /// Which of the forward pass's products a change belongs to, and the column at which it begins.

@@ -291,8 +291,11 @@ fn a_prompts_own_tokens_are_told_as_vllm_tells_them() {
     assert_eq!(chat["prompt_logprobs"], expected);
 }
 
+/// Index, id and name in the first piece, and arguments.
+type Piece<'a> = (u32, Option<(&'a str, &'a str)>, &'a str);
+
 /// A reply with these pieces of calls.
-fn calls(text: &str, calls: &[(u32, Option<(&str, &str)>, &str)]) -> Option<Reply> {
+fn calls(text: &str, calls: &[Piece<'_>]) -> Option<Reply> {
     let calls = calls.iter().map(|(index, begun, arguments)| CallDelta {
         index: *index,
         begun: begun.map(|(id, name)| (id.to_owned(), name.to_owned())),
