@@ -152,6 +152,7 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
         ask: Price::default(),
         window,
         task: Task::Generate,
+        adapters: Vec::new(),
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     let mut assigned: Vec<Assign> = Vec::new();

@@ -5,6 +5,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use cuckoo_kernels::cpu::{Buffer, Matrix};
+use cuckoo_kernels::low_rank::{Adapted, LowRankSource};
 use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
 use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory};
 use cuckoo_kernels::{Cpu, KvKind, Memory, Ops, Quant};
@@ -76,6 +77,32 @@ fn linear(c: &mut Criterion) {
             let bytes = (w_bytes + 4 * tokens * (rows + cols)) as u64;
             group.throughput(Throughput::ElementsAndBytes { elements: (2 * tokens * rows * cols) as u64, bytes });
             group.bench_function(BenchmarkId::from_parameter(tokens), |b| b.iter(|| ops.linear(&x, &w, &mut out)));
+        }
+    }
+}
+
+/// What an adapter of rank 16 adds to the queries, keys and values, or to the network, of rows that all use it.
+fn lora_add(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let rank = 16;
+    let mut random = Random(11);
+    let mut values = |n: usize| (0..n).flat_map(|_| f16::from_f32(random.value()).to_le_bytes()).collect::<Vec<u8>>();
+    let mut group = c.benchmark_group("lora_add");
+    for (name, outputs, inputs) in
+        [("qkv", HEADS.qkv_cols(), HIDDEN), ("gate_up", 2 * FFN, HIDDEN), ("down", HIDDEN, FFN)]
+    {
+        let (a, b) = (values(rank * inputs), values(outputs * rank));
+        let matrix = |rows, cols, data| MatrixSource { quant: Quant::F16, rows, cols, data };
+        let part =
+            LowRankSource { first_col: 0, a: matrix(rank, inputs, &a), b: matrix(outputs, rank, &b), scale: 1.0 };
+        let by = ops.low_rank(&[part]).expect("the adapter fits");
+        for rows in [1, 16, 128] {
+            let (x, mut out) = (activations(&mut ops, rows, inputs), activations(&mut ops, rows, outputs));
+            let bytes = (a.len() + b.len() + 4 * rows * (inputs + 2 * outputs)) as u64;
+            let elements = (2 * rows * rank * (inputs + outputs)) as u64;
+            group.throughput(Throughput::ElementsAndBytes { elements, bytes });
+            let adapted = [Adapted { rows: 0..rows, by: &by }];
+            group.bench_function(BenchmarkId::new(name, rows), |b| b.iter(|| ops.lora_add(&x, &adapted, &mut out)));
         }
     }
 }
@@ -179,5 +206,5 @@ fn sample(c: &mut Criterion) {
     }
 }
 
-criterion_group!(ops, linear, attention, rows, sample);
+criterion_group!(ops, linear, lora_add, attention, rows, sample);
 criterion_main!(ops);

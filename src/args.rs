@@ -152,6 +152,9 @@ pub(crate) struct Mining {
     /// The model to serve: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
     #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
     pub(crate) model: String,
+    /// An adapter (LoRA) of the model to serve beside it: a published name, a GGUF file or a folder of PEFT; may be repeated
+    #[arg(long = "adapter", value_name = "ADAPTER")]
+    pub(crate) adapters: Vec<String>,
     /// Price asked per million prompt tokens, in credits
     #[arg(long, value_name = "CREDITS", value_parser = price, default_value = "0.01")]
     pub(crate) price_input: Nano,
@@ -250,8 +253,12 @@ pub(crate) enum ModelsVerb {
     },
     /// Put a model on the shelf with a manifest signed by this machine's key: a royalty is paid for every token it makes
     Publish {
-        /// The GGUF file, or a folder with config.json, tokenizer.json and safetensors
+        /// The GGUF file, or a folder with config.json, tokenizer.json and safetensors; of an adapter its GGUF file, or the
+        /// folder that PEFT saved
         file: PathBuf,
+        /// Where the file is an adapter: the published model that it was trained on
+        #[arg(long, value_name = "NAME")]
+        base: Option<String>,
         /// What developers ask for
         #[arg(long)]
         name: String,

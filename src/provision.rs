@@ -2,12 +2,16 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cuckoo_models::{
     FetchConfig, Manifest, ModelFiles, Phase, Progress, Resolved, Shelf, Shelved, SignedManifest, resolve,
 };
 use cuckoo_wire::Identity;
 use indicatif::{ProgressBar, ProgressStyle};
+
+pub(crate) mod adapters;
+
+pub(crate) use adapters::adapters;
 
 use crate::args::{Bps, Common};
 use crate::home::Home;
@@ -57,6 +61,9 @@ pub(crate) async fn model(
     if let Ok(Some(signed)) = shelf.manifest(model)
         && let Some(weights) = shelf.find(&signed.manifest.weights)?
     {
+        if let Some(base) = &signed.manifest.base {
+            bail!("{model} is an adapter: serve it beside its base with --model {} --adapter {model}", base.name);
+        }
         return Ok(Provisioned { weights, name: model.to_owned() });
     }
     let (weights, resolved) = weights(home, common, model).await?;
@@ -98,6 +105,7 @@ pub(crate) fn manifest(
         context_tokens: u32::try_from(spec.context_tokens)?,
         architecture: spec.architecture,
         created_unix: created.as_secs(),
+        base: None,
     };
     Ok(manifest.sign(author.signing_key())?)
 }

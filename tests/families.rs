@@ -11,7 +11,7 @@ use cuckoo_runtime::forward::{KvMemory, Model, Workspace, check, kv_shapes};
 use serde_json::Value;
 
 /// Numbers between -1 and 1: SplitMix64 of the FNV-1a hash of the name and the index.
-pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> {
+pub(crate) fn draw(name: &str, count: usize) -> impl Iterator<Item = f64> + use<> {
     let seed =
         name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
     (1..=count as u64).map(move |i| {
@@ -35,7 +35,7 @@ pub(crate) fn values(name: &str, dims: &[u64]) -> Vec<u8> {
 }
 
 /// The file that a model of the fixture describes.
-fn write(model: &Value, path: &std::path::Path) {
+pub(crate) fn write(model: &Value, path: &std::path::Path) {
     let mut writer = GgufWriter::new();
     for (key, entry) in model["metadata"].as_object().unwrap() {
         let value = &entry[1];

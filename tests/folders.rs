@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::families::{draw, logits};
 
-fn fixture() -> Value {
+pub(crate) fn fixture() -> Value {
     serde_json::from_str(include_str!("fixtures/hf_families.json")).unwrap()
 }
 
@@ -58,7 +58,7 @@ fn safetensors(tensors: &[(&String, &Value)]) -> Vec<u8> {
 }
 
 /// The folder that a model of the fixture describes, its weights in one file or in two.
-fn write(model: &Value, folder: &Path, shards: usize) {
+pub(crate) fn write(model: &Value, folder: &Path, shards: usize) {
     fs::create_dir_all(folder).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
     put("config.json", model["config"].to_string().as_bytes());

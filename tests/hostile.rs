@@ -114,6 +114,7 @@ impl FakeMiner {
             ask: Price::default(),
             window: Window { sequences, blocks: 10_000 },
             task,
+            adapters: Vec::new(),
         };
         replica.send(&ReplicaFrame::Offer(offer)).await.unwrap();
         Self { connection, control, replica, _hello: hello }

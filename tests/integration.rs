@@ -23,6 +23,8 @@ mod folders;
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.
 mod http;
+/// Adapters: against numpy, against merged weights, and beside everything else.
+mod lora;
 /// The real model: against the f64 reference, and bit for bit against itself.
 mod model;
 /// A scheduler, miners and clients over loopback QUIC.

@@ -2,13 +2,14 @@
 //! cut into chunks, spread over threads, resumed, found in the cache, preempted or planned ahead.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, KvShape, Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, KvKind, Ops, Reference};
-use cuckoo_models::{ArchSpec, ModelFiles, Tokenizer};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles, Tokenizer};
 use cuckoo_runtime::forward::{KvMemory, Model, Workspace, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, BatchStats, Engine, KvPlan, StepPlan};
 use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceId, StepItem, WeightsHash};
@@ -16,6 +17,7 @@ use cuckoo_wire::message::{Assign, End, Logprobs, ReplicaId, Sampling, SequenceI
 use self::drafting::DraftFiles;
 use crate::support::weights;
 
+pub(crate) mod adapters;
 pub(crate) mod drafting;
 mod kv_kinds;
 mod logprobs;
@@ -32,6 +34,8 @@ pub(crate) struct Files {
     pub(crate) files: ModelFiles,
     pub(crate) spec: ArchSpec,
     pub(crate) tokenizer: Tokenizer,
+    /// Adapters that sequences may use, by the hashes of their files.
+    adapters: Vec<(WeightsHash, PathBuf)>,
 }
 
 pub(crate) fn files() -> Files {
@@ -40,7 +44,7 @@ pub(crate) fn files() -> Files {
 
 pub(crate) fn open(path: &Path) -> Files {
     let files = ModelFiles::open(path).unwrap();
-    Files { spec: files.spec().unwrap(), tokenizer: files.tokenizer().unwrap(), files }
+    Files { spec: files.spec().unwrap(), tokenizer: files.tokenizer().unwrap(), adapters: Vec::new(), files }
 }
 
 /// Logits of every position of `tokens`, computed as one chunk.
@@ -223,10 +227,14 @@ fn generate_beside(
     let kv = KvPlan::new(&files.spec, &limits);
     let backend = Cpu::new(shape.threads);
     let mut engine = Engine::new(backend, &files.files, &files.spec, limits).unwrap();
-    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv);
+    let hashes: Vec<WeightsHash> = files.adapters.iter().map(|(hash, _)| *hash).collect();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv).with_adapters(&hashes);
     if let Some(draft) = draft {
         engine = engine.with_draft(&draft.files, &draft.spec, limits).unwrap();
         batch = batch.with_draft(&draft.plan(limits));
+    }
+    for (_, path) in &files.adapters {
+        engine.add_adapter(&Adapter::open(path, &files.spec).unwrap(), &File::open(path).unwrap()).unwrap();
     }
     let mut most = vec![0; kv.groups.len()];
     let mut outputs = vec![Output::default(); assigns.len()];

@@ -127,8 +127,9 @@ fn replies_have_these_bytes() {
         replicas: 4,
         lowest_ask: None,
         embedding_dims: Some(384),
+        parent: Some("b".into()),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400018003", "08".repeat(32)));
+    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400018003010162", "08".repeat(32)));
     snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0307ac02020000803f000000bf");
     let entry = WalletEntry {
         at_ms: -1,
@@ -153,8 +154,10 @@ fn a_miners_messages_have_these_bytes() {
         ask: PRICE,
         window: Window { sequences: 4, blocks: 300 },
         task: Task::Embed,
+        adapters: vec![WeightsHash([3; 32])],
     };
-    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{}0310c0843d0204ac0201", "02".repeat(32)));
+    let (weights, adapter) = ("02".repeat(32), "03".repeat(32));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{weights}0310c0843d0204ac020101{adapter}"));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
@@ -200,11 +203,14 @@ fn messages_to_a_miner_have_these_bytes() {
         logprobs: None,
         prompt_logprobs: Some(PromptLogprobs { top: 2, from: 1 }),
         constraint: Some(Constraint::Choice(vec!["a".into(), "b".into()])),
+        adapter: Some(WeightsHash([8; 32])),
     };
+    let adapter = "08".repeat(32);
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 01030201610162").replace(' ', ""),
+        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
+            .replace(' ', ""),
     );
     let functions = vec![("f".into(), "{}".into())];
     let calls = CallConstraint { syntax: "s".into(), functions, text: true, many: false };
@@ -212,6 +218,28 @@ fn messages_to_a_miner_have_these_bytes() {
     snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "030501020203ac0201");
     snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
     snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
+}
+
+#[test]
+fn an_offer_names_each_adapter_once_and_not_too_many() {
+    let offer = |adapters: Vec<u16>| {
+        let hash = |n: u16| WeightsHash(std::array::from_fn(|i| n.to_le_bytes()[i % 2]));
+        let offer = Offer {
+            replica: ReplicaId(1),
+            weights: WeightsHash([2; 32]),
+            context_tokens: 3,
+            block_tokens: 16,
+            ask: PRICE,
+            window: Window::default(),
+            task: Task::Generate,
+            adapters: adapters.into_iter().map(hash).collect(),
+        };
+        offer.check()
+    };
+    let most = cuckoo_wire::limits::ADAPTERS_MAX as u16;
+    assert!(offer((0..most).collect()).is_ok());
+    assert!(offer((0..=most).collect()).is_err());
+    assert!(offer(vec![1, 2, 1]).is_err());
 }
 
 #[test]

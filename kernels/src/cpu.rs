@@ -8,12 +8,15 @@ mod disjoint;
 mod kv_cache;
 mod lanes;
 mod linear;
+mod low_rank;
 mod pool;
 mod rows;
 mod sizes;
 mod weights;
 
 pub use self::kv_cache::{KvCache, RopeTable};
+pub use self::lanes::LANES;
+pub use self::low_rank::LowRank;
 pub use self::pool::Pool;
 pub use self::sizes::Sizes;
 pub use self::weights::Matrix;
@@ -26,7 +29,8 @@ use self::disjoint::Disjoint;
 use self::lanes::Level;
 use self::sizes::Scratch;
 
-use self::weights::zeroed;
+use self::weights::{reserve, zeroed};
+use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::{Counted, Memory};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing, route};
@@ -71,6 +75,8 @@ pub struct Cpu {
     quantized: Vec<Activations>,
     /// What those may come to.
     scratch: Scratch,
+    /// What is between the two products of adapters.
+    inner: Vec<f32>,
     /// Bytes of what was handed out beside the arena's, rotations counted as if every position had been met.
     handed_out: u64,
 }
@@ -123,6 +129,7 @@ impl Cpu {
             arena: Arena::default(),
             quantized: Vec::new(),
             scratch: Scratch::default(),
+            inner: Vec::new(),
             handed_out: 0,
         }
     }
@@ -130,10 +137,8 @@ impl Cpu {
     /// Sees to it that no product needs memory that is not there.
     fn reserve_scratch(&mut self) -> Result<(), OpsError> {
         let blocks = self.scratch.blocks();
-        let more = blocks.saturating_sub(self.quantized.len());
-        let bytes = blocks.saturating_mul(size_of::<Activations>());
-        let refused = |_| OpsError::OutOfMemory { what: "quantized activations", bytes };
-        if more > 0 { self.quantized.try_reserve_exact(more).map_err(refused) } else { Ok(()) }
+        reserve(&mut self.quantized, blocks, "quantized activations")?;
+        reserve(&mut self.inner, self.scratch.inner(), "what adapters compute between their products")
     }
 
     /// Calls `f` for every row of `out` (in use: `rows`), in parallel where there is enough to do.
@@ -184,6 +189,7 @@ impl Memory for Cpu {
     type KvCache = KvCache;
     type HostKv = KvCache;
     type RopeTable = RopeTable;
+    type LowRank = LowRank;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let matrix = Matrix::load(&mut self.pool, &mut self.arena, parts)?;
@@ -198,6 +204,13 @@ impl Memory for Cpu {
         let values = values.to_vec();
         self.handed_out += (values.capacity() * size_of::<f32>()) as u64;
         Ok(Vector(values))
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank, OpsError> {
+        let low_rank = LowRank::load(&mut self.arena, parts)?;
+        self.scratch.for_low_rank(parts);
+        self.reserve_scratch()?;
+        Ok(low_rank)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -224,7 +237,8 @@ impl Memory for Cpu {
 
 impl Counted for Cpu {
     fn bytes(&self) -> u64 {
-        self.arena.mapped() + self.handed_out + (self.quantized.capacity() * size_of::<Activations>()) as u64
+        let scratch = self.quantized.capacity() * size_of::<Activations>() + self.inner.capacity() * size_of::<f32>();
+        self.arena.mapped() + self.handed_out + scratch as u64
     }
 }
 
@@ -275,6 +289,14 @@ impl Ops for Cpu {
 
     fn linear_add(&mut self, x: &Buffer, w: &Matrix, out: &mut Buffer) -> Result<(), OpsError> {
         self.multiply(x, w, Planes::One, out, true);
+        Ok(())
+    }
+
+    fn lora_add(&mut self, x: &Buffer, adapted: &[Adapted<'_, LowRank>], out: &mut Buffer) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows, out.rows));
+        let (rows, cols) = (out.rows, out.cols);
+        let out = (out.begin(rows), cols);
+        low_rank::lora_add((&mut self.pool, self.level), (x.used(), x.cols), adapted, &mut self.inner, out);
         Ok(())
     }
 

@@ -15,9 +15,11 @@ mod attention;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod kv_cache;
+mod low_rank;
 mod machine;
 mod matrix;
 mod operations;
+mod products;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ mod tests;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
 pub use self::kv_cache::{HostKv, KvCache};
+pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
 use self::scratch::Scratch;

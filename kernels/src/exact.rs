@@ -8,9 +8,10 @@ mod rounding;
 
 use std::ops::Range;
 
-use self::rounding::{Activations, activated, capped, inverse_rms, row_product, sum_of_squares};
+use self::rounding::{Activations, activated, capped, float_product, inverse_rms, row_product, sum_of_squares};
 pub(crate) use self::rounding::{exp, fold};
 use crate::cpu::check_source;
+use crate::low_rank::{Adapted, LowRankSource, PlainLowRank, check_rows};
 use crate::memory::Memory;
 use crate::ops::{
     ATTENTION_SPLIT, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
@@ -110,6 +111,7 @@ impl Memory for Exact {
     type KvCache = KvCache;
     type HostKv = KvCache;
     type RopeTable = Rope;
+    type LowRank = PlainLowRank;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -124,6 +126,10 @@ impl Memory for Exact {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         Ok(values.to_vec())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<PlainLowRank, OpsError> {
+        PlainLowRank::new(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -193,6 +199,23 @@ impl Ops for Exact {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
         for (row, product) in out.rows.iter_mut().zip(self.product(x, w, Activations::new)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer,
+        adapted: &[Adapted<'_, PlainLowRank>],
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows.len(), out.rows.len()));
+        for Adapted { rows, by } in adapted {
+            for (row, part) in rows.clone().flat_map(|row| by.parts.iter().map(move |part| (row, part))) {
+                let inner: Vec<f32> = part.a.iter().map(|a| part.scale * float_product(a, &x.rows[row])).collect();
+                let out = out.rows[row][part.first_col..].iter_mut().zip(&part.b);
+                out.for_each(|(out, b)| *out += float_product(b, &inner));
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!        ╱    │    ╲    ╲
 //! Reference Exact   Cpu   Cuda ── machine: what runs the kernels of cuda/ (emulator)
 //! (f64)   (NUMERICS.md) └─ pool (threads) ── lanes (16 x f32: avx512 | avx2 | portable)
-//!                       └─ arena · weights · activations · linear · attention · rows · rope
+//!                       └─ arena · weights · activations · linear · low_rank · attention · rows · rope
 //!
 //!   quant.rs (storage formats)   sampling.rs (draws; shared arithmetic)   timed.rs (any backend, measured)
 //!   kv.rs (formats of keys and values)   limits.rs (what the machine can do)
@@ -21,6 +21,7 @@ pub mod cuda;
 pub mod exact;
 pub mod kv;
 pub mod limits;
+pub mod low_rank;
 pub mod memory;
 pub mod ops;
 pub mod quant;

@@ -1,6 +1,7 @@
 //! What a device holds: weights, activations, keys and values. One trait for placing them there, so that the same code that
 //! loads a model also tells beforehand how much that takes: it is run on something that only counts.
 
+use crate::low_rank::LowRankSource;
 use crate::ops::{KvShape, MatrixSource, OpsError, Rope};
 
 /// Memory on a device, and beside it on the host.
@@ -17,11 +18,15 @@ pub trait Memory {
     type HostKv;
     /// A prepared rotation table.
     type RopeTable;
+    /// What an adapter adds to one product.
+    type LowRank;
 
     /// Loads matrices stacked by rows, in order, as one: fused query/key/value, gate/up. All parts have equal `cols`.
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError>;
     /// Loads a vector.
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError>;
+    /// Loads what an adapter adds to one product: parts with the same inputs, in order of the columns that they change.
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<Self::LowRank, OpsError>;
     /// Allocates activations of `rows` (capacity) by `cols`.
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
     /// Allocates a KV cache; contents are unspecified until stored.

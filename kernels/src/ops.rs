@@ -17,6 +17,7 @@
 use std::ops::Range;
 
 use crate::kv::KvKind;
+use crate::low_rank::Adapted;
 use crate::memory::Memory;
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing};
@@ -285,6 +286,18 @@ pub trait Ops: Memory {
 
     /// `out[i] += w * x[i]`: [`Ops::linear`], rounded to `f32`, then added.
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError>;
+
+    /// `out[i] += scale * b * (a * x[i])` for the rows that `adapted` names, each part of an adapter in its own columns (LoRA,
+    /// Hu et al., arXiv 2106.09685). The rows of its entries are apart and in order; other rows are not touched, and a row
+    /// does not depend on any other.
+    ///
+    /// Minimum bytes: those of the adapters once, and `4 * rows * (inputs + 2 * outputs)`.
+    fn lora_add(
+        &mut self,
+        x: &Self::Buffer,
+        adapted: &[Adapted<'_, Self::LowRank>],
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError>;
 
     /// `x[i] += bias`.
     ///

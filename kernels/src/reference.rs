@@ -1,10 +1,15 @@
 //! The oracle: every operation as its contract reads, in `f64`, naively. Never fast, never clever: where a backend and
 //! this disagree by more than rounding, the backend is wrong.
 
+mod kv_cache;
+
+pub use self::kv_cache::KvCache;
+
 use std::ops::Range;
 
 use crate::cpu::check_source;
 use crate::kv::KvKind;
+use crate::low_rank::{Adapted, LowRankSource, PlainLowRank, check_rows};
 use crate::memory::Memory;
 use crate::ops::{
     ACTIVATION_BLOCK, Activation, Heads, KV_BLOCK_TOKENS, KvShape, LENGTH_MIN, Mask, MatrixSource, Ops, OpsError, Rope,
@@ -60,32 +65,6 @@ impl Buffer {
 
     fn rounded(&self, row: usize) -> Vec<f32> {
         self.rows[row].iter().map(|&v| v as f32).collect()
-    }
-}
-
-/// `[layer][block][slot][kv head]` of keys and values.
-pub struct KvCache {
-    shape: KvShape,
-    keys: Vec<Vec<f64>>,
-    values: Vec<Vec<f64>>,
-}
-
-impl KvCache {
-    /// Copies a block of all layers from another cache of the same shape.
-    fn copy(&mut self, to: u32, from: &Self, block: u32) {
-        for layer in 0..self.shape.layers {
-            let len = KV_BLOCK_TOKENS * self.shape.kv_heads;
-            let (to, from_at) = (self.at(layer, to, 0, 0), from.at(layer, block, 0, 0));
-            self.keys[to..to + len].clone_from_slice(&from.keys[from_at..from_at + len]);
-            self.values[to..to + len].clone_from_slice(&from.values[from_at..from_at + len]);
-        }
-    }
-
-    fn at(&self, layer: usize, block: u32, slot: usize, head: usize) -> usize {
-        let s = &self.shape;
-        let inside = layer < s.layers && (block as usize) < s.blocks && head < s.kv_heads;
-        assert!(inside, "block {block} is not in the cache");
-        ((layer * s.blocks + block as usize) * KV_BLOCK_TOKENS + slot) * s.kv_heads + head
     }
 }
 
@@ -162,6 +141,7 @@ impl Memory for Reference {
     type KvCache = KvCache;
     type HostKv = KvCache;
     type RopeTable = Rope;
+    type LowRank = PlainLowRank;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix, OpsError> {
         let cols = parts.first().map_or(0, |p| p.cols);
@@ -176,6 +156,10 @@ impl Memory for Reference {
 
     fn vector(&mut self, values: &[f32]) -> Result<Vec<f64>, OpsError> {
         Ok(values.iter().map(|&v| f64::from(v)).collect())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<PlainLowRank, OpsError> {
+        PlainLowRank::new(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -242,6 +226,24 @@ impl Ops for Reference {
         assert_eq!(out.rows.len(), x.rows.len(), "rows are added to as many rows");
         for (row, product) in out.rows.iter_mut().zip(self.product(x, w, false)) {
             row.iter_mut().zip(product).for_each(|(out, p)| *out += p);
+        }
+        Ok(())
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer,
+        adapted: &[Adapted<'_, PlainLowRank>],
+        out: &mut Buffer,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows.len(), out.rows.len()));
+        let dot = |w: &[f32], x: &[f64]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>();
+        for Adapted { rows, by } in adapted {
+            for (row, part) in rows.clone().flat_map(|row| by.parts.iter().map(move |part| (row, part))) {
+                let inner: Vec<f64> = part.a.iter().map(|a| dot(a, &x.rows[row])).collect();
+                let out = out.rows[row][part.first_col..].iter_mut().zip(&part.b);
+                out.for_each(|(out, b)| *out += f64::from(part.scale) * dot(b, &inner));
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::low_rank::{Adapted, LowRankSource};
 use crate::memory::{Counted, Memory};
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, StepLayout};
 use crate::routing::{Routed, Routing};
@@ -61,6 +62,7 @@ impl<O: Ops> Memory for Timed<O> {
     type KvCache = O::KvCache;
     type HostKv = O::HostKv;
     type RopeTable = O::RopeTable;
+    type LowRank = O::LowRank;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Self::Matrix, OpsError> {
         let rows: usize = parts.iter().map(|p| p.rows).sum();
@@ -70,6 +72,10 @@ impl<O: Ops> Memory for Timed<O> {
 
     fn vector(&mut self, values: &[f32]) -> Result<Self::Vector, OpsError> {
         self.ops.vector(values)
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<Self::LowRank, OpsError> {
+        self.ops.low_rank(parts)
     }
 
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError> {
@@ -142,6 +148,15 @@ impl<O: Ops> Ops for Timed<O> {
 
     fn linear_add(&mut self, x: &Self::Buffer, w: &Self::Matrix, out: &mut Self::Buffer) -> Result<(), OpsError> {
         self.measure(&w.name, |ops| ops.linear_add(x, &w.matrix, out))
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Self::Buffer,
+        adapted: &[Adapted<'_, Self::LowRank>],
+        out: &mut Self::Buffer,
+    ) -> Result<(), OpsError> {
+        self.measure("lora_add", |ops| ops.lora_add(x, adapted, out))
     }
 
     fn rope_store(

@@ -17,6 +17,7 @@ mod from_gguf;
 mod hf;
 mod layer;
 mod names;
+mod products;
 mod quantization;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use layer::{
     AttentionSpec, BranchNorms, Dense, ExpertWeights, Experts, FeedForward, Gating, LayerSpec, Linear, Norm, Packed,
     Qkv, SharedExpert, TensorSpec, Up,
 };
+pub use products::{Product, ProductSpec};
 pub use quantization::HfQuantization;
 
 use crate::gguf::Gguf;

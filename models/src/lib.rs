@@ -28,6 +28,8 @@ pub mod files;
 
 pub mod arch;
 
+pub mod adapter;
+
 pub mod tokenizer;
 
 pub mod template;
@@ -38,12 +40,13 @@ pub mod tools;
 
 pub use digest::{ManifestId, ParseHashError, Sha256Hash, WeightsHash};
 
+pub use adapter::{Adapter, AdapterError};
 pub use arch::{ArchError, ArchSpec};
 pub use builtin::{BUILT_IN, BuiltIn, DEFAULT, ResolveError, Resolved, resolve};
 pub use constraint::{Constrainer, ConstraintError, Grammar, Matcher};
 pub use files::{FilesError, ModelFiles, Packer, Tensor, TensorKind};
 pub use gguf::{GgmlType, Gguf, GgufError, GgufWriter, TensorInfo};
-pub use manifest::{Manifest, ManifestError, SignedManifest};
+pub use manifest::{Base, Manifest, ManifestError, SignedManifest};
 pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};

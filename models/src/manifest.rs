@@ -29,6 +29,8 @@ pub enum ManifestError {
     Royalty(u16),
     #[error("{0} must be more than zero")]
     Zero(&'static str),
+    #[error("the adapter {0:?} names itself as its base")]
+    OwnBase(String),
     #[error("the manifest names another author than the key that signs it")]
     NotAuthor,
     #[error("the author's public key is no valid Ed25519 key")]
@@ -68,6 +70,19 @@ pub struct Manifest {
     pub context_tokens: u32,
     /// When it was written, in seconds since 1970.
     pub created_unix: u64,
+    /// Where `weights` is an adapter: the model that it changes. Context, template and tokens are that model's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+/// The model that an adapter was made for. Its name says who is paid for it, its hash what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Its name.
+    pub name: String,
+    /// The BLAKE3 hash of its weights file.
+    pub weights: WeightsHash,
 }
 
 /// A manifest with its author's signature.
@@ -85,6 +100,12 @@ impl Manifest {
     /// Checks every field's bounds.
     pub fn validate(&self) -> Result<(), ManifestError> {
         check_name(&self.name)?;
+        if let Some(base) = &self.base {
+            check_name(&base.name)?;
+            if base.name == self.name {
+                return Err(ManifestError::OwnBase(self.name.clone()));
+            }
+        }
         let terms =
             [("license", &self.license), ("architecture", &self.architecture), ("quantization", &self.quantization)];
         for (field, value) in terms {
@@ -108,7 +129,7 @@ impl Manifest {
     }
 
     /// The bytes that are signed and hashed: a domain, then every field in order; integers little-endian, strings
-    /// after their length as 32 bits.
+    /// after their length as 32 bits. The base comes last, where there is one: nothing follows that could be taken for it.
     pub fn canonical(&self) -> Vec<u8> {
         let mut bytes = DOMAIN.to_vec();
         let string = |bytes: &mut Vec<u8>, text: &str| {
@@ -126,6 +147,10 @@ impl Manifest {
         string(&mut bytes, &self.quantization);
         bytes.extend(self.context_tokens.to_le_bytes());
         bytes.extend(self.created_unix.to_le_bytes());
+        if let Some(base) = &self.base {
+            string(&mut bytes, &base.name);
+            bytes.extend(base.weights.0);
+        }
         bytes
     }
 
@@ -219,6 +244,7 @@ mod tests {
             quantization: "Q4_1".to_owned(),
             context_tokens: 8_192,
             created_unix: 1_790_000_000,
+            base: None,
         }
     }
 
@@ -227,7 +253,7 @@ mod tests {
         let key = SigningKey::from_bytes(&[3; 32]);
         let signed = manifest(&key).sign(&key).unwrap();
         assert_eq!(SignedManifest::from_json(&signed.to_json()).unwrap(), signed);
-        let changes: [fn(&mut Manifest); 10] = [
+        let changes: [fn(&mut Manifest); 11] = [
             |m| m.name.push('x'),
             |m| m.license.push('x'),
             |m| m.royalty_bps += 1,
@@ -238,6 +264,7 @@ mod tests {
             |m| m.quantization.push('x'),
             |m| m.context_tokens += 1,
             |m| m.created_unix += 1,
+            |m| m.base = Some(Base { name: "b".to_owned(), weights: WeightsHash([0; 32]) }),
         ];
         for (which, change) in changes.iter().enumerate() {
             let mut forged = signed.clone();
@@ -248,6 +275,30 @@ mod tests {
         let mut forged = signed.clone();
         forged.manifest.author = SigningKey::from_bytes(&[4; 32]).verifying_key().to_bytes();
         assert!(forged.verify().is_err());
+    }
+
+    #[test]
+    fn a_base_is_signed_and_is_another_model() {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let base = Base { name: "smollm2".to_owned(), weights: WeightsHash([1; 32]) };
+        let signed = Manifest { base: Some(base), ..manifest(&key) }.sign(&key).unwrap();
+        assert_eq!(SignedManifest::from_json(&signed.to_json()).unwrap(), signed);
+        let changes: [fn(&mut Manifest); 3] = [
+            |m| m.base = None,
+            |m| m.base.as_mut().unwrap().name.push('x'),
+            |m| m.base.as_mut().unwrap().weights.0[0] ^= 1,
+        ];
+        for change in changes {
+            let mut forged = signed.clone();
+            change(&mut forged.manifest);
+            assert!(matches!(forged.verify(), Err(ManifestError::Signature)));
+        }
+        for name in ["smollm2-135m-instruct", "../x"] {
+            let base = Base { name: name.to_owned(), weights: WeightsHash([1; 32]) };
+            assert!(Manifest { base: Some(base), ..manifest(&key) }.sign(&key).is_err(), "{name}");
+        }
+        // Manifests from before adapters have no such field, and are what they were.
+        assert!(!String::from_utf8(manifest(&key).sign(&key).unwrap().to_json()).unwrap().contains("base"));
     }
 
     #[test]

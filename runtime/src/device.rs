@@ -23,10 +23,11 @@ mod texts;
 mod watchdog;
 mod work;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -107,7 +108,12 @@ pub struct DeviceConfig {
     pub ask: Price,
     /// Extent of the batch.
     pub limits: BatchLimits,
+    /// Adapters of the model.
+    pub adapters: Adapters,
 }
+
+/// Adapters of one model, each with its hash and its file.
+pub(crate) type Adapters = Vec<(WeightsHash, PathBuf, Arc<Adapter>)>;
 
 /// A small model beside another, with the same vocabulary.
 #[derive(Clone, Debug)]
@@ -133,6 +139,7 @@ impl DeviceConfig {
             spec: self.spec.clone(),
             draft: self.draft.clone(),
             limits: self.limits,
+            adapters: self.adapters.iter().map(|(_, path, adapter)| (path.clone(), adapter.clone())).collect(),
         };
         Arc::new(move || args.load())
     }
@@ -151,6 +158,7 @@ impl DeviceConfig {
             ask: self.ask,
             window: Window::default(),
             task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
+            adapters: self.adapters.iter().map(|(hash, ..)| *hash).collect(),
         }
     }
 }

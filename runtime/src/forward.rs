@@ -1,6 +1,8 @@
 //! The forward pass of a transformer, once, over any backend and for every family that [`ArchSpec`] describes. Knows no
 //! batch, actor or peer.
 
+mod adapter;
+mod experts;
 mod input;
 mod kv;
 mod load;
@@ -8,10 +10,12 @@ mod pool;
 mod rope;
 
 use cuckoo_kernels::ops::{Activation, Heads, Mask, OpsError, StepLayout};
-use cuckoo_kernels::routing::{Routed, Routing};
 use cuckoo_kernels::{Memory, Ops};
 use cuckoo_models::{ArchSpec, ModelFiles, arch};
 
+pub use self::adapter::{Adapter, Use};
+use self::adapter::{Changes, Place};
+use self::experts::{Experts, Mixture};
 use self::input::Input;
 pub use self::kv::{KvMemory, kv_groups, kv_shapes};
 pub use self::load::{LoadError, check};
@@ -61,21 +65,6 @@ struct Network<O: Memory> {
     width: usize,
 }
 
-/// A mixture of experts.
-struct Experts<O: Memory> {
-    router: Projection<O>,
-    routing: Routing,
-    networks: Vec<Network<O>>,
-    shared: Option<Shared<O>>,
-}
-
-/// The expert that every token uses.
-struct Shared<O: Memory> {
-    network: Network<O>,
-    /// A row whose product with the input, through a sigmoid, is the weight of the result; else it is 1.
-    router: Option<O::Matrix>,
-}
-
 /// A matrix, and what is added to its products.
 struct Projection<O: Memory> {
     weight: O::Matrix,
@@ -119,18 +108,6 @@ struct Inner<O: Memory> {
     gated: O::Buffer,
 }
 
-/// What a mixture of experts needs beside.
-struct Mixture<O: Memory> {
-    /// A router's logits.
-    logits: O::Buffer,
-    /// The weight of the shared expert.
-    shared: O::Buffer,
-    /// Rows that go to one expert.
-    gathered: O::Buffer,
-    /// What it makes of them.
-    result: O::Buffer,
-}
-
 impl<O: Memory> Model<O> {
     /// Loads every tensor of `files` that `spec` names; `progress` hears the bytes loaded so far.
     pub fn load(
@@ -169,16 +146,37 @@ impl<O: Ops> Model<O> {
         steps: &[StepLayout<'_>],
         wanted: &[usize],
     ) -> Result<(), OpsError> {
-        assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
-        self.input.begin(ops, &self.spec, work, tokens, steps)?;
-        for layer in &self.layers {
-            self.attention(ops, work, cache, steps, layer)?;
-            self.feed_forward(ops, work, layer)?;
-        }
+        self.forward_adapted(ops, work, cache, tokens, (steps, &[]))?;
         match wanted.is_empty() {
             true => Ok(()),
             false => self.logits(ops, work, wanted),
         }
+    }
+
+    /// The same without logits, where some rows use adapters; those of `uses` are apart and in order. A row without one has
+    /// the same result as if nobody had one.
+    pub fn forward_adapted(
+        &self,
+        ops: &mut O,
+        work: &mut Workspace<O>,
+        cache: &mut KvMemory<O>,
+        tokens: &[u32],
+        (steps, uses): (&[StepLayout<'_>], &[Use<'_, O>]),
+    ) -> Result<(), OpsError> {
+        assert_eq!(steps.len(), cache.groups.len(), "every group of layers has its block tables");
+        self.input.begin(ops, &self.spec, work, tokens, steps)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let changes = Changes { uses, layer: number };
+            self.attention(ops, work, cache, steps, (layer, changes))?;
+            self.feed_forward(ops, work, (layer, changes))?;
+        }
+        Ok(())
+    }
+
+    /// Some rows of the residual stream after the last [`Model::forward`], row-major; no more than have room for logits.
+    pub fn hidden(&self, ops: &mut O, work: &mut Workspace<O>, rows: &[usize]) -> Result<Vec<f32>, OpsError> {
+        ops.gather(&work.hidden, rows, &mut work.picked)?;
+        ops.read(&work.picked)
     }
 
     /// Leaves the logits of some rows of the last [`Model::forward`] in `work.logits`; may be called again for others.
@@ -213,13 +211,14 @@ impl<O: Ops> Model<O> {
         work: &mut Workspace<O>,
         cache: &mut KvMemory<O>,
         steps: &[StepLayout<'_>],
-        layer: &Layer<O>,
+        (layer, changes): (&Layer<O>, Changes<'_, O>),
     ) -> Result<(), OpsError> {
         let (group, i) = layer.kv;
         let (step, cache) = (&steps[group], &mut cache.groups[group]);
         let (heads, epsilon) = (heads(&self.spec), self.spec.norm_epsilon);
         let input = layer.attention_norms.input(ops, epsilon, &work.hidden, &mut work.normed)?;
         layer.qkv.apply_fine(ops, input, &mut work.qkv)?;
+        changes.add(ops, Place::Qkv, input, &mut work.qkv)?;
         if let Some(norm) = &layer.q_norm {
             ops.norm_heads(norm, epsilon, 0..heads.query, &mut work.qkv)?;
         }
@@ -231,18 +230,25 @@ impl<O: Ops> Model<O> {
         let sinks = layer.sinks.as_ref();
         ops.attention(step, heads, layer.mask, sinks, &work.qkv, cache, i, &mut work.attended)?;
         let Workspace { hidden, normed, branch, attended, .. } = work;
-        self.add_branch(ops, &layer.output, &layer.attention_norms, attended, (hidden, normed, branch))
+        let last = (&layer.output, Place::Output, changes);
+        self.add_branch(ops, last, &layer.attention_norms, attended, (hidden, normed, branch))
     }
 
-    fn feed_forward(&self, ops: &mut O, work: &mut Workspace<O>, layer: &Layer<O>) -> Result<(), OpsError> {
+    fn feed_forward(
+        &self,
+        ops: &mut O,
+        work: &mut Workspace<O>,
+        (layer, changes): (&Layer<O>, Changes<'_, O>),
+    ) -> Result<(), OpsError> {
         let act = activation(self.spec.activation);
         let Workspace { hidden, normed, branch, networks, mixture, .. } = work;
         let input = layer.ffn_norms.input(ops, self.spec.norm_epsilon, hidden, normed)?;
         match (&layer.ffn, mixture) {
             (FeedForward::Dense(network), _) => {
                 let inner = &mut networks[network.width];
-                network.begin(ops, act, input, inner)?;
-                self.add_branch(ops, &network.down, &layer.ffn_norms, &inner.gated, (hidden, normed, branch))
+                network.begin(ops, act, (input, changes), inner)?;
+                let last = (&network.down, Place::Down, changes);
+                self.add_branch(ops, last, &layer.ffn_norms, &inner.gated, (hidden, normed, branch))
             }
             (FeedForward::Experts(experts), Some(mixture)) => {
                 experts.apply(ops, act, input, (networks, mixture), branch)?;
@@ -256,16 +262,18 @@ impl<O: Ops> Model<O> {
     fn add_branch(
         &self,
         ops: &mut O,
-        last: &Projection<O>,
+        (last, place, changes): (&Projection<O>, Place, Changes<'_, O>),
         norms: &Branch<O>,
         x: &O::Buffer,
         (hidden, normed, branch): (&mut O::Buffer, &mut O::Buffer, &mut O::Buffer),
     ) -> Result<(), OpsError> {
         if norms.after.is_none() && last.bias.is_none() && self.spec.residual_scale == 1.0 {
             ops.linear_add(x, &last.weight, hidden)?;
+            changes.add(ops, place, x, hidden)?;
             return self.end_branch(ops, norms, hidden, normed);
         }
         last.apply(ops, x, branch)?;
+        changes.add(ops, place, x, branch)?;
         self.add_result(ops, norms, (hidden, normed, branch))
     }
 
@@ -303,12 +311,20 @@ impl<O: Ops> Model<O> {
 
 impl<O: Ops> Network<O> {
     /// Everything but the last product, into `inner.gated`.
-    fn begin(&self, ops: &mut O, act: Activation, x: &O::Buffer, inner: &mut Inner<O>) -> Result<(), OpsError> {
+    fn begin(
+        &self,
+        ops: &mut O,
+        act: Activation,
+        (x, changes): (&O::Buffer, Changes<'_, O>),
+        inner: &mut Inner<O>,
+    ) -> Result<(), OpsError> {
         if self.gated {
             self.up.apply(ops, x, &mut inner.gate_up)?;
+            changes.add(ops, Place::Up, x, &mut inner.gate_up)?;
             return ops.gate(act, &inner.gate_up, &mut inner.gated);
         }
         self.up.apply(ops, x, &mut inner.gated)?;
+        changes.add(ops, Place::Up, x, &mut inner.gated)?;
         ops.activate(act, &mut inner.gated)
     }
 
@@ -321,48 +337,8 @@ impl<O: Ops> Network<O> {
         out: &mut O::Buffer,
     ) -> Result<(), OpsError> {
         let inner = &mut networks[self.width];
-        self.begin(ops, act, x, inner)?;
+        self.begin(ops, act, (x, Changes::none()), inner)?;
         self.down.apply(ops, &inner.gated, out)
-    }
-}
-
-impl<O: Ops> Experts<O> {
-    /// `out` is the sum of what the chosen experts make of each row of `x`, in order of their numbers, then the shared one.
-    fn apply(
-        &self,
-        ops: &mut O,
-        act: Activation,
-        x: &O::Buffer,
-        (networks, mixture): (&mut [Inner<O>], &mut Mixture<O>),
-        out: &mut O::Buffer,
-    ) -> Result<(), OpsError> {
-        self.router.apply_fine(ops, x, &mut mixture.logits)?;
-        let routes = ops.route(&mixture.logits, &self.routing)?;
-        ops.zero(routes.len(), out)?;
-        for (number, network) in self.networks.iter().enumerate() {
-            let here = |(row, routed): (usize, &Vec<Routed>)| {
-                routed.iter().find(|r| r.expert == number).map(|r| (row, r.weight))
-            };
-            let to: Vec<(usize, f32)> = routes.iter().enumerate().filter_map(here).collect();
-            if !to.is_empty() {
-                let rows: Vec<usize> = to.iter().map(|(row, _)| *row).collect();
-                ops.gather(x, &rows, &mut mixture.gathered)?;
-                network.apply(ops, act, &mixture.gathered, networks, &mut mixture.result)?;
-                ops.scatter_add(&mixture.result, &to, out)?;
-            }
-        }
-        if let Some(shared) = &self.shared {
-            shared.network.apply(ops, act, x, networks, &mut mixture.result)?;
-            let to: Vec<(usize, f32)> = match &shared.router {
-                None => (0..routes.len()).map(|row| (row, 1.0)).collect(),
-                Some(router) => {
-                    ops.linear(x, router, &mut mixture.shared)?;
-                    ops.read(&mixture.shared)?.into_iter().map(sigmoid).enumerate().collect()
-                }
-            };
-            ops.scatter_add(&mixture.result, &to, out)?;
-        }
-        Ok(())
     }
 }
 
@@ -471,10 +447,6 @@ fn experts_max(spec: &ArchSpec) -> usize {
         arch::FeedForward::Experts(experts) => experts.count,
     };
     spec.blocks.iter().map(count).max().unwrap_or(0)
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + libm::expf(-x))
 }
 
 fn heads(spec: &ArchSpec) -> Heads {

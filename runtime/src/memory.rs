@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
 use cuckoo_kernels::{Counted, KvKind, cpu};
-use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 
 pub use self::machine::Available;
 use crate::device::{BatchLimits, KvPlan, texts_per_step};
-use crate::forward::{KvMemory, LoadError, Model, Workspace};
+use crate::forward::{self, KvMemory, LoadError, Model, Workspace};
 
 /// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
 /// served by a smaller model.
@@ -58,6 +58,8 @@ pub struct MemoryPlan {
     pub kv: u64,
     /// Blocks of them on the host.
     pub spill: u64,
+    /// Adapters, with what is held of a file while one is loaded.
+    pub adapters: u64,
     /// Of the file, while it is loaded: before keys, values and activations are there.
     pub reading: u64,
 }
@@ -65,7 +67,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The most that is taken at once.
     pub fn peak(&self) -> u64 {
-        let later = [self.activations, self.kv, self.spill].into_iter().fold(0, u64::saturating_add);
+        let later = [self.activations, self.kv, self.spill, self.adapters].into_iter().fold(0, u64::saturating_add);
         self.weights.saturating_add(later.max(self.reading))
     }
 
@@ -76,6 +78,7 @@ impl MemoryPlan {
             activations: self.activations.saturating_add(other.activations),
             kv: self.kv.saturating_add(other.kv),
             spill: self.spill.saturating_add(other.spill),
+            adapters: self.adapters.saturating_add(other.adapters),
             reading: self.reading.max(other.reading),
         }
     }
@@ -118,7 +121,7 @@ impl fmt::Display for Shortage {
         write!(
             f,
             "{} of memory are needed and {} are there ({}): {} for weights, {} for activations, {} for keys and values of {} \
-             tokens, {} for spilled ones; {} of the file while it is read. ",
+             tokens, {} for spilled ones, {} for adapters; {} of the file while it is read. ",
             Mib(needed),
             Mib(self.available.bytes),
             self.available.limit,
@@ -127,11 +130,12 @@ impl fmt::Display for Shortage {
             Mib(least.kv),
             self.context_tokens,
             Mib(least.spill),
+            Mib(least.adapters),
             Mib(least.reading),
         )?;
         f.write_str(
             "Choose a smaller model or one in fewer bits; a shorter --context, or a smaller --kv-mib, --spill-mib, \
-             --step-tokens or --batch; or allow more with --memory-mib where there is more",
+             --step-tokens or --batch; fewer adapters; or allow more with --memory-mib where there is more",
         )
     }
 }
@@ -149,22 +153,22 @@ impl fmt::Display for Mib {
 /// A model's files and what they say.
 type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
 
-/// The batch that fits `available`, and what it takes on processors with its model, and with another that drafts for it. Reads
-/// nothing but headers.
+/// The batch that fits `available`, and what it takes on processors with its model, with another that drafts for it, and with
+/// `adapters`. Reads nothing but headers.
 pub fn plan_on_cpu(
     target: Described<'_>,
     draft: Option<Described<'_>>,
+    adapters: &[&Adapter],
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    plan(cpu::Sizes::default(), target, draft, wish, available)
+    plan(cpu::Sizes::default(), (target, draft, adapters), wish, available)
 }
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
     mut sizes: M,
-    target: Described<'_>,
-    draft: Option<Described<'_>>,
+    (target, draft, adapters): (Described<'_>, Option<Described<'_>>, &[&Adapter]),
     wish: &BatchWish,
     available: Available,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
@@ -181,14 +185,16 @@ fn plan<M: Counted + Clone>(
         let needed = kv_bytes(&BatchLimits { kv_blocks, ..limits });
         return Err(MemoryError::Kv { allowed: wish.kv_bytes_max, needed });
     }
-    // In the order in which it is loaded: the target, its keys and values, then the draft model and its own.
+    // In the order in which it is loaded: the target, its keys and values, then the draft model and its own, then adapters.
     let of_target = loaded(&mut sizes, target, &limits, limits.draws_max())?;
     let whole = |limits: &BatchLimits| -> Result<MemoryPlan, LoadError> {
         let mut sizes = sizes.clone();
-        let plan = with_kv(&mut sizes, target.1, limits, of_target)?;
-        let Some(draft) = draft else { return Ok(plan) };
-        let of_draft = loaded(&mut sizes, draft, limits, limits.sequences_max)?;
-        Ok(plan.and(with_kv(&mut sizes, draft.1, &limits.of_draft(), of_draft)?))
+        let mut plan = with_kv(&mut sizes, target.1, limits, of_target)?;
+        if let Some(draft) = draft {
+            let of_draft = loaded(&mut sizes, draft, limits, limits.sequences_max)?;
+            plan = plan.and(with_kv(&mut sizes, draft.1, &limits.of_draft(), of_draft)?);
+        }
+        Ok(MemoryPlan { adapters: adapted(&mut sizes, target.1, adapters)?, ..plan })
     };
     let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
     limits.kv_blocks = asked;
@@ -248,6 +254,15 @@ fn loaded<M: Counted>(
     Workspace::new(sizes, spec, limits.step_tokens_max as usize, draws_max as usize).map_err(LoadError::Ops)?;
     let (weights, activations) = (after - before, sizes.bytes() - after);
     Ok(MemoryPlan { weights, activations, reading, ..MemoryPlan::default() })
+}
+
+/// What adapters of a model take, with what is computed between their products and with what is held while one is loaded.
+fn adapted<M: Counted>(sizes: &mut M, spec: &ArchSpec, adapters: &[&Adapter]) -> Result<u64, LoadError> {
+    let (before, mut held_max) = (sizes.bytes(), 0);
+    for adapter in adapters {
+        held_max = held_max.max(forward::Adapter::survey(sizes, adapter, spec)?);
+    }
+    Ok((sizes.bytes() - before).saturating_add(held_max))
 }
 
 /// `plan` with a model's keys and values, on the device and on the host.

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_models::{ModelFiles, same_vocabulary};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles, same_vocabulary};
+use cuckoo_wire::limits::ADAPTERS_MAX;
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, StepOverdue};
+use crate::device::{Adapters, Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, StepOverdue};
 use crate::forward;
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
 use crate::memory::{self, Available, BatchWish, MemoryError, MemoryPlan};
@@ -59,6 +60,8 @@ pub struct ModelConfig {
     pub hash: WeightsHash,
     /// The file of a small model with the same vocabulary that guesses its tokens. Nobody is offered it.
     pub draft: Option<PathBuf>,
+    /// Files of adapters that are served beside it, and their hashes.
+    pub adapters: Vec<(PathBuf, WeightsHash)>,
 }
 
 /// Why a miner did not start, or stopped.
@@ -87,6 +90,14 @@ pub enum MineError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// More adapters than may be.
+    #[error("{path}: {count} adapters are more than the {ADAPTERS_MAX} that can be offered: leave some out")]
+    Adapters {
+        /// The model's file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
     },
     /// Loading failed.
     #[error("the miner could not start: {0}")]
@@ -174,6 +185,23 @@ impl Miner {
     }
 }
 
+/// Opens a model's adapters, as many as may be.
+fn adapters(model: &ModelConfig, spec: &ArchSpec) -> Result<Adapters, MineError> {
+    let mut opened = Adapters::new();
+    for (path, hash) in &model.adapters {
+        // Named twice, it is still one.
+        if opened.iter().all(|(known, ..)| known != hash) {
+            let adapter = Adapter::open(path, spec);
+            let adapter = adapter.map_err(|e| MineError::Model { path: path.clone(), why: e.to_string() })?;
+            opened.push((*hash, path.clone(), Arc::new(adapter)));
+        }
+    }
+    match opened.len() {
+        count if count > ADAPTERS_MAX => Err(MineError::Adapters { path: model.path.clone(), count }),
+        _ => Ok(opened),
+    }
+}
+
 fn device_config(
     config: &MineConfig,
     model: &ModelConfig,
@@ -183,6 +211,7 @@ fn device_config(
     let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
     let spec = files.spec().map_err(|e| failed(e.to_string()))?;
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
+    let adapters = adapters(model, &spec)?;
     let draft = model.draft.as_ref().map(|path| draft_config(config, path, &files)).transpose()?;
     let kind = DeviceKind::Cpu { threads: config.threads };
     let wish = BatchWish {
@@ -198,12 +227,14 @@ fn device_config(
     let planned = match kind {
         DeviceKind::Cpu { .. } => {
             let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
-            memory::plan_on_cpu((&files, &spec), draft, &wish, available)
+            let adapters: Vec<&Adapter> = adapters.iter().map(|(.., adapter)| &**adapter).collect();
+            memory::plan_on_cpu((&files, &spec), draft, &adapters, &wish, available)
         }
     };
     let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
     let files = Arc::new(files);
-    Ok((DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits }, memory))
+    let device = DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits, adapters };
+    Ok((device, memory))
 }
 
 /// A draft model for the model whose files are `target`, if it can be one.

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cuckoo_models::{
-    ChatTemplate, Constrainer, ConstraintError, Dialect, ModelFiles, Shelf, SignedManifest, Tokenizer, Tool, ToolChat,
+    Adapter, Base, ChatTemplate, Constrainer, ConstraintError, Dialect, ModelFiles, Shelf, SignedManifest, Tokenizer,
+    Tool, ToolChat,
 };
 use cuckoo_wire::limits::{EMBEDDING_DIMS_MAX, STOP_TOKENS_ASKED_MAX, STOP_TOKENS_MAX};
 use cuckoo_wire::message::{ChatMessage, ModelInfo, Prompt, Refusal, Tools, WeightsHash};
@@ -15,15 +16,23 @@ use cuckoo_wire::{PeerId, PublicKey};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
-use crate::dispatcher::Quote;
+use crate::dispatcher::{Computes, Quote};
+use crate::ledger::{ROYALTY_BPS_MAX, Royalty};
 use crate::tools;
 
 /// How often the shelf is looked through for new manifests.
 const RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A model that can be asked for.
+/// A model that can be asked for: weights, or an adapter of some.
 pub(crate) struct Model {
     manifest: SignedManifest,
+    /// Where it is an adapter: the model that it changes.
+    base: Option<Arc<Model>>,
+    edge: Arc<Edge>,
+}
+
+/// What the edge needs of weights; an adapter has its base's.
+struct Edge {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     /// How tools are spoken of, where there is a template.
@@ -133,12 +142,18 @@ fn scan(dir: &PathBuf, known: &Models, refused: &mut BTreeMap<String, String>) -
         }
     };
     let mut models = known.clone();
-    for manifest in manifests {
+    // Adapters after the models that they change.
+    let (adapters, weights): (Vec<_>, Vec<_>) = manifests.into_iter().partition(|m| m.manifest.base.is_some());
+    for manifest in weights.into_iter().chain(adapters) {
         let name = manifest.manifest.name.clone();
         if models.contains_key(&name) {
             continue;
         }
-        match Model::load(&shelf, manifest) {
+        let loaded = match manifest.manifest.base.clone() {
+            None => Model::load(&shelf, manifest),
+            Some(base) => Model::load_adapter(&shelf, manifest, &base, &models),
+        };
+        match loaded {
             Ok(model) => {
                 tracing::info!(name, "model in the catalog");
                 refused.remove(&name);
@@ -171,8 +186,7 @@ impl Model {
             (true, None) => return Err(format!("its vectors have more than {EMBEDDING_DIMS_MAX} numbers")),
             (is_encoder, dims) => dims.filter(|_| is_encoder),
         };
-        Ok(Self {
-            manifest,
+        let edge = Edge {
             tokenizer,
             template,
             dialect,
@@ -181,69 +195,105 @@ impl Model {
             embedding_dims,
             constrainer: OnceLock::new(),
             dry_breakers: OnceLock::new(),
-        })
+        };
+        Ok(Self { manifest, base: None, edge: Arc::new(edge) })
+    }
+
+    /// An adapter of a model that is in the catalog, checked against it: one that generates. Both authors are paid, so both
+    /// royalties together must be what one alone may be.
+    fn load_adapter(shelf: &Shelf, manifest: SignedManifest, base: &Base, models: &Models) -> Result<Self, String> {
+        manifest.verify().map_err(|e| e.to_string())?;
+        let found = models.get(&base.name).filter(|model| model.base.is_none() && model.weights().0 == base.weights.0);
+        let base = found.ok_or_else(|| format!("its base {} is not in the catalog with those weights", base.name))?;
+        let (own, bases) = (manifest.manifest.royalty_bps, base.manifest.manifest.royalty_bps);
+        if u32::from(own) + u32::from(bases) > u32::from(ROYALTY_BPS_MAX) {
+            return Err(format!(
+                "its royalty of {own} basis points and its base's of {bases} are more than {ROYALTY_BPS_MAX} together: \
+                 publish it with a lower one"
+            ));
+        }
+        let path = |hash| match shelf.find(hash) {
+            Ok(Some(shelved)) => Ok(shelved.path),
+            Ok(None) => Err("its weights are not on the shelf: publish it again".to_owned()),
+            Err(error) => Err(error.to_string()),
+        };
+        let files = ModelFiles::open(&path(&base.manifest.manifest.weights)?).map_err(|e| e.to_string())?;
+        let spec = files.spec().map_err(|e| e.to_string())?;
+        Adapter::open(path(&manifest.manifest.weights)?, &spec).map_err(|e| e.to_string())?;
+        Ok(Self { manifest, base: Some(base.clone()), edge: base.edge.clone() })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.manifest.manifest.name
     }
 
-    pub(crate) fn weights(&self) -> WeightsHash {
+    /// What its manifest names: weights, or an adapter.
+    fn weights(&self) -> WeightsHash {
         WeightsHash(self.manifest.manifest.weights.0)
     }
 
-    pub(crate) fn author(&self) -> PeerId {
+    /// What a miner must have loaded.
+    pub(crate) fn computes(&self) -> Computes {
+        match &self.base {
+            None => Computes { weights: self.weights(), adapter: None },
+            Some(base) => Computes { weights: base.weights(), adapter: Some(self.weights()) },
+        }
+    }
+
+    fn author(&self) -> PeerId {
         PublicKey(self.manifest.manifest.author).peer_id()
     }
 
-    pub(crate) fn royalty_bps(&self) -> u16 {
-        self.manifest.manifest.royalty_bps
+    /// Who is paid for it: its author, and its base's.
+    pub(crate) fn royalties(&self) -> Vec<Royalty> {
+        let royalty = |m: &Self| Royalty { author: m.author(), bps: m.manifest.manifest.royalty_bps };
+        std::iter::once(self).chain(self.base.as_deref()).map(royalty).collect()
     }
 
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.edge.tokenizer
     }
 
     /// How tools are spoken of; `None` where there is no chat template.
     pub(crate) fn dialect(&self) -> Option<&Dialect> {
-        self.dialect.as_ref()
+        self.edge.dialect.as_ref()
     }
 
     /// Control tokens that are parts of calls, which a text must show to be read.
     pub(crate) fn marks(&self) -> &[(u32, String)] {
-        &self.marks
+        &self.edge.marks
     }
 
     /// What compiles constraints for this model's vocabulary. The first call takes a fraction of a second.
     pub(crate) fn constrainer(&self) -> Result<&Constrainer, &ConstraintError> {
-        self.constrainer.get_or_init(|| Constrainer::new(&self.tokenizer)).as_ref()
+        self.edge.constrainer.get_or_init(|| Constrainer::new(&self.edge.tokenizer)).as_ref()
     }
 
     /// Prompt and output together.
     pub(crate) fn context_tokens(&self) -> u32 {
-        self.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
+        self.edge.context_tokens.min(cuckoo_wire::limits::PROMPT_TOKENS_MAX as u32)
     }
 
     /// Numbers in the vectors that it makes of texts; `None` where it generates.
     pub(crate) fn embedding_dims(&self) -> Option<u32> {
-        self.embedding_dims
+        self.edge.embedding_dims
     }
 
     /// The tokens of a text for an encoder, with those that it wants around it.
     pub(crate) fn text_tokens(&self, text: &str) -> Result<Vec<u32>, String> {
-        let tokens = self.tokenizer.encode(text, true).map_err(|e| e.to_string())?;
-        let first = self.tokenizer.bos().filter(|_| self.tokenizer.add_bos());
-        Ok(first.into_iter().chain(tokens).chain(self.tokenizer.last()).collect())
+        let tokens = self.tokenizer().encode(text, true).map_err(|e| e.to_string())?;
+        let first = self.tokenizer().bos().filter(|_| self.tokenizer().add_bos());
+        Ok(first.into_iter().chain(tokens).chain(self.tokenizer().last()).collect())
     }
 
     /// Tokens that end a repetition where a request does not say, found by `find` once: that looks at every token's text.
     pub(crate) fn dry_breakers(&self, find: impl FnOnce() -> Result<Vec<u32>, Refusal>) -> Result<Vec<u32>, Refusal> {
-        self.dry_breakers.get_or_init(find).clone()
+        self.edge.dry_breakers.get_or_init(find).clone()
     }
 
     /// Tokens that end a sequence, sorted: those `asked` for and, unless they are ignored, the model's own.
     pub(crate) fn stop_tokens(&self, asked: &[u32], ignore_eos: bool) -> Vec<u32> {
-        let own = if ignore_eos { &[] } else { self.tokenizer.eos_ids() };
+        let own = if ignore_eos { &[] } else { self.tokenizer().eos_ids() };
         let mut ids = asked.to_vec();
         ids.extend(own.iter().take(STOP_TOKENS_MAX - STOP_TOKENS_ASKED_MAX));
         ids.sort_unstable();
@@ -257,12 +307,12 @@ impl Model {
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Text(text) => {
-                let tokens = self.tokenizer.encode(text, true).map_err(|e| refuse("prompt", e.to_string()))?;
+                let tokens = self.tokenizer().encode(text, true).map_err(|e| refuse("prompt", e.to_string()))?;
                 Ok(self.with_bos(tokens))
             }
             Prompt::Chat(messages) => {
                 let text = self.rendered(messages, tools)?;
-                let tokens = self.tokenizer.encode(&text, true).map_err(|e| refuse("messages", e.to_string()))?;
+                let tokens = self.tokenizer().encode(&text, true).map_err(|e| refuse("messages", e.to_string()))?;
                 Ok(self.with_bos(tokens))
             }
         }
@@ -270,7 +320,7 @@ impl Model {
 
     /// A chat by the model's template, in the model's words for tools where it has to do with any.
     fn rendered(&self, messages: &[ChatMessage], tools: Option<&Tools>) -> Result<String, Refusal> {
-        let (Some(template), Some(dialect)) = (&self.template, &self.dialect) else {
+        let (Some(template), Some(dialect)) = (&self.edge.template, &self.edge.dialect) else {
             return Err(Refusal::invalid("messages", "this model has no chat template: use completions"));
         };
         let rendered = if tools.is_none() && messages.iter().all(|m| m.calls.is_empty() && m.answers.is_none()) {
@@ -295,8 +345,8 @@ impl Model {
 
     /// Adds the beginning-of-sequence token where the model wants one and the template has not written it already.
     fn with_bos(&self, tokens: Vec<u32>) -> Vec<u32> {
-        match self.tokenizer.bos() {
-            Some(bos) if self.tokenizer.add_bos() && tokens.first() != Some(&bos) => {
+        match self.tokenizer().bos() {
+            Some(bos) if self.tokenizer().add_bos() && tokens.first() != Some(&bos) => {
                 std::iter::once(bos).chain(tokens).collect()
             }
             _ => tokens,
@@ -315,7 +365,8 @@ impl Model {
             created_unix: m.created_unix,
             replicas: quote.replicas,
             lowest_ask: quote.lowest_ask,
-            embedding_dims: self.embedding_dims,
+            embedding_dims: self.embedding_dims(),
+            parent: self.base.as_ref().map(|base| base.name().to_owned()),
         }
     }
 }

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::message::{Assign, Encode, Offer, Price, Refusal, RefusalCode, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, Encode, Offer, Price, Refusal, RefusalCode, Window};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
-pub use board::{Board, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use board::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
 
 use crate::gateway::miner::{MinerLink, Running};
 
@@ -43,7 +43,7 @@ pub(crate) enum DispatcherMsg {
     /// Not this any more.
     Withdraw(Ticket),
     /// How does a model stand?
-    Quote(WeightsHash, RpcReplyPort<Quote>),
+    Quote(Computes, RpcReplyPort<Quote>),
     /// Does anybody get on with what is assigned?
     Health(RpcReplyPort<Result<(), String>>),
     /// Look for requests that waited too long.
@@ -122,8 +122,8 @@ impl DispatcherHandle {
     }
 
     /// How a model stands.
-    pub(crate) async fn quote(&self, weights: WeightsHash) -> Quote {
-        match self.0.call(|reply| DispatcherMsg::Quote(weights, reply), None).await {
+    pub(crate) async fn quote(&self, model: Computes) -> Quote {
+        match self.0.call(|reply| DispatcherMsg::Quote(model, reply), None).await {
             Ok(ractor::rpc::CallResult::Success(quote)) => quote,
             _ => Quote::default(),
         }
@@ -191,8 +191,8 @@ impl Actor for Dispatcher {
                 state.waiting.remove(&ticket);
                 state.board.withdraw(ticket);
             }
-            DispatcherMsg::Quote(weights, reply) => {
-                let _ = reply.send(state.board.quote(&weights));
+            DispatcherMsg::Quote(model, reply) => {
+                let _ = reply.send(state.board.quote(&model));
                 return Ok(());
             }
             DispatcherMsg::Health(reply) => {
@@ -251,7 +251,7 @@ impl State {
         for ticket in late {
             self.board.withdraw(ticket);
             let Some((submission, _)) = self.waiting.remove(&ticket) else { continue };
-            let quote = self.board.quote(&submission.need.weights);
+            let quote = self.board.quote(&submission.need.model);
             let _ = submission.reply.send(Err(no_capacity(&submission.need, &quote)));
         }
     }

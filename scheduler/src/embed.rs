@@ -59,7 +59,7 @@ impl Market {
         let texts = tokens(self, &model, request.inputs).await?;
         let limit = match request.max_price {
             Some(price) => price,
-            None => self.going_price(model.weights()).await,
+            None => self.going_price(model.computes()).await,
         };
         let total: u32 = texts.iter().map(|text| text.len() as u32).sum();
         let hold = Hold::open(self, &client, limit, (total, 0)).await?;
@@ -225,7 +225,7 @@ impl Work {
         let mut why = String::new();
         for losses in 0..ATTEMPTS_MAX as u32 {
             let need = Need {
-                weights: self.model.weights(),
+                model: self.model.computes(),
                 task: Task::Embed,
                 tokens: tokens.len() as u32,
                 max_new: 0,

@@ -64,8 +64,7 @@ impl Hold {
             delivered_tokens: tokens,
             max_tokens,
             attempts,
-            author: model.author(),
-            royalty_bps: model.royalty_bps(),
+            royalties: model.royalties(),
         };
         let settled = ledger.settle(settlement).await?;
         let usage = Usage {

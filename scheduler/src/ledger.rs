@@ -30,7 +30,8 @@ mod tests;
 pub use account::{Account, ClientId, UnknownAccount};
 pub use books::{
     AUDIT_BPS, Attempt, BPS, Books, Broken, Command, Credits, Decision, DepositId, FEE_BPS, Facts, HoldRow, HoldState,
-    Kind, Outcome, RELIABILITY_BPS, ROYALTY_BPS_MAX, Rejection, Settled, Settlement, Transfer, TransferId, decide,
+    Kind, Outcome, RELIABILITY_BPS, ROYALTIES_MAX, ROYALTY_BPS_MAX, Rejection, Royalty, Settled, Settlement, Transfer,
+    TransferId, decide,
 };
 pub use keys::{KeyError, KeyInfo};
 pub use store::{SqliteStore, Store, StoreError, StoredKey, Totals, TrialBalance, WALLET_ENTRIES_MAX};

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::NANO_PER_CREDIT;
-use cuckoo_wire::message::{ApiKey, ModelInfo, Price, Refusal, RefusalCode, Wallet, WeightsHash};
+use cuckoo_wire::message::{ApiKey, ModelInfo, Price, Refusal, RefusalCode, Wallet};
 use tokio::sync::Semaphore;
 
 use crate::catalog::CatalogHandle;
-use crate::dispatcher::{DispatcherHandle, Ticket};
+use crate::dispatcher::{Computes, DispatcherHandle, Ticket};
 use crate::ledger::{Account, ClientId, LedgerHandle};
 use crate::metrics::Metrics;
 
@@ -94,8 +94,8 @@ impl Market {
 
     /// What a request that names no limit may be charged: [`PRICE_SLACK`] times the lowest ask, so that nobody who asks
     /// for a fortune gets it from developers who did not say what they would pay.
-    pub(crate) async fn going_price(&self, weights: WeightsHash) -> Price {
-        let lowest = self.0.dispatcher.quote(weights).await.lowest_ask;
+    pub(crate) async fn going_price(&self, model: Computes) -> Price {
+        let lowest = self.0.dispatcher.quote(model).await.lowest_ask;
         lowest.map_or(PRICE_UNKNOWN, |ask| Price {
             input_per_mtok: ask.input_per_mtok.saturating_mul(PRICE_SLACK),
             output_per_mtok: ask.output_per_mtok.saturating_mul(PRICE_SLACK),
@@ -106,7 +106,7 @@ impl Market {
     pub(crate) async fn models(&self) -> Vec<ModelInfo> {
         let mut models = Vec::new();
         for model in self.0.catalog.all() {
-            let quote = self.0.dispatcher.quote(model.weights()).await;
+            let quote = self.0.dispatcher.quote(model.computes()).await;
             models.push(model.info(&quote));
         }
         models

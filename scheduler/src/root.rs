@@ -137,7 +137,7 @@ impl Scheduler {
     /// Whether any replica serves `model` now.
     pub async fn is_served(&self, model: &str) -> bool {
         match self.market.catalog().find(model) {
-            Some(model) => self.market.dispatcher().quote(model.weights()).await.replicas > 0,
+            Some(model) => self.market.dispatcher().quote(model.computes()).await.replicas > 0,
             None => false,
         }
     }

@@ -91,7 +91,7 @@ impl Market {
         let words = words::resolve(self, &model, &request).await?;
         let limit = match request.max_price {
             Some(price) => price,
-            None => self.going_price(model.weights()).await,
+            None => self.going_price(model.computes()).await,
         };
         let speller = Speller::new(model.clone(), &request, &tokens)?;
         let echo = request.echo.then(|| prompt::text(&model, &request.prompt, &tokens));
@@ -248,7 +248,7 @@ impl Job {
     fn assignment(&self) -> (Need, Assign) {
         let left = self.max_new - self.accepted();
         let need = Need {
-            weights: self.model.weights(),
+            model: self.model.computes(),
             task: Task::Generate,
             tokens: self.tokens.len() as u32,
             max_new: left,
@@ -273,6 +273,7 @@ impl Job {
             logprobs,
             prompt_logprobs,
             constraint: self.constraint.clone(),
+            adapter: need.model.adapter,
         };
         (need, assign)
     }

@@ -11,22 +11,19 @@ use serde_json::json;
 use super::{DRAIN_MAX, asked_to_stop, drain};
 use crate::args::{Common, MineArgs, Mining};
 use crate::home::Home;
-use crate::provision;
+use crate::provision::{self, Provisioned};
 
 pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
     let home = Home::open(common)?;
     let identity = home.identity()?;
-    let weights = match provision::model(&home, common, &identity, &args.mining.model).await {
-        Ok(provisioned) => provisioned.weights,
-        Err(error) => return Err(error),
-    };
+    let model = provision::model(&home, common, &identity, &args.mining.model).await?;
     let peer = identity.peer_id();
     if !common.json {
         println!("  miner   {} ({peer})", args.name);
-        println!("  model   {} from {}", args.mining.model, weights.path.display());
+        println!("  model   {} from {}", args.mining.model, model.weights.path.display());
     }
-    let draft = args.mining.draft_model.clone();
-    let model = ModelConfig { path: weights.path, hash: WeightsHash(weights.hash.0), draft };
+    let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
+    let model = config(&model, &adapters, &args.mining);
     let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;
@@ -52,6 +49,17 @@ fn report(connected: bool, peer: &str, json: bool) {
         (true, _) => println!("{}", json!({"event": if connected { "ready" } else { "disconnected" }, "peer": peer})),
         (false, true) => println!("  ready: earning as soon as somebody asks; Ctrl-C drains"),
         (false, false) => println!("  the link is lost; trying again"),
+    }
+}
+
+/// The files of a model, of what drafts for it and of its adapters.
+pub(super) fn config(model: &Provisioned, adapters: &[Provisioned], mining: &Mining) -> ModelConfig {
+    let hash = |provisioned: &Provisioned| WeightsHash(provisioned.weights.hash.0);
+    ModelConfig {
+        path: model.weights.path.clone(),
+        hash: hash(model),
+        draft: mining.draft_model.clone(),
+        adapters: adapters.iter().map(|adapter| (adapter.weights.path.clone(), hash(adapter))).collect(),
     }
 }
 

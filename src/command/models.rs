@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ask, credits};
 use crate::args::{Bps, Common, ModelsVerb, Target};
 use crate::home::Home;
-use crate::provision;
+use crate::provision::{self, adapters};
 
 pub(super) async fn run(common: &Common, verb: ModelsVerb) -> anyhow::Result<()> {
     let home = Home::open(common)?;
@@ -16,9 +16,10 @@ pub(super) async fn run(common: &Common, verb: ModelsVerb) -> anyhow::Result<()>
         ModelsVerb::List { remote: false, .. } => list(&home, common.json),
         ModelsVerb::List { remote: true, target } => list_remote(&home, &target, common.json).await,
         ModelsVerb::Pull { model } => pull(&home, common, &model).await,
-        ModelsVerb::Publish { file, name, royalty, license } => {
+        ModelsVerb::Publish { file, base, name, royalty, license } => {
             let (home, json) = (home.clone(), common.json);
-            tokio::task::spawn_blocking(move || publish(&home, json, &file, &name, royalty, &license)).await?
+            let publish = move || publish(&home, json, (&file, base.as_deref()), &name, royalty, &license);
+            tokio::task::spawn_blocking(publish).await?
         }
     }
 }
@@ -37,8 +38,9 @@ fn list(home: &Home, as_json: bool) -> anyhow::Result<()> {
             [] => println!("{:<28} {:>9.1} MB  no manifest", weights.hash.to_string(), weights.bytes as f64 / 1e6),
             named => named.iter().for_each(|m| {
                 let m = &m.manifest;
+                let of = m.base.as_ref().map_or_else(String::new, |base| format!("  adapter of {}", base.name));
                 println!(
-                    "{:<28} {:>9.1} MB  {:<6} context {:<7} {}  royalty {} %",
+                    "{:<28} {:>9.1} MB  {:<6} context {:<7} {}  royalty {} %{of}",
                     m.name,
                     m.weights_bytes as f64 / 1e6,
                     m.quantization,
@@ -63,7 +65,7 @@ async fn list_remote(home: &Home, target: &Target, as_json: bool) -> anyhow::Res
                 json!({
                     "name": m.name, "context_tokens": m.context_tokens, "quantization": m.quantization,
                     "license": m.license, "author": m.author.to_string(), "royalty_bps": m.royalty_bps,
-                    "replicas": m.replicas, "lowest_ask_input": ask.as_ref().map(|a| &a.0),
+                    "replicas": m.replicas, "parent": m.parent, "lowest_ask_input": ask.as_ref().map(|a| &a.0),
                     "lowest_ask_output": ask.as_ref().map(|a| &a.1),
                 })
             );
@@ -92,7 +94,7 @@ async fn pull(home: &Home, common: &Common, model: &str) -> anyhow::Result<()> {
 fn publish(
     home: &Home,
     as_json: bool,
-    file: &std::path::Path,
+    (file, base): (&std::path::Path, Option<&str>),
     name: &str,
     royalty: Bps,
     license: &str,
@@ -102,8 +104,19 @@ fn publish(
     if let Some(taken) = shelf.manifest(name)?.filter(|m| m.manifest.author != author) {
         bail!("the name {name} is taken by another author ({})", taken.id());
     }
-    let weights = Source::File(file.to_owned()).fetch(&shelf, None, &FetchConfig::default(), &mut |_| ())?;
-    let signed = provision::manifest(&weights, name, license, royalty, &identity)?;
+    let (weights, signed) = match base {
+        None => {
+            let weights = Source::File(file.to_owned()).fetch(&shelf, None, &FetchConfig::default(), &mut |_| ())?;
+            let signed = provision::manifest(&weights, name, license, royalty, &identity)?;
+            (weights, signed)
+        }
+        Some(base) => {
+            let base = adapters::Base::find(&shelf, base)?;
+            let weights = cuckoo_models::adapter::shelve(&shelf, file, &base.spec)?;
+            let signed = base.manifest(&weights, name, license, royalty, &identity)?;
+            (weights, signed)
+        }
+    };
     shelf.put_manifest(&signed)?;
     match as_json {
         true => println!(
@@ -112,8 +125,10 @@ fn publish(
         ),
         false => {
             println!("published {name}: manifest {}, weights {}", signed.id(), weights.hash);
+            let serve =
+                base.map_or_else(|| format!("--model {name}"), |base| format!("--model {base} --adapter {name}"));
             println!(
-                "a scheduler on this machine offers it within seconds; serve it with `cuckoo mine --model {name} --join …`"
+                "a scheduler on this machine offers it within seconds; serve it with `cuckoo mine {serve} --join …`"
             );
         }
     }

@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use cuckoo::{Client, Prompt};
-use cuckoo_runtime::{Miner, ModelConfig};
-use cuckoo_wire::message::{ChatMessage, WeightsHash};
+use cuckoo_runtime::Miner;
+use cuckoo_wire::message::ChatMessage;
 
 use super::schedule::{HTTP_PORT, QUIC_PORT, Started};
 use super::{DRAIN_MAX, asked_to_stop, drain, generate, mine, schedule};
@@ -16,6 +16,7 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     let home = Home::open(common)?;
     let identity = home.identity()?;
     let model = provision::model(&home, common, &identity, &args.mining.model).await?;
+    let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
     // One question needs no fixed ports, and must not collide with a scheduler that runs already.
     let port = |usual: u16| if args.once { 0 } else { usual };
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -26,11 +27,12 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     if quic.ip().is_unspecified() {
         to.host = Ipv4Addr::LOCALHOST.to_string();
     }
-    let (path, hash) = (model.weights.path.clone(), WeightsHash(model.weights.hash.0));
-    let files = ModelConfig { path, hash, draft: args.mining.draft_model.clone() };
+    let files = mine::config(&model, &adapters, &args.mining);
     let mut miner = mine::start(identity.clone(), to, "local".to_owned(), files, &args.mining).await?;
     mine::connected(&mut miner).await?;
-    started.await_replica(&model.name).await;
+    for served in std::iter::once(&model).chain(&adapters) {
+        started.await_replica(&served.name).await;
+    }
     if !args.once || common.json {
         started.announce(common.json);
     }

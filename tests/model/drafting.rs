@@ -14,7 +14,7 @@ pub(super) struct DraftFiles {
 }
 
 impl DraftFiles {
-    fn open(path: &Path) -> Self {
+    pub(super) fn open(path: &Path) -> Self {
         let files = ModelFiles::open(path).unwrap();
         Self { spec: files.spec().unwrap(), files }
     }
@@ -120,8 +120,8 @@ fn a_draft_model_halves_the_blocks_that_fit() {
         context_tokens_max: None,
     };
     let target = (&files.files, &files.spec);
-    let (one, alone) = plan_on_cpu(target, None, &wish, Available::UNKNOWN).unwrap();
-    let (two, both) = plan_on_cpu(target, Some(target), &wish, Available::UNKNOWN).unwrap();
+    let (one, alone) = plan_on_cpu(target, None, &[], &wish, Available::UNKNOWN).unwrap();
+    let (two, both) = plan_on_cpu(target, Some(target), &[], &wish, Available::UNKNOWN).unwrap();
     assert!(one.kv_blocks > 100 && two.kv_blocks == one.kv_blocks / 2, "{one:?} and {two:?}");
     // Room is mapped in pieces that both share.
     assert!(both.weights > alone.weights && both.peak() < 2 * alone.peak(), "{both:?}");

@@ -69,6 +69,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 
 /// Sequences that one replica may run; also bounds items of a step.
 pub const REPLICA_SEQUENCES_MAX: usize = 1_024;
+/// Adapters that one replica may offer.
+pub const ADAPTERS_MAX: usize = 256;
 /// Most probable tokens that a request may ask for beside each token.
 pub const TOP_LOGPROBS_MAX: usize = 20;
 /// Tokens of a prompt whose log-probabilities are asked for.
@@ -126,6 +128,8 @@ const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
 
 // 4 KiB are left for everything else.
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);
+// An offer is a small frame with all adapters there may be.
+const _: () = assert!(ADAPTERS_MAX * 32 + 1_024 <= MINER_FRAME_BYTES_MAX);
 const _: () = assert!(STOP_TOKENS_ASKED_MAX < STOP_TOKENS_MAX);
 // A prompt in bytes leaves room in a call for roles, stops, biases and keys.
 const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX && CONSTRAINT_BYTES_MAX * 4 <= PROMPT_BYTES_MAX);

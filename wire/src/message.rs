@@ -344,6 +344,9 @@ pub struct Offer {
     pub window: Window,
     /// What it is for.
     pub task: Task,
+    /// Adapters of these weights that it has loaded: hashes of their files, each once, at most
+    /// [`crate::limits::ADAPTERS_MAX`].
+    pub adapters: Vec<WeightsHash>,
 }
 
 /// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
@@ -475,6 +478,8 @@ pub struct Assign {
     pub prompt_logprobs: Option<PromptLogprobs>,
     /// What the tokens after the prompt must look like, those accepted from an earlier miner included.
     pub constraint: Option<Constraint>,
+    /// The adapter to compute with, one of those offered.
+    pub adapter: Option<WeightsHash>,
 }
 
 impl Assign {

@@ -2,8 +2,10 @@
 
 use super::arena::Layout;
 use super::kv_cache::RopeTable;
+use super::low_rank::{inner, tiles_bytes};
 use super::weights::matrix_slabs;
 use super::{Activations, Planes};
+use crate::low_rank::LowRankSource;
 use crate::memory::{Counted, Memory};
 use crate::ops::{ACTIVATION_BLOCK, KvShape, MatrixSource, OpsError, Rope};
 
@@ -24,6 +26,8 @@ pub(super) struct Scratch {
     rows: usize,
     /// Columns of the widest matrix whose activations are quantized.
     cols: usize,
+    /// Values that the adapter with the highest ranks computes for a row between its two products.
+    inner: usize,
 }
 
 impl Scratch {
@@ -33,6 +37,15 @@ impl Scratch {
 
     pub(super) fn for_matrix(&mut self, cols: usize) {
         self.cols = self.cols.max(cols);
+    }
+
+    pub(super) fn for_low_rank(&mut self, parts: &[LowRankSource<'_>]) {
+        self.inner = self.inner.max(inner(parts));
+    }
+
+    /// Values between the two products of adapters.
+    pub(super) fn inner(&self) -> usize {
+        self.rows.saturating_mul(self.inner)
     }
 
     /// Blocks of activations.
@@ -56,6 +69,7 @@ impl Memory for Sizes {
     type KvCache = ();
     type HostKv = ();
     type RopeTable = ();
+    type LowRank = ();
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<(), OpsError> {
         for part in parts {
@@ -69,6 +83,14 @@ impl Memory for Sizes {
 
     fn vector(&mut self, values: &[f32]) -> Result<(), OpsError> {
         self.bytes += size_of_val(values) as u64;
+        Ok(())
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<(), OpsError> {
+        for matrix in parts.iter().flat_map(|part| [&part.a, &part.b]) {
+            self.slab(tiles_bytes(matrix), "an adapter")?;
+        }
+        self.scratch.for_low_rank(parts);
         Ok(())
     }
 
@@ -95,6 +117,7 @@ impl Memory for Sizes {
 impl Counted for Sizes {
     fn bytes(&self) -> u64 {
         let scratch = (self.scratch.blocks() as u64).saturating_mul(size_of::<Activations>() as u64);
-        self.arena.mapped().saturating_add(self.bytes).saturating_add(scratch)
+        let inner = (self.scratch.inner() as u64).saturating_mul(size_of::<f32>() as u64);
+        self.arena.mapped().saturating_add(self.bytes).saturating_add(scratch).saturating_add(inner)
     }
 }

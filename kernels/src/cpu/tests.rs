@@ -147,6 +147,8 @@ macro_rules! agree {
     }};
 }
 
+mod low_rank;
+
 #[test]
 fn linear_in_all_formats_and_ragged_shapes() {
     let mut random = Random(1);

@@ -220,6 +220,13 @@ pub(super) fn zeroed<T: Zeroable>(len: usize, what: &'static str) -> Result<Vec<
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| OpsError::OutOfMemory { what, bytes })
 }
 
+/// Sees to it that `items` has room for `len` of them.
+pub(super) fn reserve<T>(items: &mut Vec<T>, len: usize, what: &'static str) -> Result<(), OpsError> {
+    let more = len.saturating_sub(items.len());
+    let refused = |_| OpsError::OutOfMemory { what, bytes: len.saturating_mul(size_of::<T>()) };
+    if more > 0 { items.try_reserve_exact(more).map_err(refused) } else { Ok(()) }
+}
+
 /// 16 rows by 32 columns, or by as many such blocks as the format scales together.
 pub(super) trait WeightBlock: Pod + Send + Sync {
     /// The format.

@@ -163,7 +163,10 @@ impl<M: Machine> Matrix<M> {
             }
             let weights = match part.quant.integers() {
                 Some(format) => integers(machine, part, format)?,
-                None => floats(machine, part)?,
+                None => {
+                    let (args, memory) = floats(machine, part)?;
+                    Weights::Floats { quant: part.quant, args, _memory: memory }
+                }
             };
             loaded.push(Part { first_row: rows, rows: part.rows, weights });
             rows += part.rows;
@@ -173,10 +176,13 @@ impl<M: Machine> Matrix<M> {
     }
 }
 
-fn floats<M: Machine>(machine: &mut M, part: &MatrixSource<'_>) -> Result<Weights<M>, OpsError> {
+/// Floating-point rows as they are in the file.
+pub(super) fn floats<M: Machine>(
+    machine: &mut M,
+    part: &MatrixSource<'_>,
+) -> Result<(cuckoo_floats, M::Memory), OpsError> {
     let memory = filled(machine, part.data)?;
-    let args = cuckoo_floats { values: memory.address(), rows: part.rows as u32, cols: part.cols as u32 };
-    Ok(Weights::Floats { quant: part.quant, args, _memory: memory })
+    Ok((cuckoo_floats { values: memory.address(), rows: part.rows as u32, cols: part.cols as u32 }, memory))
 }
 
 fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFormat) -> Result<Weights<M>, OpsError> {

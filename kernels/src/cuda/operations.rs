@@ -6,17 +6,17 @@ use std::ops::Range;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use super::args::{
-    cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm, cuckoo_linear_floats,
-    cuckoo_linear_integers, cuckoo_norm, cuckoo_quantize, cuckoo_rows,
+    cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm, cuckoo_norm, cuckoo_rows,
 };
 use super::kv_cache::{HostKv, KvCache};
+use super::low_rank::LowRank;
 use super::machine::{Extent, Machine, Piece};
-use super::matrix::{LINEAR_THREADS, Matrix, Part, Shares, Weights};
+use super::matrix::{Matrix, Weights};
+use super::products::Product;
 use super::{Buffer, Cuda, RopeTable, Vector};
+use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::Memory;
-use crate::ops::{
-    ACTIVATION_BLOCK, Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
-};
+use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -24,7 +24,7 @@ use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
 /// Threads of most blocks.
-const THREADS: usize = 256;
+pub(super) const THREADS: usize = 256;
 
 impl<M: Machine> Buffer<M> {
     pub(super) fn begin(&mut self, rows: usize) {
@@ -35,14 +35,6 @@ impl<M: Machine> Buffer<M> {
     pub(super) fn address(&self) -> u64 {
         self.memory.address()
     }
-}
-
-/// The whole of a matrix that some rows are multiplied by, and where products go.
-struct Product<'a, M: Machine> {
-    x: &'a Buffer<M>,
-    w: &'a Matrix<M>,
-    planes: usize,
-    add: bool,
 }
 
 impl<M: Machine> Cuda<M> {
@@ -64,96 +56,6 @@ impl<M: Machine> Cuda<M> {
         let extent = Extent { grid, threads: threads as u32, shared_bytes: shared_bytes as u32 };
         // SAFETY: the caller's promise.
         unsafe { self.machine.launch(kernel, extent, args) }
-    }
-
-    /// Activations as integers.
-    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<(u64, u64), OpsError> {
-        let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
-        let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
-        let scales = self.scratch.scales.at_least(machine, planes * blocks * size_of::<f32>(), "scales")?;
-        let args = cuckoo_quantize {
-            x: x.address(),
-            q,
-            scales,
-            rows: x.rows as u32,
-            cols: x.cols as u32,
-            planes: planes as u32,
-            padding: 0,
-        };
-        let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
-        // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
-        unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
-        Ok((q, scales))
-    }
-
-    fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
-        let (x, w) = (p.x, p.w);
-        assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
-        assert_eq!(out.cols, w.rows, "a product has a column for each row of weights");
-        if p.add {
-            assert_eq!(out.rows, x.rows, "rows are added to as many rows");
-        } else {
-            out.begin(x.rows);
-        }
-        let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
-        let quantized = if any { self.quantize(x, p.planes)? } else { (0, 0) };
-        w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
-    }
-
-    fn part(
-        &mut self,
-        p: &Product<'_, M>,
-        part: &Part<M>,
-        (q, scales): (u64, u64),
-        out: &Buffer<M>,
-    ) -> Result<(), OpsError> {
-        let (tokens, out_cols) = (p.x.rows, out.cols as u32);
-        let (first_row, add) = (part.first_row as u32, u32::from(p.add));
-        match &part.weights {
-            Weights::Integers { kind, args, .. } => {
-                let shares = Shares::of(p.w.cols, tokens);
-                let args = cuckoo_linear_integers {
-                    w: *args,
-                    q,
-                    scales,
-                    out: out.address(),
-                    tokens: tokens as u32,
-                    planes: p.planes as u32,
-                    out_cols,
-                    first_row,
-                    add,
-                    tokens_each: shares.tokens as u32,
-                    rows_each: shares.rows as u32,
-                    padding: 0,
-                };
-                let grid = [part.rows.div_ceil(shares.rows), tokens.div_ceil(shares.tokens), 1];
-                // SAFETY: the weights are packed for so many rows and columns, the activations were rounded just now, and
-                // `out` has a column for each row of the matrix and a row for each of `x`.
-                unsafe { self.launch(kind.linear, grid, (LINEAR_THREADS, shares.shared_bytes), &args) }
-            }
-            Weights::Floats { quant, args, .. } => {
-                let args = cuckoo_linear_floats {
-                    w: *args,
-                    x: p.x.address(),
-                    out: out.address(),
-                    tokens: tokens as u32,
-                    out_cols,
-                    first_row,
-                    add,
-                    scale: 1.0,
-                    padding: 0,
-                };
-                let kernel = match quant {
-                    Quant::F32 => c"cuckoo_linear_f32",
-                    Quant::F16 => c"cuckoo_linear_f16",
-                    Quant::FP8 => c"cuckoo_linear_fp8",
-                    _ => c"cuckoo_linear_bf16",
-                };
-                let grid = [part.rows.div_ceil(THREADS / 4), tokens, 1];
-                // SAFETY: as above, of activations as they are.
-                unsafe { self.launch(kernel, grid, (THREADS, 0), &args) }
-            }
-        }
     }
 
     fn elementwise(&mut self, kernel: &CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
@@ -214,6 +116,7 @@ impl<M: Machine> Memory for Cuda<M> {
     type KvCache = KvCache<M>;
     type HostKv = HostKv;
     type RopeTable = RopeTable<M>;
+    type LowRank = LowRank<M>;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
         Matrix::load(&mut self.machine, parts)
@@ -229,6 +132,10 @@ impl<M: Machine> Memory for Cuda<M> {
         let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<f32>());
         let memory = self.machine.allocate(bytes, "activations")?;
         Ok(Buffer { memory, capacity: rows, rows: 0, cols })
+    }
+
+    fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank<M>, OpsError> {
+        LowRank::load(&mut self.machine, parts)
     }
 
     fn kv_cache(&mut self, shape: KvShape) -> Result<KvCache<M>, OpsError> {
@@ -310,6 +217,16 @@ impl<M: Machine> Ops for Cuda<M> {
 
     fn linear_add(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
         self.product(&Product { x, w, planes: 1, add: true }, out)
+    }
+
+    fn lora_add(
+        &mut self,
+        x: &Buffer<M>,
+        adapted: &[Adapted<'_, LowRank<M>>],
+        out: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
+        check_rows(adapted, (x.rows, out.rows));
+        adapted.iter().try_for_each(|adapted| self.adapt(x, adapted, out))
     }
 
     fn add_bias(&mut self, bias: &Vector<M>, x: &mut Buffer<M>) -> Result<(), OpsError> {

@@ -11,6 +11,8 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) codes: Held<M>,
     /// Their scales.
     pub(super) scales: Held<M>,
+    /// What is between the two products of adapters.
+    pub(super) inner: Held<M>,
     /// Sums of splits.
     pub(super) parts: Held<M>,
     /// Rows of a step.
@@ -29,6 +31,7 @@ impl<M: Machine> Default for Scratch<M> {
         Self {
             codes: empty(),
             scales: empty(),
+            inner: empty(),
             parts: empty(),
             rows: empty(),
             blocks: empty(),

@@ -49,7 +49,7 @@ pub(super) fn row_product(quant: Quant, bytes: &[u8], x: &[Activations], out: &m
 }
 
 /// Four sums over columns 0, 1, 2, 3 modulo 4, then those.
-fn float_product(weights: &[f32], x: &[f32]) -> f32 {
+pub(super) fn float_product(weights: &[f32], x: &[f32]) -> f32 {
     let mut sums = [0.0f32; 4];
     weights.iter().zip(x).enumerate().for_each(|(i, (w, x))| sums[i % 4] = w.mul_add(*x, sums[i % 4]));
     (sums[0] + sums[1]) + (sums[2] + sums[3])

@@ -67,3 +67,20 @@ fn rotation_by_hand() {
     let expect = [3f64.cos(), 0.15f64.cos(), 3f64.sin(), 0.15f64.sin(), 5.0];
     assert!(head.iter().zip(expect).all(|(a, b)| (a - b).abs() < 1e-12));
 }
+
+#[test]
+fn an_adapter_by_hand() {
+    use crate::low_rank::{Adapted, LowRankSource};
+    let mut ops = Reference::new(Rounding::None);
+    let matrix = |rows, cols, data| MatrixSource { quant: Quant::F32, rows, cols, data: bytemuck::cast_slice(data) };
+    // Rank 2 of three inputs and two outputs, from the second column on.
+    let (a, b) = ([1.0f32, 2.0, 0.0, 0.0, 0.0, 3.0], [1.0f32, 10.0, 0.0, 1.0]);
+    let part = LowRankSource { first_col: 1, a: matrix(2, 3, &a[..]), b: matrix(2, 2, &b[..]), scale: 0.5 };
+    let by = ops.low_rank(&[part]).unwrap();
+    let (mut x, mut out) = (ops.buffer(2, 3).unwrap(), ops.buffer(2, 3).unwrap());
+    x.set(vec![vec![1.0, 1.0, 1.0], vec![2.0, 0.0, 1.0]]);
+    out.set(vec![vec![7.0; 3]; 2]);
+    ops.lora_add(&x, &[Adapted { rows: 1..2, by: &by }], &mut out).unwrap();
+    // a x = (2, 3); b of that = (32, 3); half of it is added.
+    assert_eq!(out.rows, vec![vec![7.0, 7.0, 7.0], vec![7.0, 23.0, 8.5]]);
+}

@@ -178,6 +178,7 @@ fn manifests_are_kept_and_verified() {
         quantization: "F32".to_owned(),
         context_tokens: 1,
         created_unix: 0,
+        base: None,
     };
     let (a, b) = (manifest("a").sign(&key).unwrap(), manifest("b").sign(&key).unwrap());
     shelf.put_manifest(&b).unwrap();

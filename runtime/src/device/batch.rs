@@ -122,6 +122,8 @@ pub struct BatchStats {
 pub struct Batch {
     limits: BatchLimits,
     weights: WeightsHash,
+    /// Adapters that sequences may use.
+    adapters: Vec<WeightsHash>,
     cache: KvGroups,
     budget: StepBudget,
     /// What guesses, if anything does and has not failed.
@@ -175,6 +177,7 @@ impl Batch {
             news: Vec::new(),
             limits,
             weights,
+            adapters: Vec::new(),
         }
     }
 
@@ -182,6 +185,11 @@ impl Batch {
     pub fn with_draft(mut self, plan: &DraftPlan) -> Self {
         self.draft_model = Some(DraftModel::new(plan, &self.limits));
         self
+    }
+
+    /// The same, whose sequences may use `adapters`; plans name them by their places in this list.
+    pub fn with_adapters(self, adapters: &[WeightsHash]) -> Self {
+        Self { adapters: adapters.to_vec(), ..self }
     }
 
     /// What is granted to the scheduler, cumulative.
@@ -234,8 +242,9 @@ impl Batch {
             return;
         }
         self.take(assign.blocks);
-        let root = BlockHash::root(&self.weights.0, &assign.cache_salt);
-        self.waiting.push_back(Sequence::new(assign, root));
+        let root = BlockHash::root(&self.weights.0, assign.adapter.as_ref().map(|a| &a.0), &assign.cache_salt);
+        let adapter = assign.adapter.and_then(|hash| self.adapters.iter().position(|a| *a == hash));
+        self.waiting.push_back(Sequence::new(assign, root, adapter));
     }
 
     /// Answers what no model like this can do. What it took from the window returns.
@@ -265,6 +274,9 @@ impl Batch {
         let needed = Assign::blocks_for(known, new, KV_BLOCK_TOKENS as u32);
         let why = match () {
             () if self.sequences_all().any(|s| s.id == assign.sequence) => "the sequence is already here".to_owned(),
+            () if assign.adapter.is_some_and(|hash| !self.adapters.contains(&hash)) => {
+                "the adapter is not loaded here".to_owned()
+            }
             () if known + new > self.limits.context_tokens => {
                 format!("{known} tokens and {new} new ones exceed the context of {}", self.limits.context_tokens)
             }

@@ -222,6 +222,9 @@ impl State {
                         self.batch.fail(draw.sequence, &why);
                     }
                 }
+                for span in &output.broken {
+                    self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
+                }
                 self.batch.apply(plan, output, took);
                 self.untold = true;
             }

@@ -1,24 +1,27 @@
 //! The actor that owns a device's memory and runs its steps, on a thread of its own: a step blocks, and must block
 //! nothing else. Decides nothing.
 
+use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
-use cuckoo_models::{ArchSpec, ModelFiles};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 use ractor::thread_local::ThreadLocalActor;
 use ractor::{ActorProcessingErr, ActorRef};
 
-use super::batch::{BatchLimits, Score, StepOutput, StepPlan};
+use super::batch::{BatchLimits, Draw, Score, StepOutput, StepPlan};
 use super::batcher::BatcherMsg;
 use super::draft_model::Guess;
 use super::kv_cache::{KvCopy, KvWay};
 use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use super::{DeviceKind, DraftConfig};
-use crate::forward::{KvMemory, LoadError, Model, Workspace};
+use crate::forward::{self, KvMemory, LoadError, Model, Use, Workspace};
 
 /// Messages of the executor.
 pub(super) enum ExecutorMsg {
@@ -41,6 +44,8 @@ pub(super) struct ExecutorArgs {
     pub(super) spec: ArchSpec,
     pub(super) draft: Option<DraftConfig>,
     pub(super) limits: BatchLimits,
+    /// Adapters and their files.
+    pub(super) adapters: Vec<(PathBuf, Arc<Adapter>)>,
 }
 
 /// Loads what computes. Called on the executor's own thread, at each of its starts.
@@ -98,6 +103,9 @@ pub struct Engine<O: Ops> {
     ops: O,
     target: Loaded<O>,
     draft: Option<Loaded<O>>,
+    /// Adapters that rows of the target may use, by the numbers that plans have for them. What drafts has none: it only
+    /// guesses.
+    adapters: Vec<forward::Adapter<O>>,
 }
 
 /// A model, and what steps of it need.
@@ -111,13 +119,25 @@ struct Loaded<O: Ops> {
     logits_rows: usize,
 }
 
+/// Whether a row of a step is one that an adapter has turned into what are no numbers.
+type IsBroken<'a> = &'a dyn Fn(usize) -> bool;
+
 impl<O: Ops> Engine<O> {
     fn load(ops: O, args: &ExecutorArgs) -> Result<Self, LoadError> {
         let mut engine = Self::new(ops, &args.files, &args.spec, args.limits)?;
         if let Some(draft) = &args.draft {
             engine = engine.with_draft(&draft.files, &draft.spec, args.limits)?;
         }
+        for (path, adapter) in &args.adapters {
+            engine.add_adapter(adapter, &File::open(path)?)?;
+        }
         Ok(engine)
+    }
+
+    /// Loads `adapter`, opened from `file`: the next of those that plans may name.
+    pub fn add_adapter(&mut self, adapter: &Adapter, file: &File) -> Result<(), LoadError> {
+        self.adapters.push(forward::Adapter::load(&mut self.ops, adapter, file, self.target.model.spec())?);
+        Ok(())
     }
 
     /// Loads the weights in `files` and allocates all that a batch within `limits` will ever need, keys and values as
@@ -125,7 +145,7 @@ impl<O: Ops> Engine<O> {
     pub fn new(mut ops: O, files: &ModelFiles, spec: &ArchSpec, limits: BatchLimits) -> Result<Self, LoadError> {
         let target = Loaded::new(&mut ops, files, spec, limits, limits.draws_max())?;
         tracing::info!(backend = ops.describe(), layers = spec.layers, kv_blocks = limits.kv_blocks, "model loaded");
-        Ok(Self { ops, target, draft: None })
+        Ok(Self { ops, target, draft: None, adapters: Vec::new() })
     }
 
     /// Loads a draft model as well, for the passes that a batch of the same limits plans for it.
@@ -147,14 +167,18 @@ impl<O: Ops> Engine<O> {
     pub fn step_masked(&mut self, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
         let mut output = self.guess(plan);
         let tokens = plan.resolve(&self.target.drawn, &output.guesses);
-        self.target.forward(&mut self.ops, plan, &tokens)?;
+        let uses = uses(plan, &self.adapters);
+        self.target.forward(&mut self.ops, plan, &tokens, &uses)?;
         if self.target.model.spec().is_encoder() {
             output.vectors = self.target.pool(&mut self.ops, &plan.spans)?;
             return Ok(output);
         }
-        output.scores = self.target.score(&mut self.ops, &plan.scores)?;
-        output.drawn = self.target.draw(&mut self.ops, plan, masks)?;
-        output.logprobs = self.target.logprobs(&mut self.ops, plan)?;
+        output.broken = self.target.broken(&mut self.ops, plan)?;
+        let broken = &output.broken;
+        let is_broken = |row: usize| broken.iter().any(|span| rows_of(&plan.spans[*span]).contains(&row));
+        output.scores = self.target.score(&mut self.ops, &plan.scores, &is_broken)?;
+        output.drawn = self.target.draw(&mut self.ops, plan, masks, &is_broken)?;
+        output.logprobs = self.target.logprobs(&mut self.ops, plan, &is_broken)?;
         Ok(output)
     }
 
@@ -221,16 +245,16 @@ impl<O: Ops> Loaded<O> {
     fn pass(&mut self, ops: &mut O, pass: &StepPlan) -> Result<Vec<u32>, OpsError> {
         let mut tokens = pass.resolve(&self.drawn, &[]).into_owned();
         tokens.iter_mut().for_each(|token| *token = within(self.model.spec().vocab, *token));
-        self.forward(ops, pass, &tokens)?;
-        self.draw(ops, pass, &[])
+        self.forward(ops, pass, &tokens, &[])?;
+        self.draw(ops, pass, &[], &|_| false)
     }
 
-    fn forward(&mut self, ops: &mut O, plan: &StepPlan, tokens: &[u32]) -> Result<(), OpsError> {
+    fn forward(&mut self, ops: &mut O, plan: &StepPlan, tokens: &[u32], uses: &[Use<'_, O>]) -> Result<(), OpsError> {
         let layout = |blocks| StepLayout { spans: &plan.spans, blocks };
         let layouts: Vec<_> = plan.blocks.iter().map(|blocks| layout(blocks.as_slice())).collect();
         self.drawn.clear();
         self.copy(ops, &plan.copies)?;
-        self.model.forward(ops, &mut self.work, &mut self.cache, tokens, &layouts, &[])
+        self.model.forward_adapted(ops, &mut self.work, &mut self.cache, tokens, (&layouts, uses))
     }
 
     /// Moves blocks between the device and the host, in the order in which that was decided.
@@ -251,21 +275,53 @@ impl<O: Ops> Loaded<O> {
         Ok(())
     }
 
+    /// Spans whose adapters gave what are no numbers, as far as anybody will look. An adapter is a stranger's: it must not
+    /// take the device down for all others.
+    fn broken(&mut self, ops: &mut O, plan: &StepPlan) -> Result<Vec<usize>, OpsError> {
+        let mut broken = Vec::new();
+        let looked_at = plan.draws.iter().map(|d| d.row).chain(plan.scores.iter().map(|s| s.row));
+        let mut rows: Vec<(usize, usize)> = looked_at
+            .filter_map(|row| Some((row, plan.spans.iter().position(|span| rows_of(span).contains(&row))?)))
+            .filter(|(_, span)| plan.adapters[*span].is_some())
+            .collect();
+        rows.sort_unstable();
+        for rows in rows.chunks(self.logits_rows) {
+            let numbers: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
+            let hidden = self.model.hidden(ops, &mut self.work, &numbers)?;
+            let width = self.model.spec().hidden;
+            let found =
+                rows.iter().zip(hidden.chunks(width)).filter(|(_, values)| !values.iter().all(|v| v.is_finite()));
+            broken.extend(found.map(|((_, span), _)| *span));
+        }
+        broken.dedup();
+        Ok(broken)
+    }
+
     /// Log-probabilities of a prompt's tokens. A prompt has more rows than there is room for logits, so they take turns.
-    fn score(&mut self, ops: &mut O, scores: &[Score]) -> Result<Vec<Logprobs>, OpsError> {
+    fn score(&mut self, ops: &mut O, scores: &[Score], is_broken: IsBroken<'_>) -> Result<Vec<Logprobs>, OpsError> {
         let mut found = Vec::with_capacity(scores.len());
         for scores in scores.chunks(self.logits_rows) {
             let rows: Vec<usize> = scores.iter().map(|s| s.row).collect();
             self.model.logits(ops, &mut self.work, &rows)?;
             let request = |(row, s): (usize, &Score)| LogprobRequest { row, token: s.token, top: s.top };
-            let requests: Vec<LogprobRequest> = scores.iter().enumerate().map(request).collect();
-            found.extend(ops.logprobs(&self.work.logits, &requests)?);
+            let sound = |(_, s): &(usize, &Score)| !is_broken(s.row);
+            let requests: Vec<LogprobRequest> = scores.iter().enumerate().filter(sound).map(request).collect();
+            let mut answers = ops.logprobs(&self.work.logits, &requests)?.into_iter();
+            let nothing = || Logprobs { logprob: 0.0, rank: 0, top: Vec::new() };
+            let answer = |s: &Score| if is_broken(s.row) { None } else { answers.next() }.unwrap_or_else(nothing);
+            found.extend(scores.iter().map(answer));
         }
         Ok(found)
     }
 
     /// One token for each draw.
-    fn draw(&mut self, ops: &mut O, plan: &StepPlan, masks: &[Option<PendingMask>]) -> Result<Vec<u32>, OpsError> {
+    fn draw(
+        &mut self,
+        ops: &mut O,
+        plan: &StepPlan,
+        masks: &[Option<PendingMask>],
+        is_broken: IsBroken<'_>,
+    ) -> Result<Vec<u32>, OpsError> {
         if plan.draws.is_empty() {
             return Ok(Vec::new());
         }
@@ -277,6 +333,7 @@ impl<O: Ops> Loaded<O> {
             .draws
             .iter()
             .enumerate()
+            .filter(|(_, d)| !is_broken(d.row))
             .map(|(row, d)| SampleRequest {
                 row,
                 params: &d.params,
@@ -287,14 +344,16 @@ impl<O: Ops> Loaded<O> {
                 allowed: masks[row].as_deref(),
             })
             .collect();
-        let drawn = ops.sample(&self.work.logits, &requests)?;
-        self.drawn.extend(drawn.into_iter().map(|s| s.token));
+        let mut drawn = ops.sample(&self.work.logits, &requests)?.into_iter();
+        // For what is broken nothing is drawn; its sequence ends before anybody looks.
+        let token = |d: &Draw| if is_broken(d.row) { 0 } else { drawn.next().map_or(0, |s| s.token) };
+        self.drawn.extend(plan.draws.iter().map(token));
         Ok(self.drawn.clone())
     }
 
     /// The vectors of an encoder's texts.
     fn pool(&mut self, ops: &mut O, spans: &[Span]) -> Result<Vec<Vec<f32>>, OpsError> {
-        let texts: Vec<_> = spans.iter().map(|span| span.first_row..span.first_row + span.rows).collect();
+        let texts: Vec<_> = spans.iter().map(rows_of).collect();
         self.model.pool(ops, &mut self.work, &texts)?;
         let values = ops.read(&self.work.picked)?;
         if values.iter().any(|v| !v.is_finite()) {
@@ -304,17 +363,33 @@ impl<O: Ops> Loaded<O> {
     }
 
     /// Log-probabilities of what was just drawn, for those draws that want them.
-    fn logprobs(&mut self, ops: &mut O, plan: &StepPlan) -> Result<Vec<Option<Logprobs>>, OpsError> {
+    fn logprobs(
+        &mut self,
+        ops: &mut O,
+        plan: &StepPlan,
+        is_broken: IsBroken<'_>,
+    ) -> Result<Vec<Option<Logprobs>>, OpsError> {
+        let wanted = |draw: &Draw| draw.logprobs.filter(|_| !is_broken(draw.row));
         let wanting = plan.draws.iter().zip(&self.drawn).enumerate();
         let requests: Vec<LogprobRequest> = wanting
-            .filter_map(|(row, (draw, token))| Some(LogprobRequest { row, token: *token, top: draw.logprobs? }))
+            .filter_map(|(row, (draw, token))| Some(LogprobRequest { row, token: *token, top: wanted(draw)? }))
             .collect();
         if requests.is_empty() {
             return Ok(Vec::new());
         }
         let mut found = ops.logprobs(&self.work.logits, &requests)?.into_iter();
-        Ok(plan.draws.iter().map(|draw| draw.logprobs.and_then(|_| found.next())).collect())
+        Ok(plan.draws.iter().map(|draw| wanted(draw).and_then(|_| found.next())).collect())
     }
+}
+
+/// The rows of a plan that use adapters.
+fn uses<'a, O: Ops>(plan: &StepPlan, adapters: &'a [forward::Adapter<O>]) -> Vec<Use<'a, O>> {
+    let spans = plan.spans.iter().zip(&plan.adapters);
+    spans.filter_map(|(span, adapter)| Some(Use { rows: rows_of(span), adapter: &adapters[(*adapter)?] })).collect()
+}
+
+fn rows_of(span: &Span) -> Range<usize> {
+    span.first_row..span.first_row + span.rows
 }
 
 impl<O: Ops> Stepper for Engine<O> {

@@ -93,6 +93,7 @@ pub(super) fn offer() -> Offer {
         ask: Price::default(),
         window: Window::default(),
         task: Task::Generate,
+        adapters: Vec::new(),
     }
 }
 

@@ -23,6 +23,7 @@ impl Work {
         match args.offer.task {
             Task::Generate => {
                 let batch = Batch::with_kv(args.limits, args.offer.weights, &args.kv);
+                let batch = batch.with_adapters(&args.offer.adapters);
                 Self::Generate(match &args.draft {
                     Some(draft) => batch.with_draft(draft),
                     None => batch,

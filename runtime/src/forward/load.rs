@@ -14,10 +14,11 @@ mod parts;
 
 use self::parts::Part;
 pub(super) use self::parts::Reader;
+use super::experts::{Experts, Shared};
 use super::input::Input;
 use super::kv::kv_places;
 use super::rope::rope;
-use super::{Branch, Experts, Layer, Model, Network, Norm, Projection, Shared, experts_max, widths};
+use super::{Branch, Layer, Model, Network, Norm, Projection, experts_max, widths};
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum LoadError {
         /// Its format.
         kind: TensorKind,
     },
+    /// An adapter that is damaged.
+    #[error(transparent)]
+    Adapter(#[from] cuckoo_models::AdapterError),
     /// The model asks for something that is not computed.
     #[error("the model uses {0}, which this engine does not compute yet: choose another model")]
     Feature(String),

@@ -12,7 +12,7 @@ use super::score;
 
 /// Requests that may wait, all models together.
 pub const WAITING_MAX: usize = 4_096;
-/// Waiting requests of one model that are considered at a time; bounds the work of one event.
+/// Waiting requests of one model, or of one adapter, that are considered at a time; bounds the work of one event.
 const CONSIDERED_MAX: usize = 64;
 
 /// One miner's connection.
@@ -32,11 +32,20 @@ pub struct ReplicaKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
+/// What computes: weights, and perhaps an adapter of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Computes {
+    /// The weights.
+    pub weights: WeightsHash,
+    /// The adapter.
+    pub adapter: Option<WeightsHash>,
+}
+
 /// What a request needs of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     /// The model.
-    pub weights: WeightsHash,
+    pub model: Computes,
     /// What it must be for.
     pub task: Task,
     /// Known tokens.
@@ -86,7 +95,7 @@ pub struct Quote {
 #[derive(Debug, Default)]
 pub struct Board {
     replicas: BTreeMap<ReplicaKey, Replica>,
-    waiting: BTreeMap<WeightsHash, VecDeque<(Ticket, Need)>>,
+    waiting: BTreeMap<Computes, VecDeque<(Ticket, Need)>>,
     waiting_count: usize,
 }
 
@@ -112,6 +121,12 @@ impl Replica {
         self.offer.ask
     }
 
+    /// Whether it has loaded the model, and the adapter if there is one.
+    fn has(&self, model: &Computes) -> bool {
+        self.offer.weights == model.weights
+            && model.adapter.is_none_or(|adapter| self.offer.adapters.contains(&adapter))
+    }
+
     fn blocks(&self, need: &Need) -> u32 {
         Assign::blocks_for(need.tokens, need.max_new, self.offer.block_tokens)
     }
@@ -119,7 +134,7 @@ impl Replica {
     /// Whether it could ever take the request.
     fn suits(&self, need: &Need) -> bool {
         !self.draining
-            && self.offer.weights == need.weights
+            && self.has(&need.model)
             && self.offer.task == need.task
             && self.offer.ask.within(&need.limit)
             && need.tokens + need.max_new <= self.offer.context_tokens
@@ -169,7 +184,7 @@ impl Board {
         if self.waiting_count >= WAITING_MAX {
             return false;
         }
-        self.waiting.entry(need.weights).or_default().push_back((ticket, need));
+        self.waiting.entry(need.model).or_default().push_back((ticket, need));
         self.waiting_count += 1;
         true
     }
@@ -187,10 +202,12 @@ impl Board {
     }
 
     /// Binds as many waiting requests as windows allow, oldest first. A request that only lacks blocks keeps the
-    /// replica it waits for from being filled by younger, smaller ones; one that no replica suits holds nobody up.
+    /// replica it waits for from being filled by younger, smaller ones; one that no replica suits holds nobody up. A model and
+    /// its adapters share replicas, and so one order.
     pub fn place(&mut self) -> Vec<Placement> {
         let mut placed = Vec::new();
-        let models: Vec<WeightsHash> = self.waiting.keys().copied().collect();
+        let mut models: Vec<WeightsHash> = self.waiting.keys().map(|model| model.weights).collect();
+        models.dedup();
         for weights in models {
             self.place_model(weights, &mut placed);
         }
@@ -200,10 +217,9 @@ impl Board {
     }
 
     fn place_model(&mut self, weights: WeightsHash, placed: &mut Vec<Placement>) {
-        let Some(queue) = self.waiting.get_mut(&weights) else { return };
         let mut spoken_for: HashSet<ReplicaKey> = HashSet::new();
         let mut bound: HashSet<Ticket> = HashSet::new();
-        for (ticket, need) in queue.iter().take(CONSIDERED_MAX) {
+        for (ticket, need) in &self.oldest(weights) {
             let suited = self.replicas.iter().filter(|(key, r)| r.suits(need) && !spoken_for.contains(key));
             match score::best(suited.clone().filter(|(_, r)| r.has_room(need))) {
                 Some(key) => {
@@ -220,7 +236,22 @@ impl Board {
                 }
             }
         }
-        queue.retain(|(ticket, _)| !bound.contains(ticket));
+        let queues = self.waiting.iter_mut().filter(|(model, _)| model.weights == weights);
+        queues.for_each(|(_, queue)| queue.retain(|(ticket, _)| !bound.contains(ticket)));
+    }
+
+    /// The oldest waiting requests of a model and of each of its adapters, those of one that nobody has left out. Tickets
+    /// tell who came first.
+    fn oldest(&self, weights: WeightsHash) -> Vec<(Ticket, Need)> {
+        let offered = |model: &Computes| self.replicas.values().any(|replica| replica.has(model));
+        let queues: Vec<_> =
+            self.waiting.iter().filter(|(model, _)| model.weights == weights && offered(model)).collect();
+        let mut oldest: Vec<(Ticket, Need)> =
+            queues.iter().flat_map(|(_, queue)| queue.iter().take(CONSIDERED_MAX).copied()).collect();
+        if queues.len() > 1 {
+            oldest.sort_by_key(|(ticket, _)| *ticket);
+        }
+        oldest
     }
 
     /// Whether any replica could take the request, now or when it has room.
@@ -229,8 +260,8 @@ impl Board {
     }
 
     /// How a model stands.
-    pub fn quote(&self, weights: &WeightsHash) -> Quote {
-        let serving = self.replicas.values().filter(|r| r.offer.weights == *weights && !r.draining);
+    pub fn quote(&self, model: &Computes) -> Quote {
+        let serving = self.replicas.values().filter(|r| r.has(model) && !r.draining);
         serving.fold(Quote::default(), |q, r| Quote {
             replicas: q.replicas + 1,
             lowest_ask: Some(match q.lowest_ask {

@@ -32,10 +32,12 @@ pub const FEE_BPS: u16 = 500;
 pub const AUDIT_BPS: u16 = 300;
 /// The share that pays for reliability.
 pub const RELIABILITY_BPS: u16 = 200;
-/// The most that an author may take.
+/// The most that authors may take: a model's, or an adapter's and its base's together.
 pub const ROYALTY_BPS_MAX: u16 = 2_000;
+/// Royalties of one request: an adapter's and its base's.
+pub const ROYALTIES_MAX: usize = 2;
 
-// Whatever an author takes, most of the cost is the miners'.
+// Whatever authors take, most of the cost is the miners'.
 const _: () = assert!(FEE_BPS + AUDIT_BPS + RELIABILITY_BPS + ROYALTY_BPS_MAX < BPS / 2);
 
 /// Something to be done to the books.
@@ -85,10 +87,17 @@ pub struct Settlement {
     pub max_tokens: u32,
     /// The miners that worked on it, in order; at least one.
     pub attempts: Vec<Attempt>,
-    /// The model's author.
+    /// What authors get: the model's, then, where that is an adapter, its base's. At most [`ROYALTIES_MAX`].
+    pub royalties: Vec<Royalty>,
+}
+
+/// What one author gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Royalty {
+    /// Who.
     pub author: PeerId,
-    /// The author's share of the cost, at most [`ROYALTY_BPS_MAX`].
-    pub royalty_bps: u16,
+    /// The share of the cost; all of a request together are at most [`ROYALTY_BPS_MAX`].
+    pub bps: u16,
 }
 
 /// One miner's part. Output is paid by accepted tokens; the prompt is paid to the miner that finished, which is the
@@ -119,7 +128,7 @@ pub struct Settled {
     pub cost: u64,
     /// To all its miners.
     pub miner: u64,
-    /// To the author.
+    /// To the authors.
     pub author: u64,
     /// Fee, audit and reliability.
     pub network: u64,

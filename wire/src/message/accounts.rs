@@ -28,6 +28,8 @@ pub struct ModelInfo {
     pub lowest_ask: Option<Price>,
     /// Numbers in the vector that it makes of a text; `None` for a model that generates.
     pub embedding_dims: Option<u32>,
+    /// The model that it is an adapter of, if it is one.
+    pub parent: Option<String>,
 }
 
 /// Accounts of one caller.

@@ -1,5 +1,7 @@
 //! What a well-formed message may hold beyond its types: the checks that whoever receives one runs before using it.
 
+use std::collections::BTreeSet;
+
 use super::embedding::check_vector;
 use super::tools::check_calls;
 use super::{
@@ -170,6 +172,12 @@ impl Offer {
                 Err(Invalid(format!("a KV block of {} tokens makes no sense", self.block_tokens)))
             }
             () if self.context_tokens == 0 => Err(Invalid("a context of 0 tokens makes no sense".to_owned())),
+            () if self.adapters.len() > limits::ADAPTERS_MAX => {
+                Err(Invalid(format!("a replica offers at most {} adapters", limits::ADAPTERS_MAX)))
+            }
+            () if self.adapters.iter().collect::<BTreeSet<_>>().len() < self.adapters.len() => {
+                Err(Invalid("a replica offers an adapter twice".to_owned()))
+            }
             () if self.window.sequences > limits::REPLICA_SEQUENCES_MAX as u64 => {
                 Err(Invalid(format!("a replica runs at most {} sequences", limits::REPLICA_SEQUENCES_MAX)))
             }

@@ -83,6 +83,7 @@ impl Assign {
             logprobs: None,
             prompt_logprobs: None,
             constraint: None,
+            adapter: None,
         }
     }
 }

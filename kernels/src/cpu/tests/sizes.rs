@@ -1,7 +1,62 @@
 //! What is counted is what is taken.
 
 use super::*;
+use crate::low_rank::{Adapted, LowRankSource};
 use crate::memory::{Counted, Memory};
+
+/// Adapters of three parts, whose matrices have odd sizes, with data or without.
+fn adapters<M: Memory>(memory: &mut M, matrices: &[OwnedMatrix], counted: bool) {
+    let source = |m: usize| match counted {
+        true => MatrixSource { data: &[], ..matrices[m].source() },
+        false => matrices[m].source(),
+    };
+    let part = |n: usize| LowRankSource { first_col: 64 * n, a: source(2 * n), b: source(2 * n + 1), scale: 0.5 };
+    memory.low_rank(&[part(0), part(1), part(2)]).unwrap();
+    memory.low_rank(&[part(1)]).unwrap();
+}
+
+/// What [`adapters`] loads.
+fn adapter_matrices(random: &mut Random, quant: Quant) -> Vec<OwnedMatrix> {
+    [(3, 96), (64, 3), (16, 96), (17, 16), (33, 96), (40, 33)]
+        .map(|(rows, cols)| random.matrix(quant, rows, cols))
+        .into()
+}
+
+#[test]
+fn what_adapters_take_is_counted_with_what_they_compute_between() {
+    let mut random = Random(5);
+    for quant in [Quant::F32, Quant::F16, Quant::BF16] {
+        let matrices = adapter_matrices(&mut random, quant);
+        let (mut cpu, mut sizes) = (Cpu::new(1), Sizes::default());
+        cpu.buffer(7, 96).unwrap();
+        sizes.buffer(7, 96).unwrap();
+        adapters(&mut cpu, &matrices, false);
+        adapters(&mut sizes, &matrices, true);
+        assert_eq!(sizes.bytes(), cpu.bytes(), "{quant}");
+        // Rows that come later want more between the products.
+        cpu.buffer(9, 96).unwrap();
+        sizes.buffer(9, 96).unwrap();
+        assert_eq!(sizes.bytes(), cpu.bytes(), "{quant}");
+    }
+}
+
+#[test]
+fn nothing_is_taken_while_adapters_are_added() {
+    let mut random = Random(6);
+    let matrices = adapter_matrices(&mut random, Quant::F16);
+    let mut cpu = Cpu::new(2);
+    let x = upload(&mut cpu, &random.values(9 * 96), 96);
+    let mut out = upload(&mut cpu, &random.values(9 * 170), 170);
+    let part = |n: usize| {
+        let (a, b) = (matrices[2 * n].source(), matrices[2 * n + 1].source());
+        LowRankSource { first_col: 64 * n, a, b, scale: 0.5 }
+    };
+    let (many, one) = (cpu.low_rank(&[part(0), part(1), part(2)]).unwrap(), cpu.low_rank(&[part(1)]).unwrap());
+    let before = cpu.bytes();
+    cpu.lora_add(&x, &[Adapted { rows: 0..9, by: &many }], &mut out).unwrap();
+    cpu.lora_add(&x, &[Adapted { rows: 0..2, by: &one }, Adapted { rows: 2..9, by: &many }], &mut out).unwrap();
+    assert_eq!(cpu.bytes(), before);
+}
 
 /// Loads and allocates all that a model might, at odd sizes.
 fn take<M: Memory>(memory: &mut M, matrices: &[Vec<MatrixSource<'_>>]) {

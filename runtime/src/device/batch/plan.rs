@@ -30,6 +30,10 @@ pub struct StepPlan {
     pub placeholders: Vec<Placeholder>,
     /// Whose rows these are.
     pub spans: Vec<Span>,
+    /// For each span its sequence.
+    pub owners: Vec<SequenceId>,
+    /// For each span which of the batch's adapters its rows use, if any.
+    pub adapters: Vec<Option<usize>>,
     /// Block tables of the spans, concatenated, for each group of layers. All are as long, so that a span begins at the
     /// same place in each; [`HOLE`] stands where a group's window does not reach.
     pub blocks: Vec<Vec<u32>>,
@@ -113,6 +117,8 @@ pub struct StepOutput {
     pub draft_fault: Option<String>,
     /// One for each span, of an encoder.
     pub vectors: Vec<Vec<f32>>,
+    /// Spans whose rows an adapter has turned into what are no numbers: what was drawn and scored for them is nothing.
+    pub broken: Vec<usize>,
 }
 
 impl StepOutput {

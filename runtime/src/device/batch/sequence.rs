@@ -39,6 +39,8 @@ pub(super) struct Sequence {
     logprobs: Option<u32>,
     /// Those of the prompt's tokens, where they are wanted.
     scoring: Option<Scoring>,
+    /// Which of the batch's adapters it uses.
+    adapter: Option<usize>,
     /// What it took from the window.
     pub(super) reserved: u32,
     /// Tokens found in the cache in its first stay; `None` before.
@@ -128,8 +130,8 @@ impl Share {
 }
 
 impl Sequence {
-    /// Takes over what was assigned; `root` begins the names of its blocks.
-    pub(super) fn new(assign: Assign, root: BlockHash) -> Self {
+    /// Takes over what was assigned; `root` begins the names of its blocks, `adapter` is one of the batch's.
+    pub(super) fn new(assign: Assign, root: BlockHash, adapter: Option<usize>) -> Self {
         let params = params(&assign);
         let mut history = TokenHistory::default();
         if params.reads_history() {
@@ -156,6 +158,7 @@ impl Sequence {
                 end: assign.prompt_tokens,
                 held: Vec::new(),
             }),
+            adapter,
             reserved: assign.blocks,
             cached: None,
             names: Vec::new(),
@@ -320,6 +323,8 @@ impl Sequence {
         let first_block = plan.blocks.first().map_or(0, Vec::len);
         let rows_all = rows as usize + guesses.len();
         plan.spans.push(Span { first_row, rows: rows_all, first_position: from, first_block });
+        plan.owners.push(self.id);
+        plan.adapters.push(self.adapter);
         match self.stay.pending.take() {
             Some(draw) => {
                 assert_eq!((from, rows_all), (self.tokens.len(), 1), "only the token in flight is unknown");

@@ -215,11 +215,13 @@ fn what_cannot_run_is_answered() {
     assert!(refused(&mut batch, Assign { max_new: 0, ..assign(1, 2, 1) }).contains("new tokens"));
     let nan = Sampling { temperature: f32::NAN, ..Sampling::default() };
     assert!(refused(&mut batch, Assign { sampling: nan, ..assign(1, 2, 1) }).contains("temperature"));
+    let adapter = Some(WeightsHash([7; 32]));
+    assert!(refused(&mut batch, Assign { adapter, ..assign(1, 2, 1) }).contains("adapter is not loaded"));
     batch.assign(assign(1, 2, 10));
     assert!(refused(&mut batch, assign(1, 2, 10)).contains("already"));
     (2..=7).for_each(|i| batch.assign(assign(i, 2, 10)));
     let window = batch.window();
-    assert_eq!(window.sequences, 3 + 4 + 5, "what was refused is granted again");
+    assert_eq!(window.sequences, 3 + 4 + 6, "what was refused is granted again");
     assert!(refused(&mut batch, assign(8, 2, 10)).contains("overdrawn"));
     assert_eq!(batch.window(), window, "but not what was never granted");
 }

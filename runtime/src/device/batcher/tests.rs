@@ -118,6 +118,27 @@ fn answer((plan, masks, to): Run, token: u32) {
     to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
 }
 
+/// Spans that an adapter broke end their own sequences; the others of the step go on.
+#[tokio::test]
+async fn a_broken_span_ends_its_sequence_alone() {
+    let mut bench = Bench::start(1).await;
+    bench.assign(1);
+    let (plan, masks, to) = bench.plan().await;
+    bench.assign(2);
+    let output = StepOutput::of(&[5]);
+    to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
+    assert_eq!(bench.items().await.len(), 1);
+    let (plan, masks, to) = bench.plan().await;
+    assert_eq!(plan.owners, [SequenceId(1), SequenceId(2)]);
+    let output = StepOutput { broken: vec![1], ..StepOutput::of(&[5, 0]) };
+    to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
+    let items = bench.items().await;
+    let of = |id| items.iter().find(|item| item.sequence == SequenceId(id)).unwrap();
+    assert_eq!((of(1).tokens.as_slice(), &of(1).end), (&[5][..], &None));
+    assert!(matches!(&of(2).end, Some(cuckoo_wire::message::End::Failed(why)) if why.contains("no numbers")));
+    assert!(of(2).tokens.is_empty());
+}
+
 #[tokio::test]
 async fn the_executor_has_at_most_as_many_steps_as_it_should() {
     for steps in [1, 2] {

@@ -8,7 +8,7 @@ const CONTEXT: &str = "cuckoo 2026 kv block v1";
 
 /// The content of one full block and of all blocks before it: 128 bits of BLAKE3.
 ///
-/// A chain: `root(model, salt)`, then `next` for each block's tokens. The root holds what the whole chain depends on, so
+/// A chain: `root(model, adapter, salt)`, then `next` for each block's tokens. The root holds what the whole chain depends on, so
 /// two models, two adapters or two tenants never share a name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockHash(u128);
@@ -17,11 +17,13 @@ impl BlockHash {
     /// Where a block has no name. No chain ever reaches it.
     pub(super) const NONE: Self = Self(0);
 
-    /// Before the first block: the digest of what computes (weights, adapter), and who may share with whom.
-    pub fn root(model: &[u8; 32], salt: &[u8; 16]) -> Self {
+    /// Before the first block: what computes (weights, and the adapter if there is one), and who may share with whom.
+    pub fn root(model: &[u8; 32], adapter: Option<&[u8; 32]>, salt: &[u8; 16]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
         hasher.update(model);
         hasher.update(salt);
+        // Fields of fixed lengths, so what is absent cannot be taken for something else.
+        adapter.into_iter().for_each(|adapter| _ = hasher.update(adapter));
         Self::truncated(&hasher)
     }
 

@@ -17,13 +17,15 @@ fn name(value: u32) -> BlockHash {
 
 #[test]
 fn names_depend_on_everything_before_them() {
-    let root = BlockHash::root(&[1; 32], &[0; 16]);
-    assert_ne!(root, BlockHash::root(&[2; 32], &[0; 16]), "another model");
-    assert_ne!(root, BlockHash::root(&[1; 32], &[1; 16]), "another tenant");
+    let root = BlockHash::root(&[1; 32], None, &[0; 16]);
+    assert_ne!(root, BlockHash::root(&[2; 32], None, &[0; 16]), "another model");
+    let adapted = BlockHash::root(&[1; 32], Some(&[3; 32]), &[0; 16]);
+    assert!(root != adapted && adapted != BlockHash::root(&[1; 32], Some(&[4; 32]), &[0; 16]), "another adapter");
+    assert_ne!(root, BlockHash::root(&[1; 32], None, &[1; 16]), "another tenant");
     let (a, b) = (root.next(&[1; 16]), root.next(&[2; 16]));
     assert_ne!(a, b);
     assert_ne!(a.next(&[3; 16]), b.next(&[3; 16]), "the same tokens after others");
-    assert_eq!(a, BlockHash::root(&[1; 32], &[0; 16]).next(&[1; 16]), "the same everywhere");
+    assert_eq!(a, BlockHash::root(&[1; 32], None, &[0; 16]).next(&[1; 16]), "the same everywhere");
     // Names are meant to be known outside one program, so they must not change unnoticed.
     assert_eq!(format!("{a:?}"), "BlockHash(d84335662825ea7562c7caf360dcce1c)");
 }

@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const W: WeightsHash = WeightsHash([1; 32]);
+const BASE: Computes = Computes { weights: W, adapter: None };
 
 fn price(input: u64, output: u64) -> Price {
     Price { input_per_mtok: input, output_per_mtok: output }
@@ -18,6 +19,7 @@ fn offer(sequences: u64, blocks: u64, ask: Price) -> Offer {
         ask,
         window: Window { sequences, blocks },
         task: Task::Generate,
+        adapters: Vec::new(),
     }
 }
 
@@ -26,7 +28,7 @@ fn key(link: u64) -> ReplicaKey {
 }
 
 fn need(tokens: u32, max_new: u32) -> Need {
-    Need { weights: W, task: Task::Generate, tokens, max_new, limit: price(100, 100) }
+    Need { model: BASE, task: Task::Generate, tokens, max_new, limit: price(100, 100) }
 }
 
 #[test]
@@ -91,6 +93,54 @@ fn a_price_limit_excludes_and_does_not_hold_others_up() {
     assert_eq!(board.place()[0].key, key(2));
 }
 
+/// A need of an adapter.
+fn adapted(adapter: u8, tokens: u32, max_new: u32) -> Need {
+    Need { model: Computes { adapter: Some(WeightsHash([adapter; 32])), ..BASE }, ..need(tokens, max_new) }
+}
+
+fn with_adapters(adapters: &[u8], offer: Offer) -> Offer {
+    Offer { adapters: adapters.iter().map(|n| WeightsHash([*n; 32])).collect(), ..offer }
+}
+
+#[test]
+fn an_adapter_is_placed_only_where_it_is_loaded() {
+    let mut board = Board::default();
+    board.offer(key(1), offer(10, 1_000, price(1, 1)));
+    board.offer(key(2), with_adapters(&[7], offer(10, 1_000, price(2, 2))));
+    (1..=4).for_each(|t| assert!(board.submit(Ticket(t), adapted(7, 1, 1))));
+    board.submit(Ticket(5), adapted(8, 1, 1));
+    assert!(board.place().iter().all(|p| p.key == key(2)) && board.waiting() == 1);
+    assert!(board.is_served(&adapted(7, 1, 1)) && !board.is_served(&adapted(8, 1, 1)));
+    let quote = |adapter| board.quote(&adapted(adapter, 1, 1).model);
+    assert_eq!((quote(7).replicas, quote(7).lowest_ask, quote(8).replicas), (1, Some(price(2, 2)), 0));
+    assert_eq!((board.quote(&BASE).replicas, board.quote(&BASE).lowest_ask), (2, Some(price(1, 1))));
+}
+
+#[test]
+fn a_base_and_its_adapters_are_served_in_one_order() {
+    let mut board = Board::default();
+    board.offer(key(1), with_adapters(&[7, 8], offer(3, 1_000, price(1, 1))));
+    // Nobody has number 9, and however many ask for it, nobody else waits for that.
+    (100..300).for_each(|t| assert!(board.submit(Ticket(t), adapted(9, 1, 1))));
+    for (ticket, need) in
+        [(1, adapted(8, 1, 1)), (2, need(1, 1)), (3, adapted(7, 1, 1)), (4, need(1, 1)), (5, adapted(8, 1, 1))]
+    {
+        board.submit(Ticket(ticket), need);
+    }
+    let tickets = |placed: Vec<Placement>| placed.iter().map(|p| p.ticket.0).collect::<Vec<_>>();
+    assert_eq!(tickets(board.place()), [1, 2, 3]);
+    board.grant(key(1), Window { sequences: 5, blocks: 1_000 });
+    assert_eq!(tickets(board.place()), [4, 5]);
+    // An older large request keeps its blocks from younger ones of another adapter.
+    let mut board = Board::default();
+    board.offer(key(1), with_adapters(&[7], offer(10, 10, price(1, 1))));
+    board.submit(Ticket(1), need(16 * 8, 16));
+    board.place();
+    board.submit(Ticket(2), adapted(7, 16 * 8, 16));
+    board.submit(Ticket(3), need(8, 8));
+    assert!(board.place().is_empty());
+}
+
 #[test]
 fn a_large_request_is_not_overtaken_for_ever() {
     let mut board = Board::default();
@@ -111,7 +161,7 @@ fn requests_that_no_replica_can_ever_hold_are_not_served() {
     board.offer(key(1), offer(10, 10, price(1, 1)));
     assert!(board.is_served(&need(100, 60)));
     assert!(!board.is_served(&need(100, 61)), "eleven blocks");
-    assert!(!board.is_served(&Need { weights: WeightsHash([2; 32]), ..need(1, 1) }));
+    assert!(!board.is_served(&Need { model: Computes { weights: WeightsHash([2; 32]), adapter: None }, ..need(1, 1) }));
     board.drain(key(1));
     assert!(!board.is_served(&need(1, 1)));
 }

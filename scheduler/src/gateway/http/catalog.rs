@@ -33,6 +33,8 @@ pub(super) struct Model {
     replicas: u32,
     /// Numbers in the vectors that it makes of texts; `null` for a model that generates.
     embedding_dimensions: Option<u32>,
+    /// The model that this is an adapter of, as in vLLM.
+    parent: Option<String>,
     supported_parameters: &'static [&'static str],
 }
 
@@ -69,6 +71,7 @@ impl From<ModelInfo> for Model {
             royalty_bps: info.royalty_bps,
             replicas: info.replicas,
             embedding_dimensions: info.embedding_dims,
+            parent: info.parent,
             supported_parameters: match info.embedding_dims {
                 Some(_) => embeddings::SUPPORTED_PARAMETERS,
                 None => SUPPORTED_PARAMETERS,
@@ -98,6 +101,7 @@ mod tests {
             replicas: 3,
             lowest_ask,
             embedding_dims: None,
+            parent: None,
         }
     }
 
@@ -109,7 +113,8 @@ mod tests {
         let expected = json!({"object": "list", "data": [{
             "id": "wren", "object": "model", "created": 1_700_000_000, "owned_by": author, "author": author,
             "context_length": 8192, "max_model_len": 8192, "quantization": "Q4_1", "license": "Apache-2.0",
-            "royalty_bps": 250, "replicas": 3, "embedding_dimensions": Value::Null, "supported_parameters": SUPPORTED_PARAMETERS,
+            "royalty_bps": 250, "replicas": 3, "embedding_dimensions": null, "parent": null,
+            "supported_parameters": SUPPORTED_PARAMETERS,
             "pricing": {"prompt": "0.00000002", "completion": "0.00000006"},
         }]});
         assert_eq!(list, expected);
@@ -120,6 +125,12 @@ mod tests {
         let model = serde_json::to_value(Model::from(ModelInfo { embedding_dims: Some(384), ..info(None) })).unwrap();
         assert_eq!(model["embedding_dimensions"], 384);
         assert!(model["supported_parameters"].as_array().unwrap().contains(&json!("encoding_format")));
+    }
+
+    #[test]
+    fn an_adapter_names_its_base() {
+        let adapter = ModelInfo { parent: Some("robin".to_owned()), ..info(None) };
+        assert_eq!(serde_json::to_value(Model::from(adapter)).unwrap()["parent"], "robin");
     }
 
     #[test]

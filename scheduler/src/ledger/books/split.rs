@@ -10,6 +10,8 @@ mod leg {
     pub(super) const AUTHOR: u32 = 3;
     pub(super) const VOID: u32 = 4;
     pub(super) const FIRST_ATTEMPT: u32 = 5;
+    /// The author of an adapter's base. Attempts are few, so theirs never come here.
+    pub(super) const BASE_AUTHOR: u32 = u32::MAX;
 }
 
 pub(super) fn decide_settle(
@@ -56,11 +58,19 @@ fn check(settlement: &Settlement) -> Result<(), String> {
     if settlement.attempts.is_empty() {
         return Err(format!("{request} names no miner to pay: release it instead"));
     }
-    if settlement.royalty_bps > ROYALTY_BPS_MAX {
-        let royalty = settlement.royalty_bps;
-        return Err(format!("{request} has a royalty of {royalty} basis points: the most is {ROYALTY_BPS_MAX}"));
+    if settlement.royalties.len() > ROYALTIES_MAX {
+        return Err(format!("{request} names {} authors: the most is {ROYALTIES_MAX}", settlement.royalties.len()));
+    }
+    let royalty = royalty_bps(settlement);
+    if royalty > u32::from(ROYALTY_BPS_MAX) {
+        return Err(format!("{request} has royalties of {royalty} basis points: the most is {ROYALTY_BPS_MAX}"));
     }
     Ok(())
+}
+
+/// All royalties together.
+fn royalty_bps(settlement: &Settlement) -> u32 {
+    settlement.royalties.iter().map(|royalty| u32::from(royalty.bps)).sum()
 }
 
 /// Billed is what was delivered and no more than was allowed.
@@ -107,7 +117,8 @@ struct Shares {
     fee: u64,
     audit: u64,
     reliability: u64,
-    author: u64,
+    /// By royalty.
+    authors: Vec<u64>,
     /// By attempt.
     miners: Vec<u64>,
 }
@@ -121,19 +132,21 @@ impl Shares {
         };
         let cost: u64 = costs.iter().sum();
         let (fee, audit, reliability) = (share(cost, FEE_BPS), share(cost, AUDIT_BPS), share(cost, RELIABILITY_BPS));
-        let author = share(cost, settlement.royalty_bps);
-        let miner_bps = BPS - FEE_BPS - AUDIT_BPS - RELIABILITY_BPS - settlement.royalty_bps;
+        let authors: Vec<u64> = settlement.royalties.iter().map(|royalty| share(cost, royalty.bps)).collect();
+        let royalties: u16 = settlement.royalties.iter().map(|royalty| royalty.bps).sum();
+        let miner_bps = BPS - FEE_BPS - AUDIT_BPS - RELIABILITY_BPS - royalties;
         let finisher = finisher(&settlement.attempts);
         let mut miners: Vec<u64> = costs.iter().map(|c| share(*c, miner_bps)).collect();
         miners[finisher] = 0;
-        miners[finisher] = cost - fee - audit - reliability - author - miners.iter().sum::<u64>();
-        Self { fee, audit, reliability, author, miners }
+        let others = fee + audit + reliability + authors.iter().sum::<u64>() + miners.iter().sum::<u64>();
+        miners[finisher] = cost - others;
+        Self { fee, audit, reliability, authors, miners }
     }
 
     fn total(&self) -> Settled {
         let network = self.fee + self.audit + self.reliability;
-        let miner = self.miners.iter().sum();
-        Settled { cost: miner + self.author + network, miner, author: self.author, network }
+        let (miner, author) = (self.miners.iter().sum(), self.authors.iter().sum());
+        Settled { cost: miner + author + network, miner, author, network }
     }
 
     fn legs(&self, settlement: &Settlement, client: ClientId, rest: u64) -> Vec<Transfer> {
@@ -146,11 +159,12 @@ impl Shares {
             leg(Kind::Settle, leg::FEE, Account::NetFee, self.fee),
             leg(Kind::Settle, leg::AUDIT, Account::NetAudit, self.audit),
             leg(Kind::Settle, leg::RELIABILITY, Account::NetReliability, self.reliability),
-            leg(Kind::Settle, leg::AUTHOR, Account::AuthorPending(settlement.author), self.author),
             leg(Kind::Void, leg::VOID, Account::Client(client), rest),
         ];
         let numbered = (leg::FIRST_ATTEMPT..).zip(settlement.attempts.iter().zip(&self.miners));
         let attempts = numbered.map(|(n, (a, pay))| leg(Kind::Settle, n, Account::MinerPending(a.miner), *pay));
-        fixed.into_iter().chain(attempts).flatten().collect()
+        let paid = [leg::AUTHOR, leg::BASE_AUTHOR].into_iter().zip(settlement.royalties.iter().zip(&self.authors));
+        let authors = paid.map(|(n, (r, pay))| leg(Kind::Settle, n, Account::AuthorPending(r.author), *pay));
+        fixed.into_iter().chain(authors).chain(attempts).flatten().collect()
     }
 }

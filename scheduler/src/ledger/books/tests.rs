@@ -32,6 +32,7 @@ fn attempt(miner: u8, input_per_mtok: u64, output_per_mtok: u64, tokens: u32) ->
 }
 
 const AUTHOR: u8 = 200;
+const BASE: u8 = 201;
 
 /// A settlement whose counts agree with its attempts.
 pub(in super::super) fn settle(n: u8, prompt_tokens: u32, attempts: Vec<Attempt>, royalty_bps: u16) -> Settlement {
@@ -42,8 +43,7 @@ pub(in super::super) fn settle(n: u8, prompt_tokens: u32, attempts: Vec<Attempt>
         delivered_tokens,
         max_tokens: delivered_tokens,
         attempts,
-        author: peer(AUTHOR),
-        royalty_bps,
+        royalties: vec![Royalty { author: peer(AUTHOR), bps: royalty_bps }],
     }
 }
 
@@ -103,6 +103,33 @@ fn one_miner_computed_by_hand() {
     assert_eq!(books.balance(&Account::NetAudit), 1_040);
     assert_eq!(books.balance(&Account::NetReliability), 693);
     assert_eq!(books.balance(&Account::Client(client(1))), 50_000 - 34_691);
+}
+
+#[test]
+fn an_adapters_author_and_its_bases_are_paid_their_own_shares() {
+    // 34,691 as above: 5 % for the adapter, 1,734.55, and 8 % for its base, 2,775.28.
+    let mut books = books_with(deposit(1, 1, 50_000));
+    apply(&mut books, hold(1, 1, 34_692)).unwrap();
+    let mut settlement = settle(1, 17, vec![attempt(1, 123_456_789, 987_654_321, 33)], 500);
+    settlement.royalties.push(Royalty { author: peer(BASE), bps: 800 });
+    let (author, network) = (1_734 + 2_775, 1_734 + 1_040 + 693);
+    let outcome = apply(&mut books, Command::Settle(settlement.clone())).unwrap();
+    let miner = 34_691 - author - network;
+    assert_eq!(outcome, Outcome::Settled(Settled { cost: 34_691, miner, author, network }));
+    assert_eq!(books.balance(&Account::AuthorPending(peer(AUTHOR))), 1_734);
+    assert_eq!(books.balance(&Account::AuthorPending(peer(BASE))), 2_775);
+    assert_eq!(books.balance(&Account::MinerPending(peer(1))), i64::try_from(miner).unwrap());
+    assert_eq!(books.sum(), 0);
+    // Together they are bounded as one alone is, and there are no more than two.
+    let refused = |royalties: Vec<Royalty>| {
+        let mut books = books_with(deposit(1, 1, 50_000));
+        apply(&mut books, hold(1, 1, 34_692)).unwrap();
+        apply(&mut books, Command::Settle(Settlement { royalties, ..settlement.clone() })).unwrap_err()
+    };
+    let share = |bps| Royalty { author: peer(AUTHOR), bps };
+    for royalties in [vec![share(1_200), share(801)], vec![share(u16::MAX), share(1)], vec![share(1); 3]] {
+        assert!(matches!(refused(royalties), Rejection::Invalid(_)));
+    }
 }
 
 #[test]
@@ -263,10 +290,13 @@ prop_compose! {
         prompt_tokens in 0..2_000_u32,
         attempts in prop::collection::vec((0..4_u8, 0..2_000_000_000_u64, 0..2_000_000_000_u64, 0..300_u32), 1..4),
         slack in 0..10_u32,
-        royalty_bps in 0..=ROYALTY_BPS_MAX,
+        (royalty_bps, base_bps) in (0..=ROYALTY_BPS_MAX).prop_flat_map(|bps| (Just(bps), 0..=ROYALTY_BPS_MAX - bps)),
+        base in prop::option::of(any::<bool>()),
     ) -> Settlement {
         let attempts = attempts.into_iter().map(|(m, i, o, t)| attempt(m, i, o, t)).collect();
-        let settlement = settle(n, prompt_tokens, attempts, royalty_bps);
+        let mut settlement = settle(n, prompt_tokens, attempts, royalty_bps);
+        // An adapter's base may be of the same author.
+        settlement.royalties.extend(base.map(|own| Royalty { author: peer(if own { AUTHOR } else { BASE }), bps: base_bps }));
         Settlement { max_tokens: settlement.delivered_tokens + slack, ..settlement }
     }
 }
@@ -338,7 +368,7 @@ impl Naive {
         let sum = |accounts: &[Account]| accounts.iter().map(|a| i128::from(books.balance(a))).sum::<i128>();
         let miners: Vec<Account> = (0..4).map(|n| Account::MinerPending(peer(n))).collect();
         assert_eq!(sum(&miners), total(|s| s.miner));
-        assert_eq!(sum(&[Account::AuthorPending(peer(AUTHOR))]), total(|s| s.author));
+        assert_eq!(sum(&[AUTHOR, BASE].map(|n| Account::AuthorPending(peer(n)))), total(|s| s.author));
         assert_eq!(sum(&[Account::NetFee, Account::NetAudit, Account::NetReliability]), total(|s| s.network));
     }
 }
@@ -379,7 +409,8 @@ proptest! {
             settlement.attempts.iter().enumerate().map(|(i, a)| a.ask.cost(prompt(i), a.tokens)).sum()
         };
         prop_assert_eq!(split.cost, asked.min(held));
-        prop_assert_eq!(split.author, split.cost * u64::from(settlement.royalty_bps) / 10_000);
+        let royalty = |r: &Royalty| split.cost * u64::from(r.bps) / 10_000;
+        prop_assert_eq!(split.author, settlement.royalties.iter().map(royalty).sum::<u64>());
         prop_assert_eq!(split.network, split.cost * 5 / 100 + split.cost * 3 / 100 + split.cost * 2 / 100);
         let moved: i64 = decision.legs.iter().map(|l| l.amount).sum();
         prop_assert_eq!(u64::try_from(moved).unwrap(), held);

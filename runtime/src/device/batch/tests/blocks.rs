@@ -77,6 +77,22 @@ fn accounts_do_not_share() {
 }
 
 #[test]
+fn adapters_do_not_share_and_a_plan_says_who_uses_which() {
+    let adapters = [WeightsHash([7; 32]), WeightsHash([8; 32])];
+    let (mut batch, mut device) = (Batch::new(WIDE, WEIGHTS).with_adapters(&adapters), FakeDevice::new(WIDE));
+    for (id, number, hit) in [(1, None, 0), (2, Some(0), 0), (3, Some(1), 0), (4, Some(0), 32), (5, None, 32)] {
+        let adapter = number.map(|number: usize| adapters[number]);
+        batch.assign(Assign { sequence: SequenceId(id), adapter, ..own(1, 33, 2) });
+        let plan = batch.plan().unwrap();
+        assert_eq!((&plan.adapters, &plan.owners), (&vec![number], &vec![SequenceId(id)]));
+        let drawn = device.step(&plan);
+        batch.apply(plan, StepOutput::of(&drawn), Duration::ZERO);
+        assert_eq!(batch.cached_tokens(SequenceId(id)), Some(hit), "sequence {id}");
+        while run(&mut batch, &mut device) {}
+    }
+}
+
+#[test]
 fn running_sequences_share_full_blocks_and_nothing_else() {
     let (mut batch, mut device) = (Batch::new(WIDE, WEIGHTS), FakeDevice::new(WIDE));
     // Both are computed in one step, as neither is there yet; from then on there is one copy.

@@ -75,8 +75,9 @@ async fn load(tx: &mut SqliteConnection, commands: &[Command]) -> Result<Books, 
 /// Accounts that a settlement touches, apart from the developer's.
 fn paid_by(settlement: &Settlement) -> impl Iterator<Item = Account> {
     let network = [Account::NetFee, Account::NetAudit, Account::NetReliability];
-    let own = [Account::Hold(settlement.request), Account::AuthorPending(settlement.author)];
-    network.into_iter().chain(own).chain(settlement.attempts.iter().map(|a| Account::MinerPending(a.miner)))
+    let authors = settlement.royalties.iter().map(|r| Account::AuthorPending(r.author));
+    let miners = settlement.attempts.iter().map(|a| Account::MinerPending(a.miner));
+    network.into_iter().chain([Account::Hold(settlement.request)]).chain(authors).chain(miners)
 }
 
 async fn load_holds(
