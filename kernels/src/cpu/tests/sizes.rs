@@ -46,7 +46,7 @@ fn nothing_is_taken_while_adapters_are_added() {
     let matrices = adapter_matrices(&mut random, Quant::F16);
     let mut cpu = Cpu::new(2);
     let x = upload(&mut cpu, &random.values(9 * 96), 96);
-    let mut out = upload(&mut cpu, &random.values(9 * 170), 170);
+    let mut out = upload(&mut cpu, &random.values(9 * 192), 192);
     let part = |n: usize| {
         let (a, b) = (matrices[2 * n].source(), matrices[2 * n + 1].source());
         LowRankSource { first_col: 64 * n, a, b, scale: 0.5 }
