@@ -40,7 +40,9 @@ fn bindings() {
         .use_core()
         .generate_comments(false)
         .disable_header_comment()
-        .raw_line("//! What kernels are given, as `cuda/args.h` says it: made by `build.rs` with the feature `bindings`.")
+        .raw_line(
+            "//! What kernels are given, as `cuda/args.h` says it: made by `build.rs` with the feature `bindings`.",
+        )
         .parse_callbacks(Box::new(PlainData))
         .formatter(bindgen::Formatter::Rustfmt)
         .generate()
