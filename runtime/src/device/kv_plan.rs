@@ -84,12 +84,12 @@ impl KvPlan {
         Self { kind: KvKind::default(), groups: vec![group] }
     }
 
-    /// What [`cuckoo_kernels::Ops::kv_cache`] is asked for, for each group.
+    /// What [`cuckoo_kernels::Memory::kv_cache`] is asked for, for each group.
     pub fn shapes(&self, spec: &ArchSpec) -> Vec<KvShape> {
         self.shapes_of(spec, |group| group.blocks)
     }
 
-    /// What [`cuckoo_kernels::Ops::host_kv`] is asked for, for each group.
+    /// What [`cuckoo_kernels::Memory::host_kv`] is asked for, for each group.
     pub fn host_shapes(&self, spec: &ArchSpec) -> Vec<KvShape> {
         self.shapes_of(spec, |group| group.host_blocks)
     }
