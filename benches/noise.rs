@@ -21,8 +21,8 @@ const TEXTS: [&str; 3] = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris, which lies on the river Seine.",
 ];
 const LONG_TEXT: &str = include_str!("peers/text.txt");
-/// Of the long text, so much that the reference takes a minute or so.
-const LONG_TEXT_BYTES: usize = 4_000;
+/// Of the long text, all: the reference takes some minutes.
+const LONG_TEXT_BYTES: usize = LONG_TEXT.len();
 
 struct Files {
     files: ModelFiles,
