@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use cuckoo_models::{
-    FetchConfig, Manifest, ModelFiles, Phase, Progress, Resolved, Shelf, Shelved, SignedManifest, resolve,
+    Base, FetchConfig, Manifest, ModelFiles, Phase, Progress, Resolved, Shelf, Shelved, SignedManifest, resolve,
 };
 use cuckoo_wire::Identity;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -92,6 +92,33 @@ pub(crate) fn manifest(
     // What a scheduler would refuse to serve is refused here, where its publisher sees why.
     files.tokenizer()?;
     files.chat_template()?;
+    let facts = WeightsFacts {
+        parameters: files.parameters(),
+        quantization: files.quantization(),
+        context_tokens: u32::try_from(spec.context_tokens)?,
+        architecture: spec.architecture,
+        base: None,
+    };
+    sign(weights, (name, license, royalty), author, facts)
+}
+
+/// What a manifest says of weights that only their file tells.
+struct WeightsFacts {
+    architecture: String,
+    parameters: u64,
+    quantization: String,
+    context_tokens: u32,
+    base: Option<Base>,
+}
+
+/// A manifest of `weights` as of now, signed.
+fn sign(
+    weights: &Shelved,
+    (name, license, royalty): (&str, &str, Bps),
+    author: &Identity,
+    facts: WeightsFacts,
+) -> anyhow::Result<SignedManifest> {
+    let WeightsFacts { architecture, parameters, quantization, context_tokens, base } = facts;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
     let manifest = Manifest {
         name: name.to_owned(),
@@ -100,12 +127,12 @@ pub(crate) fn manifest(
         royalty_bps: royalty.0,
         weights: weights.hash,
         weights_bytes: weights.bytes,
-        parameters: files.parameters(),
-        quantization: files.quantization(),
-        context_tokens: u32::try_from(spec.context_tokens)?,
-        architecture: spec.architecture,
+        architecture,
+        parameters,
+        quantization,
+        context_tokens,
         created_unix: created.as_secs(),
-        base: None,
+        base,
     };
     Ok(manifest.sign(author.signing_key())?)
 }

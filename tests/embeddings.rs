@@ -1,9 +1,6 @@
 //! Vectors of texts: the real encoder against numpy (`tests/fixtures/minilm_vectors.py`), bit for bit against itself, and
 //! through both doors. Skipped where the encoder has not been fetched.
 
-use std::path::Path;
-use std::process::Command;
-
 use cuckoo::{Client, ClientError, Embed, EmbedInput, Identity, Refusal, RefusalCode, Request};
 use cuckoo_kernels::{Cpu, Exact};
 use cuckoo_models::{ModelFiles, Shelf};
@@ -12,7 +9,7 @@ use serde::Deserialize;
 
 use crate::families::vectors;
 use crate::hostile::FakeMiner;
-use crate::http::openai_package;
+use crate::openai::run_client;
 use crate::support::{MODEL, Process, Up, encoder_shelf, eventually, metric, minilm};
 
 #[derive(Deserialize)]
@@ -153,20 +150,8 @@ async fn a_model_that_generates_makes_no_vectors() {
 #[test]
 fn the_official_python_client_gets_vectors() {
     let Some(up) = Up::encoder() else { return };
-    let Some(packages) = openai_package() else { return };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new("python3")
-        .arg(root.join("tests/openai_embeddings.py"))
-        .args([&format!("{}/v1", up.http), &up.api_key, &up.model])
-        .arg(root.join("tests/fixtures/minilm_vectors.json"))
-        .env("PYTHONPATH", packages)
-        // A proxy of the machine's must not come between.
-        .env("NO_PROXY", "127.0.0.1,localhost")
-        .output()
-        .expect("python3 starts");
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{told}");
-    println!("{told}");
+    let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/minilm_vectors.json");
+    run_client("openai_embeddings.py", &[&format!("{}/v1", up.http), &up.api_key, &up.model, vectors]);
 }
 
 /// A unit vector.

@@ -1,6 +1,8 @@
 //! A tiny model of every family against a transformer written from the families' reference code, in numpy
 //! (`tests/fixtures/make_families.py`): the f64 reference must give its logits, the CPU the contract's bits.
 
+use std::path::Path;
+
 use cuckoo_kernels::cpu::Sizes;
 use cuckoo_kernels::ops::{Span, StepLayout};
 use cuckoo_kernels::reference::Rounding;
@@ -35,7 +37,7 @@ pub(crate) fn values(name: &str, dims: &[u64]) -> Vec<u8> {
 }
 
 /// The file that a model of the fixture describes.
-pub(crate) fn write(model: &Value, path: &std::path::Path) {
+pub(crate) fn write(model: &Value, path: &Path) {
     let mut writer = GgufWriter::new();
     for (key, entry) in model["metadata"].as_object().unwrap() {
         let value = &entry[1];
@@ -51,6 +53,41 @@ pub(crate) fn write(model: &Value, path: &std::path::Path) {
         writer = writer.tensor(name, &dims, GgmlType::F32, &values(name, &dims));
     }
     writer.write(path).unwrap();
+}
+
+pub(crate) fn integers(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+}
+
+/// The model at `path`, which the engine computes.
+pub(crate) fn opened(name: &str, path: &Path) -> (ModelFiles, ArchSpec) {
+    let files = ModelFiles::open(path).unwrap();
+    let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
+    check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+    (files, spec)
+}
+
+/// The squared error, relative to what is expected.
+pub(crate) fn nmse(got: impl IntoIterator<Item = f64>, expect: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (a, b) in got.into_iter().zip(expect) {
+        error += (a - b).powi(2);
+        norm += b.powi(2);
+    }
+    error / norm
+}
+
+pub(crate) fn wide(v: &[f32]) -> impl Iterator<Item = f64> {
+    v.iter().map(|v| f64::from(*v))
+}
+
+/// The NMSE of `logits` at the positions that a fixture shows; `expect` are those, a list for each position.
+pub(crate) fn error_of_shown(logits: &[f32], shown: &[u32], expect: &Value) -> f64 {
+    let expect: Vec<Vec<f64>> = serde_json::from_value(expect.clone()).unwrap();
+    assert_eq!(shown.len(), expect.len());
+    let vocab = expect[0].len();
+    let ours = shown.iter().flat_map(|position| &logits[*position as usize * vocab..][..vocab]);
+    nmse(ours.map(|v| f64::from(*v)), expect.into_iter().flatten())
 }
 
 pub(crate) fn logits<O: Ops>(
@@ -78,7 +115,6 @@ pub(crate) fn logits<O: Ops>(
 #[test]
 fn every_family_computes_what_its_reference_code_does() {
     let fixture: Value = serde_json::from_str(include_str!("fixtures/families.json")).unwrap();
-    let integers = |v: &Value| v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
     let (tokens, shown) = (integers(&fixture["tokens"]), integers(&fixture["shown"]));
     let folder = tempfile::tempdir().unwrap();
     let models = fixture["models"].as_array().unwrap();
@@ -87,29 +123,18 @@ fn every_family_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let files = ModelFiles::open(&path).unwrap();
-        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
-        check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let (files, spec) = opened(name, &path);
         let (mut cpu, mut sizes) = (Cpu::new(1), Sizes::default());
         Model::load(&mut cpu, &files, &spec, |_| ()).unwrap();
         Model::survey(&mut sizes, &files, &spec).unwrap();
         assert_eq!(sizes.bytes(), cpu.bytes(), "{name}: what is counted beforehand is what loading takes");
         let reference = logits(Reference::new(Rounding::None), &files, &spec, &tokens, tokens.len());
-        let (mut error, mut norm) = (0.0, 0.0);
-        for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {
-            let ours = &reference[*position as usize * spec.vocab..][..spec.vocab];
-            for (a, b) in ours.iter().zip(expect.as_array().unwrap()) {
-                error += (f64::from(*a) - b.as_f64().unwrap()).powi(2);
-                norm += b.as_f64().unwrap().powi(2);
-            }
-        }
-        let nmse = error / norm;
-        println!("{name}: {nmse:.1e}");
-        assert!(nmse < 1e-12, "{name}: an NMSE of {nmse:e} from its reference code");
+        let error = error_of_shown(&reference, &shown, &model["logits"]);
+        println!("{name}: {error:.1e}");
+        assert!(error < 1e-12, "{name}: an NMSE of {error:e} from its reference code");
         let exact = logits(Exact::new(), &files, &spec, &tokens, tokens.len());
-        let error: f64 = exact.iter().zip(&reference).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        let norm: f64 = reference.iter().map(|v| f64::from(*v).powi(2)).sum();
-        assert!(error / norm < 1e-6, "{name}: {:e} from unrounded keys and values", error / norm);
+        let error = nmse(wide(&exact), wide(&reference));
+        assert!(error < 1e-6, "{name}: {error:e} from unrounded keys and values");
         for chunk in [tokens.len(), 7, 1] {
             let cpu = logits(Cpu::new(2), &files, &spec, &tokens, chunk);
             let same = cpu.iter().zip(&exact).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -161,9 +186,7 @@ fn every_encoder_computes_what_its_reference_code_does() {
         let name = model["name"].as_str().unwrap();
         let path = folder.path().join(format!("{name}.gguf"));
         write(model, &path);
-        let files = ModelFiles::open(&path).unwrap();
-        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
-        check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let (files, spec) = opened(name, &path);
         let reference = vectors(Reference::new(Rounding::None), &files, &spec, &texts, texts.len());
         let expect: Vec<Vec<f64>> = serde_json::from_value(model["vectors"].clone()).unwrap();
         let expect = expect.concat();

@@ -9,18 +9,14 @@ use cuckoo_kernels::reference::Rounding;
 use cuckoo_kernels::{Cpu, Exact, Reference};
 use cuckoo_models::gguf::GgufWriter;
 use cuckoo_models::{Dtype, GgmlType, ModelFiles, Packer, TensorKind};
-use cuckoo_runtime::forward::{LoadError, Model, check};
+use cuckoo_runtime::forward::{LoadError, Model};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 
-use crate::families::{draw, logits};
+use crate::families::{draw, error_of_shown, integers, logits, opened};
 
 pub(crate) fn fixture() -> Value {
     serde_json::from_str(include_str!("fixtures/hf_families.json")).unwrap()
-}
-
-fn integers(v: &Value) -> Vec<u32> {
-    v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
 }
 
 /// The bytes of a tensor `[type, shape, offset, factor]`: values `offset + factor * v`, or bytes, as the fixture says.
@@ -94,20 +90,11 @@ fn every_family_and_packing_as_a_folder_computes_what_its_reference_code_does() 
         let (folder, archive) = (home.path().join(name), home.path().join(format!("{name}.tar")));
         write(model, &folder, 1 + i % 2);
         packed(&folder, &archive);
-        let files = ModelFiles::open(&archive).unwrap();
-        let spec = files.spec().unwrap_or_else(|why| panic!("{name}: {why}"));
-        check(&spec).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let (files, spec) = opened(name, &archive);
         let reference = logits(Reference::new(Rounding::None), &files, &spec, &tokens, tokens.len());
-        let (mut error, mut norm) = (0.0, 0.0);
-        for (position, expect) in shown.iter().zip(model["logits"].as_array().unwrap()) {
-            let ours = &reference[*position as usize * spec.vocab..][..spec.vocab];
-            for (a, b) in ours.iter().zip(expect.as_array().unwrap()) {
-                error += (f64::from(*a) - b.as_f64().unwrap()).powi(2);
-                norm += b.as_f64().unwrap().powi(2);
-            }
-        }
-        println!("{name} ({}): {:.1e}", files.quantization(), error / norm);
-        assert!(error / norm < 1e-12, "{name}: an NMSE of {:e} from its reference code", error / norm);
+        let error = error_of_shown(&reference, &shown, &model["logits"]);
+        println!("{name} ({}): {error:.1e}", files.quantization());
+        assert!(error < 1e-12, "{name}: an NMSE of {error:e} from its reference code");
         let exact = logits(Exact::new(), &files, &spec, &tokens, tokens.len());
         for chunk in [tokens.len(), 7, 1] {
             let cpu = logits(Cpu::new(2), &files, &spec, &tokens, chunk);

@@ -29,6 +29,8 @@ mod lora;
 mod model;
 /// A scheduler, miners and clients over loopback QUIC.
 mod network;
+/// The official Python client, for the modules that ask it.
+mod openai;
 /// Structured output: every schema, regex, choice and grammar of a table, and the real model.
 mod structured;
 /// Style and direction: sizes of files and functions, banned words, who depends on whom.

@@ -12,7 +12,7 @@ use cuckoo_models::{Adapter, ArchSpec, GgmlType, Gguf, GgufWriter, ModelFiles, S
 use cuckoo_runtime::forward::{self, KvMemory, Model, Use, Workspace, kv_shapes};
 use serde_json::{Value, json};
 
-use crate::families::{draw, write};
+use crate::families::{draw, integers, nmse, wide, write};
 use crate::folders;
 use crate::model::adapters::save_adapter;
 
@@ -115,19 +115,6 @@ impl Tiny {
     }
 }
 
-fn nmse(got: impl IntoIterator<Item = f64>, expect: impl IntoIterator<Item = f64>) -> f64 {
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (a, b) in got.into_iter().zip(expect) {
-        error += (a - b).powi(2);
-        norm += b.powi(2);
-    }
-    error / norm
-}
-
-fn wide(v: &[f32]) -> impl Iterator<Item = f64> {
-    v.iter().map(|v| f64::from(*v))
-}
-
 fn bits(v: &[f32]) -> Vec<u32> {
     v.iter().map(|v| v.to_bits()).collect()
 }
@@ -137,7 +124,6 @@ fn fixture(mut check: impl FnMut(&Value, &Tiny, &Path, &[u32], &[u32])) {
     let text = include_str!("fixtures/adapters.json");
     let (fixture, bases): (Value, Value) =
         (serde_json::from_str(text).unwrap(), serde_json::from_str(include_str!("fixtures/families.json")).unwrap());
-    let integers = |v: &Value| v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect::<Vec<_>>();
     let (tokens, shown) = (integers(&fixture["tokens"]), integers(&fixture["shown"]));
     let entries = fixture["adapters"].as_array().unwrap();
     assert_eq!(entries.len(), 8);

@@ -1,7 +1,5 @@
 /* What a kernel is given: one structure a kind of launch, in plain C. CUDA, the emulator and Rust (src/cuda/args.rs, made by
- * bindgen) read this file, and nothing else is shared between them. Addresses are the device's. Never a pointer to the host.
- *
- * A list of kernels stands at the end: X(name of the kernel, its structure). */
+ * bindgen) read this file, and nothing else is shared between them. Addresses are the device's. Never a pointer to the host. */
 #ifndef CUCKOO_ARGS_H
 #define CUCKOO_ARGS_H
 
@@ -9,11 +7,10 @@
 
 typedef uint64_t cuckoo_address;
 
-/* Where a row of a step stands: see StepLayout. 16 bytes. */
+/* Where a row of a step stands: see StepLayout. */
 typedef struct cuckoo_row {
   uint32_t position;       /* in its sequence */
   uint32_t first_block;    /* where its sequence's block table begins */
-  uint32_t span_begin;     /* position of the first row of its span */
   uint32_t span_end;       /* position after the last row of its span */
 } cuckoo_row;
 

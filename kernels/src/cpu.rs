@@ -15,7 +15,6 @@ mod sizes;
 mod weights;
 
 pub use self::kv_cache::{KvCache, RopeTable};
-pub use self::lanes::LANES;
 pub use self::low_rank::LowRank;
 pub use self::pool::Pool;
 pub use self::sizes::Sizes;

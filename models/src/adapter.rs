@@ -131,7 +131,7 @@ impl Adapter {
         let mut changes = Vec::new();
         for a in gguf.tensors() {
             let (of, is_a) = named(&a.name, &products)?;
-            let other = format!("{}.weight.lora_{}", of.gguf, if is_a { "b" } else { "a" });
+            let other = tensor_name(of, if is_a { "b" } else { "a" });
             let Some(b) = gguf.tensor(&other) else {
                 return Err(AdapterError::Half { tensor: a.name.clone(), missing: other });
             };
@@ -208,13 +208,8 @@ pub fn shelve(shelf: &Shelf, path: &Path, base: &ArchSpec) -> Result<Shelved, Ad
     Ok(shelved)
 }
 
-/// Whether a GGUF file says that it is an adapter, of whatever kind.
-pub fn is_adapter(gguf: &Gguf) -> bool {
-    gguf.str("general.type") == Some("adapter")
-}
-
 fn check_kind(gguf: &Gguf, base: &ArchSpec) -> Result<(), AdapterError> {
-    if !is_adapter(gguf) {
+    if gguf.str("general.type") != Some("adapter") {
         return Err(AdapterError::NoAdapter("general.type is not \"adapter\": give the adapter's file".to_owned()));
     }
     let kind = gguf.str("adapter.type").unwrap_or("nothing");

@@ -134,7 +134,7 @@ impl ModelFiles {
         }
         let file = File::open(path).map_err(failed)?;
         if !archive::is_archive(&file).map_err(failed)? {
-            let gguf = Box::new(Gguf::open(path)?);
+            let gguf = Box::new(Gguf::from_file(&file, path)?);
             return Ok(Self { format: Format::Gguf(gguf), files: vec![file] });
         }
         let (folder, file) = Folder::packed(path, file)?;
@@ -171,15 +171,6 @@ impl ModelFiles {
         match &self.format {
             Format::Gguf(gguf) => Some(gguf),
             Format::Folder(_) => None,
-        }
-    }
-
-    /// The text of one of a folder's small files, by its path in the folder (such as `1_Pooling/config.json`); `None`
-    /// where the model has none.
-    pub fn text(&self, name: &str) -> Result<Option<String>, FilesError> {
-        match &self.format {
-            Format::Gguf(_) => Ok(None),
-            Format::Folder(folder) => folder.text(&self.files, name),
         }
     }
 

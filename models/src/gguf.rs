@@ -123,8 +123,13 @@ impl Gguf {
     /// Reads the header of the file at `path`, and no more of it. At most [`HEADER_BYTES_MAX`] bytes are read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, GgufError> {
         let path = path.as_ref();
+        let file = File::open(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })?;
+        Self::from_file(&file, path)
+    }
+
+    /// The same of an open file, from its cursor on; `path` is what errors say.
+    pub(crate) fn from_file(file: &File, path: &Path) -> Result<Self, GgufError> {
         let failed = |source| GgufError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
         let facts = file.metadata().map_err(failed)?;
         if !facts.is_file() {
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));

@@ -51,5 +51,5 @@ pub use safetensors::{Dtype, SafeTensor, SafeTensors, SafetensorsError};
 pub use shelf::{Digests, Phase, Progress, Shelf, ShelfError, Shelved};
 pub use source::{FetchConfig, FetchError, ParseSourceError, Source};
 pub use template::{ChatTemplate, Conversation, Message, TemplateError};
-pub use tokenizer::{Decoder, OtherTokens, TokenizeError, Tokenizer, TokenizerError, same_tokens, same_vocabulary};
+pub use tokenizer::{Decoder, OtherTokens, TokenizeError, Tokenizer, TokenizerError, same_vocabulary};
 pub use tools::{CallGrammar, Dialect, Syntax, Tool, ToolChat};

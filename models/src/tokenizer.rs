@@ -28,7 +28,7 @@ mod word_piece;
 pub use decode::Decoder;
 use encode::Encoding;
 pub use load::TokenizerError;
-pub use same::{OtherTokens, same_tokens, same_vocabulary};
+pub use same::{OtherTokens, same_vocabulary};
 use split::Splitter;
 use vocab::{TokenKind, Vocab};
 use word_piece::WordPiece;

@@ -19,5 +19,5 @@ mod tests;
 
 pub use detect::{Dialect, Tool, ToolChat};
 pub use grammar::CallGrammar;
-pub use parser::{Event, Kept, Parser};
+pub use parser::{Event, Kept, Parser, overlap};
 pub use syntax::{SYNTAXES, Syntax};

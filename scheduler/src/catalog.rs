@@ -34,9 +34,8 @@ pub(crate) struct Model {
 /// What the edge needs of weights; an adapter has its base's.
 struct Edge {
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    /// How tools are spoken of, where there is a template.
-    dialect: Option<Dialect>,
+    /// What its template makes of a chat, and how it speaks of tools; `None` where it has no template.
+    chat: Option<(ChatTemplate, Dialect)>,
     /// Control tokens that are parts of calls.
     marks: Vec<(u32, String)>,
     context_tokens: u32,
@@ -178,8 +177,11 @@ impl Model {
         let spec = files.spec().map_err(|e| e.to_string())?;
         let tokenizer = files.tokenizer().map_err(|e| e.to_string())?;
         let template = files.chat_template().map_err(|e| e.to_string())?;
-        let dialect = template.as_ref().map(Dialect::detect);
-        let marks = dialect.as_ref().map_or(Vec::new(), |dialect| dialect.syntax().marks(&tokenizer));
+        let chat = template.map(|template| {
+            let dialect = Dialect::detect(&template);
+            (template, dialect)
+        });
+        let marks = chat.as_ref().map_or(Vec::new(), |(_, dialect)| dialect.syntax().marks(&tokenizer));
         let context_tokens = u32::try_from(spec.context_tokens).unwrap_or(u32::MAX);
         let dims = u32::try_from(spec.hidden).ok().filter(|dims| *dims as usize <= EMBEDDING_DIMS_MAX);
         let embedding_dims = match (spec.is_encoder(), dims) {
@@ -188,8 +190,7 @@ impl Model {
         };
         let edge = Edge {
             tokenizer,
-            template,
-            dialect,
+            chat,
             marks,
             context_tokens,
             embedding_dims,
@@ -254,9 +255,10 @@ impl Model {
         &self.edge.tokenizer
     }
 
-    /// How tools are spoken of; `None` where there is no chat template.
-    pub(crate) fn dialect(&self) -> Option<&Dialect> {
-        self.edge.dialect.as_ref()
+    /// What its template makes of a chat, and how it speaks of tools.
+    pub(crate) fn chat(&self) -> Result<&(ChatTemplate, Dialect), Refusal> {
+        let none = || Refusal::invalid("messages", "this model has no chat template: use completions");
+        self.edge.chat.as_ref().ok_or_else(none)
     }
 
     /// Control tokens that are parts of calls, which a text must show to be read.
@@ -320,9 +322,7 @@ impl Model {
 
     /// A chat by the model's template, in the model's words for tools where it has to do with any.
     fn rendered(&self, messages: &[ChatMessage], tools: Option<&Tools>) -> Result<String, Refusal> {
-        let (Some(template), Some(dialect)) = (&self.edge.template, &self.edge.dialect) else {
-            return Err(Refusal::invalid("messages", "this model has no chat template: use completions"));
-        };
+        let (template, dialect) = self.chat()?;
         let rendered = if tools.is_none() && messages.iter().all(|m| m.calls.is_empty() && m.answers.is_none()) {
             let turn = |m: &ChatMessage| cuckoo_models::Message { role: m.role.clone(), content: m.content.clone() };
             template.render(&messages.iter().map(turn).collect::<Vec<_>>(), true)

@@ -41,13 +41,7 @@ impl Market {
             Ok(job) => job.run(&replies).await,
             Err(refusal) => Some(Reply::Refused(refusal)),
         };
-        if let Some(Reply::Refused(refusal)) = &last {
-            tracing::debug!(code = ?refusal.code, refusal.message, "request refused");
-        }
-        self.metrics().ended(last.as_ref());
-        if let Some(last) = last {
-            let _ = replies.send(last).await;
-        }
+        self.conclude(last, &replies).await;
     }
 
     /// Everything up to the hold.
@@ -57,10 +51,7 @@ impl Market {
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
         let dims = check_dimensions(&model, &request)?;
         let texts = tokens(self, &model, request.inputs).await?;
-        let limit = match request.max_price {
-            Some(price) => price,
-            None => self.going_price(model.computes()).await,
-        };
+        let limit = self.price_limit(request.max_price, model.computes()).await;
         let total: u32 = texts.iter().map(|text| text.len() as u32).sum();
         let hold = Hold::open(self, &client, limit, (total, 0)).await?;
         let texts = texts.into_iter().enumerate().collect();

@@ -92,9 +92,12 @@ impl Market {
         self.client_of(key).await.map(|_| ())
     }
 
-    /// What a request that names no limit may be charged: [`PRICE_SLACK`] times the lowest ask, so that nobody who asks
-    /// for a fortune gets it from developers who did not say what they would pay.
-    pub(crate) async fn going_price(&self, model: Computes) -> Price {
+    /// What a request may be charged: what it `names`, or else [`PRICE_SLACK`] times the lowest ask, so that nobody who
+    /// asks for a fortune gets it from developers who did not say what they would pay.
+    pub(crate) async fn price_limit(&self, names: Option<Price>, model: Computes) -> Price {
+        if let Some(price) = names {
+            return price;
+        }
         let lowest = self.0.dispatcher.quote(model).await.lowest_ask;
         lowest.map_or(PRICE_UNKNOWN, |ask| Price {
             input_per_mtok: ask.input_per_mtok.saturating_mul(PRICE_SLACK),

@@ -66,6 +66,11 @@ impl Market {
             Ok(job) => job.run(&replies).await,
             Err(refusal) => Some(Reply::Refused(refusal)),
         };
+        self.conclude(last, &replies).await;
+    }
+
+    /// Counts a request that has ended, and says the last thing to whoever is still there.
+    pub(crate) async fn conclude(&self, last: Option<Reply>, replies: &mpsc::Sender<Reply>) {
         if let Some(Reply::Refused(refusal)) = &last {
             tracing::debug!(code = ?refusal.code, refusal.message, "request refused");
         }
@@ -89,10 +94,7 @@ impl Market {
         let max_new = prompt::room(&model, prompt_tokens, request.max_tokens)?;
         prompt::check_least(request.sampling.min_tokens, max_new)?;
         let words = words::resolve(self, &model, &request).await?;
-        let limit = match request.max_price {
-            Some(price) => price,
-            None => self.going_price(model.computes()).await,
-        };
+        let limit = self.price_limit(request.max_price, model.computes()).await;
         let speller = Speller::new(model.clone(), &request, &tokens)?;
         let echo = request.echo.then(|| prompt::text(&model, &request.prompt, &tokens));
         let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new)).await?;

@@ -1,7 +1,7 @@
 //! Tokens to text as it may be shown: whole characters only, and nothing that may turn out to begin a stop string. Pure.
 
 use cuckoo_models::Decoder;
-use cuckoo_models::tools::{Event, Parser};
+use cuckoo_models::tools::{Event, Parser, overlap};
 
 /// The text side of one request's output.
 #[derive(Debug)]
@@ -162,12 +162,6 @@ impl StopScanner {
     pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
-}
-
-/// Length of the longest end of `text` that is a beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    let candidates = stop.char_indices().map(|(i, _)| i).filter(|i| *i > 0 && *i <= text.len());
-    candidates.filter(|i| text.ends_with(&stop[..*i])).max().unwrap_or(0)
 }
 
 #[cfg(test)]

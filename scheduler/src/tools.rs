@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cuckoo_models::tools::{Event, Kept, Parser};
-use cuckoo_models::{ConstraintError, Dialect, Syntax};
+use cuckoo_models::{ConstraintError, Syntax};
 use cuckoo_wire::message::{
     CallConstraint, CallDelta, ChatMessage, Constraint, Refusal, Reply, RequestId, TokenLogprobs, Tool, ToolChoice,
     Tools,
@@ -30,7 +30,7 @@ pub(crate) struct Calling {
 /// Compiles what holds an output to `tools`. Arguments are held to schemas even where nobody asked to be strict; where
 /// one cannot be, its tool is held to any object, or refused if it is to be strict.
 pub(crate) async fn calling(market: &Market, model: &Arc<Model>, tools: &Tools) -> Result<Calling, Refusal> {
-    let syntax = dialect(model)?.syntax();
+    let syntax = model.chat()?.1.syntax();
     let mut functions = Vec::new();
     for (i, tool) in tools.tools.iter().enumerate() {
         // All are looked at, though only one may be called.
@@ -118,12 +118,6 @@ fn schema(path: &str, tool: &Tool) -> Result<String, Refusal> {
         members.insert("additionalProperties".to_owned(), false.into());
     }
     Ok(schema.to_string())
-}
-
-/// How tools are spoken of with this model.
-fn dialect(model: &Model) -> Result<&Dialect, Refusal> {
-    let why = "this model has no chat template: use completions";
-    model.dialect().ok_or_else(|| Refusal::invalid("messages", why))
 }
 
 /// Messages as templates know them.

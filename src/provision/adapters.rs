@@ -1,14 +1,13 @@
 //! Gets adapters of a model onto this machine's shelf, with manifests that name them and their base.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use cuckoo_models::manifest::ROYALTY_BPS_MAX;
-use cuckoo_models::{Adapter, ArchSpec, Manifest, ModelFiles, Shelf, Shelved, SignedManifest, adapter};
+use cuckoo_models::{Adapter, ArchSpec, ModelFiles, Shelf, Shelved, SignedManifest, adapter};
 use cuckoo_wire::Identity;
 
-use super::{DEFAULT_ROYALTY, Provisioned, name_of, weights};
+use super::{DEFAULT_ROYALTY, Provisioned, WeightsFacts, name_of, sign, weights};
 use crate::args::{Bps, Common};
 use crate::home::Home;
 
@@ -57,22 +56,14 @@ impl Base {
             );
         }
         let opened = Adapter::open(&weights.path, &self.spec)?;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
-        let manifest = Manifest {
-            name: name.to_owned(),
-            license: license.to_owned(),
-            author: author.public_key().0,
-            royalty_bps: royalty.0,
-            weights: weights.hash,
-            weights_bytes: weights.bytes,
+        let facts = WeightsFacts {
             architecture: base.architecture.clone(),
             parameters: opened.parameters(),
             quantization: opened.quantization().to_owned(),
             context_tokens: base.context_tokens,
-            created_unix: created.as_secs(),
             base: Some(cuckoo_models::Base { name: base.name.clone(), weights: base.weights }),
         };
-        Ok(manifest.sign(author.signing_key())?)
+        sign(weights, (name, license, royalty), author, facts)
     }
 }
 

@@ -1,15 +1,14 @@
 //! Adapters through the command, the market and both doors, as processes of their own.
 
 use std::path::Path;
-use std::process::Command;
 
 use cuckoo::{Address, Client, Identity, Request, Sampling, Usage};
 use cuckoo_models::{ArchSpec, Base, Gguf, Manifest, Shelf, adapter};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::http::openai_package;
 use crate::model::adapters::save_adapter;
+use crate::openai::run_client;
 use crate::support::{MODEL, Process, author_home, cuckoo, eventually, get, metric, shelf, weights};
 
 /// A shelf of its own with the test model, and a folder with an adapter that is on no shelf.
@@ -53,18 +52,8 @@ fn the_official_client_asks_for_an_adapter_by_its_name() {
     let args = [&["up"][..], &local, &["--adapter", adapter.to_str().unwrap()]].concat();
     let up = Process::start_on(&shelf, home, &args);
     let ready = up.ready();
-    let Some(packages) = openai_package() else { return };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lora/openai_client.py");
-    let output = Command::new("python3")
-        .arg(script)
-        .args([&format!("{}/v1", ready["http"].as_str().unwrap()), ready["api_key"].as_str().unwrap(), MODEL, "tuned"])
-        .env("PYTHONPATH", packages)
-        // A proxy of the machine's must not come between.
-        .env("NO_PROXY", "127.0.0.1,localhost")
-        .output()
-        .expect("python3 starts");
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{told}");
+    let endpoint = format!("{}/v1", ready["http"].as_str().unwrap());
+    run_client("lora/openai_client.py", &[&endpoint, ready["api_key"].as_str().unwrap(), MODEL, "tuned"]);
 }
 
 /// What `account` of the owner of `home` holds, by the scheduler at `join`.

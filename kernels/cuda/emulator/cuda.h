@@ -21,15 +21,11 @@
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
 
 inline void __syncthreads() {
   ::emulator::Block* const block = ::emulator::current->block;
   ::emulator::meet(block->barrier, block->running);
 }
-inline void __syncwarp(unsigned mask = ~0u) { ::emulator::meet_warp(mask); }
 
 namespace emulator {
 // Puts a value where the other lanes of the warp find it, waits for theirs, and takes that of lane `from`.
@@ -38,11 +34,11 @@ T exchange(unsigned mask, T mine, unsigned from) {
   static_assert(sizeof(T) <= 8, "a register or two");
   Fiber* const self = current;
   auto& slots = self->warp->slots[self->exchanges++ % 2];
-  memcpy(slots[self->lane], &mine, sizeof mine);
+  memcpy(&slots[self->lane], &mine, sizeof mine);
   meet_warp(mask);
   if (!(mask >> from & 1)) fault("a value is taken from a lane that is not in the mask");
   T theirs;
-  memcpy(&theirs, slots[from], sizeof theirs);
+  memcpy(&theirs, &slots[from], sizeof theirs);
   return theirs;
 }
 }  // namespace emulator
@@ -54,11 +50,6 @@ T __shfl_xor_sync(unsigned mask, T v, unsigned apart, unsigned = 32) {
 template <class T>
 T __shfl_sync(unsigned mask, T v, unsigned from, unsigned = 32) {
   return ::emulator::exchange(mask, v, from % ::emulator::LANES);
-}
-template <class T>
-T __shfl_down_sync(unsigned mask, T v, unsigned by, unsigned = 32) {
-  const unsigned from = ::emulator::current->lane + by;
-  return ::emulator::exchange(mask, v, from < ::emulator::LANES ? from : ::emulator::current->lane);
 }
 
 inline float __int_as_float(int v) {

@@ -69,14 +69,7 @@ struct Barrier {
 struct Warp {
   Barrier barrier;
   unsigned mask = 0;  // of those who meet at the barrier
-  alignas(64) uint64_t slots[2][LANES][4];
-};
-
-// A copy that was asked for and lands only when it is waited for, so that a wait that is missing is seen.
-struct Copy {
-  void* to;
-  const void* from;
-  unsigned bytes, from_bytes;
+  alignas(64) uint64_t slots[2][LANES];
 };
 
 struct Block;
@@ -89,8 +82,6 @@ struct Fiber {
   Warp* warp = nullptr;
   Block* block = nullptr;
   Fiber *next = nullptr, *previous = nullptr;  // of those that still run
-  std::vector<Copy> copies;
-  std::vector<size_t> groups;  // how many of `copies` each group that was closed ends at
 };
 
 struct Block {
@@ -219,8 +210,6 @@ inline void Block::run(unsigned order) {
   for (unsigned i = 0; i < count; i++) {
     Fiber& fiber = fibers[i];
     fiber.exchanges = 0;
-    fiber.copies.clear();
-    fiber.groups.clear();
     fiber.number = i;
     fiber.lane = i % LANES;
     fiber.thread = dim3(i % size.x, i / size.x % size.y, i / (size.x * size.y));

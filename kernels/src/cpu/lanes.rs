@@ -13,7 +13,7 @@ mod portable;
 use super::Isa;
 
 /// Lanes of a vector.
-pub const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Columns that one instruction multiplies and adds up in each lane.
 pub(super) const GROUP: usize = 4;

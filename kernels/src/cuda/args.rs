@@ -6,17 +6,15 @@ pub type cuckoo_address = u64;
 pub struct cuckoo_row {
     pub position: u32,
     pub first_block: u32,
-    pub span_begin: u32,
     pub span_end: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_row"][::core::mem::size_of::<cuckoo_row>() - 16usize];
+    ["Size of cuckoo_row"][::core::mem::size_of::<cuckoo_row>() - 12usize];
     ["Alignment of cuckoo_row"][::core::mem::align_of::<cuckoo_row>() - 4usize];
     ["Offset of field: cuckoo_row::position"][::core::mem::offset_of!(cuckoo_row, position) - 0usize];
     ["Offset of field: cuckoo_row::first_block"][::core::mem::offset_of!(cuckoo_row, first_block) - 4usize];
-    ["Offset of field: cuckoo_row::span_begin"][::core::mem::offset_of!(cuckoo_row, span_begin) - 8usize];
-    ["Offset of field: cuckoo_row::span_end"][::core::mem::offset_of!(cuckoo_row, span_end) - 12usize];
+    ["Offset of field: cuckoo_row::span_end"][::core::mem::offset_of!(cuckoo_row, span_end) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -20,7 +20,6 @@ impl<M: Machine> Cuda<M> {
             rows.extend((0..span.rows).map(|i| cuckoo_row {
                 position: (span.first_position + i) as u32,
                 first_block: span.first_block as u32,
-                span_begin: span.first_position as u32,
                 span_end: (span.first_position + span.rows) as u32,
             }));
         }

@@ -97,6 +97,15 @@ impl Machine for Emulator {
         Ok(())
     }
 
+    fn zero(&mut self, of: &mut HostMemory, bytes: usize) -> Result<(), OpsError> {
+        assert!(bytes <= of.bytes, "there are as many");
+        // SAFETY: `bytes` bytes are within the memory, which is borrowed mutably; zeros are a value of its units.
+        unsafe {
+            std::ptr::write_bytes(of.units.as_mut_ptr().cast::<u8>(), 0, bytes);
+        }
+        Ok(())
+    }
+
     fn read(&mut self, from: &HostMemory, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
         assert!(at <= from.bytes && to.len() <= from.bytes - at, "there is as much as is read");
         // SAFETY: `at + to.len()` is within the memory, every byte of which has been written since it was allocated as zeros.

@@ -39,6 +39,11 @@ pub trait Machine {
     /// # Panics
     /// If it does not fit.
     fn write(&mut self, to: &mut Self::Memory, at: usize, bytes: &[u8]) -> Result<(), OpsError>;
+    /// Sets the first `bytes` bytes to zero.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    fn zero(&mut self, of: &mut Self::Memory, bytes: usize) -> Result<(), OpsError>;
     /// Copies from the machine, from byte `at` on, when all launches before are done.
     ///
     /// # Panics

@@ -319,8 +319,7 @@ impl<M: Machine> Ops for Cuda<M> {
 
     fn zero(&mut self, rows: usize, out: &mut Buffer<M>) -> Result<(), OpsError> {
         out.begin(rows);
-        let zeros = vec![0; rows * out.cols * size_of::<f32>()];
-        self.machine.write(&mut out.memory, 0, &zeros)
+        self.machine.zero(&mut out.memory, rows * out.cols * size_of::<f32>())
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {

@@ -50,21 +50,19 @@ pub struct Packer {
     file: Option<io::Take<File>>,
     zeros: u64,
     bytes: u64,
-    folder: PathBuf,
     ended: bool,
 }
 
 impl Packer {
     /// Chooses the files of `folder`: `config.json`, the tokenizer's, those of `safetensors` weights. Refuses a folder
     /// that lacks what a model needs, and says what it is.
-    pub fn new(folder: impl Into<PathBuf>) -> Result<Self, FilesError> {
-        let folder = folder.into();
-        let mut rest = choose(&folder)?;
+    pub fn new(folder: impl AsRef<Path>) -> Result<Self, FilesError> {
+        let mut rest = choose(folder.as_ref())?;
         let padded = |file: &Chosen| archive::RECORD + file.len + archive::padding(file.len);
         let bytes = rest.iter().map(padded).sum::<u64>() + archive::END;
         rest.reverse();
         let head = io::Cursor::default();
-        Ok(Self { rest, head, file: None, zeros: 0, bytes, folder, ended: false })
+        Ok(Self { rest, head, file: None, zeros: 0, bytes, ended: false })
     }
 
     /// The size of the whole archive.
@@ -75,11 +73,6 @@ impl Packer {
     /// The files that were chosen: the paths at which they lie.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.rest.iter().rev().map(|file| file.path.as_path())
-    }
-
-    /// The folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
     }
 
     fn begin_next(&mut self) -> io::Result<()> {

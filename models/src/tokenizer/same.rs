@@ -22,7 +22,7 @@ pub enum OtherTokens {
 }
 
 /// Checks that each token of `other` has the text that it has in `model`, padding at the end of either apart.
-pub fn same_tokens(model: &Gguf, other: &Gguf) -> Result<(), OtherTokens> {
+fn same_tokens(model: &Gguf, other: &Gguf) -> Result<(), OtherTokens> {
     let kind = |gguf: &Gguf| gguf.str("tokenizer.ggml.model").map(str::to_owned).ok_or(OtherTokens::Missing);
     let (wanted, found) = (kind(model)?, kind(other)?);
     if wanted != found {

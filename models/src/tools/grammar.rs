@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::syntax::{Body, Syntax};
-use crate::constraint::ConstraintError;
+use crate::constraint::{ConstraintError, embedded_schema, quoted};
 
 /// White space between the parts of a call: enough for any writer, too little to go on for ever.
 const SPACE: &str = r"[\x20\n]{0,4}";
@@ -32,7 +32,7 @@ impl CallGrammar {
         let schemas = self.functions.iter().map(|(name, schema)| {
             let schema: Value = serde_json::from_str(schema)
                 .map_err(|e| ConstraintError::Invalid(format!("the schema of '{name}' is not valid JSON: {e}")))?;
-            crate::constraint::embedded_schema(schema)
+            embedded_schema(schema)
         });
         let schemas: Vec<Value> = schemas.collect::<Result<_, _>>()?;
         if schemas.is_empty() {
@@ -152,8 +152,4 @@ fn regex(text: &str) -> String {
         }
     }
     out
-}
-
-fn quoted(text: &str) -> String {
-    crate::constraint::quoted(text)
 }

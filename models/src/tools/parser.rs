@@ -431,8 +431,8 @@ fn expect_all<'t>(mut text: &'t str, literals: &[&str]) -> Result<&'t str, Found
     Ok(text)
 }
 
-/// Length of the longest end of `text` that is a beginning of `marker`.
-fn overlap(text: &str, marker: &str) -> usize {
+/// Length of the longest end of `text` that is a beginning of `marker`, and not all of it.
+pub fn overlap(text: &str, marker: &str) -> usize {
     let candidates = marker.char_indices().map(|(at, _)| at).filter(|at| *at > 0 && *at <= text.len());
     candidates.filter(|at| text.ends_with(&marker[..*at])).max().unwrap_or(0)
 }

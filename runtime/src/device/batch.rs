@@ -227,49 +227,31 @@ impl Batch {
 
     /// Takes a sequence in, or answers with news that says why not.
     pub fn assign(&mut self, assign: Assign) {
-        let refused = match self.check(&assign) {
-            Ok(()) => None,
-            Err(Unfit::Overdrawn) => Some("the window was overdrawn".to_owned()),
-            Err(Unfit::Refused(why)) => {
-                // The scheduler took it from the window; it has to return or the window would shrink for ever.
-                self.take(assign.blocks);
-                self.give_back(assign.blocks);
-                Some(why)
-            }
-        };
-        if let Some(why) = refused {
-            self.tell_failed(assign.sequence, why);
+        if let Err(why) = self.check(&assign) {
+            return self.refuse(assign.sequence, assign.blocks, &why);
+        }
+        if !self.take(assign.sequence, assign.blocks) {
             return;
         }
-        self.take(assign.blocks);
         let root = BlockHash::root(&self.weights.0, assign.adapter.as_ref().map(|a| &a.0), &assign.cache_salt);
         let adapter = assign.adapter.and_then(|hash| self.adapters.iter().position(|a| *a == hash));
         self.waiting.push_back(Sequence::new(assign, root, adapter));
     }
 
-    /// Answers what no model like this can do. What it took from the window returns.
+    /// Answers what cannot run here. What it took from the window returns, or the window would shrink for ever.
     pub fn refuse(&mut self, id: SequenceId, blocks: u32, why: &str) {
-        if self.overdraws(blocks) {
-            return self.tell_failed(id, "the window was overdrawn".to_owned());
+        if self.take(id, blocks) {
+            self.give_back(blocks);
+            self.tell_failed(id, why.to_owned());
         }
-        self.take(blocks);
-        self.give_back(blocks);
-        self.tell_failed(id, why.to_owned());
     }
 
     fn tell_failed(&mut self, id: SequenceId, why: String) {
         self.news.push(StepItem::new(id, 0, Vec::new(), Some(End::Failed(why))));
     }
 
-    fn overdraws(&self, blocks: u32) -> bool {
-        self.taken.sequences >= self.window.sequences || self.taken.blocks + u64::from(blocks) > self.window.blocks
-    }
-
-    fn check(&self, assign: &Assign) -> Result<(), Unfit> {
-        if self.overdraws(assign.blocks) {
-            return Err(Unfit::Overdrawn);
-        }
-        assign.check().map_err(|e| Unfit::Refused(e.0))?;
+    fn check(&self, assign: &Assign) -> Result<(), String> {
+        assign.check().map_err(|e| e.0)?;
         let (known, new) = (assign.tokens.len() as u32, assign.max_new);
         let needed = Assign::blocks_for(known, new, KV_BLOCK_TOKENS as u32);
         let why = match () {
@@ -287,7 +269,7 @@ impl Batch {
             () if assign.blocks != needed => format!("{} blocks for a sequence that needs {needed}", assign.blocks),
             () => return Ok(()),
         };
-        Err(Unfit::Refused(why))
+        Err(why)
     }
 
     /// Ends a sequence; unknown ones have ended already. Its blocks are free at once: a step in flight that still writes
@@ -351,9 +333,15 @@ impl Batch {
         }
     }
 
-    fn take(&mut self, blocks: u32) {
-        self.taken.sequences += 1;
-        self.taken.blocks += u64::from(blocks);
+    /// Takes from the window; false, and the sequence has failed, where that has been overdrawn: nothing is given back.
+    fn take(&mut self, id: SequenceId, blocks: u32) -> bool {
+        let (sequences, all) = (self.taken.sequences + 1, self.taken.blocks + u64::from(blocks));
+        if sequences > self.window.sequences || all > self.window.blocks {
+            self.tell_failed(id, "the window was overdrawn".to_owned());
+            return false;
+        }
+        self.taken = Window { sequences, blocks: all };
+        true
     }
 
     fn give_back(&mut self, blocks: u32) {
@@ -364,14 +352,6 @@ impl Batch {
     fn sequences_all(&self) -> impl Iterator<Item = &Sequence> {
         self.running.iter().chain(&self.waiting)
     }
-}
-
-/// Why an assignment cannot be taken in.
-enum Unfit {
-    /// The scheduler took what it was not granted; nothing is given back.
-    Overdrawn,
-    /// It took what it may, for something that cannot run here.
-    Refused(String),
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, Span};
 use super::batch::{BatchLimits, Draw, Placeholder, StepPlan};
 use super::budget::StepBudget;
 use super::kv_cache::{BlockHash, KvGroups, Table};
-use super::kv_plan::{GroupPlan, KvPlan};
+use super::kv_plan::KvPlan;
 use super::speculation::{Acceptance, Prices};
 
 /// Of a step's duration, so much may go into catching up with sequences.
@@ -80,10 +80,8 @@ impl DraftModel {
     pub(super) fn new(plan: &DraftPlan, limits: &BatchLimits) -> Self {
         let rows_min = limits.step_tokens_max.min(limits.sequences_max + CATCH_UP_ROWS_MIN);
         let unmeasured = StepBudget::new(rows_min, limits.step_tokens_max, limits.step_target / CATCH_UP_SHARE);
-        // What its room is needed for is forgotten: guesses are not worth a copy.
-        let groups: Vec<GroupPlan> = plan.kv.groups.iter().map(|g| GroupPlan { host_blocks: 0, ..*g }).collect();
         Self {
-            cache: KvGroups::new(&groups),
+            cache: KvGroups::new(&plan.kv.groups),
             budget: unmeasured.clone(),
             unmeasured,
             acceptance: Acceptance::default(),

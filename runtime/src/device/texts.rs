@@ -49,7 +49,6 @@ pub struct TextBatch {
 #[derive(Debug)]
 struct Flight {
     rows: u32,
-    /// Blocks that its texts take from the window.
     texts: Vec<Flying>,
 }
 
@@ -57,6 +56,7 @@ struct Flight {
 #[derive(Debug)]
 struct Flying {
     sequence: SequenceId,
+    /// What it took from the window.
     blocks: u32,
     /// Cancelled meanwhile: its vector is nobody's.
     ended: bool,
@@ -105,12 +105,14 @@ impl TextBatch {
     pub fn encode(&mut self, encode: Encode) {
         let (known, context) = (encode.tokens.len() as u32, self.limits.context_tokens);
         let needed = Assign::blocks_for(known, 0, KV_BLOCK_TOKENS as u32);
-        let why = match () {
-            () if encode.check().is_err() => encode.check().err().map(|e| e.0),
-            () if self.is_here(encode.sequence) => Some("the sequence is already here".to_owned()),
-            () if known > context => Some(format!("a text of {known} tokens exceeds the context of {context}")),
-            () if encode.blocks != needed => Some(format!("{} blocks for a text that needs {needed}", encode.blocks)),
-            () => None,
+        let why = match encode.check() {
+            Err(why) => Some(why.0),
+            Ok(()) if self.is_here(encode.sequence) => Some("the sequence is already here".to_owned()),
+            Ok(()) if known > context => Some(format!("a text of {known} tokens exceeds the context of {context}")),
+            Ok(()) if encode.blocks != needed => {
+                Some(format!("{} blocks for a text that needs {needed}", encode.blocks))
+            }
+            Ok(()) => None,
         };
         match why {
             Some(why) => self.refuse(encode.sequence, encode.blocks, &why),

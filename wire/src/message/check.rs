@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::embedding::check_vector;
 use super::tools::check_calls;
 use super::{
-    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal,
-    RefusalCode, Sampling, Step, Tools,
+    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, Sampling,
+    Step, Tools,
 };
 use crate::limits;
 
@@ -290,10 +290,6 @@ fn between(param: &str, value: f32, low: f32, high: f32) -> Result<(), Refusal> 
     Err(Refusal::invalid(param, format!("{param} is {value}: it must be {range}")))
 }
 
-fn too_many(param: &str, got: usize, max: usize, what: &str) -> Refusal {
-    Refusal {
-        code: RefusalCode::InvalidRequest,
-        message: format!("{param} has {got} {what}: at most {max} are accepted"),
-        param: Some(param.to_owned()),
-    }
+pub(super) fn too_many(param: &str, got: usize, max: usize, what: &str) -> Refusal {
+    Refusal::invalid(param, format!("{param} has {got} {what}: at most {max} are accepted"))
 }

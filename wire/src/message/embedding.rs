@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::check::too_many;
 use super::{ApiKey, Invalid, Price, Refusal, ReplicaId, SequenceId};
 use crate::limits;
 
@@ -60,17 +61,14 @@ impl Embed {
 
     /// Refuses what no model and no account could make good.
     pub fn check(&self) -> Result<(), Refusal> {
-        let too_many = |param: &str, got: usize, max: usize, what: &str| {
-            Err(Refusal::invalid(param, format!("{param} has {got} {what}: at most {max} are accepted")))
-        };
         if self.model.len() > limits::NAME_BYTES_MAX {
-            return too_many("model", self.model.len(), limits::NAME_BYTES_MAX, "bytes");
+            return Err(too_many("model", self.model.len(), limits::NAME_BYTES_MAX, "bytes"));
         }
         if self.inputs.is_empty() {
             return Err(Refusal::invalid("input", "input is empty: send at least one text"));
         }
         if self.inputs.len() > limits::EMBED_INPUTS_MAX {
-            return too_many("input", self.inputs.len(), limits::EMBED_INPUTS_MAX, "texts");
+            return Err(too_many("input", self.inputs.len(), limits::EMBED_INPUTS_MAX, "texts"));
         }
         let (mut bytes, mut tokens) = (0, 0);
         for (i, input) in self.inputs.iter().enumerate() {
@@ -86,10 +84,10 @@ impl Embed {
         }
         match () {
             () if bytes > limits::PROMPT_BYTES_MAX => {
-                too_many("input", bytes, limits::PROMPT_BYTES_MAX, "bytes in all texts together")
+                Err(too_many("input", bytes, limits::PROMPT_BYTES_MAX, "bytes in all texts together"))
             }
             () if tokens > limits::PROMPT_TOKENS_MAX => {
-                too_many("input", tokens, limits::PROMPT_TOKENS_MAX, "tokens in all texts together")
+                Err(too_many("input", tokens, limits::PROMPT_TOKENS_MAX, "tokens in all texts together"))
             }
             () if self.dimensions == Some(0) => {
                 Err(Refusal::invalid("dimensions", "dimensions is 0: ask for as many as the model's vectors have"))

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::check::too_many;
 use super::{ChatMessage, Generate, Prompt, Refusal};
 use crate::limits;
 
@@ -99,7 +100,7 @@ impl Tools {
     fn check(&self) -> Result<(), Refusal> {
         let (got, max) = (self.tools.len(), limits::TOOLS_MAX);
         if got > max {
-            return Err(Refusal::invalid("tools", format!("tools has {got} tools: at most {max} are accepted")));
+            return Err(too_many("tools", got, max, "tools"));
         }
         for (i, tool) in self.tools.iter().enumerate() {
             let path = format!("tools[{i}].function.name");
@@ -160,7 +161,7 @@ pub(super) fn check_calls(messages: &[ChatMessage]) -> Result<(), Refusal> {
         }
         if message.calls.len() > limits::CALLS_MAX {
             let (got, max) = (message.calls.len(), limits::CALLS_MAX);
-            return Err(Refusal::invalid(&path, format!("{path} has {got} calls: at most {max} are accepted")));
+            return Err(too_many(&path, got, max, "calls"));
         }
         for (j, call) in message.calls.iter().enumerate() {
             let path = format!("{path}.tool_calls[{j}]");

@@ -45,6 +45,7 @@ impl Storm {
         let mut batch = Batch::with_kv(limits, WEIGHTS, &kv);
         // A draft model with as much memory as the target, or with less.
         let mut draft = kv.clone();
+        draft.groups.iter_mut().for_each(|group| group.host_blocks = 0);
         if choices.below(2) == 0 {
             draft.groups.iter_mut().for_each(|group| group.blocks = choices.between(1, group.blocks));
         }
