@@ -32,8 +32,9 @@ PTX = "80"
 #: ptxas must accept that PTX for each of these.
 LATER = ["80", "86", "89", "90", "100", "103", "110", "120", "121"]
 SOURCES = sorted(HERE.glob("*.cu"))
-#: As the numerics contract wants it: products and sums are contracted where the source says fma, nowhere else.
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo"]
+#: As the numerics contract wants it: products and sums are contracted where the source says fma, nowhere else. `build.rs` reads
+#: the same file.
+FLAGS = (HERE / "nvcc.options").read_text().split()
 
 
 def root() -> pathlib.Path:

@@ -12,24 +12,36 @@
 )]
 mod args;
 mod attention;
+#[cfg(feature = "cuda")]
+mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod kv_cache;
+mod launches;
 mod low_rank;
 mod machine;
 mod matrix;
 mod operations;
 mod products;
+mod replay;
 mod scratch;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cuda")]
+pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
+#[cfg(feature = "cuda")]
+pub use self::gpu::{Gpu, NoGpu, gpus};
 pub use self::kv_cache::{HostKv, KvCache};
+pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
+pub use self::replay::{Capture, Replay};
 use self::scratch::Scratch;
 
 /// Kernels on a machine.
@@ -64,5 +76,10 @@ impl<M: Machine> Cuda<M> {
     /// On `machine`.
     pub fn new(machine: M) -> Self {
         Self { machine, scratch: Scratch::default() }
+    }
+
+    /// What runs the kernels.
+    pub fn machine(&mut self) -> &mut M {
+        &mut self.machine
     }
 }

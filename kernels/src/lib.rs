@@ -16,7 +16,7 @@
 //! for bit, whatever the batch, the chunking, the number of threads or the instruction set.
 
 pub mod cpu;
-#[cfg(feature = "emulator")]
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 pub mod cuda;
 pub mod exact;
 pub mod kv;

@@ -230,6 +230,9 @@ pub enum OpsError {
     /// The device failed while running.
     #[error("device fault: {0}")]
     Fault(String),
+    /// The device failed in a way that nothing in this process mends.
+    #[error("the device is lost until the process starts afresh: {0}")]
+    Lost(String),
 }
 
 /// A backend: [`Memory`] on a device, and the operations that work on it.

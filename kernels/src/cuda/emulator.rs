@@ -2,9 +2,9 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use bytemuck::Pod;
-
+use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece};
+use super::replay::Capture;
 use crate::ops::OpsError;
 
 unsafe extern "C" {
@@ -115,7 +115,11 @@ impl Machine for Emulator {
         Ok(())
     }
 
-    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: Extent, args: &A) -> Result<(), OpsError> {
+    fn wait(&mut self) -> Result<(), OpsError> {
+        Ok(()) // a launch returns when it is done
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
         let mut message = [0u8; 512];
         // SAFETY: name, grid, arguments and message are as long as said and outlive the call, which returns when every block
         // is done; that the arguments fit the kernel is the caller's promise (their size is compared).
@@ -125,8 +129,8 @@ impl Machine for Emulator {
                 extent.grid.as_ptr(),
                 extent.threads,
                 extent.shared_bytes as usize,
-                std::ptr::from_ref(args).cast(),
-                size_of::<A>(),
+                args.as_ptr().cast(),
+                args.len(),
                 self.order,
                 self.host_threads,
                 message.as_mut_ptr().cast(),
@@ -138,5 +142,19 @@ impl Machine for Emulator {
             (_, Ok(why)) => Err(OpsError::Fault(why.to_string_lossy().into_owned())),
             (_, Err(_)) => Err(OpsError::Fault("a kernel failed".to_owned())),
         }
+    }
+}
+
+/// Launches are kept as they are.
+impl Capture for Emulator {
+    type Graph = Launches;
+
+    unsafe fn capture(&mut self, launches: &Launches) -> Result<Launches, OpsError> {
+        Ok(launches.clone())
+    }
+
+    unsafe fn replay(&mut self, graph: &Launches) -> Result<(), OpsError> {
+        // SAFETY: the caller's promise.
+        unsafe { graph.run(self) }
     }
 }

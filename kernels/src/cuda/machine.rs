@@ -2,8 +2,6 @@
 
 use std::ffi::CStr;
 
-use bytemuck::Pod;
-
 use crate::ops::OpsError;
 
 /// A piece of a machine's memory, given back when it is dropped.
@@ -15,7 +13,7 @@ pub trait Piece {
 }
 
 /// The extent of a launch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// Blocks of threads.
     pub grid: [u32; 3],
@@ -49,10 +47,12 @@ pub trait Machine {
     /// # Panics
     /// If there is not so much.
     fn read(&mut self, from: &Self::Memory, at: usize, to: &mut [u8]) -> Result<(), OpsError>;
+    /// Waits until everything is done.
+    fn wait(&mut self) -> Result<(), OpsError>;
     /// Runs a kernel.
     ///
     /// # Safety
     /// `args` is the structure of that kernel (`cuda/args.h`), its addresses lie in memory of this machine that is not dropped
     /// before the launch is done, and its extents are within that memory.
-    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: Extent, args: &A) -> Result<(), OpsError>;
+    unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError>;
 }

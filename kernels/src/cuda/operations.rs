@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::ops::Range;
 
-use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use bytemuck::{Pod, bytes_of, cast_slice, cast_slice_mut};
 
 use super::args::{
     cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm, cuckoo_norm, cuckoo_rows,
@@ -44,7 +44,7 @@ impl<M: Machine> Cuda<M> {
     /// As [`Machine::launch`].
     pub(super) unsafe fn launch<A: Pod>(
         &mut self,
-        kernel: &CStr,
+        kernel: &'static CStr,
         grid: [usize; 3],
         (threads, shared_bytes): (usize, usize),
         args: &A,
@@ -55,10 +55,10 @@ impl<M: Machine> Cuda<M> {
         let grid = grid.map(|n| u32::try_from(n).expect("a grid counts rows of one step"));
         let extent = Extent { grid, threads: threads as u32, shared_bytes: shared_bytes as u32 };
         // SAFETY: the caller's promise.
-        unsafe { self.machine.launch(kernel, extent, args) }
+        unsafe { self.machine.launch(kernel, extent, bytes_of(args)) }
     }
 
-    fn elementwise(&mut self, kernel: &CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
+    fn elementwise(&mut self, kernel: &'static CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
         let grid = [(args.rows as usize * args.cols as usize).div_ceil(THREADS), 1, 1];
         // SAFETY: callers give extents of buffers in use.
         unsafe { self.launch(kernel, grid, (THREADS, 0), args) }

@@ -19,8 +19,9 @@ fn a_fault_says_what_where() {
     let Some(mut machine) = Emulator::new(0, 1) else { return };
     let extent = machine::Extent { grid: [1; 3], threads: 32, shared_bytes: 0 };
     // SAFETY: a kernel that does not exist runs nothing, and arguments of another size are refused.
-    let (none, short) =
-        unsafe { (machine.launch(c"cuckoo_none", extent, &0u64), machine.launch(c"cuckoo_norm_rows", extent, &0u64)) };
+    let (none, short) = unsafe {
+        (machine.launch(c"cuckoo_none", extent, &[0; 8]), machine.launch(c"cuckoo_norm_rows", extent, &[0; 8]))
+    };
     assert_eq!(none.unwrap_err().to_string(), "device fault: cuckoo_none: there is no such kernel");
     assert_eq!(short.unwrap_err().to_string(), "device fault: cuckoo_norm_rows: arguments of another size");
 }

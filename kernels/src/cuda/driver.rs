@@ -1,0 +1,221 @@
+//! A GPU through its driver, which is looked for when the program runs: the same binary starts without one. Knows no kernel.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use cudarc::driver::result::{DriverError, launch_kernel};
+use cudarc::driver::sys::{
+    CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuFuncGetAttribute,
+};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr};
+use cudarc::nvrtc::Ptx;
+
+use super::gpu::Gpu;
+use super::launches::Launches;
+use super::machine::{Extent, Machine, Piece};
+use super::replay::Capture;
+use crate::ops::OpsError;
+
+/// All kernels, for all architectures, compressed.
+static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// A context, a stream and the kernels on one GPU. Used by one thread.
+pub struct Driver {
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    kernels: HashMap<&'static CStr, Kernel>,
+    description: String,
+}
+
+struct Kernel {
+    function: CudaFunction,
+    /// Bytes of shared memory that it may ask for.
+    shared_bytes: u32,
+}
+
+/// What a launch may ask for without a word beforehand.
+const SHARED_BYTES: u32 = 48 << 10;
+
+/// Memory of a GPU.
+pub struct DeviceMemory {
+    slice: CudaSlice<u8>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Piece for DeviceMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// An error of the driver in words.
+pub(super) fn told(error: DriverError) -> String {
+    let name = error.error_name().ok().and_then(|name| name.to_str().ok());
+    let text = error.error_string().ok().and_then(|text| text.to_str().ok());
+    format!("{} ({})", text.unwrap_or("unknown error"), name.unwrap_or("no name"))
+}
+
+/// Errors after which a context answers nothing but the same error: CUDA's own documentation of `CUresult` says of them that the
+/// process must be started afresh.
+const FATAL: [CUresult; 13] = [
+    CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+    CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
+    CUresult::CUDA_ERROR_ASSERT,
+    CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR,
+    CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+    CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
+    CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+    CUresult::CUDA_ERROR_INVALID_PC,
+    CUresult::CUDA_ERROR_LAUNCH_FAILED,
+    CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+    CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+    CUresult::CUDA_ERROR_EXTERNAL_DEVICE,
+    CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE,
+];
+
+fn failed(what: &str) -> impl Fn(DriverError) -> OpsError {
+    move |error| match FATAL.contains(&error.0) {
+        true => OpsError::Lost(format!("{what}: {}", told(error))),
+        false => OpsError::Fault(format!("{what}: {}", told(error))),
+    }
+}
+
+impl Driver {
+    /// A context of its own thread on `gpu`, with the kernels that suit it.
+    pub fn new(gpu: &Gpu) -> Result<Self, OpsError> {
+        let context = CudaContext::new(gpu.ordinal).map_err(failed("a context"))?;
+        // SAFETY: everything happens on one stream, in order, so there is nothing for events to wait for; nothing is allocated
+        // yet that would have some.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("a stream"))?;
+        let module = context.load_module(Ptx::from_binary(FATBIN.to_vec())).map_err(failed("loading the kernels"))?;
+        let (major, minor) = gpu.capability;
+        let description = format!("cuda {}, {} (sm_{major}{minor})", gpu.ordinal, gpu.name);
+        let mut driver = Self { stream, module, kernels: HashMap::new(), description };
+        let translated = driver.is_translated(c"cuckoo_norm_rows")?;
+        if translated {
+            driver.description += ", translated by the driver";
+        }
+        Ok(driver)
+    }
+
+    /// Bytes of memory that are free now.
+    pub fn free_bytes(&self) -> Result<u64, OpsError> {
+        let (free, _) = self.stream.context().mem_get_info().map_err(failed("asking for free memory"))?;
+        Ok(free as u64)
+    }
+
+    /// Whether there was no machine code for this GPU, so that the driver made it from that of an older one.
+    fn is_translated(&mut self, kernel: &'static CStr) -> Result<bool, OpsError> {
+        let function = self.kernel(kernel)?.function.cu_function();
+        let attribute = |of: CUfunction_attribute| {
+            let mut value = 0;
+            // SAFETY: the function is loaded, and there is a place for the number.
+            let done = unsafe { cuFuncGetAttribute(&raw mut value, of, function).result() };
+            done.map(|()| value).map_err(failed("asking for a kernel"))
+        };
+        // Machine code that was compiled here came from code for the same generation.
+        Ok(attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? / 10
+            != attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)? / 10)
+    }
+
+    fn kernel(&mut self, name: &'static CStr) -> Result<&mut Kernel, OpsError> {
+        if !self.kernels.contains_key(name) {
+            let text = name.to_str().expect("kernels have plain names");
+            let function = self.module.load_function(text).map_err(failed(text))?;
+            self.kernels.insert(name, Kernel { function, shared_bytes: SHARED_BYTES });
+        }
+        Ok(self.kernels.get_mut(name).expect("it was put there"))
+    }
+}
+
+impl Machine for Driver {
+    type Memory = DeviceMemory;
+
+    fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<DeviceMemory, OpsError> {
+        let slice = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => OpsError::OutOfMemory { what, bytes },
+            _ => failed(what)(error),
+        })?;
+        let (address, _) = slice.device_ptr(&self.stream);
+        Ok(DeviceMemory { address, bytes, slice })
+    }
+
+    fn write(&mut self, to: &mut DeviceMemory, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        assert!(at <= to.bytes && bytes.len() <= to.bytes - at, "what is written fits");
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // From memory that is not locked: the driver has copied it when this returns.
+        let mut part = to.slice.slice_mut(at..at + bytes.len());
+        self.stream.memcpy_htod(bytes, &mut part).map_err(failed("copying to the GPU"))
+    }
+
+    fn zero(&mut self, of: &mut DeviceMemory, bytes: usize) -> Result<(), OpsError> {
+        assert!(bytes <= of.bytes, "there are as many");
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.stream.memset_zeros(&mut of.slice.slice_mut(..bytes)).map_err(failed("zeroing"))
+    }
+
+    fn read(&mut self, from: &DeviceMemory, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
+        assert!(at <= from.bytes && to.len() <= from.bytes - at, "there is as much as is read");
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_dtoh(&from.slice.slice(at..at + to.len()), to).map_err(failed("copying from the GPU"))?;
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<(), OpsError> {
+        self.stream.synchronize().map_err(failed("computing"))
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
+        let stream = self.stream.clone();
+        let name = kernel.to_str().expect("kernels have plain names");
+        let kernel = self.kernel(kernel)?;
+        if extent.shared_bytes > kernel.shared_bytes {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            kernel.function.set_attribute(most, extent.shared_bytes.cast_signed()).map_err(failed(name))?;
+            kernel.shared_bytes = extent.shared_bytes;
+        }
+        let ([x, y, z], block) = (extent.grid, (extent.threads, 1, 1));
+        let (function, mut params) = (kernel.function.cu_function(), [args.as_ptr().cast_mut().cast()]);
+        // SAFETY: function and stream are there; the driver reads `args`, the one parameter of the kernel, before this returns.
+        // What the kernel then does to which memory is the caller's promise.
+        let done =
+            unsafe { launch_kernel(function, (x, y, z), block, extent.shared_bytes, stream.cu_stream(), &mut params) };
+        done.map_err(failed(name))
+    }
+}
+
+impl Capture for Driver {
+    type Graph = CudaGraph;
+
+    unsafe fn capture(&mut self, launches: &Launches) -> Result<CudaGraph, OpsError> {
+        let relaxed = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(relaxed).map_err(failed("keeping launches"))?;
+        // SAFETY: nothing runs yet; the caller's promise is about when it does.
+        let launched = unsafe { launches.run(self) };
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
+        let graph = self.stream.end_capture(flags).map_err(failed("keeping launches"));
+        launched?;
+        graph?.ok_or_else(|| OpsError::Fault("the driver kept no launches".to_owned()))
+    }
+
+    unsafe fn replay(&mut self, graph: &CudaGraph) -> Result<(), OpsError> {
+        graph.launch().map_err(failed("launches that were kept"))
+    }
+}
