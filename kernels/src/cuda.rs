@@ -12,11 +12,11 @@
 )]
 mod args;
 mod attention;
+mod counting;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
-#[cfg(feature = "cuda")]
 mod gpu;
 mod kv_cache;
 mod launches;
@@ -30,24 +30,25 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+pub use self::counting::Sizes;
 #[cfg(feature = "cuda")]
 pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
-#[cfg(feature = "cuda")]
-pub use self::gpu::{Gpu, NoGpu, gpus};
+pub use self::gpu::{Copies, Gpu, NoGpu, free_bytes, gpus};
 pub use self::kv_cache::{HostKv, KvCache};
 pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
 pub use self::replay::{Capture, Replay};
-use self::scratch::Scratch;
+use self::scratch::{Needs, Scratch};
 
 /// Kernels on a machine.
 pub struct Cuda<M: Machine> {
     machine: M,
     scratch: Scratch<M>,
+    needs: Needs,
 }
 
 /// Values in `f32`.
@@ -75,7 +76,7 @@ pub struct RopeTable<M: Machine> {
 impl<M: Machine> Cuda<M> {
     /// On `machine`.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default() }
+        Self { machine, scratch: Scratch::default(), needs: Needs::default() }
     }
 
     /// What runs the kernels.

@@ -243,6 +243,11 @@ pub trait Ops: Memory {
     /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
     fn describe(&self) -> String;
 
+    /// Waits until everything that was asked for is done. Whatever gives an answer waits for what it needs by itself.
+    fn wait(&mut self) -> Result<(), OpsError> {
+        Ok(())
+    }
+
     /// Copies blocks, of all layers, to the host: `(block, slot)` one after the other, as if each were done before the next.
     ///
     /// Minimum bytes: `2 * block_bytes` each.

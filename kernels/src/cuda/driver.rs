@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cudarc::driver::result::{DriverError, launch_kernel};
 use cudarc::driver::sys::{
@@ -11,7 +12,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
 
-use super::gpu::Gpu;
+use super::gpu::{Copies, Gpu};
 use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece};
 use super::replay::Capture;
@@ -36,6 +37,12 @@ struct Kernel {
 
 /// What a launch may ask for without a word beforehand.
 const SHARED_BYTES: u32 = 48 << 10;
+
+/// What is copied to measure how fast that goes: more than a cache holds.
+const COPY_BYTES: usize = 1 << 30;
+/// Of the host, whose memory has to be paged in.
+const COPY_BYTES_OF_HOST: usize = 64 << 20;
+const COPY_ROUNDS: usize = 7;
 
 /// Memory of a GPU.
 pub struct DeviceMemory {
@@ -109,6 +116,31 @@ impl Driver {
     pub fn free_bytes(&self) -> Result<u64, OpsError> {
         let (free, _) = self.stream.context().mem_get_info().map_err(failed("asking for free memory"))?;
         Ok(free as u64)
+    }
+
+    /// How fast it copies: the best of a few rounds, because a limit is what was ever reached.
+    pub fn measure_copies(&mut self) -> Result<Copies, OpsError> {
+        let most = usize::try_from(self.free_bytes()? / 8).unwrap_or(COPY_BYTES);
+        let bytes = COPY_BYTES.min(most.max(1 << 20));
+        let host_bytes = bytes.min(COPY_BYTES_OF_HOST);
+        let (mut a, mut b) = (self.allocate(bytes, "a copy")?, self.allocate(bytes, "a copy")?);
+        let mut host = vec![1u8; host_bytes];
+        let mut best = Copies { within: 0.0, to: 0.0, from: 0.0 };
+        for _ in 0..COPY_ROUNDS {
+            let mut timed = |bytes: usize, best: &mut f64, work: &mut dyn FnMut(&mut Self) -> Result<(), OpsError>| {
+                let began = Instant::now();
+                work(self)?;
+                self.wait()?;
+                *best = best.max(bytes as f64 / began.elapsed().as_secs_f64());
+                Ok::<_, OpsError>(())
+            };
+            timed(2 * bytes, &mut best.within, &mut |driver| {
+                driver.stream.memcpy_dtod(&a.slice, &mut b.slice).map_err(failed("copying on the GPU"))
+            })?;
+            timed(host_bytes, &mut best.to, &mut |driver| driver.write(&mut a, 0, &host))?;
+            timed(host_bytes, &mut best.from, &mut |driver| driver.read(&b, 0, &mut host))?;
+        }
+        Ok(best)
     }
 
     /// Whether there was no machine code for this GPU, so that the driver made it from that of an older one.

@@ -27,11 +27,19 @@ pub struct Extent {
 pub trait Machine {
     /// Its memory.
     type Memory: Piece;
+    /// Whether memory holds what is written to it; a machine that only counts need not be given anything.
+    const HOLDS: bool = true;
 
     /// As a person would like to read it.
     fn describe(&self) -> String;
     /// Zeros. Addresses are multiples of 256.
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Self::Memory, OpsError>;
+    /// Gives memory back.
+    fn release(&mut self, memory: Self::Memory) {
+        drop(memory);
+    }
+    /// Is told of memory of the host that was taken.
+    fn took_of_host(&mut self, _bytes: usize) {}
     /// Copies to the machine, from byte `at` on.
     ///
     /// # Panics

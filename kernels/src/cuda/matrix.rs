@@ -156,7 +156,9 @@ impl<M: Machine> Matrix<M> {
         let (mut rows, cols) = (0, parts.first().map_or(0, |p| p.cols));
         let mut loaded = Vec::with_capacity(parts.len());
         for part in parts {
-            check_source(part, cols)?;
+            if M::HOLDS {
+                check_source(part, cols)?;
+            }
             if Shares::of(cols, 1).shared_bytes > SHARED_BYTES {
                 let why = format!("the CUDA kernels take at most {SHARED_BYTES} bytes of partial sums a block");
                 return Err(OpsError::BadMatrix { rows: part.rows, cols, quant: part.quant, why });
@@ -181,17 +183,19 @@ pub(super) fn floats<M: Machine>(
     machine: &mut M,
     part: &MatrixSource<'_>,
 ) -> Result<(cuckoo_floats, M::Memory), OpsError> {
-    let memory = filled(machine, part.data)?;
+    let memory = filled(machine, part.rows.saturating_mul(part.quant.row_bytes(part.cols)), || part.data)?;
     Ok((cuckoo_floats { values: memory.address(), rows: part.rows as u32, cols: part.cols as u32 }, memory))
 }
 
 fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFormat) -> Result<Weights<M>, OpsError> {
     let kind = Kind::of(part.quant, format);
-    let packed = Packed::of(kind, part);
+    let [codes, scales, supers] = Packed::bytes(kind, part);
+    let packed = M::HOLDS.then(|| Packed::of(kind, part));
+    let plane = |of: fn(&Packed) -> &[u8]| packed.as_ref().map_or(&[][..], of);
     let memory = [
-        filled(machine, &packed.codes)?,
-        filled(machine, &packed.scales)?,
-        filled(machine, cast_slice(&packed.supers))?,
+        filled(machine, codes, || plane(|packed| &packed.codes))?,
+        filled(machine, scales, || plane(|packed| &packed.scales))?,
+        filled(machine, supers, || plane(|packed| cast_slice(&packed.supers)))?,
     ];
     let args = cuckoo_integers {
         codes: memory[0].address(),
@@ -205,9 +209,16 @@ fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFor
     Ok(Weights::Integers { kind, args, _memory: memory })
 }
 
-fn filled<M: Machine>(machine: &mut M, bytes: &[u8]) -> Result<M::Memory, OpsError> {
-    let mut memory = machine.allocate(bytes.len(), "a weight matrix")?;
-    machine.write(&mut memory, 0, bytes)?;
+/// Memory of `bytes` bytes that holds `values`, which a machine that only counts is not given.
+fn filled<'a, M: Machine>(
+    machine: &mut M,
+    bytes: usize,
+    values: impl FnOnce() -> &'a [u8],
+) -> Result<M::Memory, OpsError> {
+    let mut memory = machine.allocate(bytes, "a weight matrix")?;
+    if M::HOLDS {
+        machine.write(&mut memory, 0, values())?;
+    }
     Ok(memory)
 }
 
@@ -219,16 +230,20 @@ struct Packed {
 }
 
 impl Packed {
+    /// How long each plane is.
+    fn bytes(kind: &Kind, part: &MatrixSource<'_>) -> [usize; 3] {
+        let rows = part.rows.div_ceil(tile_rows(part.cols)).saturating_mul(tile_rows(part.cols));
+        let items = rows.saturating_mul(segments(part.cols));
+        let places = items.saturating_mul(SEGMENT_BLOCKS);
+        let supers = if kind.scales == Scales::Super { items.saturating_mul(2 * size_of::<u16>()) } else { 0 };
+        [places.saturating_mul(kind.bits / 4 * PIECE), places.saturating_mul(kind.scale_bytes()), supers]
+    }
+
     fn of(kind: &Kind, part: &MatrixSource<'_>) -> Self {
         let (per_row, row_bytes) = (segments(part.cols), part.quant.row_bytes(part.cols));
-        let groups = part.rows.next_multiple_of(tile_rows(part.cols)) * per_row / LANES;
-        let places = groups * SEGMENT_BLOCKS * LANES;
-        let supers = if kind.scales == Scales::Super { groups * LANES * 2 } else { 0 };
-        let mut packed = Self {
-            codes: vec![0; places * kind.bits / 4 * PIECE],
-            scales: vec![0; places * kind.scale_bytes()],
-            supers: vec![0; supers],
-        };
+        let [codes, scales, supers] = Self::bytes(kind, part);
+        let mut packed =
+            Self { codes: vec![0; codes], scales: vec![0; scales], supers: vec![0; supers / size_of::<u16>()] };
         let mut blocks = vec![IntBlock::default(); part.cols / ACTIVATION_BLOCK];
         for (row, bytes) in part.data.chunks_exact(row_bytes).enumerate() {
             int_blocks(part.quant, bytes, &mut blocks);

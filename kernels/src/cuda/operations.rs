@@ -119,6 +119,10 @@ impl<M: Machine> Memory for Cuda<M> {
     type LowRank = LowRank<M>;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
+        if parts.iter().any(|part| !part.quant.is_float()) {
+            self.needs.cols = self.needs.cols.max(parts[0].cols);
+        }
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
         Matrix::load(&mut self.machine, parts)
     }
 
@@ -131,10 +135,14 @@ impl<M: Machine> Memory for Cuda<M> {
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer<M>, OpsError> {
         let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<f32>());
         let memory = self.machine.allocate(bytes, "activations")?;
+        self.needs.rows = self.needs.rows.max(rows);
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
         Ok(Buffer { memory, capacity: rows, rows: 0, cols })
     }
 
     fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank<M>, OpsError> {
+        self.needs.inner = parts.iter().map(|part| part.a.rows).fold(self.needs.inner, usize::max);
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
         LowRank::load(&mut self.machine, parts)
     }
 
@@ -143,15 +151,19 @@ impl<M: Machine> Memory for Cuda<M> {
     }
 
     fn host_kv(&mut self, shape: KvShape) -> Result<HostKv, OpsError> {
-        HostKv::new(shape)
+        self.machine.took_of_host(shape.bytes());
+        if M::HOLDS { HostKv::new(shape) } else { HostKv::new(KvShape { blocks: 0, ..shape }) }
     }
 
     fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable<M>, OpsError> {
         let pairs = rope.frequencies.len();
         let turn = |at: usize| rope.turn(at / pairs, at % pairs);
-        let turns: Vec<[f32; 2]> = (0..rope.positions * pairs).map(|at| turn(at).into()).collect();
-        let mut memory = self.machine.allocate(size_of_val(turns.as_slice()), "a rotation table")?;
-        self.machine.write(&mut memory, 0, cast_slice(&turns))?;
+        let count = rope.positions.saturating_mul(pairs);
+        let mut memory = self.machine.allocate(count.saturating_mul(size_of::<[f32; 2]>()), "a rotation table")?;
+        if M::HOLDS {
+            let turns: Vec<[f32; 2]> = (0..count).map(|at| turn(at).into()).collect();
+            self.machine.write(&mut memory, 0, cast_slice(&turns))?;
+        }
         Ok(RopeTable { memory, pairs, positions: rope.positions, halves: rope.pairs == RopePairs::Halves })
     }
 }
@@ -159,6 +171,10 @@ impl<M: Machine> Memory for Cuda<M> {
 impl<M: Machine> Ops for Cuda<M> {
     fn describe(&self) -> String {
         self.machine.describe()
+    }
+
+    fn wait(&mut self) -> Result<(), OpsError> {
+        self.machine.wait()
     }
 
     fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {

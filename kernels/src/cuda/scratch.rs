@@ -3,7 +3,13 @@
 use bytemuck::{Pod, cast_slice};
 
 use super::machine::{Machine, Piece};
-use crate::ops::OpsError;
+use crate::ops::{ACTIVATION_BLOCK, OpsError};
+
+/// Planes of rounded activations.
+const PLANES_MAX: usize = 2;
+
+/// Lists grow to powers of two up to here, and what is larger by whole such pieces.
+const GROWTH_BYTES: usize = 1 << 20;
 
 /// Memory that grows to what was needed most.
 pub(super) struct Scratch<M: Machine> {
@@ -41,6 +47,48 @@ impl<M: Machine> Default for Scratch<M> {
     }
 }
 
+impl<M: Machine> Clone for Scratch<M>
+where
+    M::Memory: Clone,
+{
+    fn clone(&self) -> Self {
+        Self {
+            codes: self.codes.clone(),
+            scales: self.scales.clone(),
+            inner: self.inner.clone(),
+            parts: self.parts.clone(),
+            rows: self.rows.clone(),
+            blocks: self.blocks.clone(),
+            numbers: self.numbers.clone(),
+            weights: self.weights.clone(),
+        }
+    }
+}
+
+/// The largest step that buffers, matrices and adapters so far allow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needs {
+    /// Rows of the largest buffer.
+    pub(super) rows: usize,
+    /// Columns of the widest matrix whose activations are rounded.
+    pub(super) cols: usize,
+    /// Values that the adapter with the highest ranks computes for a row between its two products.
+    pub(super) inner: usize,
+}
+
+impl<M: Machine> Scratch<M> {
+    /// Room for every step that `needs` allow, so that nothing is asked for when steps are computed: what the lists of a step
+    /// take beside that is little.
+    pub(super) fn reserve(&mut self, machine: &mut M, needs: &Needs) -> Result<(), OpsError> {
+        let values = needs.rows.saturating_mul(needs.cols).saturating_mul(PLANES_MAX);
+        let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
+        self.codes.at_least(machine, values, "rounded activations")?;
+        self.scales.at_least(machine, of(values / ACTIVATION_BLOCK), "scales")?;
+        self.inner.at_least(machine, of(needs.rows.saturating_mul(needs.inner)), "what adapters compute")?;
+        Ok(())
+    }
+}
+
 /// One use of memory.
 pub(super) struct Held<M: Machine> {
     memory: Option<M::Memory>,
@@ -48,13 +96,25 @@ pub(super) struct Held<M: Machine> {
     holds: Vec<u8>,
 }
 
+impl<M: Machine> Clone for Held<M>
+where
+    M::Memory: Clone,
+{
+    fn clone(&self) -> Self {
+        Self { memory: self.memory.clone(), holds: self.holds.clone() }
+    }
+}
+
 impl<M: Machine> Held<M> {
     /// The address of at least `bytes`.
     pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
         if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
-            self.memory = None; // given back before more is asked for
+            // Given back before more is asked for.
+            self.memory.take().map(|memory| machine.release(memory));
             self.holds.clear();
-            self.memory = Some(machine.allocate(bytes.next_power_of_two(), what)?);
+            let bytes =
+                if bytes < GROWTH_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(GROWTH_BYTES) };
+            self.memory = Some(machine.allocate(bytes, what)?);
         }
         Ok(self.memory.as_ref().map_or(0, Piece::address))
     }

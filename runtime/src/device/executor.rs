@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+#[cfg(not(feature = "cuda"))]
+use cuckoo_kernels::cuda::NoGpu;
+#[cfg(feature = "cuda")]
+use cuckoo_kernels::cuda::{Cuda, Driver, Replay};
 use cuckoo_kernels::ops::{OpsError, Span, StepLayout};
 use cuckoo_kernels::sampling::{LogprobRequest, Logprobs, SampleRequest, TokenMask};
 use cuckoo_kernels::{Cpu, Ops};
@@ -54,8 +58,12 @@ pub(super) type Load = Arc<dyn Fn() -> Result<Box<dyn Stepper>, LoadError> + Sen
 impl ExecutorArgs {
     /// Loads the model onto the device.
     pub(super) fn load(&self) -> Result<Box<dyn Stepper>, LoadError> {
-        Ok(match self.device {
-            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(threads), self)?),
+        Ok(match &self.device {
+            DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(*threads), self)?),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda(gpu) => Box::new(Engine::load(Cuda::new(Replay::new(Driver::new(gpu)?)), self)?),
+            #[cfg(not(feature = "cuda"))]
+            DeviceKind::Cuda(_) => return Err(OpsError::Fault(NoGpu::NotBuilt.to_string()).into()),
         })
     }
 }
@@ -169,6 +177,10 @@ impl<O: Ops> Engine<O> {
         let tokens = plan.resolve(&self.target.drawn, &output.guesses);
         let uses = uses(plan, &self.adapters);
         self.target.forward(&mut self.ops, plan, &tokens, &uses)?;
+        if plan.draws.is_empty() {
+            // Nothing else waits for it, and the next step is as long as this one is seen to take.
+            self.ops.wait()?;
+        }
         if self.target.model.spec().is_encoder() {
             output.vectors = self.target.pool(&mut self.ops, &plan.spans)?;
             return Ok(output);

@@ -1,0 +1,107 @@
+//! A machine that only counts what is taken of its memory: so the code that loads a model tells what that takes on a GPU.
+
+use std::ffi::CStr;
+
+use super::Cuda;
+use super::machine::{Extent, Machine, Piece};
+use crate::memory::Counted;
+use crate::ops::OpsError;
+
+/// What a GPU's driver rounds pieces up to.
+const GRANULE: u64 = 512;
+
+/// Holds nothing, runs nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Counting {
+    bytes: u64,
+    host_bytes: u64,
+}
+
+/// A piece that is only counted.
+#[derive(Clone, Debug)]
+pub struct CountedPiece {
+    bytes: usize,
+}
+
+impl Piece for CountedPiece {
+    fn address(&self) -> u64 {
+        0
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+fn rounded(bytes: usize) -> u64 {
+    (bytes as u64).max(1).next_multiple_of(GRANULE)
+}
+
+impl Machine for Counting {
+    type Memory = CountedPiece;
+    const HOLDS: bool = false;
+
+    fn describe(&self) -> String {
+        "counting".to_owned()
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<CountedPiece, OpsError> {
+        let all = (bytes < usize::MAX).then(|| self.bytes.checked_add(rounded(bytes))).flatten();
+        self.bytes = all.ok_or(OpsError::OutOfMemory { what, bytes })?;
+        Ok(CountedPiece { bytes })
+    }
+
+    fn release(&mut self, memory: CountedPiece) {
+        self.bytes -= rounded(memory.bytes);
+    }
+
+    fn took_of_host(&mut self, bytes: usize) {
+        self.host_bytes = self.host_bytes.saturating_add(bytes as u64);
+    }
+
+    fn write(&mut self, _: &mut CountedPiece, _: usize, _: &[u8]) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    fn zero(&mut self, _: &mut CountedPiece, _: usize) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    fn read(&mut self, _: &CountedPiece, _: usize, to: &mut [u8]) -> Result<(), OpsError> {
+        to.fill(0);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    unsafe fn launch(&mut self, _: &'static CStr, _: Extent, _: &[u8]) -> Result<(), OpsError> {
+        Ok(())
+    }
+}
+
+/// Counts what a [`Cuda`] of which the same is asked takes of its GPU. The data of matrices is not looked at and may be empty.
+pub type Sizes = Cuda<Counting>;
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self::new(Counting::default())
+    }
+}
+
+impl Clone for Sizes {
+    fn clone(&self) -> Self {
+        Self { machine: self.machine.clone(), scratch: self.scratch.clone(), needs: self.needs }
+    }
+}
+
+impl Counted for Sizes {
+    fn bytes(&self) -> u64 {
+        self.machine.bytes
+    }
+
+    fn host_bytes(&self) -> u64 {
+        self.machine.host_bytes
+    }
+}
