@@ -52,7 +52,7 @@ pub struct Devices {
 pub enum NoDevice {
     /// GPUs were asked for.
     #[error("no GPU can be used: {0} (--device cpu computes on processors)")]
-    Gpu(#[from] NoGpu),
+    Gpu(NoGpu),
     /// One was asked for that there is not.
     #[error("there is no GPU {number}; there are {}", list(.there))]
     Number {
@@ -85,9 +85,9 @@ impl Devices {
         for choice in choices {
             match choice {
                 DeviceChoice::Cpu => devices.add([cpu.clone()]),
-                DeviceChoice::Cuda => devices.add(there()?.into_iter().map(DeviceKind::Cuda)),
+                DeviceChoice::Cuda => devices.add(there().map_err(NoDevice::Gpu)?.into_iter().map(DeviceKind::Cuda)),
                 DeviceChoice::CudaNumber(number) => {
-                    let there = there()?;
+                    let there = there().map_err(NoDevice::Gpu)?;
                     let one = there.iter().find(|gpu| gpu.ordinal == *number).cloned();
                     let one = one.ok_or(NoDevice::Number { number: *number, there })?;
                     devices.add([DeviceKind::Cuda(one)]);
