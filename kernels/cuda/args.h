@@ -16,9 +16,9 @@ typedef struct cuckoo_row {
 
 /* A part of a matrix in integers, as src/cuda/matrix.rs packs it. */
 typedef struct cuckoo_integers {
-  cuckoo_address codes;    /* [group][step][piece][lane] of 16 bytes: a lane's item is a segment of a row */
-  cuckoo_address scales;   /* [group][step][lane] of the kind's scales */
-  cuckoo_address supers;   /* [group][lane] of two halves d, dmin; 0 where the kind has none */
+  cuckoo_address codes;    /* [tile of 16 rows][segment][step][lane] of what a lane holds of the tile, 8 or 16 bytes */
+  cuckoo_address scales;   /* [tile][segment][step][row, in pairs 8 apart] of the kind's scales */
+  cuckoo_address supers;   /* [tile][segment][row, likewise] of two halves d, dmin; 0 where the kind has none */
   uint32_t rows, cols;
   int32_t offset;          /* taken off every code */
   uint32_t padding;
@@ -50,23 +50,24 @@ typedef struct cuckoo_quantize {
   cuckoo_address x;        /* f32 [rows][cols] */
   cuckoo_address q;        /* i8 [planes][rows][cols] */
   cuckoo_address scales;   /* f32 [planes][rows][cols / 32] */
+  cuckoo_address sums;     /* f32 [planes][rows][cols / 32]: of a block's integers */
+  cuckoo_address halves;   /* f16 [planes][rows][cols / 32][2]: of its first 16 and its last 16 */
   uint32_t rows, cols;
   uint32_t planes;         /* 1, or 2: high then low */
   uint32_t padding;
 } cuckoo_quantize;
 
-/* out[t][first_row + r] = w[r] . x[t], or added to it. A block of threads computes `tokens_each` rows of x. */
+/* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_linear_integers {
   cuckoo_integers w;
   cuckoo_address q;        /* as cuckoo_quantize leaves them */
   cuckoo_address scales;
+  cuckoo_address sums;     /* `halves` where the format's halves have scales of their own */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, planes;
   uint32_t out_cols, first_row;
   uint32_t add;            /* whether products are added to what is there */
-  uint32_t tokens_each;    /* 1, 2, 4 or 8 */
-  uint32_t rows_each;      /* rows of weights for a block of threads, whole groups */
-  uint32_t padding;
+  uint32_t shape;          /* of cuckoo_gemm's tiles: 0 is 64 rows by 32 tokens, 1 is 128 by 64 */
 } cuckoo_linear_integers;
 
 typedef struct cuckoo_linear_floats {

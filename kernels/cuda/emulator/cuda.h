@@ -18,6 +18,9 @@
 #define gridDim (::emulator::current->block->grid)
 #define CUCKOO_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::current->block->shared)
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };

@@ -101,6 +101,8 @@ pub struct cuckoo_quantize {
     pub x: cuckoo_address,
     pub q: cuckoo_address,
     pub scales: cuckoo_address,
+    pub sums: cuckoo_address,
+    pub halves: cuckoo_address,
     pub rows: u32,
     pub cols: u32,
     pub planes: u32,
@@ -108,15 +110,17 @@ pub struct cuckoo_quantize {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 40usize];
+    ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 56usize];
     ["Alignment of cuckoo_quantize"][::core::mem::align_of::<cuckoo_quantize>() - 8usize];
     ["Offset of field: cuckoo_quantize::x"][::core::mem::offset_of!(cuckoo_quantize, x) - 0usize];
     ["Offset of field: cuckoo_quantize::q"][::core::mem::offset_of!(cuckoo_quantize, q) - 8usize];
     ["Offset of field: cuckoo_quantize::scales"][::core::mem::offset_of!(cuckoo_quantize, scales) - 16usize];
-    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 24usize];
-    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 28usize];
-    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 32usize];
-    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 36usize];
+    ["Offset of field: cuckoo_quantize::sums"][::core::mem::offset_of!(cuckoo_quantize, sums) - 24usize];
+    ["Offset of field: cuckoo_quantize::halves"][::core::mem::offset_of!(cuckoo_quantize, halves) - 32usize];
+    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 40usize];
+    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 44usize];
+    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 48usize];
+    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -124,15 +128,14 @@ pub struct cuckoo_linear_integers {
     pub w: cuckoo_integers,
     pub q: cuckoo_address,
     pub scales: cuckoo_address,
+    pub sums: cuckoo_address,
     pub out: cuckoo_address,
     pub tokens: u32,
     pub planes: u32,
     pub out_cols: u32,
     pub first_row: u32,
     pub add: u32,
-    pub tokens_each: u32,
-    pub rows_each: u32,
-    pub padding: u32,
+    pub shape: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -142,22 +145,19 @@ const _: () = {
     ["Offset of field: cuckoo_linear_integers::q"][::core::mem::offset_of!(cuckoo_linear_integers, q) - 40usize];
     ["Offset of field: cuckoo_linear_integers::scales"]
         [::core::mem::offset_of!(cuckoo_linear_integers, scales) - 48usize];
-    ["Offset of field: cuckoo_linear_integers::out"][::core::mem::offset_of!(cuckoo_linear_integers, out) - 56usize];
+    ["Offset of field: cuckoo_linear_integers::sums"][::core::mem::offset_of!(cuckoo_linear_integers, sums) - 56usize];
+    ["Offset of field: cuckoo_linear_integers::out"][::core::mem::offset_of!(cuckoo_linear_integers, out) - 64usize];
     ["Offset of field: cuckoo_linear_integers::tokens"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, tokens) - 64usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, tokens) - 72usize];
     ["Offset of field: cuckoo_linear_integers::planes"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, planes) - 68usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, planes) - 76usize];
     ["Offset of field: cuckoo_linear_integers::out_cols"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, out_cols) - 72usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, out_cols) - 80usize];
     ["Offset of field: cuckoo_linear_integers::first_row"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, first_row) - 76usize];
-    ["Offset of field: cuckoo_linear_integers::add"][::core::mem::offset_of!(cuckoo_linear_integers, add) - 80usize];
-    ["Offset of field: cuckoo_linear_integers::tokens_each"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, tokens_each) - 84usize];
-    ["Offset of field: cuckoo_linear_integers::rows_each"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, rows_each) - 88usize];
-    ["Offset of field: cuckoo_linear_integers::padding"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, padding) - 92usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, first_row) - 84usize];
+    ["Offset of field: cuckoo_linear_integers::add"][::core::mem::offset_of!(cuckoo_linear_integers, add) - 88usize];
+    ["Offset of field: cuckoo_linear_integers::shape"]
+        [::core::mem::offset_of!(cuckoo_linear_integers, shape) - 92usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

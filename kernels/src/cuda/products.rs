@@ -2,7 +2,7 @@
 
 use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_quantize};
 use super::machine::Machine;
-use super::matrix::{LINEAR_THREADS, Matrix, Part, Shares, Weights};
+use super::matrix::{Matrix, Part, Weights};
 use super::operations::{THREADS, WARP};
 use super::{Buffer, Cuda};
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
@@ -16,16 +16,59 @@ pub(super) struct Product<'a, M: Machine> {
     pub(super) add: bool,
 }
 
+/// Activations as integers: addresses on the machine. See `cuckoo_quantize`.
+#[derive(Clone, Copy, Default)]
+struct Quantized {
+    q: u64,
+    scales: u64,
+    sums: u64,
+    halves: u64,
+}
+
+/// Tokens up to which weights are read as fast as they come, whatever is done with them: a tile of `mma` has room for so many, so
+/// fewer are no less work.
+const FEW_TOKENS: usize = 8;
+
+/// A way to cut a product into tiles: see `Shape` in `cuda/gemm_integers.cu`.
+struct Tiles {
+    rows: usize,
+    tokens: usize,
+}
+
+const FEW: Tiles = Tiles { rows: 16, tokens: FEW_TOKENS };
+const SOME: Tiles = Tiles { rows: 64, tokens: 32 };
+const MANY: Tiles = Tiles { rows: 128, tokens: 64 };
+
+/// Bytes that the threads of a tile share: `STAGES` times `STAGE_BYTES`. Every GPU gives as much without being asked for more.
+const TILES_SHARED_BYTES: usize = 3 * 16_384;
+
+/// Blocks of the largest tiles that are enough to keep a device busy: about as many as large ones have multiprocessors.
+const BUSY_BLOCKS: usize = 128;
+
+impl Tiles {
+    fn blocks(&self, rows: usize, tokens: usize) -> usize {
+        self.grid(rows, tokens).iter().product()
+    }
+
+    fn grid(&self, rows: usize, tokens: usize) -> [usize; 3] {
+        [tokens.div_ceil(self.tokens), rows.div_ceil(self.rows), 1]
+    }
+}
+
 impl<M: Machine> Cuda<M> {
     /// Activations as integers.
-    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<(u64, u64), OpsError> {
+    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<Quantized, OpsError> {
         let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
         let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
-        let scales = self.scratch.scales.at_least(machine, planes * blocks * size_of::<f32>(), "scales")?;
+        let each = planes * blocks * size_of::<f32>();
+        let scales = self.scratch.scales.at_least(machine, 3 * each, "scales and sums of activations")?;
+        let (sums, halves) = (scales + each as u64, scales + 2 * each as u64);
         let args = cuckoo_quantize {
             x: x.address(),
             q,
             scales,
+            sums,
+            halves,
             rows: x.rows as u32,
             cols: x.cols as u32,
             planes: planes as u32,
@@ -34,7 +77,7 @@ impl<M: Machine> Cuda<M> {
         let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
         unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
-        Ok((q, scales))
+        Ok(Quantized { q, scales, sums, halves })
     }
 
     pub(super) fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -47,40 +90,36 @@ impl<M: Machine> Cuda<M> {
             out.begin(x.rows);
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
-        let quantized = if any { self.quantize(x, p.planes)? } else { (0, 0) };
+        let quantized = if any { self.quantize(x, p.planes)? } else { Quantized::default() };
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
-    fn part(
-        &mut self,
-        p: &Product<'_, M>,
-        part: &Part<M>,
-        (q, scales): (u64, u64),
-        out: &Buffer<M>,
-    ) -> Result<(), OpsError> {
+    fn part(&mut self, p: &Product<'_, M>, part: &Part<M>, x: Quantized, out: &Buffer<M>) -> Result<(), OpsError> {
         let (tokens, out_cols) = (p.x.rows, out.cols as u32);
         let (first_row, add) = (part.first_row as u32, u32::from(p.add));
         match &part.weights {
             Weights::Integers { kind, args, .. } => {
-                let shares = Shares::of(p.w.cols, tokens);
+                let (kernel, shape, tiles) = match tokens {
+                    0..=FEW_TOKENS => (kind.linear, 0, FEW),
+                    _ if MANY.blocks(part.rows, tokens) < BUSY_BLOCKS => (kind.gemm, 0, SOME),
+                    _ => (kind.gemm, 1, MANY),
+                };
                 let args = cuckoo_linear_integers {
                     w: *args,
-                    q,
-                    scales,
+                    q: x.q,
+                    scales: x.scales,
+                    sums: if kind.halves { x.halves } else { x.sums },
                     out: out.address(),
                     tokens: tokens as u32,
                     planes: p.planes as u32,
                     out_cols,
                     first_row,
                     add,
-                    tokens_each: shares.tokens as u32,
-                    rows_each: shares.rows as u32,
-                    padding: 0,
+                    shape,
                 };
-                let grid = [part.rows.div_ceil(shares.rows), tokens.div_ceil(shares.tokens), 1];
                 // SAFETY: the weights are packed for so many rows and columns, the activations were rounded just now, and
                 // `out` has a column for each row of the matrix and a row for each of `x`.
-                unsafe { self.launch(kind.linear, grid, (LINEAR_THREADS, shares.shared_bytes), &args) }
+                unsafe { self.launch(kernel, tiles.grid(part.rows, tokens), (THREADS, TILES_SHARED_BYTES), &args) }
             }
             Weights::Floats { quant, args, .. } => {
                 let args = cuckoo_linear_floats {
