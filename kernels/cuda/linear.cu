@@ -6,16 +6,19 @@
 __device__ __forceinline__ void put_block(const cuckoo_quantize& a, unsigned plane, uint64_t block, int q, float scale) {
   const unsigned lane = threadIdx.x % WARP;
   const uint64_t place = uint64_t(plane) * a.rows * (a.cols / BLOCK_COLS) + block;
-  at<int8_t>(a.q)[place * BLOCK_COLS + lane] = int8_t(q);
+  // What a lane gives to `mma` as operand B lies together.
+  at<int8_t>(a.q)[place * BLOCK_COLS + lane % 16 / 4 * 8 + lane / 16 * 4 + lane % 4] = int8_t(q);
   int half = q;
 #pragma unroll
   for (unsigned apart = WARP / 4; apart > 0; apart /= 2) half += __shfl_xor_sync(ALL_LANES, half, apart);
   const int other = __shfl_xor_sync(ALL_LANES, half, WARP / 2);
   if (lane != 0) return;
-  at<float>(a.scales)[place] = scale;
-  at<float>(a.sums)[place] = float(half + other);
+  float* const factors = at<float>(a.factors) + place * 2;
+  factors[0] = scale;
+  factors[1] = float(half + other);
   // Sums of 16 bytes are below 2^11: halves hold them.
-  __half* const halves = at<__half>(a.halves) + place * 2;
+  at<float>(a.halves)[place * 2] = scale;
+  __half* const halves = at<__half>(a.halves) + place * 4 + 2;
   halves[0] = __float2half_rn(float(half));
   halves[1] = __float2half_rn(float(other));
 }
@@ -60,12 +63,12 @@ __device__ __forceinline__ void embed(const cuckoo_embed_integers& a) {
   const unsigned row = token - a.first_row, tile = row / TILE_ROWS, g = row % 8, second = row % TILE_ROWS / 8;
   for (unsigned block = lane; block < a.table.cols / BLOCK_COLS; block += WARP) {
     const Place from = place_of<F>(a.table, tile, block / SEGMENT_STEPS, block % SEGMENT_STEPS);
-    const BlockScales<F> w = load_scales<F>(from.scales, g, load_supers<F>(from.supers, g));
+    const BlockScales<F> w = unpack(load_scales<F, Read::again>(from.scales, g), unpack(load_supers<F>(from.supers, g)));
     float* const out = at<float>(a.out) + uint64_t(i) * a.table.cols + block * BLOCK_COLS;
 #pragma unroll
     for (unsigned t = 0; t < 4; t++) {
       uint32_t codes[4];
-      load_codes<F>(from.codes, g * 4 + t, codes);
+      unpack(load_codes<F, Read::again>(from.codes, g * 4 + t), codes);
 #pragma unroll
       for (unsigned half = 0; half < 2; half++) {
         const uint32_t word = second ? codes[half * 2 + 1] : codes[half * 2];
@@ -73,7 +76,7 @@ __device__ __forceinline__ void embed(const cuckoo_embed_integers& a) {
         const float minimum = second ? w.minimum[1][half % F::GROUPS] : w.minimum[0][half % F::GROUPS];
 #pragma unroll
         for (unsigned c = 0; c < 4; c++) {
-          const float v = scale * float(int8_t(word >> c * 8) - a.table.offset);
+          const float v = scale * float(int8_t(word >> c * 8) / int(F::UNIT));
           // Not added where there is none: that would turn -0 into 0.
           out[half * 16 + t * 4 + c] = F::MINIMUMS ? v + minimum : v;
         }

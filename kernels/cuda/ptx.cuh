@@ -22,8 +22,8 @@
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Begins to copy BYTES (4, 8 or 16, and both addresses multiples of them) from global to shared memory, or zeros where not `inside`;
-// nothing is read then, but `from` must be an address. What is there until the copy was waited for is nobody's to know.
+// Begins to copy BYTES (4, 8 or 16, and both addresses multiples of them) from global to shared memory, or zeros where not `inside`:
+// nothing is read then, wherever `from` is. What is there until the copy was waited for is nobody's to know.
 template <unsigned BYTES>
 __device__ __forceinline__ void cp_async(void* to, const void* from, bool inside = true) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the hardware copies at once");

@@ -11,8 +11,8 @@ use crate::quant::{IntBlock, IntFormat, Quant, int_blocks, small_scales, super_s
 
 /// Rows of a tile, which lie together.
 const TILE_ROWS: usize = 16;
-/// Most blocks of threads that a grid has in its second direction.
-const GRID_MAX: usize = 65_535;
+/// Most rows of a part: those of the most blocks that a grid has in its second direction.
+const ROWS_MAX: usize = 65_535 * 64;
 
 /// Matrices stacked by rows.
 pub struct Matrix<M: Machine> {
@@ -55,6 +55,8 @@ pub(super) struct Kind {
     pub(super) linear: &'static std::ffi::CStr,
     /// The product with more.
     pub(super) gemm: &'static std::ffi::CStr,
+    /// The product with so many that the largest tiles keep a device busy.
+    pub(super) gemm_wide: &'static std::ffi::CStr,
     pub(super) embed: &'static std::ffi::CStr,
 }
 
@@ -67,6 +69,7 @@ macro_rules! kind {
             minimums: $minimums == 1,
             linear: kind!(@ concat!("cuckoo_linear_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
             gemm: kind!(@ concat!("cuckoo_gemm_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
+            gemm_wide: kind!(@ concat!("cuckoo_gemm_wide_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
             embed: kind!(@ concat!("cuckoo_embed_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
         }
     };
@@ -96,7 +99,10 @@ pub(super) static KINDS: [Kind; 12] = [
 
 impl Kind {
     fn of(quant: Quant, format: IntFormat) -> &'static Self {
-        let bits = if format.smallest >= 0 && format.largest < 16 { 4 } else { 8 };
+        let [smallest, largest] = [format.smallest, format.largest].map(|q| i32::from(q) - format.offset);
+        // Nibbles have a sign where the format has no minimums.
+        let (lowest, highest) = if format.minimums { (0, 15) } else { (-8, 7) };
+        let bits = if smallest >= lowest && largest <= highest { 4 } else { 8 };
         let scales = match quant {
             Quant::MXFP4 | Quant::INT4 => Scales::Single,
             _ if quant.block() == ACTIVATION_BLOCK => Scales::Half,
@@ -129,7 +135,8 @@ impl Kind {
     }
 }
 
-fn segments(cols: usize) -> usize {
+/// Segments of a row.
+pub(super) fn segments(cols: usize) -> usize {
     cols.div_ceil(SEGMENT_BLOCKS * ACTIVATION_BLOCK)
 }
 
@@ -140,8 +147,8 @@ impl<M: Machine> Matrix<M> {
         let mut loaded = Vec::with_capacity(parts.len());
         for part in parts {
             check_source(part, cols)?;
-            if part.rows > GRID_MAX * TILE_ROWS {
-                let why = format!("the CUDA kernels take at most {} rows", GRID_MAX * TILE_ROWS);
+            if part.rows > ROWS_MAX {
+                let why = format!("the CUDA kernels take at most {ROWS_MAX} rows");
                 return Err(OpsError::BadMatrix { rows: part.rows, cols, quant: part.quant, why });
             }
             let weights = match part.quant.integers() {
@@ -170,7 +177,7 @@ pub(super) fn floats<M: Machine>(
 
 fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFormat) -> Result<Weights<M>, OpsError> {
     let kind = Kind::of(part.quant, format);
-    let packed = Packed::of(kind, part);
+    let packed = Packed::of(kind, part, format.offset);
     let memory = [
         filled(machine, &packed.codes)?,
         filled(machine, &packed.scales)?,
@@ -182,8 +189,6 @@ fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFor
         supers: if kind.scales == Scales::Super { memory[2].address() } else { 0 },
         rows: part.rows as u32,
         cols: part.cols as u32,
-        offset: format.offset,
-        padding: 0,
     };
     Ok(Weights::Integers { kind, args, _memory: memory })
 }
@@ -202,7 +207,7 @@ struct Packed {
 }
 
 impl Packed {
-    fn of(kind: &Kind, part: &MatrixSource<'_>) -> Self {
+    fn of(kind: &Kind, part: &MatrixSource<'_>, offset: i32) -> Self {
         let (per_row, row_bytes) = (segments(part.cols), part.quant.row_bytes(part.cols));
         let tile_segments = part.rows.div_ceil(TILE_ROWS) * per_row;
         let steps = tile_segments * SEGMENT_BLOCKS;
@@ -217,7 +222,7 @@ impl Packed {
             let first_segment = row / TILE_ROWS * per_row;
             int_blocks(part.quant, bytes, &mut blocks);
             for (at, block) in blocks.iter().enumerate() {
-                packed.put(kind, (first_segment * SEGMENT_BLOCKS + at, row % TILE_ROWS), block);
+                packed.put(kind, (first_segment * SEGMENT_BLOCKS + at, row % TILE_ROWS), block, offset);
             }
             if kind.scales == Scales::Super {
                 packed.put_superblocks(kind, part.quant, (first_segment, row % TILE_ROWS), bytes);
@@ -227,16 +232,17 @@ impl Packed {
     }
 
     /// A block's integers, and its scales where they stand by themselves. `row` is that in the step's tile.
-    fn put(&mut self, kind: &Kind, (step, row): (usize, usize), block: &IntBlock) {
+    fn put(&mut self, kind: &Kind, (step, row): (usize, usize), block: &IntBlock, offset: i32) {
         let codes = &mut self.codes[step * kind.step_codes()..][..kind.step_codes()];
         // A lane has words of four columns, of this row and of that 8 rows on.
         for t in 0..4 {
             let lane = &mut codes[(row % 8 * 4 + t) * kind.lane_bytes()..][..kind.lane_bytes()];
             for c in 0..4 {
-                let (first, last) = (block.q[4 * t + c] as u8, block.q[16 + 4 * t + c] as u8);
+                let [first, last] =
+                    [block.q[4 * t + c], block.q[16 + 4 * t + c]].map(|q| (i32::from(q) - offset) as u8);
                 let word = row / 8 * 4 + c;
                 if kind.bits == 4 {
-                    lane[word] = first | last << 4;
+                    lane[word] = (first & 15) | last << 4;
                 } else {
                     (lane[word], lane[8 + word]) = (first, last);
                 }
@@ -271,7 +277,7 @@ impl Packed {
                 let to = self.scales_of(kind, (first + segment) * SEGMENT_BLOCKS + step, row);
                 let groups = if kind.halves { 2 } else { 1 };
                 for (to, scale) in to.iter_mut().zip(&small.scale[..groups]) {
-                    *to = *scale as u8;
+                    *to = *scale as u8 ^ 0x80; // 128 above what it is
                 }
                 for (to, minimum) in to.iter_mut().skip(groups).zip(&small.minimum[..groups]) {
                     *to = *minimum;
