@@ -18,6 +18,9 @@
 #define gridDim (::emulator::current->block->grid)
 #define CUCKOO_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::current->block->shared)
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -35,7 +38,7 @@ T exchange(unsigned mask, T mine, unsigned from) {
   Fiber* const self = current;
   auto& slots = self->warp->slots[self->exchanges++ % 2];
   memcpy(&slots[self->lane], &mine, sizeof mine);
-  meet_warp(mask);
+  meet_warp(mask, Operation::exchange);
   if (!(mask >> from & 1)) fault("a value is taken from a lane that is not in the mask");
   T theirs;
   memcpy(&theirs, &slots[from], sizeof theirs);
@@ -50,6 +53,11 @@ T __shfl_xor_sync(unsigned mask, T v, unsigned apart, unsigned = 32) {
 template <class T>
 T __shfl_sync(unsigned mask, T v, unsigned from, unsigned = 32) {
   return ::emulator::exchange(mask, v, from % ::emulator::LANES);
+}
+
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
 }
 
 inline float __int_as_float(int v) {
@@ -73,6 +81,13 @@ inline int __float2int_rn(float v) {
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; i++) c += int8_t(a >> 8 * i) * int8_t(b >> 8 * i);
   return c;
+}
+// Bytes of a (0 to 3) and b (4 to 7), as each nibble of `which` says.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  const uint64_t both = uint64_t(b) << 32 | a;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; i++) out |= unsigned(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
 }
 
 struct __half {

@@ -5,6 +5,8 @@
 
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../gemm_integers.cu"
+#include "../gemv_integers.cu"
 #include "../linear.cu"
 #include "../norm.cu"
 
@@ -35,6 +37,10 @@ struct Kernel {
 #define ENTRY(name, structure) {#name, sizeof(structure), call<structure, name>},
 #define LINEAR_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_linear_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_WIDE_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_wide_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
 
@@ -63,6 +69,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
     ENTRY(cuckoo_attention_splits, cuckoo_attention)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
+    CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.

@@ -3,6 +3,7 @@
 use bytemuck::{Pod, cast_slice};
 
 use super::machine::{Machine, Piece};
+use super::products::FACTOR_BYTES;
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
 
 /// Planes of rounded activations.
@@ -15,7 +16,7 @@ const GROWTH_BYTES: usize = 1 << 20;
 pub(super) struct Scratch<M: Machine> {
     /// Integers of activations.
     pub(super) codes: Held<M>,
-    /// Their scales.
+    /// Their scales and sums.
     pub(super) scales: Held<M>,
     /// What is between the two products of adapters.
     pub(super) inner: Held<M>,
@@ -83,7 +84,7 @@ impl<M: Machine> Scratch<M> {
         let values = needs.rows.saturating_mul(needs.cols).saturating_mul(PLANES_MAX);
         let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
         self.codes.at_least(machine, values, "rounded activations")?;
-        self.scales.at_least(machine, of(values / ACTIVATION_BLOCK), "scales")?;
+        self.scales.at_least(machine, (values / ACTIVATION_BLOCK).saturating_mul(FACTOR_BYTES), "scales")?;
         self.inner.at_least(machine, of(needs.rows.saturating_mul(needs.inner)), "what adapters compute")?;
         Ok(())
     }
