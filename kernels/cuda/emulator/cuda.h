@@ -35,7 +35,7 @@ T exchange(unsigned mask, T mine, unsigned from) {
   Fiber* const self = current;
   auto& slots = self->warp->slots[self->exchanges++ % 2];
   memcpy(&slots[self->lane], &mine, sizeof mine);
-  meet_warp(mask);
+  meet_warp(mask, Operation::exchange);
   if (!(mask >> from & 1)) fault("a value is taken from a lane that is not in the mask");
   T theirs;
   memcpy(&theirs, &slots[from], sizeof theirs);
