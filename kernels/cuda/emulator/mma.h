@@ -164,3 +164,14 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   ::emulator::mma_floats<::emulator::Operation::mma_f16, ::emulator::value_of_f16>(c, a, b);
 }
+
+inline uint32_t narrow_bf16(float low, float high) {
+  const auto half = [](float v) -> uint32_t {
+    const uint32_t bits = __float_as_uint(v);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return half(low) | half(high) << 16;
+}
+inline uint32_t narrow_f16(float low, float high) {
+  return __float2half_rn(low).bits | uint32_t(__float2half_rn(high).bits) << 16;
+}

@@ -48,6 +48,7 @@ impl<M: Machine> Cuda<M> {
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
         let quantized = if any { self.quantize(x, p.planes)? } else { (0, 0) };
+        self.narrow(x, w)?;
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
@@ -83,6 +84,9 @@ impl<M: Machine> Cuda<M> {
                 unsafe { self.launch(kind.linear, grid, (LINEAR_THREADS, shares.shared_bytes), &args) }
             }
             Weights::Floats { quant, args, .. } => {
+                if let Some(kind) = self.narrow_kind(*quant) {
+                    return self.narrow_product(p, kind, (*args, first_row), out);
+                }
                 let args = cuckoo_linear_floats {
                     w: *args,
                     x: p.x.address(),

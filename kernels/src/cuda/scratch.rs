@@ -11,6 +11,8 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) codes: Held<M>,
     /// Their scales.
     pub(super) scales: Held<M>,
+    /// Activations as 16-bit numbers: of bfloat16, and halves.
+    pub(super) narrow: [Held<M>; 2],
     /// What is between the two products of adapters.
     pub(super) inner: Held<M>,
     /// Sums of splits.
@@ -31,6 +33,7 @@ impl<M: Machine> Default for Scratch<M> {
         Self {
             codes: empty(),
             scales: empty(),
+            narrow: [empty(), empty()],
             inner: empty(),
             parts: empty(),
             rows: empty(),
