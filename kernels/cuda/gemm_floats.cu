@@ -36,15 +36,17 @@ __device__ __forceinline__ void mma(Bf16, float (&c)[4], const uint32_t (&a)[4],
 __device__ __forceinline__ void mma(F16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_f16(c, a, b); }
 
 // A tile: each warp has MT tiles of 16 rows and NT of 8 tokens; WARPS_N warps stand side by side along the tokens, all others along the
-// rows. COLS columns are a step.
-template <class T, unsigned MT_, unsigned NT_, unsigned WARPS_N_, unsigned COLS_, unsigned STAGES_>
+// rows. COLS columns are a step. ONCE says that weights will not be read again soon.
+template <class T, unsigned MT_, unsigned NT_, unsigned WARPS_N_, unsigned COLS_, unsigned STAGES_, bool ONCE_>
 struct GemmShape {
   using Kind = T;
   static constexpr unsigned MT = MT_, NT = NT_, WARPS_N = WARPS_N_, COLS = COLS_, STAGES = STAGES_;
+  static constexpr bool ONCE = ONCE_;
   static constexpr unsigned TOKENS = WARPS_N * NT * 8;
-  static constexpr unsigned PIECES = COLS / 8;  // of 16 bytes, in a row of a step
+  static constexpr unsigned ROWS_EACH = MT * 16;  // of the warps that stand side by side
+  static constexpr unsigned PIECES = COLS / 8;    // of 16 bytes, in a row of a step
   static_assert(COLS == 32 || COLS == 64, "a row is half a line of banks, or a whole one");
-  __device__ static unsigned rows() { return blockDim.x / WARP / WARPS_N * MT * 16; }
+  __device__ static unsigned rows() { return blockDim.x / WARP / WARPS_N * ROWS_EACH; }
 };
 
 // Where a piece of a row lies in a step's tiles, in values: eight rows that ldmatrix reads at once are in different banks.
@@ -54,18 +56,36 @@ __device__ __forceinline__ unsigned place(unsigned row, unsigned piece) {
   return (row * S::PIECES + (piece ^ turn)) * 8;
 }
 
-// Begins to fill a step's tiles: the rows of weights, then those of activations.
-template <class S>
-__device__ __forceinline__ void fill(const cuckoo_gemm& a, uint16_t* tiles, unsigned first_row, unsigned first_token, unsigned col) {
-  const unsigned rows = S::rows();
-  for (unsigned i = threadIdx.x; i < (rows + S::TOKENS) * S::PIECES; i += blockDim.x) {
-    const unsigned row = i / S::PIECES, piece = i % S::PIECES;
-    const bool weights = row < rows;
-    const unsigned number = weights ? first_row + row : first_token + row - rows;
-    const bool inside = number < (weights ? a.w.rows : a.tokens) && col + piece * 8 < a.w.cols;
-    const uint16_t* const from = at<const uint16_t>(weights ? a.w.values : a.x);
-    cp_async<16>(tiles + place<S>(row, piece), inside ? from + uint64_t(number) * a.w.cols + col + piece * 8 : from, inside);
+struct Operand {
+  const uint16_t* values;
+  unsigned rows, cols;
+};
+
+// Begins to copy a step's columns of `count` rows from `first` on to the tile's rows from `to` on, together with so many threads.
+template <class S, bool ONCE>
+__device__ __forceinline__ void fill(uint16_t* tiles, unsigned to, Operand from, unsigned first, unsigned count, unsigned col,
+                                     unsigned thread, unsigned threads) {
+  const unsigned piece = thread % S::PIECES, at_once = threads / S::PIECES;
+  const bool inside = col + piece * 8 < from.cols;
+#pragma unroll
+  for (unsigned begin = 0; begin < count; begin += at_once) {
+    const unsigned row = begin + thread / S::PIECES;
+    if (count % at_once != 0 && row >= count) break;
+    const bool there = inside && first + row < from.rows;
+    const uint16_t* const values = there ? from.values + uint64_t(first + row) * from.cols + col + piece * 8 : from.values;
+    if (ONCE) cp_async_once(tiles + place<S>(to + row, piece), values, there);
+    else cp_async<16>(tiles + place<S>(to + row, piece), values, there);
   }
+}
+
+// Begins to fill a step's tiles: the rows of weights, each by a warp that needs them, then those of activations.
+template <class S>
+__device__ __forceinline__ void fill_step(const cuckoo_gemm& a, uint16_t* tiles, unsigned first_row, unsigned first_token, unsigned col) {
+  constexpr unsigned TEAM = S::WARPS_N * WARP;
+  const unsigned own = threadIdx.x / TEAM * S::ROWS_EACH;
+  const Operand w = {at<const uint16_t>(a.w.values), a.w.rows, a.w.cols}, x = {at<const uint16_t>(a.x), a.tokens, a.w.cols};
+  fill<S, S::ONCE>(tiles, own, w, first_row + own, S::ROWS_EACH, col, threadIdx.x % TEAM, TEAM);
+  fill<S, false>(tiles, S::rows(), x, first_token, S::TOKENS, col, threadIdx.x, blockDim.x);
 }
 
 // 32 columns of a step from `piece` on, multiplied: two steps of 16, whose operands are loaded together.
@@ -99,7 +119,7 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
   const unsigned first_row = tile.row * rows, first_token = tile.token * S::TOKENS;
   float sums[S::MT][S::NT][4] = {};
   for (unsigned step = 0; step < S::STAGES - 1; step++) {
-    if (step < steps) fill<S>(a, ring + step * step_values, first_row, first_token, step * S::COLS);
+    if (step < steps) fill_step<S>(a, ring + step * step_values, first_row, first_token, step * S::COLS);
     cp_async_commit();
   }
   unsigned stage = 0;
@@ -107,7 +127,7 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
     cp_async_wait<S::STAGES - 2>();
     __syncthreads();  // this step is there for all, and nobody reads the one before it any more
     const unsigned ahead = step + S::STAGES - 1, free_stage = stage == 0 ? S::STAGES - 1 : stage - 1;
-    if (ahead < steps) fill<S>(a, ring + free_stage * step_values, first_row, first_token, ahead * S::COLS);
+    if (ahead < steps) fill_step<S>(a, ring + free_stage * step_values, first_row, first_token, ahead * S::COLS);
     cp_async_commit();
 #pragma unroll
     for (unsigned piece = 0; piece < S::PIECES; piece += 4) multiply<S>(ring + stage * step_values, piece, sums);
@@ -128,15 +148,15 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
 
 // Many tokens: 128 rows by 128 tokens for 8 warps, of which 4 stand side by side. 48 KiB of shared memory.
 template <class T>
-using Wide = GemmShape<T, 4, 4, 4, 32, 3>;
+using Wide = GemmShape<T, 4, 4, 4, 32, 3, false>;
 
 // Up to 64 tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, and the ring is as deep as there is room.
 template <class T>
 __device__ __forceinline__ void skinny(const cuckoo_gemm& a) {
-  if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8>>(a);
-  else if (a.tokens <= 16) gemm<GemmShape<T, 1, 2, 1, 64, 8>>(a);
-  else if (a.tokens <= 32) gemm<GemmShape<T, 1, 4, 1, 64, 6>>(a);
-  else gemm<GemmShape<T, 1, 8, 1, 64, 4>>(a);
+  if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8, true>>(a);
+  else if (a.tokens <= 16) gemm<GemmShape<T, 1, 2, 1, 64, 8, true>>(a);
+  else if (a.tokens <= 32) gemm<GemmShape<T, 1, 4, 1, 64, 6, true>>(a);
+  else gemm<GemmShape<T, 1, 8, 1, 64, 4, true>>(a);
 }
 
 }  // namespace floats

@@ -37,6 +37,14 @@ __device__ __forceinline__ void cp_async(void* to, const void* from, bool inside
   }
 }
 
+// As cp_async<16>, of what nobody reads again soon: the second level of cache lets go of it first.
+__device__ __forceinline__ void cp_async_once(void* to, const void* from, bool inside) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
+               ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0), "l"(policy) : "memory");
+}
+
 // Makes a group of this thread's copies since the last one.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -133,6 +133,7 @@ void cp_async(void* to, const void* from, bool inside = true) {
   memset(to, 0xff, BYTES);
   ::emulator::current->copies.push_back({to, inside ? from : nullptr, BYTES});
 }
+inline void cp_async_once(void* to, const void* from, bool inside) { cp_async<16>(to, from, inside); }
 inline void cp_async_commit() { ::emulator::current->groups.push_back(::emulator::current->copies.size()); }
 template <unsigned NEWEST>
 void cp_async_wait() {

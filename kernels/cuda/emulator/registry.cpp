@@ -25,7 +25,9 @@ namespace {
 
 template <class Args, void (*KERNEL)(Args)>
 void call(const void* args) {
-  KERNEL(*static_cast<const Args*>(args));
+  Args copy;
+  memcpy(&copy, args, sizeof copy);  // whose bytes may lie anywhere
+  KERNEL(copy);
 }
 
 struct Kernel {

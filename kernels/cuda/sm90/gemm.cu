@@ -68,14 +68,33 @@ __device__ __forceinline__ void produce(const cuckoo_gemm_mapped& a, Ring<ROWS> 
   }
 }
 
-template <unsigned ROWS>
+struct alignas(8) Pair {
+  float first, second;
+};
+
+// A warpgroup's results. Pairs of neighbouring rows are written at once, but at the matrix's edge and where places are odd.
+template <unsigned ROWS, bool ADD>
 __device__ __forceinline__ void store(const cuckoo_gemm& a, const float (&d)[ROWS / 2], unsigned first_token, unsigned first_row) {
   const unsigned thread = threadIdx.x % WARPGROUP, lane = thread % WARP;
-  const unsigned token = first_token + thread / WARP * 16 + lane / 4, row = first_row + lane % 4 * 2;
+  const bool pairs = (a.out_cols | a.first_row) % 2 == 0 && first_row + ROWS <= a.w.rows;
+  const unsigned row = first_row + lane % 4 * 2;
 #pragma unroll
-  for (unsigned j = 0; j < ROWS / 8; j++) {
+  for (unsigned half = 0; half < 4; half += 2) {
+    const unsigned token = first_token + thread / WARP * 16 + lane / 4 + half * 4;
+    if (token >= a.tokens) break;
+    float* const out = at<float>(a.out) + uint64_t(token) * a.out_cols + a.first_row + row;
 #pragma unroll
-    for (unsigned c = 0; c < 4; c++) gemm_store(a, token + c / 2 * 8, row + j * 8 + c % 2, d[j * 4 + c]);
+    for (unsigned j = 0; j < ROWS / 8; j++) {
+      Pair sums = {d[j * 4 + half], d[j * 4 + half + 1]};
+      if (pairs) {
+        Pair* const place = reinterpret_cast<Pair*>(out + j * 8);
+        if (ADD) sums = {place->first + sums.first, place->second + sums.second};
+        *place = sums;
+      } else {
+        if (row + j * 8 < a.w.rows) out[j * 8] = ADD ? out[j * 8] + sums.first : sums.first;
+        if (row + j * 8 + 1 < a.w.rows) out[j * 8 + 1] = ADD ? out[j * 8 + 1] + sums.second : sums.second;
+      }
+    }
   }
 }
 
@@ -102,7 +121,9 @@ __device__ __forceinline__ void consume(const cuckoo_gemm& a, Ring<ROWS> ring, u
     wgmma_wait<0>();
     if (speaks) mbarrier_arrive(read);
     const GemmTile tile = gemm_tile(i, row_tiles, token_tiles);
-    store<ROWS>(a, d, tile.token * TOKENS + own, tile.row * ROWS);
+    const unsigned first_token = tile.token * TOKENS + own, first_row = tile.row * ROWS;
+    if (a.add) store<ROWS, true>(a, d, first_token, first_row);
+    else store<ROWS, false>(a, d, first_token, first_row);
   }
 }
 
