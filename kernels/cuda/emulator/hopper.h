@@ -199,6 +199,8 @@ inline void wait_for_products(unsigned newest) {
   if (group.barrier.arrived == 0) group.wanted = wanted;
   else if (group.wanted != wanted) fault("threads of a warpgroup wait for different products");
   if (group.barrier.arrived + 1 == WARPGROUP) {
+    // As late as can be: others have had turns since, in which they may have overwritten what was let go of too early.
+    for (unsigned turn = 0; turn < 3; turn++) give_way();
     const size_t count = wanted - group.executed;
     for (size_t i = 0; i < count; i++) {
       if (group.products[i].askers != WARPGROUP) fault("a product that only some of a warpgroup ask for");
