@@ -19,6 +19,9 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 COMPILE = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-psabi"]
 
+#: Values after a result that nobody may write.
+REST = 64
+
 #: What is planted: name, file, what stands there, what is put there instead, and which probe sees it.
 DEFECTS = [
     ("no barrier before sums are added up", "linear.cu", "  __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each",
@@ -84,10 +87,15 @@ MappedGemm = type("MappedGemm", (ctypes.Structure,), {"_fields_": [
 class Library:
     """The kernels of a folder."""
 
-    def __init__(self, folder):
+    def __init__(self, path):
+        self.launch_kernel = ctypes.CDLL(str(path)).cuckoo_emulator_launch
+
+    @staticmethod
+    def compile(folder, *flags):
+        """Where the library of a folder's kernels is."""
         target = folder / "kernels.so"
-        subprocess.run([*COMPILE, "-o", target, folder / "emulator" / "registry.cpp"], check=True, capture_output=True)
-        self.launch_kernel = ctypes.CDLL(str(target)).cuckoo_emulator_launch
+        subprocess.run([*COMPILE, *flags, "-o", target, folder / "emulator" / "registry.cpp"], check=True, capture_output=True)
+        return target
 
     def launch(self, name, grid, threads, shared, args, order):
         """What a launch complains of, or nothing."""
@@ -100,7 +108,9 @@ class Library:
 def aligned(kind, values):
     """An array whose address is a multiple of 16, as kernels want it."""
     size = ctypes.sizeof(kind) * len(values)
-    memory = ctypes.create_string_buffer(size + 16)
+    memory = ctypes.create_string_buffer(size)
+    if ctypes.addressof(memory) % 16:
+        memory = ctypes.create_string_buffer(size + 16)
     begin = (ctypes.addressof(memory) + 15) // 16 * 16
     array = (kind * len(values)).from_address(begin)
     array[:] = values
@@ -125,14 +135,14 @@ def linear(library, order):
     keep = [aligned(ctypes.c_uint8, codes), aligned(ctypes.c_uint16, scales),
             aligned(ctypes.c_int8, [x(t, c) for t in range(tokens) for c in range(cols)]),
             aligned(ctypes.c_float, [0.5] * (tokens * cols // 32)),
-            aligned(ctypes.c_float, [-1.0] * (tokens * rows + 64))]
+            aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST))]
     place = [k[2] for k in keep]
     args = Linear(Integers(place[0], place[1], 0, rows, cols, 8, 0), place[2], place[3], place[4], tokens, 1, rows, 0, 0, 2, 128, 0)
     fault = library.launch("cuckoo_linear_4_half_0_0", (1, 2, 1), 256, 2 * 256 * 4, args, order)
     if fault:
         return fault
     expected = [sum((code(r, c) - 8) * x(t, c) for c in range(cols)) / 8 for t in range(tokens) for r in range(rows)]
-    return "" if list(keep[4][0]) == expected + [-1.0] * 64 else "another result"
+    return "" if list(keep[4][0]) == expected + [-1.0] * REST else "another result"
 
 
 def norm(library, order):
@@ -149,6 +159,20 @@ def norm(library, order):
     return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
 
 
+def narrow(library, order):
+    """Three whole blocks of threads less one thread: values that bfloat16 has, and one halfway between two of them."""
+    count = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(count)]
+    values[77] = 257.0
+    keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
+    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, (ctypes.c_uint64 * 3)(keep[0][2], keep[1][2], count), order)
+    if fault:
+        return fault
+    values[77] = 256.0
+    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in values]
+    return "" if list(keep[1][0]) == expected + [0xffff] * REST else "another result"
+
+
 def gemm(rows, tokens, launch):
     """Weights and activations in bfloat16: small integers, so every order gives the same. Seven and a half steps of 64 columns."""
     cols = 480
@@ -156,13 +180,13 @@ def gemm(rows, tokens, launch):
     w = [[(r * 7 + c * 3 + r * c) % 5 - 2 for c in range(cols)] for r in range(rows)]
     x = [[(c * 5 + t * 11 + t * c) % 7 - 3 for c in range(cols)] for t in range(tokens)]
     keep = [aligned(ctypes.c_uint16, [bf16[v] for row in m for v in row]) for m in [w, x]]
-    keep.append(aligned(ctypes.c_float, [-1.0] * (tokens * rows + 64)))
+    keep.append(aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST)))
     place = [k[2] for k in keep]
     fault = launch(Gemm(place[0], rows, cols, place[1], place[2], tokens, rows, 0, 0))
     if fault:
         return fault
     expected = [float(sum(map(operator.mul, weights, activations))) for activations in x for weights in w]
-    return "" if list(keep[2][0]) == expected + [-1.0] * 64 else "another result"
+    return "" if list(keep[2][0]) == expected + [-1.0] * REST else "another result"
 
 
 def gemm_few(library, order):
@@ -186,7 +210,7 @@ def gemm_hopper(library, order):
     return gemm(130, 66, launch)
 
 
-PROBES = {"linear": linear, "norm": norm, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper}
+PROBES = {"linear": linear, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper}
 
 
 def seen(defect, folder):
@@ -200,7 +224,7 @@ def seen(defect, folder):
     (copy / file).write_text(source.replace(old, new))
     # A process of its own: what a defect writes where it should not is nobody else's.
     script = f"import sys; sys.path.insert(0, {str(HERE)!r}); import mutants, pathlib\n" \
-             f"library = mutants.Library(pathlib.Path({str(copy)!r}))\n" \
+             f"library = mutants.Library(mutants.Library.compile(pathlib.Path({str(copy)!r})))\n" \
              f"print(next((w for w in (mutants.PROBES[{probe!r}](library, o) for o in [0, 1, 7]) if w), ''))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     return done.stdout.strip() if done.returncode == 0 else f"the process ended with {done.returncode}"
@@ -212,7 +236,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         shutil.copytree(HERE.parent, folder / "sound", ignore=shutil.ignore_patterns("__pycache__"))
-        sound = Library(folder / "sound")
+        sound = Library(Library.compile(folder / "sound"))
         for probe, run in PROBES.items():
             for order in [0, 1, 7]:
                 why = run(sound, order)

@@ -3,6 +3,10 @@
 #include <mutex>
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "../attention.cu"
 #include "../elementwise.cu"
 #include "../gemm_floats.cu"
@@ -102,6 +106,11 @@ struct Launch {
     one.args = args;
     one.shared_bytes = shared_bytes;
     one.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+#ifdef __SANITIZE_ADDRESS__
+    // What alignment leaves over is not the block's.
+    const char* const end = reinterpret_cast<const char*>(shared.data() + shared.size());
+    ASAN_POISON_MEMORY_REGION(one.shared + shared_bytes, size_t(end - (one.shared + shared_bytes)));
+#endif
     for (uint64_t i; (i = next++) < blocks;) {
       // NaN, whatever it is read as: nobody may read what nobody has written.
       memset(one.shared, 0xff, shared_bytes);
