@@ -150,7 +150,7 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
 template <class T>
 using Wide = GemmShape<T, 4, 4, 4, 32, 3, false>;
 
-// Up to 64 tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, and the ring is as deep as there is room.
+// Few tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, at most 64, and the ring is as deep as there is room.
 template <class T>
 __device__ __forceinline__ void skinny(const cuckoo_gemm& a) {
   if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8, true>>(a);

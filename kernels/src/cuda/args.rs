@@ -394,15 +394,6 @@ const _: () = {
     ["Alignment of cuckoo_tensor_map"][::core::mem::align_of::<cuckoo_tensor_map>() - 64usize];
     ["Offset of field: cuckoo_tensor_map::words"][::core::mem::offset_of!(cuckoo_tensor_map, words) - 0usize];
 };
-impl Default for cuckoo_tensor_map {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_narrow {
@@ -459,12 +450,3 @@ const _: () = {
     ["Offset of field: cuckoo_gemm_mapped::gemm"][::core::mem::offset_of!(cuckoo_gemm_mapped, gemm) - 256usize];
     ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 304usize];
 };
-impl Default for cuckoo_gemm_mapped {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}

@@ -29,8 +29,8 @@ const BOX_COLS: usize = 64;
 const WIDE_TOKENS: usize = 128;
 /// Rows of a tile of the generic one.
 const WIDE_ROWS: usize = 128;
-/// Most tokens of the kernel for few.
-const SKINNY_TOKENS_MAX: usize = 64;
+/// Most tokens of a tile of the kernel for few.
+const SKINNY_TOKENS: usize = 64;
 /// Rows of a warp of it.
 const WARP_ROWS: usize = 16;
 
@@ -45,26 +45,26 @@ struct Plan {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Path {
-    /// Up to 64 tokens.
+    /// Few tokens, or little to do.
     Skinny,
-    /// More, on any architecture.
+    /// Many tokens, on any architecture.
     Wide,
-    /// More, on Hopper: rows of weights in a tile.
+    /// Many tokens, on Hopper: rows of weights in a tile.
     Hopper(usize),
 }
 
 impl Plan {
     /// For a product of `tokens` rows with `rows` of weights. No value depends on which it is, only how long it takes.
     fn of(architecture: u32, multiprocessors: usize, rows: usize, tokens: usize) -> Self {
-        if tokens <= SKINNY_TOKENS_MAX {
+        let tiles = |tile_rows: usize| rows.div_ceil(tile_rows) * tokens.div_ceil(WIDE_TOKENS);
+        // Most multiprocessors would have nothing to do, and weights come from memory no faster for it.
+        if tokens <= SKINNY_TOKENS || 2 * tiles(WIDE_ROWS) < multiprocessors {
             return Self::skinny(multiprocessors, rows, tokens);
         }
         if architecture != 90 {
-            let blocks = rows.div_ceil(WIDE_ROWS) * tokens.div_ceil(WIDE_TOKENS);
             let shared_bytes = 3 * (WIDE_ROWS + WIDE_TOKENS) * 32 * 2;
-            return Self { blocks, threads: THREADS, shared_bytes, path: Path::Wide };
+            return Self { blocks: tiles(WIDE_ROWS), threads: THREADS, shared_bytes, path: Path::Wide };
         }
-        let tiles = |tile_rows: usize| rows.div_ceil(tile_rows) * tokens.div_ceil(WIDE_TOKENS);
         // The larger tile reads less of shared memory for each product, if there are enough of them.
         let (tile_rows, stages) = if tiles(256) >= multiprocessors { (256, 4) } else { (128, 6) };
         let barriers = 2 * stages * size_of::<u64>();
@@ -78,16 +78,17 @@ impl Plan {
 
     /// As many warps in a block as leave a block for each multiprocessor, at most 4.
     fn skinny(multiprocessors: usize, rows: usize, tokens: usize) -> Self {
-        let tiles = rows.div_ceil(WARP_ROWS);
-        let warps = [4, 2].into_iter().find(|warps| tiles >= warps * multiprocessors).unwrap_or(1);
         let (tile_tokens, stages) = match tokens {
             0..=8 => (8, 8),
             9..=16 => (16, 8),
             17..=32 => (32, 6),
-            _ => (64, 4),
+            _ => (SKINNY_TOKENS, 4),
         };
+        let token_tiles = tokens.div_ceil(tile_tokens);
+        let tiles = rows.div_ceil(WARP_ROWS) * token_tiles;
+        let warps = [4, 2].into_iter().find(|warps| tiles >= warps * multiprocessors).unwrap_or(1);
         Self {
-            blocks: rows.div_ceil(warps * WARP_ROWS),
+            blocks: rows.div_ceil(warps * WARP_ROWS) * token_tiles,
             threads: warps * WARP,
             shared_bytes: stages * (warps * WARP_ROWS + tile_tokens) * 64 * 2,
             path: Path::Skinny,
@@ -185,7 +186,7 @@ impl<M: Machine> Cuda<M> {
             Ok::<_, OpsError>(cuckoo_tensor_map { words: self.machine.tensor_map(&of)? })
         };
         let x_map = map(gemm.x, gemm.tokens, WIDE_TOKENS)?;
-        let args = cuckoo_gemm_mapped { x_map, w_map: map(w.values, w.rows, tile_rows)?, gemm, ..Default::default() };
+        let args = cuckoo_gemm_mapped { x_map, w_map: map(w.values, w.rows, tile_rows)?, gemm, padding: [0; 2] };
         // SAFETY: as above; the maps are of the same two matrices.
         unsafe { self.launch(plan.kernel(kind), grid, extent, &args) }
     }

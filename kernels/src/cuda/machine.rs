@@ -59,7 +59,7 @@ impl TiledMatrix {
     /// Whether the accelerator takes it; else what is wrong.
     pub fn check(&self) -> Result<(), OpsError> {
         let dimensions = [self.rows, self.cols].iter().all(|n| (1..=1 << 32).contains(n));
-        let places = self.address % 16 == 0 && self.row_bytes % 16 == 0;
+        let places = self.address.is_multiple_of(16) && self.row_bytes.is_multiple_of(16);
         let strides = self.row_bytes >= 2 * self.cols && self.row_bytes < 1 << 40;
         let tiles = (1..=256).contains(&self.box_rows) && self.box_cols == 64;
         match dimensions && places && strides && tiles {

@@ -216,15 +216,21 @@ fn plans_fit_their_machines() {
             assert!(generic.shared_bytes <= 99 << 10 && generic.threads <= 256, "{generic:?}");
             let hopper = Plan::of(90, 132, rows, tokens);
             assert!(hopper.shared_bytes <= 227 << 10, "{hopper:?}");
-            assert_eq!(matches!(hopper.path, Path::Hopper(_)), tokens > 64);
-            assert!(tokens <= 64 || hopper.blocks <= 132);
+            assert!(tokens > 64 || hopper.path == Path::Skinny, "{hopper:?}");
+            assert!(hopper.path == Path::Skinny || hopper.blocks <= 132, "{hopper:?}");
         }
     }
-    assert_eq!(Plan::of(90, 132, 28672, 4096).path, Path::Hopper(256));
-    assert_eq!(Plan::of(90, 132, 4096, 512).path, Path::Hopper(128));
-    // A decode with 4096 rows: 128 blocks of two warps.
+    let path = |rows, tokens| Plan::of(90, 132, rows, tokens).path;
+    assert_eq!([path(28672, 4096), path(4096, 512)], [Path::Hopper(256), Path::Hopper(128)]);
+    assert_eq!([path(4096, 64), path(4096, 200), path(28672, 65)], [Path::Skinny, Path::Skinny, Path::Hopper(128)]);
+    assert_eq!(Plan::of(86, 82, 28672, 4096).path, Path::Wide);
+    // A decode with 4096 rows: two blocks of a warp for nearly every multiprocessor; with more, four warps share activations.
     let decode = Plan { blocks: 256, threads: 32, shared_bytes: 8 * (16 + 8) * 128, path: Path::Skinny };
     assert_eq!(Plan::of(90, 132, 4096, 1), decode);
+    let decode = Plan { blocks: 448, threads: 128, shared_bytes: 4 * (64 + 64) * 128, path: Path::Skinny };
+    assert_eq!(Plan::of(90, 132, 28672, 50), decode);
+    let batch = Plan { blocks: 64 * 4, threads: 128, shared_bytes: 4 * (64 + 64) * 128, path: Path::Skinny };
+    assert_eq!(Plan::of(90, 132, 4096, 200), batch);
 }
 
 #[test]
