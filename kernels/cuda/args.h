@@ -150,4 +150,33 @@ typedef struct cuckoo_attention {
   uint32_t padding;
 } cuckoo_attention;
 
+/* Products with 16-bit floating-point weights on tensor cores: the fast profile's. */
+
+/* What the tensor memory accelerator is told of a matrix: the driver's CUtensorMap, or the emulator's tensor_map. */
+typedef struct cuckoo_tensor_map {
+  uint64_t words[16];
+} __attribute__((aligned(64))) cuckoo_tensor_map;
+
+/* Activations as the weights' kind of numbers. */
+typedef struct cuckoo_narrow {
+  cuckoo_address x;        /* f32 [count] */
+  cuckoo_address out;      /* u16 [count] */
+  uint64_t count;          /* a multiple of 8 */
+} cuckoo_narrow;
+
+/* out[t][first_row + r] = w[r] . x[t], or added to it. */
+typedef struct cuckoo_gemm {
+  cuckoo_floats w;         /* u16 [rows][cols] */
+  cuckoo_address x;        /* u16 [tokens][cols] */
+  cuckoo_address out;      /* f32 [tokens][out_cols] */
+  uint32_t tokens, out_cols, first_row, add;
+} cuckoo_gemm;
+
+/* The same, of which tiles are loaded by their number. */
+typedef struct cuckoo_gemm_mapped {
+  cuckoo_tensor_map x_map, w_map;
+  cuckoo_gemm gemm;
+  uint64_t padding[2];
+} cuckoo_gemm_mapped;
+
 #endif

@@ -1,5 +1,6 @@
 //! The CUDA backend: the operations of [`crate::ops`] as launches of the kernels in `cuda/`, over a [`Machine`] that runs them. It
-//! computes the contract, bit for bit, so whatever runs its kernels can be checked against [`crate::Cpu`].
+//! computes the contract, bit for bit, so whatever runs its kernels can be checked against [`crate::Cpu`]; unless it is asked for
+//! [`Profile::Fast`].
 //!
 //! Never decides anything about sequences or models; its launches are those of one step in order.
 
@@ -17,6 +18,7 @@ mod counting;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod float_products;
 mod gpu;
 mod kv_cache;
 mod launches;
@@ -35,11 +37,12 @@ pub use self::counting::Sizes;
 pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
+pub use self::float_products::Profile;
 pub use self::gpu::{Copies, Gpu, NoGpu, free_bytes, gpus};
 pub use self::kv_cache::{HostKv, KvCache};
 pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
-pub use self::machine::{Machine, Piece};
+pub use self::machine::{Machine, Narrow, Piece, TiledMatrix};
 pub use self::matrix::Matrix;
 pub use self::replay::{Capture, Replay};
 use self::scratch::{Needs, Scratch};
@@ -47,6 +50,7 @@ use self::scratch::{Needs, Scratch};
 /// Kernels on a machine.
 pub struct Cuda<M: Machine> {
     machine: M,
+    profile: Profile,
     scratch: Scratch<M>,
     needs: Needs,
 }
@@ -74,9 +78,14 @@ pub struct RopeTable<M: Machine> {
 }
 
 impl<M: Machine> Cuda<M> {
-    /// On `machine`.
+    /// On `machine`, computing the contract.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default(), needs: Needs::default() }
+        Self::with_profile(machine, Profile::Exact)
+    }
+
+    /// On `machine`, computing what `profile` says.
+    pub fn with_profile(machine: M, profile: Profile) -> Self {
+        Self { machine, profile, scratch: Scratch::default(), needs: Needs::default() }
     }
 
     /// What runs the kernels.

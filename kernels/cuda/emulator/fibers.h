@@ -84,6 +84,13 @@ struct Copy {
   size_t bytes;
 };
 
+// What works beside the threads of a block: engines that are told what to do, and waited for.
+struct Engines {
+  virtual ~Engines() = default;
+  // What they have begun and nobody waited for, or nothing.
+  virtual std::string unfinished() const = 0;
+};
+
 struct Block;
 
 struct Fiber {
@@ -105,6 +112,7 @@ struct Block {
   char* shared = nullptr;
   size_t shared_bytes = 0;
   Barrier barrier;
+  std::unique_ptr<Engines> engines;  // if a thread has told them something
   unsigned running = 0;
   Context host;
   void (*entry)(const void*) = nullptr;
@@ -214,6 +222,7 @@ inline void Block::run(unsigned order) {
   fibers.resize(count);
   warps.assign((count + LANES - 1) / LANES, Warp{});
   barrier = Barrier{};
+  engines.reset();
   running = count;
   progress = 1;
   progress_seen = 0;
@@ -246,6 +255,7 @@ inline void Block::run(unsigned order) {
   }
   current = &fibers[turns[0]];
   Context::change(host, current->context);
+  if (fault.empty() && engines) fault = engines->unfinished();
 }
 
 }  // namespace emulator

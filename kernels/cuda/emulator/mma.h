@@ -135,6 +135,7 @@ void cp_async(void* to, const void* from, bool inside = true) {
   memset(to, 0xff, BYTES);
   ::emulator::current->copies.push_back({to, inside ? from : nullptr, BYTES});
 }
+inline void cp_async_once(void* to, const void* from, bool inside) { cp_async<16>(to, from, inside); }
 inline void cp_async_commit() { ::emulator::current->groups.push_back(::emulator::current->copies.size()); }
 template <unsigned NEWEST>
 void cp_async_wait() {
@@ -167,4 +168,15 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   ::emulator::mma_floats<::emulator::Operation::mma_f16, ::emulator::value_of_f16>(c, a, b);
+}
+
+inline uint32_t narrow_bf16(float low, float high) {
+  const auto half = [](float v) -> uint32_t {
+    const uint32_t bits = __float_as_uint(v);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return half(low) | half(high) << 16;
+}
+inline uint32_t narrow_f16(float low, float high) {
+  return __float2half_rn(low).bits | uint32_t(__float2half_rn(high).bits) << 16;
 }

@@ -7,15 +7,20 @@ lines of Python expect: another result, or a fault, is a defect that was seen. W
 
 import concurrent.futures
 import ctypes
+import operator
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-COMPILE = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+COMPILE = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-psabi"]
+
+#: Values after a result that nobody may write.
+REST = 64
 
 #: What is planted: name, file, what stands there, what is put there instead, and which probe sees it.
 DEFECTS = [
@@ -34,6 +39,30 @@ DEFECTS = [
      "__shfl_xor_sync(ALL_LANES, v, apart / 2)", "norm"),
     ("a mask without the lane itself", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart)",
      "__shfl_xor_sync(1u, v, apart)", "norm"),
+    # Products of the fast profile.
+    ("a copy that nobody waits for", "gemm_floats.cu", "    cp_async_wait<S::STAGES - 2>();\n", "", "gemm_few"),
+    ("a copy that is waited for a step too late", "gemm_floats.cu", "cp_async_wait<S::STAGES - 2>", "cp_async_wait<S::STAGES - 1>", "gemm_few"),
+    ("no barrier before what others have copied", "gemm_floats.cu", "    __syncthreads();  // this step", "    // this step", "gemm_few"),
+    ("a stage filled while it is read", "gemm_floats.cu", "stage == 0 ? S::STAGES - 1 : stage - 1", "stage", "gemm_few"),
+    ("halves of a fragment swapped", "gemm_floats.cu", "{x[j][half * 2], x[j][half * 2 + 1]}", "{x[j][half * 2 + 1], x[j][half * 2]}",
+     "gemm_many"),
+    ("columns of the next row", "gemm_floats.cu", "const bool inside = col + piece * 8 < from.cols;", "const bool inside = true;", "gemm_few"),
+    ("a row of results too many", "gemm_floats.cuh", "if (token >= a.tokens || row >= a.w.rows) return;", "if (token >= a.tokens) return;",
+     "gemm_many"),
+    ("no barrier after others are made", "sm90/gemm.cu", "  __syncthreads();\n  // Of 65536", "  // Of 65536", "gemm_hopper"),
+    ("the wrong phase of a full stage", "sm90/gemm.cu", "ring.stage], ring.round % 2);", "ring.stage], (ring.round + 1) % 2);", "gemm_hopper"),
+    ("the wrong phase of an empty stage", "sm90/gemm.cu", "ring.stage], (ring.round + 1) % 2);", "ring.stage], ring.round % 2);", "gemm_hopper"),
+    ("a stage filled without asking", "sm90/gemm.cu", "      mbarrier_wait(&ring.empty", "      if (false) mbarrier_wait(&ring.empty", "gemm_hopper"),
+    ("a barrier that is not signalled", "sm90/gemm.cu", "if (read != nullptr && speaks) mbarrier_arrive(read);", "", "gemm_hopper"),
+    ("a barrier that all lanes signal", "sm90/gemm.cu", "speaks = threadIdx.x % WARP == 0", "speaks = true", "gemm_hopper"),
+    ("products that nobody waits for", "sm90/gemm.cu", "    wgmma_wait<0>();\n", "", "gemm_hopper"),
+    ("a stage let go of before its products", "sm90/gemm.cu", "wgmma_wait<1>();", "wgmma_wait<2>();", "gemm_hopper"),
+    ("products without a fence", "sm90/gemm.cu", "      wgmma_fence();\n", "", "gemm_hopper"),
+    ("a descriptor that goes on too slowly", "sm90/gemm.cu", "x + k * K * 2 / 16,", "x + k * K / 16,", "gemm_hopper"),
+    ("descriptors that differ within a warpgroup", "sm90/gemm.cu", "own = (threadIdx.x / WARPGROUP - 1)", "own = (threadIdx.x / WARP % 2)", "gemm_hopper"),
+    ("bytes too few are announced", "sm90/gemm.cu", "ring.stage], Ring<ROWS>::BYTES)", "ring.stage], Ring<ROWS>::X_BYTES)", "gemm_hopper"),
+    ("bytes too many are announced", "sm90/gemm.cu", "ring.stage], Ring<ROWS>::BYTES)", "ring.stage], Ring<ROWS>::BYTES + 16)", "gemm_hopper"),
+    ("a tile out of place", "sm90/gemm.cu", "return tiles + stage * BYTES;", "return tiles + stage * (BYTES + 512);", "gemm_hopper"),
 ]
 
 Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
@@ -47,13 +76,26 @@ Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
     [(name, ctypes.c_uint32) for name in ["rows", "cols", "heads", "first_head", "stride"]] + [("epsilon", ctypes.c_float)]})
 
 
+Gemm = type("Gemm", (ctypes.Structure,), {"_fields_": [
+    ("w", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32), ("x", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    [(name, ctypes.c_uint32) for name in ["tokens", "out_cols", "first_row", "add"]]})
+TensorMap = ctypes.c_uint64 * 16
+MappedGemm = type("MappedGemm", (ctypes.Structure,), {"_fields_": [
+    ("x_map", TensorMap), ("w_map", TensorMap), ("gemm", Gemm), ("padding", ctypes.c_uint64 * 2)]})
+
+
 class Library:
     """The kernels of a folder."""
 
-    def __init__(self, folder):
+    def __init__(self, path):
+        self.launch_kernel = ctypes.CDLL(str(path)).cuckoo_emulator_launch
+
+    @staticmethod
+    def compile(folder, *flags):
+        """Where the library of a folder's kernels is."""
         target = folder / "kernels.so"
-        subprocess.run([*COMPILE, "-o", target, folder / "emulator" / "registry.cpp"], check=True, capture_output=True)
-        self.launch_kernel = ctypes.CDLL(str(target)).cuckoo_emulator_launch
+        subprocess.run([*COMPILE, *flags, "-o", target, folder / "emulator" / "registry.cpp"], check=True, capture_output=True)
+        return target
 
     def launch(self, name, grid, threads, shared, args, order):
         """What a launch complains of, or nothing."""
@@ -66,7 +108,9 @@ class Library:
 def aligned(kind, values):
     """An array whose address is a multiple of 16, as kernels want it."""
     size = ctypes.sizeof(kind) * len(values)
-    memory = ctypes.create_string_buffer(size + 16)
+    memory = ctypes.create_string_buffer(size)
+    if ctypes.addressof(memory) % 16:
+        memory = ctypes.create_string_buffer(size + 16)
     begin = (ctypes.addressof(memory) + 15) // 16 * 16
     array = (kind * len(values)).from_address(begin)
     array[:] = values
@@ -91,14 +135,14 @@ def linear(library, order):
     keep = [aligned(ctypes.c_uint8, codes), aligned(ctypes.c_uint16, scales),
             aligned(ctypes.c_int8, [x(t, c) for t in range(tokens) for c in range(cols)]),
             aligned(ctypes.c_float, [0.5] * (tokens * cols // 32)),
-            aligned(ctypes.c_float, [-1.0] * (tokens * rows + 64))]
+            aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST))]
     place = [k[2] for k in keep]
     args = Linear(Integers(place[0], place[1], 0, rows, cols, 8, 0), place[2], place[3], place[4], tokens, 1, rows, 0, 0, 2, 128, 0)
     fault = library.launch("cuckoo_linear_4_half_0_0", (1, 2, 1), 256, 2 * 256 * 4, args, order)
     if fault:
         return fault
     expected = [sum((code(r, c) - 8) * x(t, c) for c in range(cols)) / 8 for t in range(tokens) for r in range(rows)]
-    return "" if list(keep[4][0]) == expected + [-1.0] * 64 else "another result"
+    return "" if list(keep[4][0]) == expected + [-1.0] * REST else "another result"
 
 
 def norm(library, order):
@@ -115,7 +159,58 @@ def norm(library, order):
     return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
 
 
-PROBES = {"linear": linear, "norm": norm}
+def narrow(library, order):
+    """Three whole blocks of threads less one thread: values that bfloat16 has, and one halfway between two of them."""
+    count = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(count)]
+    values[77] = 257.0
+    keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
+    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, (ctypes.c_uint64 * 3)(keep[0][2], keep[1][2], count), order)
+    if fault:
+        return fault
+    values[77] = 256.0
+    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in values]
+    return "" if list(keep[1][0]) == expected + [0xffff] * REST else "another result"
+
+
+def gemm(rows, tokens, launch):
+    """Weights and activations in bfloat16: small integers, so every order gives the same. Seven and a half steps of 64 columns."""
+    cols = 480
+    bf16 = {v: struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in range(-3, 4)}
+    w = [[(r * 7 + c * 3 + r * c) % 5 - 2 for c in range(cols)] for r in range(rows)]
+    x = [[(c * 5 + t * 11 + t * c) % 7 - 3 for c in range(cols)] for t in range(tokens)]
+    keep = [aligned(ctypes.c_uint16, [bf16[v] for row in m for v in row]) for m in [w, x]]
+    keep.append(aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST)))
+    place = [k[2] for k in keep]
+    fault = launch(Gemm(place[0], rows, cols, place[1], place[2], tokens, rows, 0, 0))
+    if fault:
+        return fault
+    expected = [float(sum(map(operator.mul, weights, activations))) for activations in x for weights in w]
+    return "" if list(keep[2][0]) == expected + [-1.0] * REST else "another result"
+
+
+def gemm_few(library, order):
+    """13 tokens and two warps to a block: the last block has a warp without rows."""
+    shared = 8 * (2 * 16 + 16) * 128
+    return gemm(40, 13, lambda args: library.launch("cuckoo_gemm_skinny_bf16", (2, 1, 1), 64, shared, args, order))
+
+
+def gemm_many(library, order):
+    """A tile and a bit."""
+    return gemm(130, 66, lambda args: library.launch("cuckoo_gemm_wide_bf16", (2, 1, 1), 256, 3 * 256 * 64, args, order))
+
+
+def gemm_hopper(library, order):
+    """The same tiles, both for one block, whose six stages are filled two and a half times."""
+    def launch(args):
+        def tensor_map(address, rows):
+            return TensorMap(address, rows, args.cols, 2 * args.cols, 128 | 64 << 32, 2 | 0x70616d74 << 32)
+        mapped = MappedGemm(tensor_map(args.x, args.tokens), tensor_map(args.w, args.rows), args)
+        return library.launch("cuckoo_gemm_hopper_128_bf16", (1, 1, 1), 384, 6 * (256 * 128 + 16), mapped, order)
+    return gemm(130, 66, launch)
+
+
+PROBES = {"linear": linear, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper}
 
 
 def seen(defect, folder):
@@ -129,7 +224,7 @@ def seen(defect, folder):
     (copy / file).write_text(source.replace(old, new))
     # A process of its own: what a defect writes where it should not is nobody else's.
     script = f"import sys; sys.path.insert(0, {str(HERE)!r}); import mutants, pathlib\n" \
-             f"library = mutants.Library(pathlib.Path({str(copy)!r}))\n" \
+             f"library = mutants.Library(mutants.Library.compile(pathlib.Path({str(copy)!r})))\n" \
              f"print(next((w for w in (mutants.PROBES[{probe!r}](library, o) for o in [0, 1, 7]) if w), ''))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     return done.stdout.strip() if done.returncode == 0 else f"the process ended with {done.returncode}"
@@ -141,7 +236,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         shutil.copytree(HERE.parent, folder / "sound", ignore=shutil.ignore_patterns("__pycache__"))
-        sound = Library(folder / "sound")
+        sound = Library(Library.compile(folder / "sound"))
         for probe, run in PROBES.items():
             for order in [0, 1, 7]:
                 why = run(sound, order)

@@ -3,12 +3,18 @@
 #include <mutex>
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "../attention.cu"
 #include "../elementwise.cu"
 #include "../gemm_integers.cu"
 #include "../gemv_integers.cu"
+#include "../gemm_floats.cu"
 #include "../linear.cu"
 #include "../norm.cu"
+#include "../sm90/gemm.cu"
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
@@ -25,7 +31,9 @@ namespace {
 
 template <class Args, void (*KERNEL)(Args)>
 void call(const void* args) {
-  KERNEL(*static_cast<const Args*>(args));
+  Args copy;
+  memcpy(&copy, args, sizeof copy);  // whose bytes may lie anywhere
+  KERNEL(copy);
 }
 
 struct Kernel {
@@ -70,6 +78,16 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_attention_splits, cuckoo_attention)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
     CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
+    ENTRY(cuckoo_narrow_bf16, cuckoo_narrow)
+    ENTRY(cuckoo_narrow_f16, cuckoo_narrow)
+    ENTRY(cuckoo_gemm_wide_bf16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_wide_f16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_skinny_bf16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_skinny_f16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_hopper_128_bf16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_256_bf16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_128_f16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_256_f16, cuckoo_gemm_mapped)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.
@@ -87,13 +105,19 @@ struct Launch {
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     static thread_local emulator::Block one;
     one.fault.clear();
-    std::vector<uint64_t> shared(shared_bytes / 8 + 2);
+    constexpr size_t ALIGNMENT = 1024;  // of tiles
+    std::vector<uint64_t> shared((shared_bytes + ALIGNMENT) / 8 + 1);
     one.size = block;
     one.grid = grid;
     one.entry = kernel->entry;
     one.args = args;
     one.shared_bytes = shared_bytes;
-    one.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
+    one.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+#ifdef __SANITIZE_ADDRESS__
+    // What alignment leaves over is not the block's.
+    const char* const end = reinterpret_cast<const char*>(shared.data() + shared.size());
+    ASAN_POISON_MEMORY_REGION(one.shared + shared_bytes, size_t(end - (one.shared + shared_bytes)));
+#endif
     for (uint64_t i; (i = next++) < blocks;) {
       // NaN, whatever it is read as: nobody may read what nobody has written.
       memset(one.shared, 0xff, shared_bytes);

@@ -373,3 +373,71 @@ const _: () = {
     ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 120usize];
     ["Offset of field: cuckoo_attention::padding"][::core::mem::offset_of!(cuckoo_attention, padding) - 124usize];
 };
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_tensor_map {
+    pub words: [u64; 16usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_tensor_map"][::core::mem::size_of::<cuckoo_tensor_map>() - 128usize];
+    ["Alignment of cuckoo_tensor_map"][::core::mem::align_of::<cuckoo_tensor_map>() - 64usize];
+    ["Offset of field: cuckoo_tensor_map::words"][::core::mem::offset_of!(cuckoo_tensor_map, words) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_narrow {
+    pub x: cuckoo_address,
+    pub out: cuckoo_address,
+    pub count: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_narrow"][::core::mem::size_of::<cuckoo_narrow>() - 24usize];
+    ["Alignment of cuckoo_narrow"][::core::mem::align_of::<cuckoo_narrow>() - 8usize];
+    ["Offset of field: cuckoo_narrow::x"][::core::mem::offset_of!(cuckoo_narrow, x) - 0usize];
+    ["Offset of field: cuckoo_narrow::out"][::core::mem::offset_of!(cuckoo_narrow, out) - 8usize];
+    ["Offset of field: cuckoo_narrow::count"][::core::mem::offset_of!(cuckoo_narrow, count) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_gemm {
+    pub w: cuckoo_floats,
+    pub x: cuckoo_address,
+    pub out: cuckoo_address,
+    pub tokens: u32,
+    pub out_cols: u32,
+    pub first_row: u32,
+    pub add: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_gemm"][::core::mem::size_of::<cuckoo_gemm>() - 48usize];
+    ["Alignment of cuckoo_gemm"][::core::mem::align_of::<cuckoo_gemm>() - 8usize];
+    ["Offset of field: cuckoo_gemm::w"][::core::mem::offset_of!(cuckoo_gemm, w) - 0usize];
+    ["Offset of field: cuckoo_gemm::x"][::core::mem::offset_of!(cuckoo_gemm, x) - 16usize];
+    ["Offset of field: cuckoo_gemm::out"][::core::mem::offset_of!(cuckoo_gemm, out) - 24usize];
+    ["Offset of field: cuckoo_gemm::tokens"][::core::mem::offset_of!(cuckoo_gemm, tokens) - 32usize];
+    ["Offset of field: cuckoo_gemm::out_cols"][::core::mem::offset_of!(cuckoo_gemm, out_cols) - 36usize];
+    ["Offset of field: cuckoo_gemm::first_row"][::core::mem::offset_of!(cuckoo_gemm, first_row) - 40usize];
+    ["Offset of field: cuckoo_gemm::add"][::core::mem::offset_of!(cuckoo_gemm, add) - 44usize];
+};
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_gemm_mapped {
+    pub x_map: cuckoo_tensor_map,
+    pub w_map: cuckoo_tensor_map,
+    pub gemm: cuckoo_gemm,
+    pub padding: [u64; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_gemm_mapped"][::core::mem::size_of::<cuckoo_gemm_mapped>() - 320usize];
+    ["Alignment of cuckoo_gemm_mapped"][::core::mem::align_of::<cuckoo_gemm_mapped>() - 64usize];
+    ["Offset of field: cuckoo_gemm_mapped::x_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, x_map) - 0usize];
+    ["Offset of field: cuckoo_gemm_mapped::w_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, w_map) - 128usize];
+    ["Offset of field: cuckoo_gemm_mapped::gemm"][::core::mem::offset_of!(cuckoo_gemm_mapped, gemm) - 256usize];
+    ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 304usize];
+};

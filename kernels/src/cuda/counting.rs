@@ -2,8 +2,8 @@
 
 use std::ffi::CStr;
 
-use super::Cuda;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
+use super::{Cuda, Profile};
 use crate::memory::Counted;
 use crate::ops::OpsError;
 
@@ -45,6 +45,18 @@ impl Machine for Counting {
         "counting".to_owned()
     }
 
+    fn architecture(&self) -> u32 {
+        80
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        1
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check().map(|()| [0; 16])
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<CountedPiece, OpsError> {
         let all = (bytes < usize::MAX).then(|| self.bytes.checked_add(rounded(bytes))).flatten();
         self.bytes = all.ok_or(OpsError::OutOfMemory { what, bytes })?;
@@ -84,15 +96,16 @@ impl Machine for Counting {
 /// Counts what a [`Cuda`] of which the same is asked takes of its GPU. The data of matrices is not looked at and may be empty.
 pub type Sizes = Cuda<Counting>;
 
-impl Default for Sizes {
-    fn default() -> Self {
-        Self::new(Counting::default())
+impl Sizes {
+    /// Of a backend that computes what `profile` says.
+    pub fn of(profile: Profile) -> Self {
+        Self::with_profile(Counting::default(), profile)
     }
 }
 
 impl Clone for Sizes {
     fn clone(&self) -> Self {
-        Self { machine: self.machine.clone(), scratch: self.scratch.clone(), needs: self.needs }
+        Self { machine: self.machine.clone(), profile: self.profile, scratch: self.scratch.clone(), needs: self.needs }
     }
 }
 

@@ -1,20 +1,22 @@
 //! A GPU through its driver, which is looked for when the program runs: the same binary starts without one. Knows no kernel.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 use std::time::Instant;
 
 use cudarc::driver::result::{DriverError, launch_kernel};
 use cudarc::driver::sys::{
-    CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, cuFuncGetAttribute,
+    CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, CUtensorMap, CUtensorMapDataType,
+    CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle, cuFuncGetAttribute,
+    cuTensorMapEncodeTiled,
 };
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr};
 use cudarc::nvrtc::Ptx;
 
 use super::gpu::{Copies, Gpu};
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Narrow, Piece, TiledMatrix};
 use super::replay::Capture;
 use crate::ops::OpsError;
 
@@ -27,6 +29,8 @@ pub struct Driver {
     module: Arc<CudaModule>,
     kernels: HashMap<&'static CStr, Kernel>,
     description: String,
+    architecture: u32,
+    multiprocessors: u32,
 }
 
 struct Kernel {
@@ -104,7 +108,8 @@ impl Driver {
         let module = context.load_module(Ptx::from_binary(FATBIN.to_vec())).map_err(failed("loading the kernels"))?;
         let (major, minor) = gpu.capability;
         let description = format!("cuda {}, {} (sm_{major}{minor})", gpu.ordinal, gpu.name);
-        let mut driver = Self { stream, module, kernels: HashMap::new(), description };
+        let (architecture, multiprocessors) = (10 * major + minor, gpu.multiprocessors);
+        let mut driver = Self { stream, module, kernels: HashMap::new(), description, architecture, multiprocessors };
         let translated = driver.is_translated(c"cuckoo_norm_rows")?;
         if translated {
             driver.description += ", translated by the driver";
@@ -172,6 +177,45 @@ impl Machine for Driver {
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn architecture(&self) -> u32 {
+        self.architecture
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check()?;
+        let kind = match of.kind {
+            Narrow::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Narrow::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let (sizes, strides) = ([of.cols, of.rows], [of.row_bytes]);
+        let (tile, apart) = ([of.box_cols, of.box_rows], [1, 1]);
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: there is a place for the map, and as many sizes and strides as dimensions; the matrix is looked at by kernels
+        // alone.
+        let done = unsafe {
+            cuTensorMapEncodeTiled(
+                &raw mut map,
+                kind,
+                2,
+                of.address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                apart.as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        done.result().map_err(failed("a tensor map"))?;
+        Ok(map.opaque)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<DeviceMemory, OpsError> {

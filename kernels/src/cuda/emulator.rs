@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use super::replay::Capture;
 use crate::ops::OpsError;
 
@@ -28,7 +28,13 @@ unsafe extern "C" {
 pub struct Emulator {
     order: u32,
     host_threads: u32,
+    architecture: u32,
 }
+
+/// Blocks that fill a multiprocessor run one after the other; few, so that each has more than one tile to compute.
+const MULTIPROCESSORS: u32 = 3;
+/// By which a kernel knows a tensor map of this machine: `TENSOR_MAP_MARK` of `emulator/hopper.h`.
+const TENSOR_MAP_MARK: u64 = 0x7061_6d74;
 
 /// Memory of the host, in units that are aligned as a GPU's memory is.
 pub struct HostMemory {
@@ -58,7 +64,13 @@ impl Emulator {
         if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
             return None;
         }
-        Some(Self { order, host_threads })
+        Some(Self { order, host_threads, architecture: 80 })
+    }
+
+    /// As a machine of that compute capability, e.g. 90: see [`Machine::architecture`].
+    #[must_use]
+    pub fn with_architecture(self, architecture: u32) -> Self {
+        Self { architecture, ..self }
     }
 
     /// The names of all kernels.
@@ -78,6 +90,23 @@ impl Machine for Emulator {
 
     fn describe(&self) -> String {
         format!("cuda emulated, order {}", self.order)
+    }
+
+    fn architecture(&self) -> u32 {
+        self.architecture
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        MULTIPROCESSORS
+    }
+
+    /// `TensorMap` of `emulator/hopper.h`.
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check()?;
+        let mut words = [0; 16];
+        let boxes = u64::from(of.box_rows) | u64::from(of.box_cols) << 32;
+        words[..6].copy_from_slice(&[of.address, of.rows, of.cols, of.row_bytes, boxes, 2 | TENSOR_MAP_MARK << 32]);
+        Ok(words)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<HostMemory, OpsError> {

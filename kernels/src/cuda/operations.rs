@@ -10,7 +10,7 @@ use super::args::{
 };
 use super::kv_cache::{HostKv, KvCache};
 use super::low_rank::LowRank;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Narrow, Piece};
 use super::matrix::{Matrix, Weights};
 use super::products::Product;
 use super::{Buffer, Cuda, RopeTable, Vector};
@@ -119,8 +119,14 @@ impl<M: Machine> Memory for Cuda<M> {
     type LowRank = LowRank<M>;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
-        if parts.iter().any(|part| !part.quant.is_float()) {
-            self.needs.cols = self.needs.cols.max(parts[0].cols);
+        for part in parts {
+            let cols = match self.narrow_kind(part.quant) {
+                Some(Narrow::Bf16) => &mut self.needs.narrow_cols[0],
+                Some(Narrow::F16) => &mut self.needs.narrow_cols[1],
+                None if part.quant.is_float() => continue,
+                None => &mut self.needs.cols,
+            };
+            *cols = part.cols.max(*cols);
         }
         self.scratch.reserve(&mut self.machine, &self.needs)?;
         Matrix::load(&mut self.machine, parts)

@@ -136,6 +136,7 @@ impl<M: Machine> Cuda<M> {
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
         let quantized = if any { self.quantize(x, p.planes)? } else { Quantized::default() };
+        self.narrow(x, w)?;
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
@@ -162,6 +163,9 @@ impl<M: Machine> Cuda<M> {
                 unsafe { self.integer_product(kind, tiling, args) }
             }
             Weights::Floats { quant, args, .. } => {
+                if let Some(kind) = self.narrow_kind(*quant) {
+                    return self.narrow_product(p, kind, (*args, first_row), out);
+                }
                 let args = cuckoo_linear_floats {
                     w: *args,
                     x: p.x.address(),

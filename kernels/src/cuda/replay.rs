@@ -11,7 +11,7 @@ use std::mem::take;
 use std::rc::Rc;
 
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use crate::ops::OpsError;
 
 /// Shorter sequences are not worth a graph.
@@ -164,6 +164,18 @@ impl<M: Capture> Machine for Replay<M> {
 
     fn describe(&self) -> String {
         self.machine.describe()
+    }
+
+    fn architecture(&self) -> u32 {
+        self.machine.architecture()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.machine.multiprocessors()
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        self.machine.tensor_map(of)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Kept<M>, OpsError> {

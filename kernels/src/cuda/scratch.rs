@@ -12,58 +12,52 @@ const PLANES_MAX: usize = 2;
 /// Lists grow to powers of two up to here, and what is larger by whole such pieces.
 const GROWTH_BYTES: usize = 1 << 20;
 
-/// Memory that grows to what was needed most.
-pub(super) struct Scratch<M: Machine> {
+/// [`Scratch`], and what is the same for each of its parts.
+macro_rules! scratch {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// Memory that grows to what was needed most.
+        pub(super) struct Scratch<M: Machine> {
+            $($(#[$what])* pub(super) $name: Held<M>,)*
+        }
+
+        impl<M: Machine> Default for Scratch<M> {
+            fn default() -> Self {
+                Self { $($name: Held { memory: None, holds: Vec::new() },)* }
+            }
+        }
+
+        impl<M: Machine> Clone for Scratch<M>
+        where
+            M::Memory: Clone,
+        {
+            fn clone(&self) -> Self {
+                Self { $($name: self.$name.clone(),)* }
+            }
+        }
+    };
+}
+
+scratch! {
     /// Integers of activations.
-    pub(super) codes: Held<M>,
+    codes,
     /// Their scales and sums.
-    pub(super) scales: Held<M>,
+    scales,
+    /// Activations as bfloat16.
+    bf16,
+    /// Activations as halves.
+    f16,
     /// What is between the two products of adapters.
-    pub(super) inner: Held<M>,
+    inner,
     /// Sums of splits.
-    pub(super) parts: Held<M>,
+    parts,
     /// Rows of a step.
-    pub(super) rows: Held<M>,
+    rows,
     /// Block tables of a step.
-    pub(super) blocks: Held<M>,
+    blocks,
     /// Numbers of rows, or tokens.
-    pub(super) numbers: Held<M>,
+    numbers,
     /// Weights of rows.
-    pub(super) weights: Held<M>,
-}
-
-impl<M: Machine> Default for Scratch<M> {
-    fn default() -> Self {
-        let empty = || Held { memory: None, holds: Vec::new() };
-        Self {
-            codes: empty(),
-            scales: empty(),
-            inner: empty(),
-            parts: empty(),
-            rows: empty(),
-            blocks: empty(),
-            numbers: empty(),
-            weights: empty(),
-        }
-    }
-}
-
-impl<M: Machine> Clone for Scratch<M>
-where
-    M::Memory: Clone,
-{
-    fn clone(&self) -> Self {
-        Self {
-            codes: self.codes.clone(),
-            scales: self.scales.clone(),
-            inner: self.inner.clone(),
-            parts: self.parts.clone(),
-            rows: self.rows.clone(),
-            blocks: self.blocks.clone(),
-            numbers: self.numbers.clone(),
-            weights: self.weights.clone(),
-        }
-    }
+    weights,
 }
 
 /// The largest step that buffers, matrices and adapters so far allow.
@@ -73,6 +67,8 @@ pub(super) struct Needs {
     pub(super) rows: usize,
     /// Columns of the widest matrix whose activations are rounded.
     pub(super) cols: usize,
+    /// Columns of the widest matrix whose activations are made bfloat16, and of that whose are made halves.
+    pub(super) narrow_cols: [usize; 2],
     /// Values that the adapter with the highest ranks computes for a row between its two products.
     pub(super) inner: usize,
 }
@@ -85,6 +81,10 @@ impl<M: Machine> Scratch<M> {
         let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
         self.codes.at_least(machine, values, "rounded activations")?;
         self.scales.at_least(machine, (values / ACTIVATION_BLOCK).saturating_mul(FACTOR_BYTES), "scales")?;
+        for (held, cols) in [&mut self.bf16, &mut self.f16].into_iter().zip(needs.narrow_cols) {
+            let bytes = needs.rows.saturating_mul(cols).saturating_mul(size_of::<u16>());
+            held.at_least(machine, bytes, "rounded activations")?;
+        }
         self.inner.at_least(machine, of(needs.rows.saturating_mul(needs.inner)), "what adapters compute")?;
         Ok(())
     }
@@ -107,9 +107,9 @@ where
 }
 
 impl<M: Machine> Held<M> {
-    /// The address of at least `bytes`.
+    /// The address of at least `bytes`; none where nothing is needed yet.
     pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
-        if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
+        if self.memory.as_ref().map_or(0, Piece::bytes) < bytes {
             // Given back before more is asked for.
             self.memory.take().map(|memory| machine.release(memory));
             self.holds.clear();

@@ -61,9 +61,12 @@ impl ExecutorArgs {
         Ok(match &self.device {
             DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(*threads), self)?),
             #[cfg(feature = "cuda")]
-            DeviceKind::Cuda(gpu) => Box::new(Engine::load(Cuda::new(Replay::new(Driver::new(gpu)?)), self)?),
+            DeviceKind::Cuda(gpu, profile) => {
+                let machine = Replay::new(Driver::new(gpu)?);
+                Box::new(Engine::load(Cuda::with_profile(machine, *profile), self)?)
+            }
             #[cfg(not(feature = "cuda"))]
-            DeviceKind::Cuda(_) => return Err(OpsError::Fault(NoGpu::NotBuilt.to_string()).into()),
+            DeviceKind::Cuda(..) => return Err(OpsError::Fault(NoGpu::NotBuilt.to_string()).into()),
         })
     }
 }

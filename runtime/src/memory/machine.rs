@@ -63,7 +63,7 @@ impl Room {
     pub fn on(kind: &DeviceKind, allowed: Option<u64>) -> Result<Self, OpsError> {
         match kind {
             DeviceKind::Cpu { .. } => Ok(Self::shared(Available::survey(allowed))),
-            DeviceKind::Cuda(gpu) => {
+            DeviceKind::Cuda(gpu, _) => {
                 let free = cuda::free_bytes(gpu)?.saturating_sub(OTHERS_ON_GPU_BYTES);
                 let free = Available { bytes: free, limit: "free memory of the GPU" };
                 let allowed = allowed.map(|bytes| Available { bytes, limit: "--memory-mib" });
