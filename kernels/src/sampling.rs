@@ -5,7 +5,7 @@
 //! seed, the position and the logits alone: any position can be drawn again anywhere, in any order.
 //!
 //! The noise of a token: word `token % 4` of `philox(key = seed, counter = (position low, position high, token / 4, 0))`,
-//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`. The coin of XTC is word 0 of the counter
+//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`, with `ln` of musl (the `libm` crate). The coin of XTC is word 0 of the counter
 //! `(position low, position high, 0, 1)`, as `u`.
 //!
 //! # What is applied, in this order
@@ -17,6 +17,12 @@
 //! 3. On the distribution at the temperature: top-k, typical-p, top-p, min-p, XTC, each on what the one before it left.
 //!    None of them ever leaves nobody.
 //! 4. The noise.
+//!
+//! # What has an order, and what has none
+//!
+//! Probabilities that are added up are whole numbers (`nucleus.rs`), so that any number of threads may add them up in any
+//! order and borders are found exactly. Only the mean of typical-p is a sum of fractions, in order of ids. Nothing depends on
+//! a library of the host.
 
 mod dry;
 mod filters;
@@ -205,8 +211,11 @@ fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
     if logit == f32::NEG_INFINITY {
         return Err(OpsError::Fault("no token is allowed: every logit is minus infinity".into()));
     }
-    let id = logits.iter().position(|&v| v == logit).expect("the maximum is one of them");
-    Ok(Candidate { logit, id: id as u32 })
+    // By chunks, which the compiler turns into vectors.
+    let first = chunks.iter().position(|chunk| chunk.iter().fold(false, |any, &v| any | (v == logit)));
+    let begin = first.map_or(logits.len() - rest.len(), |chunk| 16 * chunk);
+    let id = logits[begin..].iter().position(|&v| v == logit).expect("the maximum is one of them");
+    Ok(Candidate { logit, id: (begin + id) as u32 })
 }
 
 /// No noise exceeds this: the largest `u` is `1 - 2^-33`, and `-ln(-ln u) < -ln(1 - u) = 33 ln 2 = 22.873...`.
@@ -299,7 +308,7 @@ impl Race {
 }
 
 fn gumbel(word: u32) -> f64 {
-    -(-uniform(word).ln()).ln()
+    -libm::log(-libm::log(uniform(word)))
 }
 
 /// Between 0 and 1, and never either.
