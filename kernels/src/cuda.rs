@@ -5,6 +5,7 @@
 
 #[allow(
     non_camel_case_types,
+    non_upper_case_globals,
     unreachable_pub,
     missing_docs,
     clippy::all,
@@ -20,6 +21,7 @@ mod machine;
 mod matrix;
 mod operations;
 mod products;
+mod sampling;
 mod scratch;
 #[cfg(test)]
 mod tests;

@@ -33,11 +33,14 @@ mod mask;
 mod nucleus;
 mod philox;
 
+pub(crate) use self::filters::least;
 use self::filters::survivors;
 pub use self::history::TokenHistory;
 use self::logits::adjusted;
+pub(crate) use self::logits::{completions, repetitions};
 pub use self::logprobs::{LogprobRequest, Logprobs, logprobs};
 pub use self::mask::TokenMask;
+pub(crate) use self::nucleus::{Scale, part_of};
 use self::philox::philox;
 use crate::ops::OpsError;
 
@@ -120,7 +123,7 @@ impl SamplingParams {
         self.penalizes() || self.dry.is_some() || self.bad_words.iter().any(|word| word.len() > 1)
     }
 
-    fn penalizes(&self) -> bool {
+    pub(crate) fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
@@ -160,14 +163,14 @@ pub struct Sampled {
 
 /// A token that is still in the running.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    logit: f32,
-    id: u32,
+pub(crate) struct Candidate {
+    pub(crate) logit: f32,
+    pub(crate) id: u32,
 }
 
 impl Candidate {
     /// Higher logits first, lower ids first among equals.
-    fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
+    pub(crate) fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
         b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
     }
 }
@@ -194,6 +197,14 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
     Ok(Sampled { token })
 }
 
+pub(crate) fn broken() -> OpsError {
+    OpsError::Fault("a logit is NaN or infinite: weights or kernels are broken".into())
+}
+
+pub(crate) fn nothing_allowed() -> OpsError {
+    OpsError::Fault("no token is allowed: every logit is minus infinity".into())
+}
+
 /// The highest logit; the lowest id among equals.
 fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
     let (mut most, mut sound) = ([f32::NEG_INFINITY; 16], [true; 16]);
@@ -204,12 +215,13 @@ fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
             sound[i] &= chunk[i] < f32::INFINITY;
         }
     }
-    let logit = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    // Adding 0 makes both zeros one: which of them is the larger is nobody's to say.
+    let logit = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| m.max(v)) + 0.0;
     if !(sound.iter().all(|&s| s) && rest.iter().all(|&v| v < f32::INFINITY)) {
-        return Err(OpsError::Fault("a logit is NaN or infinite: weights or kernels are broken".into()));
+        return Err(broken());
     }
     if logit == f32::NEG_INFINITY {
-        return Err(OpsError::Fault("no token is allowed: every logit is minus infinity".into()));
+        return Err(nothing_allowed());
     }
     // By chunks, which the compiler turns into vectors.
     let first = chunks.iter().position(|chunk| chunk.iter().fold(false, |any, &v| any | (v == logit)));
@@ -226,9 +238,9 @@ const SLACK: f64 = 1e-6;
 
 /// The Gumbel noise of one position.
 #[derive(Clone, Copy)]
-struct Noise {
-    seed: u64,
-    position: u64,
+pub(crate) struct Noise {
+    pub(crate) seed: u64,
+    pub(crate) position: u64,
 }
 
 impl Noise {
@@ -238,7 +250,7 @@ impl Noise {
     }
 
     /// Whether something of this probability happens at this position: XTC's coin.
-    fn coin(self, probability: f32) -> bool {
+    pub(crate) fn coin(self, probability: f32) -> bool {
         uniform(self.block(0, 1)[0]) < f64::from(probability)
     }
 

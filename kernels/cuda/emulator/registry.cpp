@@ -8,6 +8,9 @@
 #include "../linear.cu"
 #include "../norm.cu"
 
+#include "../logprobs.cu"
+#include "../sampling.cu"
+
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
     ".globl cuckoo_emulator_switch\n"
@@ -63,6 +66,12 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
     ENTRY(cuckoo_attention_splits, cuckoo_attention)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
+
+    ENTRY(cuckoo_adjust_logits, cuckoo_adjust)
+    ENTRY(cuckoo_draw_tokens, cuckoo_sample)
+    ENTRY(cuckoo_logprob_ranks, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.
@@ -129,6 +138,14 @@ extern "C" int cuckoo_emulator_launch(const char* name, const unsigned grid[3], 
     return launch.fault.empty() ? 0 : fail(launch.fault);
   }
   return fail("there is no such kernel");
+}
+
+// exp and log of each of `count` numbers, as kernels compute them.
+extern "C" void cuckoo_emulator_libm(const double* x, double* exps, double* logs, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    exps[i] = libm::exp(x[i]);
+    logs[i] = libm::log(x[i]);
+  }
 }
 
 // The name of kernel `i`, or null.

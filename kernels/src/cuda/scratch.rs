@@ -23,6 +23,22 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) numbers: Held<M>,
     /// Weights of rows.
     pub(super) weights: Held<M>,
+    /// Tokens that were drawn.
+    pub(super) drawn: Held<M>,
+    /// Logits as requests change them.
+    pub(super) changed: Held<M>,
+    /// What changes them.
+    pub(super) changes: Held<M>,
+    /// Lists of those.
+    pub(super) lists: Held<M>,
+    /// How tokens are drawn.
+    pub(super) draws: Held<M>,
+    /// Questions about probabilities.
+    pub(super) questions: Held<M>,
+    /// Their answers.
+    pub(super) answers: Held<M>,
+    /// Exponentials of logits.
+    pub(super) exponentials: Held<M>,
 }
 
 impl<M: Machine> Default for Scratch<M> {
@@ -37,6 +53,14 @@ impl<M: Machine> Default for Scratch<M> {
             blocks: empty(),
             numbers: empty(),
             weights: empty(),
+            drawn: empty(),
+            changed: empty(),
+            changes: empty(),
+            lists: empty(),
+            draws: empty(),
+            questions: empty(),
+            answers: empty(),
+            exponentials: empty(),
         }
     }
 }
@@ -76,5 +100,16 @@ impl<M: Machine> Held<M> {
             self.holds.extend_from_slice(bytes);
         }
         Ok(address)
+    }
+
+    /// Copies from its beginning, when all launches before are done.
+    pub(super) fn read(&self, machine: &mut M, to: &mut [u8]) -> Result<(), OpsError> {
+        self.memory.as_ref().map_or(Ok(()), |memory| machine.read(memory, 0, to))
+    }
+
+    /// Copies to it, from byte `at` on.
+    pub(super) fn write(&mut self, machine: &mut M, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        self.holds.clear();
+        self.memory.as_mut().map_or(Ok(()), |memory| machine.write(memory, at, bytes))
     }
 }
