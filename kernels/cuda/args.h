@@ -179,4 +179,80 @@ typedef struct cuckoo_gemm_mapped {
   uint64_t padding[2];
 } cuckoo_gemm_mapped;
 
+/* Some of the words of a launch's lists. */
+typedef struct cuckoo_list {
+  uint32_t first, count;   /* of words, and entries of one word or two */
+} cuckoo_list;
+
+/* What a request does to its row of logits before a token is drawn: see src/sampling.rs. Every token is one of the row's. */
+typedef struct cuckoo_changes {
+  uint32_t row;            /* of the logits */
+  uint32_t masked;         /* whether there is a mask */
+  cuckoo_list mask;        /* words of bits; tokens beyond them are not in it */
+  cuckoo_list allowed;     /* tokens */
+  cuckoo_list biases;      /* (token, bits of a float), those of a token together */
+  cuckoo_list seen;        /* (token, how often in the output), no token twice */
+  cuckoo_list repeated;    /* (token, bits of its penalty), no token twice */
+  cuckoo_list bad;         /* tokens, none twice */
+  cuckoo_list forbidden;   /* tokens, none twice */
+  float repetition, presence, frequency;
+  uint32_t padding;
+} cuckoo_changes;
+
+/* out[i] = logits[row of request i], changed. A block of threads for each request. */
+typedef struct cuckoo_adjust {
+  cuckoo_address logits;   /* f32 [rows][cols] */
+  cuckoo_address requests; /* cuckoo_changes [requests] */
+  cuckoo_address lists;    /* u32 */
+  cuckoo_address out;      /* f32 [requests][cols] */
+  uint32_t cols, padding;
+} cuckoo_adjust;
+
+/* One draw. */
+typedef struct cuckoo_draw {
+  cuckoo_address logits;   /* f32 [cols], as its request changes them */
+  double temperature;      /* 0: the highest logit */
+  double top_p;            /* of all weight; 1: all */
+  double xtc;              /* of all weight, what a top choice has; below 0: nothing is excluded */
+  uint32_t seed[2];        /* low, high */
+  uint32_t position[2];
+  uint32_t top_k;          /* 0: all */
+  uint32_t to;             /* place of its token */
+  float least;             /* how far from the highest a logit may be, by min-p; minus infinity: as far as can be */
+  float sharpness;         /* f32(1 / temperature) */
+} cuckoo_draw;
+
+/* A token for each draw. A block of threads for each. */
+typedef struct cuckoo_sample {
+  cuckoo_address draws;    /* cuckoo_draw [draws] */
+  cuckoo_address tokens;   /* u32; a number of cuckoo_no_token where there is none */
+  uint32_t cols, padding;
+} cuckoo_sample;
+
+/* How probable a row holds a token. */
+typedef struct cuckoo_question {
+  uint32_t row, token;
+  uint32_t top;            /* how many of the most probable are named */
+  uint32_t first;          /* place of the first of them */
+} cuckoo_question;
+
+typedef struct cuckoo_answer {
+  double sum;              /* of exp(x - highest) */
+  float highest, own;      /* logits */
+  uint32_t rank;
+  uint32_t found;          /* of the most probable, or a number of cuckoo_no_token */
+} cuckoo_answer;
+
+typedef struct cuckoo_logprobs {
+  cuckoo_address logits;       /* f32 [rows][cols] */
+  cuckoo_address questions;    /* cuckoo_question [questions] */
+  cuckoo_address answers;      /* cuckoo_answer [questions] */
+  cuckoo_address top;          /* u32 [][2]: token and bits of its logit, in any order */
+  cuckoo_address exponentials; /* f64 [questions][cols] */
+  uint32_t cols, padding;
+} cuckoo_logprobs;
+
+/* In place of a token. */
+enum cuckoo_no_token { CUCKOO_BROKEN = 0xffffffffu, CUCKOO_NOTHING_ALLOWED = 0xfffffffeu };
+
 #endif

@@ -6,6 +6,7 @@
 
 #[allow(
     non_camel_case_types,
+    non_upper_case_globals,
     unreachable_pub,
     missing_docs,
     clippy::all,
@@ -28,6 +29,7 @@ mod matrix;
 mod operations;
 mod products;
 mod replay;
+mod sampling;
 mod scratch;
 #[cfg(test)]
 mod tests;

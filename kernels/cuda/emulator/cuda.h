@@ -60,6 +60,38 @@ T __ldcs(const T* p) {
   return *p;
 }
 
+template <class T>
+T __shfl_up_sync(unsigned mask, T v, unsigned by, unsigned = 32) {
+  const unsigned lane = ::emulator::current->lane;
+  return ::emulator::exchange(mask, v, lane < by ? lane : lane - by);
+}
+
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+
+// Fibers of a block run one at a time and do not give way here; of global memory only one block may have a place.
+template <class T>
+T atomicAdd(T* to, T v) {
+  const T old = *to;
+  *to += v;
+  return old;
+}
+
+inline double __longlong_as_double(long long v) {
+  double f;
+  memcpy(&f, &v, 8);
+  return f;
+}
+inline long long __double_as_longlong(double v) {
+  long long bits;
+  memcpy(&bits, &v, 8);
+  return bits;
+}
+inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+
 inline float __int_as_float(int v) {
   float f;
   memcpy(&f, &v, 4);

@@ -16,6 +16,9 @@
 #include "../norm.cu"
 #include "../sm90/gemm.cu"
 
+#include "../logprobs.cu"
+#include "../sampling.cu"
+
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
     ".globl cuckoo_emulator_switch\n"
@@ -88,6 +91,12 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_gemm_hopper_256_bf16, cuckoo_gemm_mapped)
     ENTRY(cuckoo_gemm_hopper_128_f16, cuckoo_gemm_mapped)
     ENTRY(cuckoo_gemm_hopper_256_f16, cuckoo_gemm_mapped)
+
+    ENTRY(cuckoo_adjust_logits, cuckoo_adjust)
+    ENTRY(cuckoo_draw_tokens, cuckoo_sample)
+    ENTRY(cuckoo_logprob_ranks, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.
@@ -160,6 +169,14 @@ extern "C" int cuckoo_emulator_launch(const char* name, const unsigned grid[3], 
     return launch.fault.empty() ? 0 : fail(launch.fault);
   }
   return fail("there is no such kernel");
+}
+
+// exp and log of each of `count` numbers, as kernels compute them.
+extern "C" void cuckoo_emulator_libm(const double* x, double* exps, double* logs, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    exps[i] = libm::exp(x[i]);
+    logs[i] = libm::log(x[i]);
+  }
 }
 
 // The name of kernel `i`, or null.

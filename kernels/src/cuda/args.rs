@@ -441,3 +441,181 @@ const _: () = {
     ["Offset of field: cuckoo_gemm_mapped::gemm"][::core::mem::offset_of!(cuckoo_gemm_mapped, gemm) - 256usize];
     ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 304usize];
 };
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_list {
+    pub first: u32,
+    pub count: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_list"][::core::mem::size_of::<cuckoo_list>() - 8usize];
+    ["Alignment of cuckoo_list"][::core::mem::align_of::<cuckoo_list>() - 4usize];
+    ["Offset of field: cuckoo_list::first"][::core::mem::offset_of!(cuckoo_list, first) - 0usize];
+    ["Offset of field: cuckoo_list::count"][::core::mem::offset_of!(cuckoo_list, count) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_changes {
+    pub row: u32,
+    pub masked: u32,
+    pub mask: cuckoo_list,
+    pub allowed: cuckoo_list,
+    pub biases: cuckoo_list,
+    pub seen: cuckoo_list,
+    pub repeated: cuckoo_list,
+    pub bad: cuckoo_list,
+    pub forbidden: cuckoo_list,
+    pub repetition: f32,
+    pub presence: f32,
+    pub frequency: f32,
+    pub padding: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_changes"][::core::mem::size_of::<cuckoo_changes>() - 80usize];
+    ["Alignment of cuckoo_changes"][::core::mem::align_of::<cuckoo_changes>() - 4usize];
+    ["Offset of field: cuckoo_changes::row"][::core::mem::offset_of!(cuckoo_changes, row) - 0usize];
+    ["Offset of field: cuckoo_changes::masked"][::core::mem::offset_of!(cuckoo_changes, masked) - 4usize];
+    ["Offset of field: cuckoo_changes::mask"][::core::mem::offset_of!(cuckoo_changes, mask) - 8usize];
+    ["Offset of field: cuckoo_changes::allowed"][::core::mem::offset_of!(cuckoo_changes, allowed) - 16usize];
+    ["Offset of field: cuckoo_changes::biases"][::core::mem::offset_of!(cuckoo_changes, biases) - 24usize];
+    ["Offset of field: cuckoo_changes::seen"][::core::mem::offset_of!(cuckoo_changes, seen) - 32usize];
+    ["Offset of field: cuckoo_changes::repeated"][::core::mem::offset_of!(cuckoo_changes, repeated) - 40usize];
+    ["Offset of field: cuckoo_changes::bad"][::core::mem::offset_of!(cuckoo_changes, bad) - 48usize];
+    ["Offset of field: cuckoo_changes::forbidden"][::core::mem::offset_of!(cuckoo_changes, forbidden) - 56usize];
+    ["Offset of field: cuckoo_changes::repetition"][::core::mem::offset_of!(cuckoo_changes, repetition) - 64usize];
+    ["Offset of field: cuckoo_changes::presence"][::core::mem::offset_of!(cuckoo_changes, presence) - 68usize];
+    ["Offset of field: cuckoo_changes::frequency"][::core::mem::offset_of!(cuckoo_changes, frequency) - 72usize];
+    ["Offset of field: cuckoo_changes::padding"][::core::mem::offset_of!(cuckoo_changes, padding) - 76usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_adjust {
+    pub logits: cuckoo_address,
+    pub requests: cuckoo_address,
+    pub lists: cuckoo_address,
+    pub out: cuckoo_address,
+    pub cols: u32,
+    pub padding: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_adjust"][::core::mem::size_of::<cuckoo_adjust>() - 40usize];
+    ["Alignment of cuckoo_adjust"][::core::mem::align_of::<cuckoo_adjust>() - 8usize];
+    ["Offset of field: cuckoo_adjust::logits"][::core::mem::offset_of!(cuckoo_adjust, logits) - 0usize];
+    ["Offset of field: cuckoo_adjust::requests"][::core::mem::offset_of!(cuckoo_adjust, requests) - 8usize];
+    ["Offset of field: cuckoo_adjust::lists"][::core::mem::offset_of!(cuckoo_adjust, lists) - 16usize];
+    ["Offset of field: cuckoo_adjust::out"][::core::mem::offset_of!(cuckoo_adjust, out) - 24usize];
+    ["Offset of field: cuckoo_adjust::cols"][::core::mem::offset_of!(cuckoo_adjust, cols) - 32usize];
+    ["Offset of field: cuckoo_adjust::padding"][::core::mem::offset_of!(cuckoo_adjust, padding) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_draw {
+    pub logits: cuckoo_address,
+    pub temperature: f64,
+    pub top_p: f64,
+    pub xtc: f64,
+    pub seed: [u32; 2usize],
+    pub position: [u32; 2usize],
+    pub top_k: u32,
+    pub to: u32,
+    pub least: f32,
+    pub sharpness: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 64usize];
+    ["Alignment of cuckoo_draw"][::core::mem::align_of::<cuckoo_draw>() - 8usize];
+    ["Offset of field: cuckoo_draw::logits"][::core::mem::offset_of!(cuckoo_draw, logits) - 0usize];
+    ["Offset of field: cuckoo_draw::temperature"][::core::mem::offset_of!(cuckoo_draw, temperature) - 8usize];
+    ["Offset of field: cuckoo_draw::top_p"][::core::mem::offset_of!(cuckoo_draw, top_p) - 16usize];
+    ["Offset of field: cuckoo_draw::xtc"][::core::mem::offset_of!(cuckoo_draw, xtc) - 24usize];
+    ["Offset of field: cuckoo_draw::seed"][::core::mem::offset_of!(cuckoo_draw, seed) - 32usize];
+    ["Offset of field: cuckoo_draw::position"][::core::mem::offset_of!(cuckoo_draw, position) - 40usize];
+    ["Offset of field: cuckoo_draw::top_k"][::core::mem::offset_of!(cuckoo_draw, top_k) - 48usize];
+    ["Offset of field: cuckoo_draw::to"][::core::mem::offset_of!(cuckoo_draw, to) - 52usize];
+    ["Offset of field: cuckoo_draw::least"][::core::mem::offset_of!(cuckoo_draw, least) - 56usize];
+    ["Offset of field: cuckoo_draw::sharpness"][::core::mem::offset_of!(cuckoo_draw, sharpness) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_sample {
+    pub draws: cuckoo_address,
+    pub tokens: cuckoo_address,
+    pub cols: u32,
+    pub padding: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_sample"][::core::mem::size_of::<cuckoo_sample>() - 24usize];
+    ["Alignment of cuckoo_sample"][::core::mem::align_of::<cuckoo_sample>() - 8usize];
+    ["Offset of field: cuckoo_sample::draws"][::core::mem::offset_of!(cuckoo_sample, draws) - 0usize];
+    ["Offset of field: cuckoo_sample::tokens"][::core::mem::offset_of!(cuckoo_sample, tokens) - 8usize];
+    ["Offset of field: cuckoo_sample::cols"][::core::mem::offset_of!(cuckoo_sample, cols) - 16usize];
+    ["Offset of field: cuckoo_sample::padding"][::core::mem::offset_of!(cuckoo_sample, padding) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_question {
+    pub row: u32,
+    pub token: u32,
+    pub top: u32,
+    pub first: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_question"][::core::mem::size_of::<cuckoo_question>() - 16usize];
+    ["Alignment of cuckoo_question"][::core::mem::align_of::<cuckoo_question>() - 4usize];
+    ["Offset of field: cuckoo_question::row"][::core::mem::offset_of!(cuckoo_question, row) - 0usize];
+    ["Offset of field: cuckoo_question::token"][::core::mem::offset_of!(cuckoo_question, token) - 4usize];
+    ["Offset of field: cuckoo_question::top"][::core::mem::offset_of!(cuckoo_question, top) - 8usize];
+    ["Offset of field: cuckoo_question::first"][::core::mem::offset_of!(cuckoo_question, first) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_answer {
+    pub sum: f64,
+    pub highest: f32,
+    pub own: f32,
+    pub rank: u32,
+    pub found: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_answer"][::core::mem::size_of::<cuckoo_answer>() - 24usize];
+    ["Alignment of cuckoo_answer"][::core::mem::align_of::<cuckoo_answer>() - 8usize];
+    ["Offset of field: cuckoo_answer::sum"][::core::mem::offset_of!(cuckoo_answer, sum) - 0usize];
+    ["Offset of field: cuckoo_answer::highest"][::core::mem::offset_of!(cuckoo_answer, highest) - 8usize];
+    ["Offset of field: cuckoo_answer::own"][::core::mem::offset_of!(cuckoo_answer, own) - 12usize];
+    ["Offset of field: cuckoo_answer::rank"][::core::mem::offset_of!(cuckoo_answer, rank) - 16usize];
+    ["Offset of field: cuckoo_answer::found"][::core::mem::offset_of!(cuckoo_answer, found) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_logprobs {
+    pub logits: cuckoo_address,
+    pub questions: cuckoo_address,
+    pub answers: cuckoo_address,
+    pub top: cuckoo_address,
+    pub exponentials: cuckoo_address,
+    pub cols: u32,
+    pub padding: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_logprobs"][::core::mem::size_of::<cuckoo_logprobs>() - 48usize];
+    ["Alignment of cuckoo_logprobs"][::core::mem::align_of::<cuckoo_logprobs>() - 8usize];
+    ["Offset of field: cuckoo_logprobs::logits"][::core::mem::offset_of!(cuckoo_logprobs, logits) - 0usize];
+    ["Offset of field: cuckoo_logprobs::questions"][::core::mem::offset_of!(cuckoo_logprobs, questions) - 8usize];
+    ["Offset of field: cuckoo_logprobs::answers"][::core::mem::offset_of!(cuckoo_logprobs, answers) - 16usize];
+    ["Offset of field: cuckoo_logprobs::top"][::core::mem::offset_of!(cuckoo_logprobs, top) - 24usize];
+    ["Offset of field: cuckoo_logprobs::exponentials"]
+        [::core::mem::offset_of!(cuckoo_logprobs, exponentials) - 32usize];
+    ["Offset of field: cuckoo_logprobs::cols"][::core::mem::offset_of!(cuckoo_logprobs, cols) - 40usize];
+    ["Offset of field: cuckoo_logprobs::padding"][::core::mem::offset_of!(cuckoo_logprobs, padding) - 44usize];
+};
+pub const cuckoo_no_token_CUCKOO_BROKEN: cuckoo_no_token = 4294967295;
+pub const cuckoo_no_token_CUCKOO_NOTHING_ALLOWED: cuckoo_no_token = 4294967294;
+pub type cuckoo_no_token = ::core::ffi::c_uint;

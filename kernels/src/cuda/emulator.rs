@@ -22,6 +22,8 @@ unsafe extern "C" {
     ) -> c_int;
     #[cfg(test)]
     fn cuckoo_emulator_kernel(i: usize) -> *const c_char;
+    #[cfg(test)]
+    fn cuckoo_emulator_libm(x: *const f64, exps: *mut f64, logs: *mut f64, count: usize);
 }
 
 /// A machine whose threads are fibers.
@@ -71,6 +73,15 @@ impl Emulator {
     #[must_use]
     pub fn with_architecture(self, architecture: u32) -> Self {
         Self { architecture, ..self }
+    }
+
+    /// `exp` and `log` of numbers, as kernels compute them.
+    #[cfg(test)]
+    pub(super) fn libm(x: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let (mut exps, mut logs) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        // SAFETY: all three are as long as is said.
+        unsafe { cuckoo_emulator_libm(x.as_ptr(), exps.as_mut_ptr(), logs.as_mut_ptr(), x.len()) };
+        (exps, logs)
     }
 
     /// The names of all kernels.

@@ -19,7 +19,7 @@ use crate::memory::Memory;
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
+use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
@@ -409,13 +409,10 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn sample(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let values = self.values_of(logits)?;
-        requests.iter().map(|r| sampling::draw(&values[r.row * logits.cols..][..logits.cols], r)).collect()
+        self.draw(logits, requests)
     }
 
     fn logprobs(&mut self, logits: &Buffer<M>, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
-        let values = self.values_of(logits)?;
-        let row = |r: &LogprobRequest| &values[r.row * logits.cols..][..logits.cols];
-        requests.iter().map(|r| sampling::logprobs(row(r), r)).collect()
+        self.rank(logits, requests)
     }
 }

@@ -58,6 +58,22 @@ scratch! {
     numbers,
     /// Weights of rows.
     weights,
+    /// Tokens that were drawn.
+    drawn,
+    /// Logits as requests change them.
+    changed,
+    /// What changes them.
+    changes,
+    /// Lists of those.
+    lists,
+    /// How tokens are drawn.
+    draws,
+    /// Questions about probabilities.
+    questions,
+    /// Their answers.
+    answers,
+    /// Exponentials of logits.
+    exponentials,
 }
 
 /// The largest step that buffers, matrices and adapters so far allow.
@@ -137,5 +153,16 @@ impl<M: Machine> Held<M> {
             self.holds.extend_from_slice(bytes);
         }
         Ok(address)
+    }
+
+    /// Copies from its beginning, when all launches before are done.
+    pub(super) fn read(&self, machine: &mut M, to: &mut [u8]) -> Result<(), OpsError> {
+        self.memory.as_ref().map_or(Ok(()), |memory| machine.read(memory, 0, to))
+    }
+
+    /// Copies to it, from byte `at` on.
+    pub(super) fn write(&mut self, machine: &mut M, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        self.holds.clear();
+        self.memory.as_mut().map_or(Ok(()), |memory| machine.write(memory, at, bytes))
     }
 }

@@ -13,8 +13,9 @@ use crate::device::DeviceKind;
 /// Left for everything but models: stacks, connections, vocabularies, the program itself.
 const OTHERS_BYTES: u64 = 64 << 20;
 
-/// Left on a GPU for what is no model's: graphs, code that is loaded when it is first used, the lists of a step.
-const OTHERS_ON_GPU_BYTES: u64 = 256 << 20;
+/// Left on a GPU for what is no model's: graphs, code that is loaded when it is first used, the lists of a step, and what attention
+/// and sampling compute in turns of 64 MiB.
+const OTHERS_ON_GPU_BYTES: u64 = 512 << 20;
 
 /// Memory that may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
