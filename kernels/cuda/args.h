@@ -137,19 +137,30 @@ typedef struct cuckoo_rope_store {
   uint32_t halves;         /* whether pairs are (i, i + pairs) rather than (2i, 2i + 1) */
 } cuckoo_rope_store;
 
+/* Work for a block of threads of an attention: consecutive rows of one span, over some of the splits that they see. */
+typedef struct cuckoo_tile {
+  uint32_t first_row, rows;
+  uint32_t position;       /* of the first row, in its sequence */
+  uint32_t first_block;    /* where the sequence's block table begins */
+  uint32_t span_end;       /* position after the last row of the span */
+  uint32_t split, split_end;
+  uint32_t part;           /* where the sums of the first of these splits go, in rows of `parts`: those of the next lie `rows` on;
+                              ~0 where all splits are summed here, in order, and the result is what goes out */
+} cuckoo_tile;
+
 typedef struct cuckoo_attention {
-  cuckoo_address rows, blocks, qkv;
+  cuckoo_address tiles;    /* cuckoo_tile [tiles] */
+  cuckoo_address blocks;   /* u32: block tables */
+  cuckoo_address qkv;
   cuckoo_kv kv;
   cuckoo_address sinks;    /* f32 [query heads], or 0 */
-  cuckoo_address parts;    /* f32 [count][query head][split][dim + 2]: sums, then max and total of a split */
+  cuckoo_address parts;    /* f32 [row of a split][query head][dim + 4]: sums, then max and total */
   cuckoo_address out;      /* f32 [count][query heads][dim] */
-  uint32_t count;
   uint32_t query_heads;
-  uint32_t splits;         /* of the longest context in the step */
+  uint32_t heads_each;     /* query heads of one key/value head, that a block of threads takes */
   uint32_t window;         /* 0: everything */
   uint32_t causal;
   float scale, softcap;    /* softcap 0: none */
-  uint32_t padding;
 } cuckoo_attention;
 
 #endif

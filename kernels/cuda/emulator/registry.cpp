@@ -7,6 +7,7 @@
 #include "../elementwise.cu"
 #include "../linear.cu"
 #include "../norm.cu"
+#include "../rope.cu"
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
@@ -37,6 +38,11 @@ struct Kernel {
   ENTRY(cuckoo_linear_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
+#define ATTENTION_ENTRIES(kind, KIND)                        \
+  ENTRY(cuckoo_attention_narrow_##kind, cuckoo_attention)    \
+  ENTRY(cuckoo_attention_wide_128_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_256_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_512_##kind, cuckoo_attention)
 
 const Kernel KERNELS[] = {
     CUCKOO_FORMATS(LINEAR_ENTRY) CUCKOO_FORMATS(EMBED_ENTRY)
@@ -61,7 +67,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_mean_rows, cuckoo_rows)
     ENTRY(cuckoo_normalize_rows, cuckoo_norm)
     ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
-    ENTRY(cuckoo_attention_splits, cuckoo_attention)
+    CUCKOO_KV_KINDS(ATTENTION_ENTRIES)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
 };
 

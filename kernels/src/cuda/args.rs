@@ -344,41 +344,62 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_tile {
+    pub first_row: u32,
+    pub rows: u32,
+    pub position: u32,
+    pub first_block: u32,
+    pub span_end: u32,
+    pub split: u32,
+    pub split_end: u32,
+    pub part: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_tile"][::core::mem::size_of::<cuckoo_tile>() - 32usize];
+    ["Alignment of cuckoo_tile"][::core::mem::align_of::<cuckoo_tile>() - 4usize];
+    ["Offset of field: cuckoo_tile::first_row"][::core::mem::offset_of!(cuckoo_tile, first_row) - 0usize];
+    ["Offset of field: cuckoo_tile::rows"][::core::mem::offset_of!(cuckoo_tile, rows) - 4usize];
+    ["Offset of field: cuckoo_tile::position"][::core::mem::offset_of!(cuckoo_tile, position) - 8usize];
+    ["Offset of field: cuckoo_tile::first_block"][::core::mem::offset_of!(cuckoo_tile, first_block) - 12usize];
+    ["Offset of field: cuckoo_tile::span_end"][::core::mem::offset_of!(cuckoo_tile, span_end) - 16usize];
+    ["Offset of field: cuckoo_tile::split"][::core::mem::offset_of!(cuckoo_tile, split) - 20usize];
+    ["Offset of field: cuckoo_tile::split_end"][::core::mem::offset_of!(cuckoo_tile, split_end) - 24usize];
+    ["Offset of field: cuckoo_tile::part"][::core::mem::offset_of!(cuckoo_tile, part) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_attention {
-    pub rows: cuckoo_address,
+    pub tiles: cuckoo_address,
     pub blocks: cuckoo_address,
     pub qkv: cuckoo_address,
     pub kv: cuckoo_kv,
     pub sinks: cuckoo_address,
     pub parts: cuckoo_address,
     pub out: cuckoo_address,
-    pub count: u32,
     pub query_heads: u32,
-    pub splits: u32,
+    pub heads_each: u32,
     pub window: u32,
     pub causal: u32,
     pub scale: f32,
     pub softcap: f32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 128usize];
+    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 120usize];
     ["Alignment of cuckoo_attention"][::core::mem::align_of::<cuckoo_attention>() - 8usize];
-    ["Offset of field: cuckoo_attention::rows"][::core::mem::offset_of!(cuckoo_attention, rows) - 0usize];
+    ["Offset of field: cuckoo_attention::tiles"][::core::mem::offset_of!(cuckoo_attention, tiles) - 0usize];
     ["Offset of field: cuckoo_attention::blocks"][::core::mem::offset_of!(cuckoo_attention, blocks) - 8usize];
     ["Offset of field: cuckoo_attention::qkv"][::core::mem::offset_of!(cuckoo_attention, qkv) - 16usize];
     ["Offset of field: cuckoo_attention::kv"][::core::mem::offset_of!(cuckoo_attention, kv) - 24usize];
     ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 72usize];
     ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 80usize];
     ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 88usize];
-    ["Offset of field: cuckoo_attention::count"][::core::mem::offset_of!(cuckoo_attention, count) - 96usize];
     ["Offset of field: cuckoo_attention::query_heads"]
-        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 100usize];
-    ["Offset of field: cuckoo_attention::splits"][::core::mem::offset_of!(cuckoo_attention, splits) - 104usize];
-    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 108usize];
-    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 112usize];
-    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 116usize];
-    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 120usize];
-    ["Offset of field: cuckoo_attention::padding"][::core::mem::offset_of!(cuckoo_attention, padding) - 124usize];
+        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 96usize];
+    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 100usize];
+    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 104usize];
+    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 108usize];
+    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 112usize];
+    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 116usize];
 };

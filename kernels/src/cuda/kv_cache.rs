@@ -2,6 +2,7 @@
 
 use super::Buffer;
 use super::args::cuckoo_kv;
+use super::attention::kernel_of;
 use super::machine::{Machine, Piece};
 use crate::kv::{KvKind, scale_block};
 use crate::ops::{Heads, KV_BLOCK_TOKENS, KvShape, OpsError, StepLayout};
@@ -46,6 +47,10 @@ impl<M: Machine> KvCache<M> {
         self.shape.blocks
     }
 
+    pub(super) fn kind(&self) -> KvKind {
+        self.shape.kind
+    }
+
     /// Checks a step against the cache.
     pub(super) fn check(&self, step: &StepLayout<'_>, heads: Heads, qkv: &Buffer<M>) {
         assert_eq!(qkv.rows, step.rows(), "every row belongs to a span");
@@ -65,11 +70,7 @@ impl<M: Machine> KvCache<M> {
             values: plane(1),
             key_scales: plane(2),
             value_scales: plane(3),
-            kind: match shape.kind {
-                KvKind::F16 => 0,
-                KvKind::BF16 => 1,
-                KvKind::Q8_0 => 2,
-            },
+            kind: kernel_of(shape.kind) as u32,
             scale_block: scale_block(shape.head_dim) as u32,
             kv_heads: shape.kv_heads as u32,
             dim: shape.head_dim as u32,

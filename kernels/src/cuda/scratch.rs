@@ -15,6 +15,8 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) inner: Held<M>,
     /// Sums of splits.
     pub(super) parts: Held<M>,
+    /// Tiles of attention: without a window, and with one.
+    pub(super) tiles: [Held<M>; 2],
     /// Rows of a step.
     pub(super) rows: Held<M>,
     /// Block tables of a step.
@@ -33,6 +35,7 @@ impl<M: Machine> Default for Scratch<M> {
             scales: empty(),
             inner: empty(),
             parts: empty(),
+            tiles: [empty(), empty()],
             rows: empty(),
             blocks: empty(),
             numbers: empty(),
