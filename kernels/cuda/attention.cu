@@ -496,38 +496,42 @@ struct Tile {
     prepare();
     const unsigned first = first_block / S::CHUNK * S::CHUNK;
     Cursor loads = {first, 0}, works = {first, 0};
-    for (unsigned slot = 0; slot + 1 < S::SLOTS; slot++) {
+    // The newest item goes into the slot that was worked on before the one that is worked on now.
+    unsigned newest = 0, current = 0;
+#pragma unroll 1
+    for (unsigned ahead = 0; more(works); ahead++) {
+      if (ahead >= S::SLOTS - 1) {
+        cp_async_wait<S::SLOTS - 2>();
+        // What the item has is there for everyone, and nobody reads the one before it any more.
+        __syncthreads();
+      }
       if (more(loads)) {
-        fetch(loads, slots + slot * SLOT_BYTES);
+        fetch(loads, slots + newest * SLOT_BYTES);
         advance(loads);
       }
       cp_async_commit();
+      newest = newest + 1 == S::SLOTS ? 0 : newest + 1;
+      if (ahead < S::SLOTS - 1) continue;
+      work(works, slots + current * SLOT_BYTES);
+      current = current + 1 == S::SLOTS ? 0 : current + 1;
     }
-    unsigned slot = 0, free = S::SLOTS - 1;
-    while (more(works)) {
-      cp_async_wait<S::SLOTS - 2>();
-      // What this item has is there for everyone, and nobody reads what was in the slot before it any more.
-      __syncthreads();
-      if (more(loads)) {
-        fetch(loads, slots + free * SLOT_BYTES);
-        advance(loads);
-      }
-      cp_async_commit();
-      const unsigned char* const item = slots + slot * SLOT_BYTES;
-      const unsigned chunk = works.chunk, number = works.item;
-      if (number < key_items) multiply(works, item);
-      if (number + 1 == key_items) weigh(chunk);
-      if (number == key_items) count_weights(chunk);
-      if (number >= key_items) add_item(works, item);
-      advance(works);
-      free = slot;
-      slot = slot + 1 == S::SLOTS ? 0 : slot + 1;
-      const unsigned split = chunk * KV_BLOCK / SPLIT;
-      if (works.chunk == chunk || (more(works) && works.chunk * KV_BLOCK / SPLIT == split)) continue;
-      if (tile.part == NO_PART) join(split);
-      else leave(split);
-      forget();
+  }
+
+  // Works on an item.
+  __device__ __forceinline__ void work(Cursor& c, const unsigned char* slot) {
+    const unsigned chunk = c.chunk, split = chunk * KV_BLOCK / SPLIT;
+    if (c.item < key_items) {
+      multiply(c, slot);
+      if (c.item + 1 == key_items) weigh(chunk);
+    } else {
+      if (c.item == key_items) count_weights(chunk);
+      add_item(c, slot);
     }
+    advance(c);
+    if (c.chunk == chunk || (more(c) && c.chunk * KV_BLOCK / SPLIT == split)) return;
+    if (tile.part == NO_PART) join(split);
+    else leave(split);
+    forget();
   }
 };
 

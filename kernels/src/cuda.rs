@@ -24,6 +24,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::attention::Shares;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
 pub use self::kv_cache::{HostKv, KvCache};
@@ -36,6 +37,7 @@ use self::scratch::Scratch;
 pub struct Cuda<M: Machine> {
     machine: M,
     scratch: Scratch<M>,
+    shares: Shares,
 }
 
 /// Values in `f32`.
@@ -63,6 +65,12 @@ pub struct RopeTable<M: Machine> {
 impl<M: Machine> Cuda<M> {
     /// On `machine`.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default() }
+        Self { machine, scratch: Scratch::default(), shares: Shares::default() }
+    }
+
+    /// With other shares of attention.
+    #[cfg(test)]
+    pub(crate) fn sharing(self, shares: Shares) -> Self {
+        Self { shares, ..self }
     }
 }

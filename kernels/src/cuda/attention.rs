@@ -12,11 +12,22 @@ use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::kv::KvKind;
 use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
 
-/// Memory for sums of splits that are computed side by side. Where it would not do, a tile goes through its splits in order.
-const PARTS_BYTES: usize = 64 << 20;
+/// When splits of a tile are computed side by side. No result depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    /// Blocks of threads that fill the machine. A tile that would take longer than their even share of all work is cut into
+    /// splits.
+    pub(crate) fill: usize,
+    /// Memory for sums of splits. A tile whose sums would not fit goes through its splits in order.
+    pub(crate) parts_bytes: usize,
+}
 
-/// Blocks of threads that fill a large GPU. A tile that takes longer than their even share of all work is cut into splits.
-const FILL: usize = 384;
+impl Default for Shares {
+    /// For a large GPU.
+    fn default() -> Self {
+        Self { fill: 384, parts_bytes: 64 << 20 }
+    }
+}
 
 /// Queries (rows times query heads of a KV head) of a span that are left to tiles of few queries.
 const NARROW_QUERIES: usize = 32;
@@ -101,7 +112,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(step: &StepLayout<'_>, heads: Heads, mask: &Mask, shapes: [&Shape; 2]) -> Self {
+    fn new((step, heads): (&StepLayout<'_>, Heads), mask: &Mask, shapes: [&Shape; 2], shares: Shares) -> Self {
         let group = heads.query / heads.kv;
         let blocks = shapes.map(|shape| heads.kv * group.div_ceil(shape.heads_each(heads)));
         let [narrow, wide] = tiles(step, heads, mask, shapes);
@@ -111,14 +122,14 @@ impl Plan {
             .zip(blocks)
             .map(|(t, blocks)| t.iter().map(splits).sum::<usize>() * blocks)
             .sum();
-        let rows_most = PARTS_BYTES / (heads.query * part_floats(heads.dim) * size_of::<f32>());
+        let rows_most = shares.parts_bytes / (heads.query * part_floats(heads.dim) * size_of::<f32>());
         let mut plan = Self::default();
         for (tiles, is_wide) in [(narrow, false), (wide, true)] {
             for tile in tiles {
                 let (count, part) = (splits(&tile), plan.part_rows);
                 let rows = count * tile.rows as usize;
                 let own = if is_wide { &mut plan.wide } else { &mut plan.narrow };
-                if count == 1 || count * FILL <= work || part + rows > rows_most {
+                if count == 1 || count * shares.fill <= work || part + rows > rows_most {
                     own.push(tile);
                     continue;
                 }
@@ -231,7 +242,7 @@ impl<M: Machine> Cuda<M> {
         out.begin(qkv.rows);
         let wide = WIDE.iter().find(|(most, _)| heads.dim <= *most).map_or(&WIDE[WIDE.len() - 1].1, |(_, shape)| shape);
         let shapes = [&NARROW, wide];
-        let plan = Plan::new(step, heads, &mask, shapes);
+        let plan = Plan::new((step, heads), &mask, shapes, self.shares);
         let blocks = self.tables(step, cache.blocks())?;
         let tiles: Vec<cuckoo_tile> = [plan.narrow.as_slice(), &plan.wide, &plan.joins].concat();
         // Layers with a window and layers without have lists of their own, which are sent once a step.
