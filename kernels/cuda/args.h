@@ -7,12 +7,12 @@
 
 typedef uint64_t cuckoo_address;
 
-/* Where a row of a step stands: see StepLayout. */
-typedef struct cuckoo_row {
-  uint32_t position;       /* in its sequence */
-  uint32_t first_block;    /* where its sequence's block table begins */
-  uint32_t span_end;       /* position after the last row of its span */
-} cuckoo_row;
+/* Consecutive rows of a step that stand in one KV block. */
+typedef struct cuckoo_kv_rows {
+  uint32_t first_row, rows;
+  uint32_t position;       /* of the first row, in its sequence */
+  uint32_t block;          /* of the cache */
+} cuckoo_kv_rows;
 
 /* A part of a matrix in integers, as src/cuda/matrix.rs packs it. */
 typedef struct cuckoo_integers {
@@ -127,14 +127,13 @@ typedef struct cuckoo_kv {
 
 typedef struct cuckoo_rope_store {
   cuckoo_address turns;    /* f32 [positions][pairs][2]: cosine, sine; 0 where nothing turns */
-  cuckoo_address rows;     /* cuckoo_row [count] */
-  cuckoo_address blocks;   /* u32: block tables */
-  cuckoo_address qkv;      /* f32 [count][query + 2 kv heads][dim] */
+  cuckoo_address groups;   /* cuckoo_kv_rows: all rows of the step */
+  cuckoo_address qkv;      /* f32 [row][query + 2 kv heads][dim] */
   cuckoo_kv kv;
-  uint32_t count;
   uint32_t query_heads;
   uint32_t pairs;          /* that turn */
   uint32_t halves;         /* whether pairs are (i, i + pairs) rather than (2i, 2i + 1) */
+  uint32_t padding;
 } cuckoo_rope_store;
 
 /* Work for a block of threads of an attention: consecutive rows of one span, over some of the splits that they see. */
@@ -162,5 +161,16 @@ typedef struct cuckoo_attention {
   uint32_t causal;
   float scale, softcap;    /* softcap 0: none */
 } cuckoo_attention;
+
+/* Blocks of a cache, of all layers, to or from a piece of memory that holds them one after the other. */
+typedef struct cuckoo_kv_copy {
+  cuckoo_address planes[4];  /* [layer][block] of keys, values, and the scales of both; 0 where there are none */
+  cuckoo_address packed;     /* [count][layer] of a block's keys, values and scales */
+  cuckoo_address blocks;     /* u32 [count]: which blocks */
+  uint32_t bytes[4];         /* of a block of one layer in each plane: multiples of 16 */
+  uint32_t layers, cache_blocks;
+  uint32_t count;
+  uint32_t back;             /* whether they are copied back: no block stands there twice then */
+} cuckoo_kv_copy;
 
 #endif

@@ -24,20 +24,20 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::attention::Shares;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
 pub use self::kv_cache::{HostKv, KvCache};
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
+pub(crate) use self::scratch::Bounds;
 use self::scratch::Scratch;
 
 /// Kernels on a machine.
 pub struct Cuda<M: Machine> {
     machine: M,
     scratch: Scratch<M>,
-    shares: Shares,
+    bounds: Bounds,
 }
 
 /// Values in `f32`.
@@ -65,12 +65,12 @@ pub struct RopeTable<M: Machine> {
 impl<M: Machine> Cuda<M> {
     /// On `machine`.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default(), shares: Shares::default() }
+        Self { machine, scratch: Scratch::default(), bounds: Bounds::default() }
     }
 
-    /// With other shares of attention.
+    /// With other bounds.
     #[cfg(test)]
-    pub(crate) fn sharing(self, shares: Shares) -> Self {
-        Self { shares, ..self }
+    pub(crate) fn bounded(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
     }
 }

@@ -5,6 +5,7 @@
 
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../kv_copy.cu"
 #include "../linear.cu"
 #include "../norm.cu"
 #include "../rope.cu"
@@ -38,11 +39,12 @@ struct Kernel {
   ENTRY(cuckoo_linear_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
-#define ATTENTION_ENTRIES(kind, KIND)                        \
+#define KV_ENTRIES(kind, KIND)                        \
   ENTRY(cuckoo_attention_narrow_##kind, cuckoo_attention)    \
   ENTRY(cuckoo_attention_wide_128_##kind, cuckoo_attention)  \
   ENTRY(cuckoo_attention_wide_256_##kind, cuckoo_attention)  \
-  ENTRY(cuckoo_attention_wide_512_##kind, cuckoo_attention)
+  ENTRY(cuckoo_attention_wide_512_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_rope_store_##kind, cuckoo_rope_store)
 
 const Kernel KERNELS[] = {
     CUCKOO_FORMATS(LINEAR_ENTRY) CUCKOO_FORMATS(EMBED_ENTRY)
@@ -66,9 +68,9 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_scatter_add, cuckoo_rows)
     ENTRY(cuckoo_mean_rows, cuckoo_rows)
     ENTRY(cuckoo_normalize_rows, cuckoo_norm)
-    ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
-    CUCKOO_KV_KINDS(ATTENTION_ENTRIES)
+    CUCKOO_KV_KINDS(KV_ENTRIES)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
+    ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.

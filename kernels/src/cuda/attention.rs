@@ -4,33 +4,20 @@
 use std::cmp::Reverse;
 use std::ffi::CStr;
 
-use super::args::{cuckoo_attention, cuckoo_rope_store, cuckoo_row, cuckoo_tile};
+use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_tile};
 use super::kv_cache::KvCache;
 use super::machine::{Machine, Piece};
 use super::operations::WARP;
+use super::scratch::Bounds;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::kv::KvKind;
 use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
 
-/// When splits of a tile are computed side by side. No result depends on it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shares {
-    /// Blocks of threads that fill the machine. A tile that would take longer than their even share of all work is cut into
-    /// splits.
-    pub(crate) fill: usize,
-    /// Memory for sums of splits. A tile whose sums would not fit goes through its splits in order.
-    pub(crate) parts_bytes: usize,
-}
-
-impl Default for Shares {
-    /// For a large GPU.
-    fn default() -> Self {
-        Self { fill: 384, parts_bytes: 64 << 20 }
-    }
-}
-
 /// Queries (rows times query heads of a KV head) of a span that are left to tiles of few queries.
 const NARROW_QUERIES: usize = 32;
+
+/// Threads that store a head of the rows of a KV block.
+const STORE_THREADS: usize = 128;
 
 /// What kernels number a tile with that keeps its sums to itself.
 const NO_PART: u32 = u32::MAX;
@@ -112,7 +99,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new((step, heads): (&StepLayout<'_>, Heads), mask: &Mask, shapes: [&Shape; 2], shares: Shares) -> Self {
+    fn new((step, heads): (&StepLayout<'_>, Heads), mask: &Mask, shapes: [&Shape; 2], bounds: Bounds) -> Self {
         let group = heads.query / heads.kv;
         let blocks = shapes.map(|shape| heads.kv * group.div_ceil(shape.heads_each(heads)));
         let [narrow, wide] = tiles(step, heads, mask, shapes);
@@ -122,14 +109,14 @@ impl Plan {
             .zip(blocks)
             .map(|(t, blocks)| t.iter().map(splits).sum::<usize>() * blocks)
             .sum();
-        let rows_most = shares.parts_bytes / (heads.query * part_floats(heads.dim) * size_of::<f32>());
+        let rows_most = bounds.parts_bytes / (heads.query * part_floats(heads.dim) * size_of::<f32>());
         let mut plan = Self::default();
         for (tiles, is_wide) in [(narrow, false), (wide, true)] {
             for tile in tiles {
                 let (count, part) = (splits(&tile), plan.part_rows);
                 let rows = count * tile.rows as usize;
                 let own = if is_wide { &mut plan.wide } else { &mut plan.narrow };
-                if count == 1 || count * shares.fill <= work || part + rows > rows_most {
+                if count == 1 || count * bounds.fill <= work || part + rows > rows_most {
                     own.push(tile);
                     continue;
                 }
@@ -180,16 +167,35 @@ fn tiles(step: &StepLayout<'_>, heads: Heads, mask: &Mask, [narrow, wide]: [&Sha
     tiles
 }
 
-impl<M: Machine> Cuda<M> {
-    /// A step's block tables.
-    fn tables(&mut self, step: &StepLayout<'_>, cache_blocks: usize) -> Result<u64, OpsError> {
-        assert!(step.blocks.iter().all(|b| (*b as usize) < cache_blocks), "every block is in the cache");
-        for span in step.spans {
-            assert!(span.first_block + span.blocks() <= step.blocks.len(), "a table names a block for each position");
+/// Rows of a step by the KV blocks where they stand.
+fn groups(step: &StepLayout<'_>) -> Vec<cuckoo_kv_rows> {
+    let mut groups = Vec::new();
+    for span in step.spans {
+        let mut first = 0;
+        while first < span.rows {
+            let position = span.first_position + first;
+            let rows = (KV_BLOCK_TOKENS - position % KV_BLOCK_TOKENS).min(span.rows - first);
+            groups.push(cuckoo_kv_rows {
+                first_row: (span.first_row + first) as u32,
+                rows: rows as u32,
+                position: position as u32,
+                block: step.blocks[span.first_block + position / KV_BLOCK_TOKENS],
+            });
+            first += rows;
         }
-        self.scratch.blocks.holding(&mut self.machine, step.blocks, "the block tables of a step")
     }
+    groups
+}
 
+/// Checks a step's block tables.
+fn check_tables(step: &StepLayout<'_>, cache_blocks: usize) {
+    assert!(step.blocks.iter().all(|b| (*b as usize) < cache_blocks), "every block is in the cache");
+    for span in step.spans {
+        assert!(span.first_block + span.blocks() <= step.blocks.len(), "a table names a block for each position");
+    }
+}
+
+impl<M: Machine> Cuda<M> {
     /// [`crate::ops::Ops::rope_store`].
     pub(super) fn store(
         &mut self,
@@ -201,30 +207,23 @@ impl<M: Machine> Cuda<M> {
         cache.check(step, heads, qkv);
         let last = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
         assert!(table.is_none_or(|t| last <= t.positions && 2 * t.pairs <= heads.dim), "every position has its turns");
-        let blocks = self.tables(step, cache.blocks())?;
-        let mut rows = Vec::with_capacity(step.rows());
-        for span in step.spans {
-            rows.extend((0..span.rows).map(|i| cuckoo_row {
-                position: (span.first_position + i) as u32,
-                first_block: span.first_block as u32,
-                span_end: (span.first_position + span.rows) as u32,
-            }));
-        }
+        check_tables(step, cache.blocks());
+        let groups = groups(step);
         let args = cuckoo_rope_store {
             turns: table.map_or(0, |t| t.memory.address()),
-            rows: self.scratch.rows.holding(&mut self.machine, &rows, "the rows of a step")?,
-            blocks,
+            groups: self.scratch.rows.holding(&mut self.machine, &groups, "the rows of a step")?,
             qkv: qkv.address(),
             kv: cache.args(layer),
-            count: qkv.rows as u32,
             query_heads: heads.query as u32,
             pairs: table.map_or(0, |t| t.pairs as u32),
             halves: u32::from(table.is_some_and(|t| t.halves)),
+            padding: 0,
         };
-        let threads = (heads.dim / 2).next_multiple_of(WARP).min(128);
-        let grid = [qkv.rows, heads.query + 2 * heads.kv, 1];
+        let grid = [groups.len(), heads.query + 2 * heads.kv, 1];
+        let kernels = [c"cuckoo_rope_store_f16", c"cuckoo_rope_store_bf16", c"cuckoo_rope_store_q8_0"];
+        let turned = heads.dim * KV_BLOCK_TOKENS * size_of::<u16>();
         // SAFETY: rows, heads and blocks were checked against the cache and the buffer.
-        unsafe { self.launch(c"cuckoo_rope_store_rows", grid, (threads, 0), &args) }
+        unsafe { self.launch(kernels[kernel_of(cache.kind())], grid, (STORE_THREADS, turned), &args) }
     }
 
     /// [`crate::ops::Ops::attention`].
@@ -242,8 +241,8 @@ impl<M: Machine> Cuda<M> {
         out.begin(qkv.rows);
         let wide = WIDE.iter().find(|(most, _)| heads.dim <= *most).map_or(&WIDE[WIDE.len() - 1].1, |(_, shape)| shape);
         let shapes = [&NARROW, wide];
-        let plan = Plan::new((step, heads), &mask, shapes, self.shares);
-        let blocks = self.tables(step, cache.blocks())?;
+        let plan = Plan::new((step, heads), &mask, shapes, self.bounds);
+        check_tables(step, cache.blocks());
         let tiles: Vec<cuckoo_tile> = [plan.narrow.as_slice(), &plan.wide, &plan.joins].concat();
         // Layers with a window and layers without have lists of their own, which are sent once a step.
         let held = &mut self.scratch.tiles[usize::from(mask.window.is_some())];
@@ -251,7 +250,7 @@ impl<M: Machine> Cuda<M> {
         let bytes = plan.part_rows * heads.query * part_floats(heads.dim) * size_of::<f32>();
         let args = cuckoo_attention {
             tiles: first,
-            blocks,
+            blocks: self.scratch.blocks.holding(&mut self.machine, step.blocks, "the block tables of a step")?,
             qkv: qkv.address(),
             kv: cache.args(layer),
             sinks: sinks.map_or(0, |s| s.memory.address()),

@@ -162,11 +162,11 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
-        blocks.iter().try_for_each(|(block, slot)| cache.read(&mut self.machine, *block, host, *slot))
+        self.spill(cache, host, blocks)
     }
 
     fn copy_in(&mut self, host: &HostKv, cache: &mut KvCache<M>, slots: &[(u32, u32)]) -> Result<(), OpsError> {
-        slots.iter().try_for_each(|(slot, block)| cache.write(&mut self.machine, *block, host, *slot))
+        self.restore(host, cache, slots)
     }
 
     fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {

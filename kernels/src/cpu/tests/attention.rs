@@ -2,7 +2,7 @@
 //! the contract's bits.
 
 use super::*;
-use crate::cuda::Shares;
+use crate::cuda::Bounds;
 
 /// A step over caches that are filled: spans are (position of the first row, rows).
 struct Case {
@@ -67,14 +67,14 @@ impl Case {
         let Self { heads, kind, spans, mask, .. } = self;
         let expect = self.run(&mut Exact::new());
         assert!(expect.iter().any(|bits| *bits != 0) && expect.iter().all(|bits| !f32::from_bits(*bits).is_nan()));
-        let side_by_side = Shares { fill: usize::MAX / 4096, ..Shares::default() };
-        let in_order = Shares { fill: 0, ..side_by_side };
-        let some = Shares { parts_bytes: 3 * spans.len() * heads.query * (heads.dim + 4) * 4, ..side_by_side };
-        for (order, shares) in [(0, side_by_side), (1, in_order), (7, some), (7, in_order)] {
+        let side_by_side = Bounds { fill: usize::MAX / 4096, ..Bounds::default() };
+        let in_order = Bounds { fill: 0, ..side_by_side };
+        let some = Bounds { parts_bytes: 3 * spans.len() * heads.query * (heads.dim + 4) * 4, ..side_by_side };
+        for (order, bounds) in [(0, side_by_side), (1, in_order), (7, some), (7, in_order)] {
             let Some(emulator) = Emulator::new(order, 1) else { return };
-            let mut ops = Cuda::new(emulator).sharing(shares);
+            let mut ops = Cuda::new(emulator).bounded(bounds);
             let same = self.run(&mut ops) == expect;
-            assert!(same, "{heads:?} {kind} {spans:?} {mask:?}, order {order}, {shares:?}");
+            assert!(same, "{heads:?} {kind} {spans:?} {mask:?}, order {order}, {bounds:?}");
         }
     }
 }
