@@ -16,12 +16,10 @@ typedef struct cuckoo_kv_rows {
 
 /* A part of a matrix in integers, as src/cuda/matrix.rs packs it. */
 typedef struct cuckoo_integers {
-  cuckoo_address codes;    /* [group][step][piece][lane] of 16 bytes: a lane's item is a segment of a row */
-  cuckoo_address scales;   /* [group][step][lane] of the kind's scales */
-  cuckoo_address supers;   /* [group][lane] of two halves d, dmin; 0 where the kind has none */
+  cuckoo_address codes;    /* [tile of 16 rows][segment][step][lane] of what a lane holds of the tile, 8 or 16 bytes */
+  cuckoo_address scales;   /* [tile][segment][step][row, in pairs 8 apart] of the kind's scales */
+  cuckoo_address supers;   /* [tile][segment][row, likewise] of two halves d, dmin; 0 where the kind has none */
   uint32_t rows, cols;
-  int32_t offset;          /* taken off every code */
-  uint32_t padding;
 } cuckoo_integers;
 
 /* A part of a matrix in floating-point numbers, row-major as in the file. */
@@ -48,25 +46,25 @@ typedef struct cuckoo_embed_floats {
 /* Activations in blocks of 32 as integers, in one plane or two. */
 typedef struct cuckoo_quantize {
   cuckoo_address x;        /* f32 [rows][cols] */
-  cuckoo_address q;        /* i8 [planes][rows][cols] */
-  cuckoo_address scales;   /* f32 [planes][rows][cols / 32] */
+  cuckoo_address q;        /* i8 [planes][rows][cols / 32][32]: columns 4 t .. 4 t + 3, then 16 on, of t from 0 to 3 */
+  cuckoo_address factors;  /* [planes][rows][cols / 32]: scale and sum of a block's integers, f32 both */
+  cuckoo_address halves;   /* likewise: scale, f32, and sums of its first 16 and its last 16, f16 both */
   uint32_t rows, cols;
   uint32_t planes;         /* 1, or 2: high then low */
   uint32_t padding;
 } cuckoo_quantize;
 
-/* out[t][first_row + r] = w[r] . x[t], or added to it. A block of threads computes `tokens_each` rows of x. */
+/* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_linear_integers {
   cuckoo_integers w;
   cuckoo_address q;        /* as cuckoo_quantize leaves them */
-  cuckoo_address scales;
+  cuckoo_address factors;  /* `halves` where the format's halves have scales of their own */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, planes;
   uint32_t out_cols, first_row;
   uint32_t add;            /* whether products are added to what is there */
-  uint32_t tokens_each;    /* 1, 2, 4 or 8 */
-  uint32_t rows_each;      /* rows of weights for a block of threads, whole groups */
-  uint32_t padding;
+  uint32_t tile;           /* cuckoo_linear: segments whose activations are in shared memory at once, a multiple of 8;
+                              cuckoo_gemm_wide: tokens of a block, 128 in one plane or 64 */
 } cuckoo_linear_integers;
 
 typedef struct cuckoo_linear_floats {

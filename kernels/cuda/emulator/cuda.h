@@ -18,11 +18,11 @@
 #define gridDim (::emulator::current->block->grid)
 #define CUCKOO_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::current->block->shared)
 
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
 struct alignas(8) uint2 {
   unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -67,6 +67,11 @@ T __shfl_sync(unsigned mask, T v, unsigned from, unsigned = 32) {
   return ::emulator::exchange(mask, v, from % ::emulator::LANES);
 }
 
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+
 inline float __int_as_float(int v) {
   float f;
   memcpy(&f, &v, 4);
@@ -88,6 +93,13 @@ inline int __float2int_rn(float v) {
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; i++) c += int8_t(a >> 8 * i) * int8_t(b >> 8 * i);
   return c;
+}
+// Bytes of a (0 to 3) and b (4 to 7), as each nibble of `which` says.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  const uint64_t both = uint64_t(b) << 32 | a;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; i++) out |= unsigned(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
 }
 
 struct __half {

@@ -5,6 +5,8 @@
 
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../gemm_integers.cu"
+#include "../gemv_integers.cu"
 #include "../kv_copy.cu"
 #include "../linear.cu"
 #include "../norm.cu"
@@ -37,9 +39,13 @@ struct Kernel {
 #define ENTRY(name, structure) {#name, sizeof(structure), call<structure, name>},
 #define LINEAR_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_linear_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_WIDE_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_wide_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
-#define KV_ENTRIES(kind, KIND)                        \
+#define KV_ENTRIES(kind, KIND)                               \
   ENTRY(cuckoo_attention_narrow_##kind, cuckoo_attention)    \
   ENTRY(cuckoo_attention_wide_128_##kind, cuckoo_attention)  \
   ENTRY(cuckoo_attention_wide_256_##kind, cuckoo_attention)  \
@@ -70,6 +76,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_normalize_rows, cuckoo_norm)
     CUCKOO_KV_KINDS(KV_ENTRIES)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
+    CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
     ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
 };
 

@@ -26,20 +26,16 @@ pub struct cuckoo_integers {
     pub supers: cuckoo_address,
     pub rows: u32,
     pub cols: u32,
-    pub offset: i32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_integers"][::core::mem::size_of::<cuckoo_integers>() - 40usize];
+    ["Size of cuckoo_integers"][::core::mem::size_of::<cuckoo_integers>() - 32usize];
     ["Alignment of cuckoo_integers"][::core::mem::align_of::<cuckoo_integers>() - 8usize];
     ["Offset of field: cuckoo_integers::codes"][::core::mem::offset_of!(cuckoo_integers, codes) - 0usize];
     ["Offset of field: cuckoo_integers::scales"][::core::mem::offset_of!(cuckoo_integers, scales) - 8usize];
     ["Offset of field: cuckoo_integers::supers"][::core::mem::offset_of!(cuckoo_integers, supers) - 16usize];
     ["Offset of field: cuckoo_integers::rows"][::core::mem::offset_of!(cuckoo_integers, rows) - 24usize];
     ["Offset of field: cuckoo_integers::cols"][::core::mem::offset_of!(cuckoo_integers, cols) - 28usize];
-    ["Offset of field: cuckoo_integers::offset"][::core::mem::offset_of!(cuckoo_integers, offset) - 32usize];
-    ["Offset of field: cuckoo_integers::padding"][::core::mem::offset_of!(cuckoo_integers, padding) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -67,15 +63,15 @@ pub struct cuckoo_embed_integers {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_embed_integers"][::core::mem::size_of::<cuckoo_embed_integers>() - 64usize];
+    ["Size of cuckoo_embed_integers"][::core::mem::size_of::<cuckoo_embed_integers>() - 56usize];
     ["Alignment of cuckoo_embed_integers"][::core::mem::align_of::<cuckoo_embed_integers>() - 8usize];
     ["Offset of field: cuckoo_embed_integers::table"][::core::mem::offset_of!(cuckoo_embed_integers, table) - 0usize];
     ["Offset of field: cuckoo_embed_integers::tokens"]
-        [::core::mem::offset_of!(cuckoo_embed_integers, tokens) - 40usize];
-    ["Offset of field: cuckoo_embed_integers::out"][::core::mem::offset_of!(cuckoo_embed_integers, out) - 48usize];
-    ["Offset of field: cuckoo_embed_integers::count"][::core::mem::offset_of!(cuckoo_embed_integers, count) - 56usize];
+        [::core::mem::offset_of!(cuckoo_embed_integers, tokens) - 32usize];
+    ["Offset of field: cuckoo_embed_integers::out"][::core::mem::offset_of!(cuckoo_embed_integers, out) - 40usize];
+    ["Offset of field: cuckoo_embed_integers::count"][::core::mem::offset_of!(cuckoo_embed_integers, count) - 48usize];
     ["Offset of field: cuckoo_embed_integers::first_row"]
-        [::core::mem::offset_of!(cuckoo_embed_integers, first_row) - 60usize];
+        [::core::mem::offset_of!(cuckoo_embed_integers, first_row) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -102,7 +98,8 @@ const _: () = {
 pub struct cuckoo_quantize {
     pub x: cuckoo_address,
     pub q: cuckoo_address,
-    pub scales: cuckoo_address,
+    pub factors: cuckoo_address,
+    pub halves: cuckoo_address,
     pub rows: u32,
     pub cols: u32,
     pub planes: u32,
@@ -110,56 +107,50 @@ pub struct cuckoo_quantize {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 40usize];
+    ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 48usize];
     ["Alignment of cuckoo_quantize"][::core::mem::align_of::<cuckoo_quantize>() - 8usize];
     ["Offset of field: cuckoo_quantize::x"][::core::mem::offset_of!(cuckoo_quantize, x) - 0usize];
     ["Offset of field: cuckoo_quantize::q"][::core::mem::offset_of!(cuckoo_quantize, q) - 8usize];
-    ["Offset of field: cuckoo_quantize::scales"][::core::mem::offset_of!(cuckoo_quantize, scales) - 16usize];
-    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 24usize];
-    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 28usize];
-    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 32usize];
-    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 36usize];
+    ["Offset of field: cuckoo_quantize::factors"][::core::mem::offset_of!(cuckoo_quantize, factors) - 16usize];
+    ["Offset of field: cuckoo_quantize::halves"][::core::mem::offset_of!(cuckoo_quantize, halves) - 24usize];
+    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 32usize];
+    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 36usize];
+    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 40usize];
+    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_linear_integers {
     pub w: cuckoo_integers,
     pub q: cuckoo_address,
-    pub scales: cuckoo_address,
+    pub factors: cuckoo_address,
     pub out: cuckoo_address,
     pub tokens: u32,
     pub planes: u32,
     pub out_cols: u32,
     pub first_row: u32,
     pub add: u32,
-    pub tokens_each: u32,
-    pub rows_each: u32,
-    pub padding: u32,
+    pub tile: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_linear_integers"][::core::mem::size_of::<cuckoo_linear_integers>() - 96usize];
+    ["Size of cuckoo_linear_integers"][::core::mem::size_of::<cuckoo_linear_integers>() - 80usize];
     ["Alignment of cuckoo_linear_integers"][::core::mem::align_of::<cuckoo_linear_integers>() - 8usize];
     ["Offset of field: cuckoo_linear_integers::w"][::core::mem::offset_of!(cuckoo_linear_integers, w) - 0usize];
-    ["Offset of field: cuckoo_linear_integers::q"][::core::mem::offset_of!(cuckoo_linear_integers, q) - 40usize];
-    ["Offset of field: cuckoo_linear_integers::scales"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, scales) - 48usize];
-    ["Offset of field: cuckoo_linear_integers::out"][::core::mem::offset_of!(cuckoo_linear_integers, out) - 56usize];
+    ["Offset of field: cuckoo_linear_integers::q"][::core::mem::offset_of!(cuckoo_linear_integers, q) - 32usize];
+    ["Offset of field: cuckoo_linear_integers::factors"]
+        [::core::mem::offset_of!(cuckoo_linear_integers, factors) - 40usize];
+    ["Offset of field: cuckoo_linear_integers::out"][::core::mem::offset_of!(cuckoo_linear_integers, out) - 48usize];
     ["Offset of field: cuckoo_linear_integers::tokens"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, tokens) - 64usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, tokens) - 56usize];
     ["Offset of field: cuckoo_linear_integers::planes"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, planes) - 68usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, planes) - 60usize];
     ["Offset of field: cuckoo_linear_integers::out_cols"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, out_cols) - 72usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, out_cols) - 64usize];
     ["Offset of field: cuckoo_linear_integers::first_row"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, first_row) - 76usize];
-    ["Offset of field: cuckoo_linear_integers::add"][::core::mem::offset_of!(cuckoo_linear_integers, add) - 80usize];
-    ["Offset of field: cuckoo_linear_integers::tokens_each"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, tokens_each) - 84usize];
-    ["Offset of field: cuckoo_linear_integers::rows_each"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, rows_each) - 88usize];
-    ["Offset of field: cuckoo_linear_integers::padding"]
-        [::core::mem::offset_of!(cuckoo_linear_integers, padding) - 92usize];
+        [::core::mem::offset_of!(cuckoo_linear_integers, first_row) - 68usize];
+    ["Offset of field: cuckoo_linear_integers::add"][::core::mem::offset_of!(cuckoo_linear_integers, add) - 72usize];
+    ["Offset of field: cuckoo_linear_integers::tile"][::core::mem::offset_of!(cuckoo_linear_integers, tile) - 76usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

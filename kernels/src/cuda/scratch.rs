@@ -28,7 +28,7 @@ impl Default for Bounds {
 pub(super) struct Scratch<M: Machine> {
     /// Integers of activations.
     pub(super) codes: Held<M>,
-    /// Their scales.
+    /// Their scales and sums.
     pub(super) scales: Held<M>,
     /// What is between the two products of adapters.
     pub(super) inner: Held<M>,
