@@ -1,12 +1,17 @@
 //! Whole models through the CUDA kernels, emulated: the logits of the CPU backend, bit for bit; and the command where it was built
 //! for GPUs and finds none.
 
+use std::collections::VecDeque;
 use std::process::Stdio;
+use std::time::Duration;
 
-use cuckoo_kernels::Cpu;
 use cuckoo_kernels::cuda::{Cuda, Emulator, Replay};
-use cuckoo_wire::message::Assign;
+use cuckoo_kernels::{Cpu, KvKind, Ops};
+use cuckoo_models::ModelFiles;
+use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, STEPS_IN_FLIGHT_MAX};
+use cuckoo_wire::message::{Assign, Sampling, WeightsHash};
 
+use crate::model::drafting::write_tiny;
 use crate::model::{ALONE, Files, Shape, assign, files, generate, generate_on, logits, open, other, prompts, sampled};
 use crate::support::{cuckoo, weights};
 
@@ -77,6 +82,81 @@ fn one_sequence_is_decoded_as_on_the_cpu() {
 #[test]
 fn seven_sequences_are_decoded_as_on_the_cpu() {
     generation_agrees(7, 10, 7);
+}
+
+/// What a batch of a tiny model generates, two steps at the device at once where that may be; and how many were begun so.
+fn generated<O: Ops>(backend: O, files: &ModelFiles, assigns: Vec<Assign>) -> (Vec<Vec<u32>>, usize) {
+    let spec = files.spec().unwrap();
+    let limits = BatchLimits {
+        sequences_max: 5,
+        step_tokens_max: 24,
+        step_target: Duration::MAX,
+        drafts_max: 0,
+        kv_blocks: 64,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
+        context_tokens: 512,
+    };
+    let mut engine = Engine::new(backend, files, &spec, limits).unwrap();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &KvPlan::new(&spec, &limits));
+    let mut outputs = vec![Vec::new(); assigns.len()];
+    assigns.into_iter().for_each(|assign| batch.assign(assign));
+    let (mut begun, mut count) = (VecDeque::new(), 0);
+    loop {
+        let mut planned = false;
+        while begun.len() < STEPS_IN_FLIGHT_MAX {
+            let Some(plan) = batch.plan() else { break };
+            planned = true;
+            if engine.begin(&plan).unwrap() {
+                (count, _) = (count + 1, begun.push_back(plan));
+                continue;
+            }
+            while let Some(plan) = begun.pop_front() {
+                batch.apply(plan, engine.finish().unwrap(), Duration::ZERO);
+            }
+            let output = engine.step(&plan).unwrap();
+            batch.apply(plan, output, Duration::ZERO);
+        }
+        match begun.pop_front() {
+            Some(plan) => batch.apply(plan, engine.finish().unwrap(), Duration::ZERO),
+            None if !planned => break,
+            None => {}
+        }
+        for item in batch.take_news() {
+            outputs[item.sequence.0 as usize].extend(item.tokens);
+        }
+    }
+    (outputs, count)
+}
+
+#[test]
+fn steps_that_are_begun_before_the_last_is_done_draw_the_same_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    write_tiny(&path, "llama", &(0..320).map(|i| format!("t{i}")).collect::<Vec<_>>());
+    let files = ModelFiles::open(&path).unwrap();
+    // Plain ones; one that looks at the tokens before it, which nobody plans ahead of; one that wants log-probabilities; one
+    // with a sampler that is the host's.
+    let assigns: Vec<Assign> = (0..6u32)
+        .map(|i| {
+            let prompt: Vec<u32> = (0..7 + i * 9).map(|t| (t * 37 + i * 11) % 320).collect();
+            let plain = Sampling { temperature: 0.9, top_p: 0.95, seed: Some(2 * u64::from(i)), ..Sampling::default() };
+            let sampling = match i {
+                3 => Sampling { repetition_penalty: 1.2, ..plain },
+                4 => Sampling { seed: Some(9), ..plain },
+                5 => Sampling { typical_p: 0.9, ..plain },
+                _ => plain,
+            };
+            // They come and go, so that steps of all kinds follow each other.
+            assign(i as usize, &prompt, prompt.len(), 12 + i * 7, &sampling)
+        })
+        .collect();
+    let Some(cuda) = emulated() else { return };
+    let (expected, never) = generated(Cpu::new(2), &files, assigns.clone());
+    let (ahead, often) = generated(cuda, &files, assigns);
+    assert_eq!(expected, ahead);
+    assert!(expected.iter().all(|tokens| tokens.len() >= 12));
+    assert!(never == 0 && often > 10, "{often} steps were begun while another ran");
 }
 
 /// A build for GPUs on a machine without a driver, as that of the tests is; any other build says so.

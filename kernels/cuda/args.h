@@ -7,12 +7,12 @@
 
 typedef uint64_t cuckoo_address;
 
-/* Where a row of a step stands: see StepLayout. */
-typedef struct cuckoo_row {
-  uint32_t position;       /* in its sequence */
-  uint32_t first_block;    /* where its sequence's block table begins */
-  uint32_t span_end;       /* position after the last row of its span */
-} cuckoo_row;
+/* Consecutive rows of a step that stand in one KV block. */
+typedef struct cuckoo_kv_rows {
+  uint32_t first_row, rows;
+  uint32_t position;       /* of the first row, in its sequence */
+  uint32_t block;          /* of the cache */
+} cuckoo_kv_rows;
 
 /* A part of a matrix in integers, as src/cuda/matrix.rs packs it. */
 typedef struct cuckoo_integers {
@@ -125,29 +125,39 @@ typedef struct cuckoo_kv {
 
 typedef struct cuckoo_rope_store {
   cuckoo_address turns;    /* f32 [positions][pairs][2]: cosine, sine; 0 where nothing turns */
-  cuckoo_address rows;     /* cuckoo_row [count] */
-  cuckoo_address blocks;   /* u32: block tables */
-  cuckoo_address qkv;      /* f32 [count][query + 2 kv heads][dim] */
+  cuckoo_address groups;   /* cuckoo_kv_rows: all rows of the step */
+  cuckoo_address qkv;      /* f32 [row][query + 2 kv heads][dim] */
   cuckoo_kv kv;
-  uint32_t count;
   uint32_t query_heads;
   uint32_t pairs;          /* that turn */
   uint32_t halves;         /* whether pairs are (i, i + pairs) rather than (2i, 2i + 1) */
+  uint32_t padding;
 } cuckoo_rope_store;
 
+/* Work for a block of threads of an attention: consecutive rows of one span, over some of the splits that they see. */
+typedef struct cuckoo_tile {
+  uint32_t first_row, rows;
+  uint32_t position;       /* of the first row, in its sequence */
+  uint32_t first_block;    /* where the sequence's block table begins */
+  uint32_t span_end;       /* position after the last row of the span */
+  uint32_t split, split_end;
+  uint32_t part;           /* where the sums of the first of these splits go, in rows of `parts`: those of the next lie `rows` on;
+                              ~0 where all splits are summed here, in order, and the result is what goes out */
+} cuckoo_tile;
+
 typedef struct cuckoo_attention {
-  cuckoo_address rows, blocks, qkv;
+  cuckoo_address tiles;    /* cuckoo_tile [tiles] */
+  cuckoo_address blocks;   /* u32: block tables */
+  cuckoo_address qkv;
   cuckoo_kv kv;
   cuckoo_address sinks;    /* f32 [query heads], or 0 */
-  cuckoo_address parts;    /* f32 [count][query head][split][dim + 2]: sums, then max and total of a split */
+  cuckoo_address parts;    /* f32 [row of a split][query head][dim + 4]: sums, then max and total */
   cuckoo_address out;      /* f32 [count][query heads][dim] */
-  uint32_t count;
   uint32_t query_heads;
-  uint32_t splits;         /* of the longest context in the step */
+  uint32_t heads_each;     /* query heads of one key/value head, that a block of threads takes */
   uint32_t window;         /* 0: everything */
   uint32_t causal;
   float scale, softcap;    /* softcap 0: none */
-  uint32_t padding;
 } cuckoo_attention;
 
 /* Products with 16-bit floating-point weights on tensor cores: the fast profile's. */
@@ -229,6 +239,14 @@ typedef struct cuckoo_sample {
   uint32_t cols, padding;
 } cuckoo_sample;
 
+/* tokens[pair.row] = drawn[pair.draw], for each pair; 0 where that is no token of the vocabulary. */
+typedef struct cuckoo_take_drawn {
+  cuckoo_address tokens;   /* u32 */
+  cuckoo_address drawn;    /* u32, as cuckoo_sample leaves them */
+  cuckoo_address pairs;    /* u32 [count][2]: row, draw */
+  uint32_t count, vocabulary;
+} cuckoo_take_drawn;
+
 /* How probable a row holds a token. */
 typedef struct cuckoo_question {
   uint32_t row, token;
@@ -254,5 +272,16 @@ typedef struct cuckoo_logprobs {
 
 /* In place of a token. */
 enum cuckoo_no_token { CUCKOO_BROKEN = 0xffffffffu, CUCKOO_NOTHING_ALLOWED = 0xfffffffeu };
+
+/* Blocks of a cache, of all layers, to or from a piece of memory that holds them one after the other. */
+typedef struct cuckoo_kv_copy {
+  cuckoo_address planes[4];  /* [layer][block] of keys, values, and the scales of both; 0 where there are none */
+  cuckoo_address packed;     /* [count][layer] of a block's keys, values and scales */
+  cuckoo_address blocks;     /* u32 [count]: which blocks */
+  uint32_t bytes[4];         /* of a block of one layer in each plane: multiples of 16 */
+  uint32_t layers, cache_blocks;
+  uint32_t count;
+  uint32_t back;             /* whether they are copied back: no block stands there twice then */
+} cuckoo_kv_copy;
 
 #endif

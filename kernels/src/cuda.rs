@@ -47,6 +47,8 @@ pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Narrow, Piece, TiledMatrix};
 pub use self::matrix::Matrix;
 pub use self::replay::{Capture, Replay};
+use self::sampling::Ahead;
+pub(crate) use self::scratch::Bounds;
 use self::scratch::{Needs, Scratch};
 
 /// Kernels on a machine.
@@ -55,6 +57,8 @@ pub struct Cuda<M: Machine> {
     profile: Profile,
     scratch: Scratch<M>,
     needs: Needs,
+    bounds: Bounds,
+    ahead: Ahead<M>,
 }
 
 /// Values in `f32`.
@@ -87,7 +91,14 @@ impl<M: Machine> Cuda<M> {
 
     /// On `machine`, computing what `profile` says.
     pub fn with_profile(machine: M, profile: Profile) -> Self {
-        Self { machine, profile, scratch: Scratch::default(), needs: Needs::default() }
+        let (scratch, needs) = (Scratch::default(), Needs::default());
+        Self { machine, profile, scratch, needs, bounds: Bounds::default(), ahead: Ahead::default() }
+    }
+
+    /// With other bounds.
+    #[cfg(test)]
+    pub(crate) fn bounded(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
     }
 
     /// What runs the kernels.

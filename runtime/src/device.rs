@@ -13,6 +13,7 @@ mod budget;
 mod choices;
 mod constraints;
 mod draft_model;
+mod engine;
 mod executor;
 mod kv_cache;
 mod kv_plan;
@@ -44,7 +45,7 @@ pub use batch::{
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use draft_model::{DraftPlan, Guess};
-pub use executor::Engine;
+pub use engine::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};

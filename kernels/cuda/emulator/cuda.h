@@ -24,11 +24,23 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 inline void __syncthreads() {
   ::emulator::Block* const block = ::emulator::current->block;
   ::emulator::meet(block->barrier, block->running);
 }
+
+// Lanes of a warp wait for one another.
+inline void __syncwarp(unsigned mask = ~0u) { ::emulator::meet_warp(mask, ::emulator::Operation::syncwarp); }
 
 namespace emulator {
 // Puts a value where the other lanes of the warp find it, waits for theirs, and takes that of lane `from`.

@@ -9,15 +9,16 @@
 
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../gemm_floats.cu"
 #include "../gemm_integers.cu"
 #include "../gemv_integers.cu"
-#include "../gemm_floats.cu"
+#include "../kv_copy.cu"
 #include "../linear.cu"
-#include "../norm.cu"
-#include "../sm90/gemm.cu"
-
 #include "../logprobs.cu"
+#include "../norm.cu"
+#include "../rope.cu"
 #include "../sampling.cu"
+#include "../sm90/gemm.cu"
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
@@ -54,6 +55,12 @@ struct Kernel {
   ENTRY(cuckoo_gemm_wide_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
+#define KV_ENTRIES(kind, KIND)                               \
+  ENTRY(cuckoo_attention_narrow_##kind, cuckoo_attention)    \
+  ENTRY(cuckoo_attention_wide_128_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_256_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_512_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_rope_store_##kind, cuckoo_rope_store)
 
 const Kernel KERNELS[] = {
     CUCKOO_FORMATS(LINEAR_ENTRY) CUCKOO_FORMATS(EMBED_ENTRY)
@@ -77,8 +84,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_scatter_add, cuckoo_rows)
     ENTRY(cuckoo_mean_rows, cuckoo_rows)
     ENTRY(cuckoo_normalize_rows, cuckoo_norm)
-    ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
-    ENTRY(cuckoo_attention_splits, cuckoo_attention)
+    CUCKOO_KV_KINDS(KV_ENTRIES)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
     CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
     ENTRY(cuckoo_narrow_bf16, cuckoo_narrow)
@@ -94,9 +100,11 @@ const Kernel KERNELS[] = {
 
     ENTRY(cuckoo_adjust_logits, cuckoo_adjust)
     ENTRY(cuckoo_draw_tokens, cuckoo_sample)
+    ENTRY(cuckoo_take_drawn_tokens, cuckoo_take_drawn)
     ENTRY(cuckoo_logprob_ranks, cuckoo_logprobs)
     ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
     ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
+    ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.

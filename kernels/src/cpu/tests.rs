@@ -2,6 +2,7 @@
 //! chunks, on any number of threads, with any instruction set.
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod copies;
 mod layer;
 mod sizes;

@@ -3,18 +3,20 @@
 pub type cuckoo_address = u64;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct cuckoo_row {
+pub struct cuckoo_kv_rows {
+    pub first_row: u32,
+    pub rows: u32,
     pub position: u32,
-    pub first_block: u32,
-    pub span_end: u32,
+    pub block: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_row"][::core::mem::size_of::<cuckoo_row>() - 12usize];
-    ["Alignment of cuckoo_row"][::core::mem::align_of::<cuckoo_row>() - 4usize];
-    ["Offset of field: cuckoo_row::position"][::core::mem::offset_of!(cuckoo_row, position) - 0usize];
-    ["Offset of field: cuckoo_row::first_block"][::core::mem::offset_of!(cuckoo_row, first_block) - 4usize];
-    ["Offset of field: cuckoo_row::span_end"][::core::mem::offset_of!(cuckoo_row, span_end) - 8usize];
+    ["Size of cuckoo_kv_rows"][::core::mem::size_of::<cuckoo_kv_rows>() - 16usize];
+    ["Alignment of cuckoo_kv_rows"][::core::mem::align_of::<cuckoo_kv_rows>() - 4usize];
+    ["Offset of field: cuckoo_kv_rows::first_row"][::core::mem::offset_of!(cuckoo_kv_rows, first_row) - 0usize];
+    ["Offset of field: cuckoo_kv_rows::rows"][::core::mem::offset_of!(cuckoo_kv_rows, rows) - 4usize];
+    ["Offset of field: cuckoo_kv_rows::position"][::core::mem::offset_of!(cuckoo_kv_rows, position) - 8usize];
+    ["Offset of field: cuckoo_kv_rows::block"][::core::mem::offset_of!(cuckoo_kv_rows, block) - 12usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -309,69 +311,88 @@ const _: () = {
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_rope_store {
     pub turns: cuckoo_address,
-    pub rows: cuckoo_address,
-    pub blocks: cuckoo_address,
+    pub groups: cuckoo_address,
     pub qkv: cuckoo_address,
     pub kv: cuckoo_kv,
-    pub count: u32,
     pub query_heads: u32,
     pub pairs: u32,
     pub halves: u32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_rope_store"][::core::mem::size_of::<cuckoo_rope_store>() - 96usize];
+    ["Size of cuckoo_rope_store"][::core::mem::size_of::<cuckoo_rope_store>() - 88usize];
     ["Alignment of cuckoo_rope_store"][::core::mem::align_of::<cuckoo_rope_store>() - 8usize];
     ["Offset of field: cuckoo_rope_store::turns"][::core::mem::offset_of!(cuckoo_rope_store, turns) - 0usize];
-    ["Offset of field: cuckoo_rope_store::rows"][::core::mem::offset_of!(cuckoo_rope_store, rows) - 8usize];
-    ["Offset of field: cuckoo_rope_store::blocks"][::core::mem::offset_of!(cuckoo_rope_store, blocks) - 16usize];
-    ["Offset of field: cuckoo_rope_store::qkv"][::core::mem::offset_of!(cuckoo_rope_store, qkv) - 24usize];
-    ["Offset of field: cuckoo_rope_store::kv"][::core::mem::offset_of!(cuckoo_rope_store, kv) - 32usize];
-    ["Offset of field: cuckoo_rope_store::count"][::core::mem::offset_of!(cuckoo_rope_store, count) - 80usize];
+    ["Offset of field: cuckoo_rope_store::groups"][::core::mem::offset_of!(cuckoo_rope_store, groups) - 8usize];
+    ["Offset of field: cuckoo_rope_store::qkv"][::core::mem::offset_of!(cuckoo_rope_store, qkv) - 16usize];
+    ["Offset of field: cuckoo_rope_store::kv"][::core::mem::offset_of!(cuckoo_rope_store, kv) - 24usize];
     ["Offset of field: cuckoo_rope_store::query_heads"]
-        [::core::mem::offset_of!(cuckoo_rope_store, query_heads) - 84usize];
-    ["Offset of field: cuckoo_rope_store::pairs"][::core::mem::offset_of!(cuckoo_rope_store, pairs) - 88usize];
-    ["Offset of field: cuckoo_rope_store::halves"][::core::mem::offset_of!(cuckoo_rope_store, halves) - 92usize];
+        [::core::mem::offset_of!(cuckoo_rope_store, query_heads) - 72usize];
+    ["Offset of field: cuckoo_rope_store::pairs"][::core::mem::offset_of!(cuckoo_rope_store, pairs) - 76usize];
+    ["Offset of field: cuckoo_rope_store::halves"][::core::mem::offset_of!(cuckoo_rope_store, halves) - 80usize];
+    ["Offset of field: cuckoo_rope_store::padding"][::core::mem::offset_of!(cuckoo_rope_store, padding) - 84usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_tile {
+    pub first_row: u32,
+    pub rows: u32,
+    pub position: u32,
+    pub first_block: u32,
+    pub span_end: u32,
+    pub split: u32,
+    pub split_end: u32,
+    pub part: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_tile"][::core::mem::size_of::<cuckoo_tile>() - 32usize];
+    ["Alignment of cuckoo_tile"][::core::mem::align_of::<cuckoo_tile>() - 4usize];
+    ["Offset of field: cuckoo_tile::first_row"][::core::mem::offset_of!(cuckoo_tile, first_row) - 0usize];
+    ["Offset of field: cuckoo_tile::rows"][::core::mem::offset_of!(cuckoo_tile, rows) - 4usize];
+    ["Offset of field: cuckoo_tile::position"][::core::mem::offset_of!(cuckoo_tile, position) - 8usize];
+    ["Offset of field: cuckoo_tile::first_block"][::core::mem::offset_of!(cuckoo_tile, first_block) - 12usize];
+    ["Offset of field: cuckoo_tile::span_end"][::core::mem::offset_of!(cuckoo_tile, span_end) - 16usize];
+    ["Offset of field: cuckoo_tile::split"][::core::mem::offset_of!(cuckoo_tile, split) - 20usize];
+    ["Offset of field: cuckoo_tile::split_end"][::core::mem::offset_of!(cuckoo_tile, split_end) - 24usize];
+    ["Offset of field: cuckoo_tile::part"][::core::mem::offset_of!(cuckoo_tile, part) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_attention {
-    pub rows: cuckoo_address,
+    pub tiles: cuckoo_address,
     pub blocks: cuckoo_address,
     pub qkv: cuckoo_address,
     pub kv: cuckoo_kv,
     pub sinks: cuckoo_address,
     pub parts: cuckoo_address,
     pub out: cuckoo_address,
-    pub count: u32,
     pub query_heads: u32,
-    pub splits: u32,
+    pub heads_each: u32,
     pub window: u32,
     pub causal: u32,
     pub scale: f32,
     pub softcap: f32,
-    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 128usize];
+    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 120usize];
     ["Alignment of cuckoo_attention"][::core::mem::align_of::<cuckoo_attention>() - 8usize];
-    ["Offset of field: cuckoo_attention::rows"][::core::mem::offset_of!(cuckoo_attention, rows) - 0usize];
+    ["Offset of field: cuckoo_attention::tiles"][::core::mem::offset_of!(cuckoo_attention, tiles) - 0usize];
     ["Offset of field: cuckoo_attention::blocks"][::core::mem::offset_of!(cuckoo_attention, blocks) - 8usize];
     ["Offset of field: cuckoo_attention::qkv"][::core::mem::offset_of!(cuckoo_attention, qkv) - 16usize];
     ["Offset of field: cuckoo_attention::kv"][::core::mem::offset_of!(cuckoo_attention, kv) - 24usize];
     ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 72usize];
     ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 80usize];
     ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 88usize];
-    ["Offset of field: cuckoo_attention::count"][::core::mem::offset_of!(cuckoo_attention, count) - 96usize];
     ["Offset of field: cuckoo_attention::query_heads"]
-        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 100usize];
-    ["Offset of field: cuckoo_attention::splits"][::core::mem::offset_of!(cuckoo_attention, splits) - 104usize];
-    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 108usize];
-    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 112usize];
-    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 116usize];
-    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 120usize];
-    ["Offset of field: cuckoo_attention::padding"][::core::mem::offset_of!(cuckoo_attention, padding) - 124usize];
+        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 96usize];
+    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 100usize];
+    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 104usize];
+    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 108usize];
+    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 112usize];
+    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 116usize];
 };
 #[repr(C)]
 #[repr(align(64))]
@@ -558,6 +579,26 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_take_drawn {
+    pub tokens: cuckoo_address,
+    pub drawn: cuckoo_address,
+    pub pairs: cuckoo_address,
+    pub count: u32,
+    pub vocabulary: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_take_drawn"][::core::mem::size_of::<cuckoo_take_drawn>() - 32usize];
+    ["Alignment of cuckoo_take_drawn"][::core::mem::align_of::<cuckoo_take_drawn>() - 8usize];
+    ["Offset of field: cuckoo_take_drawn::tokens"][::core::mem::offset_of!(cuckoo_take_drawn, tokens) - 0usize];
+    ["Offset of field: cuckoo_take_drawn::drawn"][::core::mem::offset_of!(cuckoo_take_drawn, drawn) - 8usize];
+    ["Offset of field: cuckoo_take_drawn::pairs"][::core::mem::offset_of!(cuckoo_take_drawn, pairs) - 16usize];
+    ["Offset of field: cuckoo_take_drawn::count"][::core::mem::offset_of!(cuckoo_take_drawn, count) - 24usize];
+    ["Offset of field: cuckoo_take_drawn::vocabulary"]
+        [::core::mem::offset_of!(cuckoo_take_drawn, vocabulary) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_question {
     pub row: u32,
     pub token: u32,
@@ -619,3 +660,28 @@ const _: () = {
 pub const cuckoo_no_token_CUCKOO_BROKEN: cuckoo_no_token = 4294967295;
 pub const cuckoo_no_token_CUCKOO_NOTHING_ALLOWED: cuckoo_no_token = 4294967294;
 pub type cuckoo_no_token = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_kv_copy {
+    pub planes: [cuckoo_address; 4usize],
+    pub packed: cuckoo_address,
+    pub blocks: cuckoo_address,
+    pub bytes: [u32; 4usize],
+    pub layers: u32,
+    pub cache_blocks: u32,
+    pub count: u32,
+    pub back: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_kv_copy"][::core::mem::size_of::<cuckoo_kv_copy>() - 80usize];
+    ["Alignment of cuckoo_kv_copy"][::core::mem::align_of::<cuckoo_kv_copy>() - 8usize];
+    ["Offset of field: cuckoo_kv_copy::planes"][::core::mem::offset_of!(cuckoo_kv_copy, planes) - 0usize];
+    ["Offset of field: cuckoo_kv_copy::packed"][::core::mem::offset_of!(cuckoo_kv_copy, packed) - 32usize];
+    ["Offset of field: cuckoo_kv_copy::blocks"][::core::mem::offset_of!(cuckoo_kv_copy, blocks) - 40usize];
+    ["Offset of field: cuckoo_kv_copy::bytes"][::core::mem::offset_of!(cuckoo_kv_copy, bytes) - 48usize];
+    ["Offset of field: cuckoo_kv_copy::layers"][::core::mem::offset_of!(cuckoo_kv_copy, layers) - 64usize];
+    ["Offset of field: cuckoo_kv_copy::cache_blocks"][::core::mem::offset_of!(cuckoo_kv_copy, cache_blocks) - 68usize];
+    ["Offset of field: cuckoo_kv_copy::count"][::core::mem::offset_of!(cuckoo_kv_copy, count) - 72usize];
+    ["Offset of field: cuckoo_kv_copy::back"][::core::mem::offset_of!(cuckoo_kv_copy, back) - 76usize];
+};

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
+use super::sampling::Ahead;
 use super::{Cuda, Profile};
 use crate::memory::Counted;
 use crate::ops::OpsError;
@@ -39,6 +40,7 @@ fn rounded(bytes: usize) -> u64 {
 
 impl Machine for Counting {
     type Memory = CountedPiece;
+    type Pending = ();
     const HOLDS: bool = false;
 
     fn describe(&self) -> String {
@@ -84,6 +86,15 @@ impl Machine for Counting {
         Ok(())
     }
 
+    fn read_ahead(&mut self, _: &CountedPiece, _: usize) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    fn finish(&mut self, (): (), to: &mut [u8]) -> Result<(), OpsError> {
+        to.fill(0);
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<(), OpsError> {
         Ok(())
     }
@@ -105,7 +116,14 @@ impl Sizes {
 
 impl Clone for Sizes {
     fn clone(&self) -> Self {
-        Self { machine: self.machine.clone(), profile: self.profile, scratch: self.scratch.clone(), needs: self.needs }
+        Self {
+            machine: self.machine.clone(),
+            profile: self.profile,
+            scratch: self.scratch.clone(),
+            needs: self.needs,
+            bounds: self.bounds,
+            ahead: Ahead::default(),
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use cudarc::driver::sys::{
     CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion, CUtensorMapSwizzle, cuFuncGetAttribute,
     cuTensorMapEncodeTiled,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::gpu::{Copies, Gpu};
@@ -31,6 +33,8 @@ pub struct Driver {
     description: String,
     architecture: u32,
     multiprocessors: u32,
+    /// Memory of the host that copies go to which nobody waits for; as much as were on their way at once.
+    pinned: Vec<PinnedHostSlice<u8>>,
 }
 
 struct Kernel {
@@ -109,7 +113,8 @@ impl Driver {
         let (major, minor) = gpu.capability;
         let description = format!("cuda {}, {} (sm_{major}{minor})", gpu.ordinal, gpu.name);
         let (architecture, multiprocessors) = (10 * major + minor, gpu.multiprocessors);
-        let mut driver = Self { stream, module, kernels: HashMap::new(), description, architecture, multiprocessors };
+        let (kernels, pinned) = (HashMap::new(), Vec::new());
+        let mut driver = Self { stream, module, kernels, description, architecture, multiprocessors, pinned };
         let translated = driver.is_translated(c"cuckoo_norm_rows")?;
         if translated {
             driver.description += ", translated by the driver";
@@ -174,6 +179,7 @@ impl Driver {
 
 impl Machine for Driver {
     type Memory = DeviceMemory;
+    type Pending = PinnedHostSlice<u8>;
 
     fn describe(&self) -> String {
         self.description.clone()
@@ -252,6 +258,26 @@ impl Machine for Driver {
         }
         self.stream.memcpy_dtoh(&from.slice.slice(at..at + to.len()), to).map_err(failed("copying from the GPU"))?;
         self.wait()
+    }
+
+    fn read_ahead(&mut self, from: &DeviceMemory, bytes: usize) -> Result<PinnedHostSlice<u8>, OpsError> {
+        assert!(bytes <= from.bytes, "there are as many");
+        let fits = self.pinned.iter().position(|pinned| pinned.len() >= bytes);
+        let mut to = match fits {
+            Some(at) => self.pinned.swap_remove(at),
+            // SAFETY: it is written by the copy before anybody reads it.
+            None => unsafe { self.stream.context().alloc_pinned_with_flags(bytes.next_power_of_two(), 0) }
+                .map_err(failed("memory of the host"))?,
+        };
+        self.stream.memcpy_dtoh(&from.slice.slice(..bytes), &mut to).map_err(failed("copying from the GPU"))?;
+        Ok(to)
+    }
+
+    fn finish(&mut self, pending: PinnedHostSlice<u8>, to: &mut [u8]) -> Result<(), OpsError> {
+        // Waits for the copy, which was recorded with it.
+        to.copy_from_slice(&pending.as_slice().map_err(failed("computing"))?[..to.len()]);
+        self.pinned.push(pending);
+        Ok(())
     }
 
     fn wait(&mut self) -> Result<(), OpsError> {

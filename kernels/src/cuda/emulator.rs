@@ -98,6 +98,7 @@ impl Emulator {
 
 impl Machine for Emulator {
     type Memory = HostMemory;
+    type Pending = Vec<u8>;
 
     fn describe(&self) -> String {
         format!("cuda emulated, order {}", self.order)
@@ -152,6 +153,17 @@ impl Machine for Emulator {
         unsafe {
             std::ptr::copy_nonoverlapping(from.units.as_ptr().cast::<u8>().add(at), to.as_mut_ptr(), to.len());
         }
+        Ok(())
+    }
+
+    fn read_ahead(&mut self, from: &HostMemory, bytes: usize) -> Result<Vec<u8>, OpsError> {
+        let mut to = vec![0; bytes];
+        self.read(from, 0, &mut to)?;
+        Ok(to)
+    }
+
+    fn finish(&mut self, pending: Vec<u8>, to: &mut [u8]) -> Result<(), OpsError> {
+        to.copy_from_slice(&pending);
         Ok(())
     }
 

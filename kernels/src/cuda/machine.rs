@@ -71,6 +71,8 @@ impl TiledMatrix {
 pub trait Machine {
     /// Its memory.
     type Memory: Piece;
+    /// A copy to the host that is on its way.
+    type Pending;
     /// Whether memory holds what is written to it; a machine that only counts need not be given anything.
     const HOLDS: bool = true;
 
@@ -106,6 +108,13 @@ pub trait Machine {
     /// # Panics
     /// If there is not so much.
     fn read(&mut self, from: &Self::Memory, at: usize, to: &mut [u8]) -> Result<(), OpsError>;
+    /// Begins to copy the first `bytes` bytes from the machine, when all launches before are done, and waits for nothing.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    fn read_ahead(&mut self, from: &Self::Memory, bytes: usize) -> Result<Self::Pending, OpsError>;
+    /// Waits for such a copy, which was of `to.len()` bytes.
+    fn finish(&mut self, pending: Self::Pending, to: &mut [u8]) -> Result<(), OpsError>;
     /// Waits until everything is done.
     fn wait(&mut self) -> Result<(), OpsError>;
     /// Runs a kernel.

@@ -16,7 +16,9 @@ use super::products::Product;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::Memory;
-use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
+use crate::ops::{
+    Activation, DrawAhead, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+};
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
@@ -86,6 +88,15 @@ impl<M: Machine> Cuda<M> {
         let grid = [(rows * heads.len()).div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: callers checked that the heads lie within rows of `stride` values.
         unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
+    }
+
+    /// The address of a step's tokens, of which some may have been drawn here.
+    fn tokens(&mut self, tokens: &[u32], vocabulary: usize) -> Result<u64, OpsError> {
+        let address = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        if self.take_drawn(address, vocabulary)? {
+            self.scratch.numbers.forget();
+        }
+        Ok(address)
     }
 
     fn values_of(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
@@ -183,19 +194,23 @@ impl<M: Machine> Ops for Cuda<M> {
         self.machine.wait()
     }
 
+    fn ahead(&mut self) -> Option<&mut dyn DrawAhead<Buffer<M>>> {
+        Some(self)
+    }
+
     fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
-        blocks.iter().try_for_each(|(block, slot)| cache.read(&mut self.machine, *block, host, *slot))
+        self.spill(cache, host, blocks)
     }
 
     fn copy_in(&mut self, host: &HostKv, cache: &mut KvCache<M>, slots: &[(u32, u32)]) -> Result<(), OpsError> {
-        slots.iter().try_for_each(|(slot, block)| cache.write(&mut self.machine, *block, host, *slot))
+        self.restore(host, cache, slots)
     }
 
     fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {
         assert!(tokens.iter().all(|t| (*t as usize) < table.rows), "every token is in the table");
         assert_eq!(out.cols, table.cols, "a row of the table is a row of the buffer");
         out.begin(tokens.len());
-        let numbers = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        let numbers = self.tokens(tokens, table.rows)?;
         for part in &table.parts {
             let (count, first_row) = (tokens.len() as u32, part.first_row as u32);
             match &part.weights {

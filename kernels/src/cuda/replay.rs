@@ -161,6 +161,7 @@ impl<M: Capture> Replay<M> {
 
 impl<M: Capture> Machine for Replay<M> {
     type Memory = Kept<M>;
+    type Pending = M::Pending;
 
     fn describe(&self) -> String {
         self.machine.describe()
@@ -197,6 +198,15 @@ impl<M: Capture> Machine for Replay<M> {
     fn read(&mut self, from: &Kept<M>, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
         self.flush()?;
         self.machine.read(from.memory(), at, to)
+    }
+
+    fn read_ahead(&mut self, from: &Kept<M>, bytes: usize) -> Result<M::Pending, OpsError> {
+        self.flush()?;
+        self.machine.read_ahead(from.memory(), bytes)
+    }
+
+    fn finish(&mut self, pending: M::Pending, to: &mut [u8]) -> Result<(), OpsError> {
+        self.machine.finish(pending, to)
     }
 
     fn wait(&mut self) -> Result<(), OpsError> {

@@ -4,17 +4,21 @@
 //! device. Only tokens come back. A draw with typical-p in force reads its row and is drawn on the host: whose information is
 //! how far from a mean that is summed up in order of ids is no prefix of anything, and few ask for it.
 
+use std::collections::VecDeque;
+use std::mem::take;
+
 use bytemuck::{cast_slice_mut, pod_read_unaligned};
 
 use super::args::{
     cuckoo_adjust, cuckoo_answer, cuckoo_changes, cuckoo_draw, cuckoo_list, cuckoo_logprobs,
     cuckoo_no_token_CUCKOO_BROKEN as BROKEN, cuckoo_no_token_CUCKOO_NOTHING_ALLOWED as NOTHING_ALLOWED,
-    cuckoo_question, cuckoo_sample,
+    cuckoo_question, cuckoo_sample, cuckoo_take_drawn,
 };
 use super::machine::Machine;
 use super::operations::{THREADS, WARP};
+use super::scratch::Held;
 use super::{Buffer, Cuda};
-use crate::ops::OpsError;
+use crate::ops::{DrawAhead, OpsError};
 use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, Noise, SampleRequest, Sampled, Scale};
 
 /// Memory for changed rows, or for exponentials: more of them take turns.
@@ -147,7 +151,7 @@ impl<M: Machine> Cuda<M> {
         }
         let mut words = vec![0u32; requests.len()];
         if !numbered.is_empty() {
-            self.scratch.drawn.read(&mut self.machine, cast_slice_mut(&mut words))?;
+            self.scratch.drawn.read(&mut self.machine, 0, cast_slice_mut(&mut words))?;
         }
         let mut drawn = Vec::with_capacity(requests.len());
         for (to, r) in requests.iter().enumerate() {
@@ -251,7 +255,7 @@ impl<M: Machine> Cuda<M> {
             self.launch(c"cuckoo_logprob_exponentials", [cols.div_ceil(THREADS), count, 1], (THREADS, 0), &args)?;
             self.launch(c"cuckoo_logprob_sums", [count, 1, 1], (threads(cols).min(THREADS), tiles), &args)?;
         }
-        self.scratch.answers.read(&mut self.machine, &mut bytes)?;
+        self.scratch.answers.read(&mut self.machine, 0, &mut bytes)?;
         let (answers, top) = bytes.split_at(answers_bytes);
         for (q, bytes) in questions.iter().zip(answers.chunks_exact(size_of::<cuckoo_answer>())) {
             found.push(answered(&pod_read_unaligned(bytes), &top[q.first as usize * 8..])?);
@@ -279,4 +283,82 @@ fn answered(a: &cuckoo_answer, top: &[u8]) -> Result<Logprobs, OpsError> {
     best.sort_unstable_by(Candidate::order);
     let top = best.into_iter().map(|c| (c.id, logprob(c.logit))).collect();
     Ok(Logprobs { logprob: logprob(a.own), rank: a.rank, top })
+}
+
+/// Draws that nobody has waited for.
+pub(super) struct Ahead<M: Machine> {
+    /// How many tokens each of them gives, and their copies, oldest first.
+    flying: VecDeque<(usize, M::Pending)>,
+    /// Which of the two places of tokens the last draw used.
+    odd: bool,
+    /// What the next embedding takes from there: (row, draw).
+    fed: Vec<[u32; 2]>,
+}
+
+impl<M: Machine> Default for Ahead<M> {
+    fn default() -> Self {
+        Self { flying: VecDeque::new(), odd: false, fed: Vec::new() }
+    }
+}
+
+impl<M: Machine> DrawAhead<Buffer<M>> for Cuda<M> {
+    fn can_draw(&self, requests: &[SampleRequest<'_>], vocabulary: usize) -> bool {
+        requests.iter().all(|r| is_for_device(r, vocabulary))
+    }
+
+    fn draw(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<(), OpsError> {
+        assert!(requests.iter().all(|r| r.row < logits.rows), "every row is there");
+        // The place before the last is free: only the last draw is fed to a step, which is launched before the next draw.
+        self.ahead.odd = !self.ahead.odd;
+        let bytes = requests.len().max(1) * size_of::<u32>();
+        let (machine, held) = self.drawn_ahead();
+        let tokens = held.at_least(machine, bytes, "drawn tokens")?;
+        let numbered: Vec<(usize, &SampleRequest<'_>)> = requests.iter().enumerate().collect();
+        for requests in numbered.chunks(together(logits.cols * size_of::<f32>())) {
+            self.draw_together(logits, requests, tokens)?;
+        }
+        let (machine, held) = self.drawn_ahead();
+        let pending = held.read_ahead(machine, bytes)?;
+        self.ahead.flying.push_back((requests.len(), pending));
+        Ok(())
+    }
+
+    fn feed(&mut self, rows: Vec<(usize, usize)>) {
+        self.ahead.fed = rows.into_iter().map(|(row, draw)| [row as u32, draw as u32]).collect();
+    }
+
+    fn collect(&mut self) -> Result<Vec<Sampled>, OpsError> {
+        let (count, pending) =
+            self.ahead.flying.pop_front().ok_or_else(|| OpsError::Fault("nothing was drawn ahead".to_owned()))?;
+        let mut words = vec![0u32; count.max(1)];
+        self.machine.finish(pending, cast_slice_mut(&mut words))?;
+        words[..count].iter().map(|word| Ok(Sampled { token: token_of(*word)? })).collect()
+    }
+}
+
+impl<M: Machine> Cuda<M> {
+    /// The place of the last draw's tokens.
+    fn drawn_ahead(&mut self) -> (&mut M, &mut Held<M>) {
+        let held = if self.ahead.odd { &mut self.scratch.drawn_odd } else { &mut self.scratch.drawn_even };
+        (&mut self.machine, held)
+    }
+
+    /// Puts what was fed into the tokens at an address, if anything was; ids are below `vocabulary`.
+    pub(super) fn take_drawn(&mut self, tokens: u64, vocabulary: usize) -> Result<bool, OpsError> {
+        let fed = take(&mut self.ahead.fed);
+        if fed.is_empty() {
+            return Ok(false);
+        }
+        let (machine, held) = self.drawn_ahead();
+        let args = cuckoo_take_drawn {
+            tokens,
+            drawn: held.at_least(machine, 0, "drawn tokens")?,
+            pairs: self.scratch.fed.holding(&mut self.machine, &fed, "rows of drawn tokens")?,
+            count: fed.len() as u32,
+            vocabulary: vocabulary as u32,
+        };
+        // SAFETY: rows are of the step and draws of the last one, as who feeds promises; ids are checked by the kernel.
+        unsafe { self.launch(c"cuckoo_take_drawn_tokens", [fed.len().div_ceil(THREADS), 1, 1], (THREADS, 0), &args)? }
+        Ok(true)
+    }
 }

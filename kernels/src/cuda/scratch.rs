@@ -6,6 +6,25 @@ use super::machine::{Machine, Piece};
 use super::products::FACTOR_BYTES;
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
 
+/// How much of it there may be, and how work is shared out. No result depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Blocks of threads that fill the machine. A tile of an attention that would take longer than their even share of all work
+    /// is cut into splits.
+    pub(crate) fill: usize,
+    /// For sums of splits. A tile whose sums would not fit goes through its splits in order.
+    pub(crate) parts_bytes: usize,
+    /// For blocks of the KV cache on their way to the host or back, one block at least.
+    pub(crate) staging_bytes: usize,
+}
+
+impl Default for Bounds {
+    /// For a large GPU.
+    fn default() -> Self {
+        Self { fill: 384, parts_bytes: 64 << 20, staging_bytes: 32 << 20 }
+    }
+}
+
 /// Planes of rounded activations.
 const PLANES_MAX: usize = 2;
 
@@ -50,6 +69,12 @@ scratch! {
     inner,
     /// Sums of splits.
     parts,
+    /// Tiles of attention without a window.
+    tiles,
+    /// Tiles of attention with one.
+    windowed_tiles,
+    /// Blocks of the KV cache on their way.
+    staging,
     /// Rows of a step.
     rows,
     /// Block tables of a step.
@@ -60,6 +85,12 @@ scratch! {
     weights,
     /// Tokens that were drawn.
     drawn,
+    /// Tokens of every other draw that nobody waits for, so that one may be read while the next is made.
+    drawn_even,
+    /// Those of the others.
+    drawn_odd,
+    /// Rows of a step whose tokens are drawn ones.
+    fed,
     /// Logits as requests change them.
     changed,
     /// What changes them.
@@ -136,6 +167,30 @@ impl<M: Machine> Held<M> {
         Ok(self.memory.as_ref().map_or(0, Piece::address))
     }
 
+    /// Copies to the machine what nobody looks up again.
+    pub(super) fn write(&mut self, machine: &mut M, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        self.holds.clear();
+        let memory = self.memory.as_mut().expect("it was asked for");
+        machine.write(memory, at, bytes)
+    }
+
+    /// What it holds was changed by a kernel.
+    pub(super) fn forget(&mut self) {
+        self.holds.clear();
+    }
+
+    /// Begins to copy the first bytes from the machine.
+    pub(super) fn read_ahead(&self, machine: &mut M, bytes: usize) -> Result<M::Pending, OpsError> {
+        let memory = self.memory.as_ref().expect("it was asked for");
+        machine.read_ahead(memory, bytes)
+    }
+
+    /// Copies from the machine.
+    pub(super) fn read(&self, machine: &mut M, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
+        let memory = self.memory.as_ref().expect("it was asked for");
+        machine.read(memory, at, to)
+    }
+
     /// The address of these values on the machine.
     pub(super) fn holding<T: Pod>(
         &mut self,
@@ -153,16 +208,5 @@ impl<M: Machine> Held<M> {
             self.holds.extend_from_slice(bytes);
         }
         Ok(address)
-    }
-
-    /// Copies from its beginning, when all launches before are done.
-    pub(super) fn read(&self, machine: &mut M, to: &mut [u8]) -> Result<(), OpsError> {
-        self.memory.as_ref().map_or(Ok(()), |memory| machine.read(memory, 0, to))
-    }
-
-    /// Copies to it, from byte `at` on.
-    pub(super) fn write(&mut self, machine: &mut M, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
-        self.holds.clear();
-        self.memory.as_mut().map_or(Ok(()), |memory| machine.write(memory, at, bytes))
     }
 }
