@@ -166,8 +166,8 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Warp<
         const uint32_t b[2] = {words.x, words.y};
         const uint4 both = *reinterpret_cast<const uint4*>(factors_of + n * 64);
         Factors<F, 2> factors;
-        set(factors, 0, both.x, both.y);
-        set(factors, 1, both.z, both.w);
+        set(factors, 0, uint2{both.x, both.y});
+        set(factors, 1, uint2{both.z, both.w});
 #pragma unroll
         for (unsigned m = 0; m < S::ROW_TILES; m++) add_step(codes[m], scales[m], b, factors, sums.sum[m][n]);
       }
