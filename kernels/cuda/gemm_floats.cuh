@@ -19,6 +19,11 @@ __device__ __forceinline__ GemmTile gemm_tile(unsigned i, unsigned row_tiles, un
 
 __device__ __forceinline__ unsigned tiles_of(unsigned n, unsigned each) { return (n + each - 1) / each; }
 
+// By which a token's results are multiplied.
+__device__ __forceinline__ float gemm_scale(const cuckoo_gemm& a, unsigned token) {
+  return a.scales != 0 && token < a.tokens ? at<const float>(a.scales)[token] : 1.0f;
+}
+
 // One value of the product, if there is such a place.
 __device__ __forceinline__ void gemm_store(const cuckoo_gemm& a, unsigned token, unsigned row, float value) {
   if (token >= a.tokens || row >= a.w.rows) return;

@@ -82,10 +82,11 @@ __device__ __forceinline__ void store(const cuckoo_gemm& a, const float (&d)[ROW
   for (unsigned half = 0; half < 4; half += 2) {
     const unsigned token = first_token + thread / WARP * 16 + lane / 4 + half * 4;
     if (token >= a.tokens) break;
+    const float scale = gemm_scale(a, token);
     float* const out = at<float>(a.out) + uint64_t(token) * a.out_cols + a.first_row + row;
 #pragma unroll
     for (unsigned j = 0; j < ROWS / 8; j++) {
-      Pair sums = {d[j * 4 + half], d[j * 4 + half + 1]};
+      Pair sums = {d[j * 4 + half] * scale, d[j * 4 + half + 1] * scale};
       if (pairs) {
         Pair* const place = reinterpret_cast<Pair*>(out + j * 8);
         if (ADD) sums = {place->first + sums.first, place->second + sums.second};

@@ -11,8 +11,8 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) codes: Held<M>,
     /// Their scales.
     pub(super) scales: Held<M>,
-    /// Activations as 16-bit numbers: of bfloat16, and halves.
-    pub(super) narrow: [Held<M>; 2],
+    /// Activations as 16-bit numbers: of bfloat16, and halves with what their rows were divided by.
+    pub(super) narrow: [Held<M>; 3],
     /// What is between the two products of adapters.
     pub(super) inner: Held<M>,
     /// Sums of splits.
@@ -33,7 +33,7 @@ impl<M: Machine> Default for Scratch<M> {
         Self {
             codes: empty(),
             scales: empty(),
-            narrow: [empty(), empty()],
+            narrow: [empty(), empty(), empty()],
             inner: empty(),
             parts: empty(),
             rows: empty(),
