@@ -1,17 +1,19 @@
-// Products with 16-bit weights on tensor cores, for every architecture (compute capability 8.0 and later): K5's generic kernel and K6
-// of the fast profile. out[t][r] = sum over k of w[r][k] x[t][k], in f32.
+// Products with 16-bit weights on tensor cores, for every architecture (compute capability 8.0 and later), for many tokens and
+// for few: the fast profile's. out[t][r] = sum over k of w[r][k] x[t][k], in f32.
 //
-// Method: tiles of weights and of activations go through a ring in shared memory that cp.async fills, STAGES - 1 steps ahead; ldmatrix
-// reads them, mma.m16n8k16 multiplies them, weights being the operand of 16 rows. Pieces of 16 bytes are permuted so that ldmatrix
-// reads eight rows from all banks. Columns and rows that are not there are zeros. CUTLASS' multistage kernels have this shape (Thakkar et al.,
-// github.com/NVIDIA/cutlass, BSD-3-Clause; the code is our own).
+// Method: tiles of weights and of activations go through a ring in shared memory that cp.async fills, STAGES - 1 steps ahead;
+// ldmatrix reads them, mma.m16n8k16 multiplies them, weights being the operand of 16 rows. Pieces of 16 bytes are permuted so
+// that ldmatrix reads eight rows from all banks. Columns and rows that are not there are zeros. CUTLASS' multistage kernels
+// have this shape (Thakkar et al., github.com/NVIDIA/cutlass, BSD-3-Clause; the code is our own).
 //
-// Order: every value of the product is one chain of additions in f32, 16 columns after the other from the first to the last, whatever the
-// tile: so it does not depend on how many rows share the batch, nor on where in it a row stands. There is no split of K, and nothing is
-// atomic.
+// Order: every value of the product is one chain of additions in f32, 16 columns after the other from the first to the last,
+// whatever the tile: so it does not depend on how many rows share the batch, nor on where in it a row stands. There is no split
+// of K, and nothing is atomic. One token goes the same way as many: a kernel without tensor cores would add in another order, and
+// has no fewer instructions for each byte of weights.
 //
-// Bytes, at the least: 2 rows cols + 2 tokens cols + 4 tokens rows; FLOPs: 2 rows cols tokens. A decode is bound by the first term: a
-// multiprocessor must have about 32 KiB on the way (4.8 TB/s times 0.9 us over 132 of them), which STAGES - 1 steps of a block are.
+// Bytes, at the least: 2 rows cols + 2 tokens cols + 4 tokens rows; FLOPs: 2 rows cols tokens. A decode is bound by the first
+// term: a multiprocessor must have about 32 KiB on the way (4.8 TB/s times 0.9 us over 132 of them), which STAGES - 1 steps of
+// a block are.
 #include "gemm_floats.cuh"
 #include "ptx.cuh"
 
@@ -47,8 +49,8 @@ __device__ __forceinline__ void narrow_values(const cuckoo_narrow& a) {
   Eight(at<const float>(a.x) + i).store<Bf16>(at<uint16_t>(a.out) + i, 1.0f);
 }
 
-// Activations as halves: a block of threads for a row. Halves end at 65504 and some models' activations do not, so a row whose largest
-// is 2^15 or more is divided by the power of two that brings it below.
+// Activations as halves: a block of threads for a row. Halves end at 65504 and some models' activations do not, so a row whose
+// largest is 2^15 or more is divided by the power of two that brings it below.
 __device__ __forceinline__ void narrow_row(const cuckoo_narrow& a) {
   CUCKOO_SHARED(unsigned, of_warps);
   const float* const x = at<const float>(a.x) + uint64_t(blockIdx.x) * a.cols;
@@ -76,8 +78,8 @@ __device__ __forceinline__ void narrow_row(const cuckoo_narrow& a) {
 __device__ __forceinline__ void mma(Bf16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_bf16(c, a, b); }
 __device__ __forceinline__ void mma(F16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_f16(c, a, b); }
 
-// A tile: each warp has MT tiles of 16 rows and NT of 8 tokens; WARPS_N warps stand side by side along the tokens, all others along the
-// rows. COLS columns are a step. ONCE says that weights will not be read again soon.
+// A tile: each warp has MT tiles of 16 rows and NT of 8 tokens; WARPS_N warps stand side by side along the tokens, all others
+// along the rows. COLS columns are a step. ONCE says that weights will not be read again soon.
 template <class T, unsigned MT_, unsigned NT_, unsigned WARPS_N_, unsigned COLS_, unsigned STAGES_, bool ONCE_>
 struct GemmShape {
   using Kind = T;
@@ -102,7 +104,8 @@ struct Operand {
   unsigned rows, cols;
 };
 
-// Begins to copy a step's columns of `count` rows from `first` on to the tile's rows from `to` on, together with so many threads.
+// Begins to copy a step's columns of `count` rows from `first` on to the tile's rows from `to` on, together with so many
+// threads.
 template <class S, bool ONCE>
 __device__ __forceinline__ void fill(uint16_t* tiles, unsigned to, Operand from, unsigned first, unsigned count, unsigned col,
                                      unsigned thread, unsigned threads) {
@@ -192,7 +195,8 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
 template <class T>
 using Wide = GemmShape<T, 4, 4, 4, 32, 3, false>;
 
-// Few tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, at most 64, and the ring is as deep as there is room.
+// Few tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, at most 64, and the ring is as deep as
+// there is room.
 template <class T>
 __device__ __forceinline__ void skinny(const cuckoo_gemm& a) {
   if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8, true>>(a);

@@ -7,8 +7,9 @@ struct GemmTile {
   unsigned row, token;  // the tile's, not its first row's
 };
 
-// Tile `i` of row_tiles * token_tiles. Tiles that run at the same time share operands: 8 neighbouring row tiles go through all tokens
-// together, so that the second level of cache holds their weights while they are used ("grouped" order, as in Triton's tutorial).
+// Tile `i` of row_tiles * token_tiles. Tiles that run at the same time share operands: 8 neighbouring row tiles go through all
+// tokens together, so that the second level of cache holds their weights while they are used ("grouped" order, as in Triton's
+// tutorial).
 __device__ __forceinline__ GemmTile gemm_tile(unsigned i, unsigned row_tiles, unsigned token_tiles) {
   constexpr unsigned GROUP = 8;
   const unsigned first = i / (GROUP * token_tiles) * GROUP;
