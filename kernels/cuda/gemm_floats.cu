@@ -17,7 +17,7 @@
 #include "gemm_floats.cuh"
 #include "ptx.cuh"
 
-namespace floats {
+namespace gemm_floats {
 
 __device__ __forceinline__ uint32_t narrow_pair(Bf16, float low, float high) { return narrow_bf16(low, high); }
 __device__ __forceinline__ uint32_t narrow_pair(F16, float low, float high) { return narrow_f16(low, high); }
@@ -205,11 +205,11 @@ __device__ __forceinline__ void skinny(const cuckoo_gemm& a) {
   else gemm<GemmShape<T, 1, 8, 1, 64, 4, true>>(a);
 }
 
-}  // namespace floats
+}  // namespace gemm_floats
 
-CUCKOO_KERNEL(256) cuckoo_narrow_bf16(const __grid_constant__ cuckoo_narrow a) { floats::narrow_values(a); }
-CUCKOO_KERNEL(256) cuckoo_narrow_f16(const __grid_constant__ cuckoo_narrow a) { floats::narrow_row(a); }
-CUCKOO_KERNEL(256) cuckoo_gemm_wide_bf16(const __grid_constant__ cuckoo_gemm a) { floats::gemm<floats::Wide<Bf16>>(a); }
-CUCKOO_KERNEL(256) cuckoo_gemm_wide_f16(const __grid_constant__ cuckoo_gemm a) { floats::gemm<floats::Wide<F16>>(a); }
-CUCKOO_KERNEL(128) cuckoo_gemm_skinny_bf16(const __grid_constant__ cuckoo_gemm a) { floats::skinny<Bf16>(a); }
-CUCKOO_KERNEL(128) cuckoo_gemm_skinny_f16(const __grid_constant__ cuckoo_gemm a) { floats::skinny<F16>(a); }
+CUCKOO_KERNEL(256) cuckoo_narrow_bf16(const __grid_constant__ cuckoo_narrow a) { gemm_floats::narrow_values(a); }
+CUCKOO_KERNEL(256) cuckoo_narrow_f16(const __grid_constant__ cuckoo_narrow a) { gemm_floats::narrow_row(a); }
+CUCKOO_KERNEL(256) cuckoo_gemm_wide_bf16(const __grid_constant__ cuckoo_gemm a) { gemm_floats::gemm<gemm_floats::Wide<Bf16>>(a); }
+CUCKOO_KERNEL(256) cuckoo_gemm_wide_f16(const __grid_constant__ cuckoo_gemm a) { gemm_floats::gemm<gemm_floats::Wide<F16>>(a); }
+CUCKOO_KERNEL(128) cuckoo_gemm_skinny_bf16(const __grid_constant__ cuckoo_gemm a) { gemm_floats::skinny<Bf16>(a); }
+CUCKOO_KERNEL(128) cuckoo_gemm_skinny_f16(const __grid_constant__ cuckoo_gemm a) { gemm_floats::skinny<F16>(a); }
