@@ -169,15 +169,17 @@ typedef struct cuckoo_tensor_map {
 
 /* Activations as the weights' kind of numbers. */
 typedef struct cuckoo_narrow {
-  cuckoo_address x;        /* f32 [count] */
-  cuckoo_address out;      /* u16 [count] */
-  uint64_t count;          /* a multiple of 8 */
+  cuckoo_address x;        /* f32 [rows][cols] */
+  cuckoo_address out;      /* u16 [rows][cols] */
+  cuckoo_address scales;   /* f32 [rows]: powers of two by which rows of halves were divided; 0 for bfloat16 */
+  uint32_t rows, cols;     /* cols: a multiple of 32 */
 } cuckoo_narrow;
 
 /* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_gemm {
   cuckoo_floats w;         /* u16 [rows][cols] */
   cuckoo_address x;        /* u16 [tokens][cols] */
+  cuckoo_address scales;   /* f32 [tokens] by which results are multiplied, or 0 */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, out_cols, first_row, add;
 } cuckoo_gemm;
@@ -186,7 +188,7 @@ typedef struct cuckoo_gemm {
 typedef struct cuckoo_gemm_mapped {
   cuckoo_tensor_map x_map, w_map;
   cuckoo_gemm gemm;
-  uint64_t padding[2];
+  uint64_t padding;
 } cuckoo_gemm_mapped;
 
 /* Some of the words of a launch's lists. */

@@ -1,9 +1,9 @@
-// What Hopper has besides threads, on the CPU: barriers that count bytes, the tensor memory accelerator, products of warpgroups.
-// Twins of sm90/ptx.cuh, which says what they do.
+// What Hopper has besides threads, on the CPU: barriers that count bytes, the tensor memory accelerator, products of
+// warpgroups. Twins of sm90/ptx.cuh, which says what they do.
 //
-// Asynchrony is as unkind as the hardware may be: a tile's bytes are lost when its load begins and there when somebody waits for its
-// barrier; a product reads its operands when it is waited for. What CUDA leaves undefined is a fault: a barrier nobody made, one
-// arrival too many, more bytes than announced, tiles out of place, a warpgroup that is not of one mind.
+// Asynchrony is as unkind as the hardware may be: a tile's bytes are lost when its load begins and there when somebody waits
+// for its barrier; a product reads its operands when it is waited for. What CUDA leaves undefined is a fault: a barrier nobody
+// made, one arrival too many, more bytes than announced, tiles out of place, a warpgroup that is not of one mind.
 #pragma once
 #include "mma.h"
 

@@ -42,6 +42,8 @@ DEFECTS = [
     ("a mask without the lane itself", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart)",
      "__shfl_xor_sync(1u, v, apart)", "norm"),
     # Products of the fast profile.
+    ("no barrier before a row's largest is known", "gemm_floats.cu", "  __syncthreads();\n  for (unsigned i = 0; i < blockDim.x / WARP",
+     "  for (unsigned i = 0; i < blockDim.x / WARP", "narrow"),
     ("a copy that nobody waits for", "gemm_floats.cu", "    cp_async_wait<S::STAGES - 2>();\n", "", "gemm_few"),
     ("a copy that is waited for a step too late", "gemm_floats.cu", "cp_async_wait<S::STAGES - 2>", "cp_async_wait<S::STAGES - 1>", "gemm_few"),
     ("no barrier before what others have copied", "gemm_floats.cu", "    __syncthreads();  // this step", "    // this step", "gemm_few"),
@@ -94,12 +96,15 @@ Sample = type("Sample", (ctypes.Structure,), {"_fields_": [
     ("draws", ctypes.c_uint64), ("tokens", ctypes.c_uint64), ("cols", ctypes.c_uint32), ("padding", ctypes.c_uint32)]})
 
 
+Narrow = type("Narrow", (ctypes.Structure,), {"_fields_": [
+    ("x", ctypes.c_uint64), ("out", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32)]})
 Gemm = type("Gemm", (ctypes.Structure,), {"_fields_": [
-    ("w", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32), ("x", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    ("w", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32), ("x", ctypes.c_uint64), ("scales", ctypes.c_uint64),
+    ("out", ctypes.c_uint64)] +
     [(name, ctypes.c_uint32) for name in ["tokens", "out_cols", "first_row", "add"]]})
 TensorMap = ctypes.c_uint64 * 16
 MappedGemm = type("MappedGemm", (ctypes.Structure,), {"_fields_": [
-    ("x_map", TensorMap), ("w_map", TensorMap), ("gemm", Gemm), ("padding", ctypes.c_uint64 * 2)]})
+    ("x_map", TensorMap), ("w_map", TensorMap), ("gemm", Gemm), ("padding", ctypes.c_uint64)]})
 
 
 class Library:
@@ -178,17 +183,24 @@ def norm(library, order):
 
 
 def narrow(library, order):
-    """Three whole blocks of threads less one thread: values that bfloat16 has, and one halfway between two of them."""
-    count = 8 * (3 * 256 - 1)
-    values = [float(i % 256) for i in range(count)]
-    values[77] = 257.0
-    keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
-    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, (ctypes.c_uint64 * 3)(keep[0][2], keep[1][2], count), order)
+    """Values that bfloat16 has, and one halfway between two; two rows of halves, of which one is too large for them by far."""
+    cols = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(cols)]
+    keep = [aligned(ctypes.c_float, [257.0, *values[1:]]), aligned(ctypes.c_uint16, [0xffff] * (cols + REST))]
+    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, Narrow(keep[0][2], keep[1][2], 0, 1, cols), order)
     if fault:
         return fault
-    values[77] = 256.0
-    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in values]
-    return "" if list(keep[1][0]) == expected + [0xffff] * REST else "another result"
+    bf16 = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in [256.0, *values[1:]]]
+    if list(keep[1][0]) != bf16 + [0xffff] * REST:
+        return "another result"
+    keep = [aligned(ctypes.c_float, values + [1024 * v for v in values]), aligned(ctypes.c_uint16, [0xffff] * (2 * cols + REST)),
+            aligned(ctypes.c_float, [0.0] * 2)]
+    place = [k[2] for k in keep]
+    fault = library.launch("cuckoo_narrow_f16", (2, 1, 1), 256, 8 * 4, Narrow(*place, 2, cols), order)
+    if fault:
+        return fault
+    f16 = [struct.unpack("<H", struct.pack("<e", v))[0] for v in values + [128 * v for v in values]]
+    return "" if list(keep[1][0]) == f16 + [0xffff] * REST and list(keep[2][0]) == [1.0, 8.0] else "another result"
 
 
 def gemm(rows, tokens, launch):
@@ -200,7 +212,7 @@ def gemm(rows, tokens, launch):
     keep = [aligned(ctypes.c_uint16, [bf16[v] for row in m for v in row]) for m in [w, x]]
     keep.append(aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST)))
     place = [k[2] for k in keep]
-    fault = launch(Gemm(place[0], rows, cols, place[1], place[2], tokens, rows, 0, 0))
+    fault = launch(Gemm(place[0], rows, cols, place[1], 0, place[2], tokens, rows, 0, 0))
     if fault:
         return fault
     expected = [float(sum(map(operator.mul, weights, activations))) for activations in x for weights in w]

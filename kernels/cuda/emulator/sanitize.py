@@ -24,7 +24,7 @@ DEFECTS = [
     ("columns after the last row are read", "gemm_floats.cu", "const bool inside = col + piece * 8 < from.cols;", "const bool inside = true;",
      "gemm_few", "READ of size"),
     ("rows after the last are written", "sm90/gemm.cu", "    if (token >= a.tokens) break;\n", "", "gemm_hopper", "WRITE of size"),
-    ("a misaligned address", "gemm_floats.cu", "at<uint16_t>(a.out) + i) =", "at<uint16_t>(a.out) + i + 1) =", "narrow", "misaligned address"),
+    ("a misaligned address", "gemm_floats.cu", "at<uint16_t>(a.out) + i, 1.0f)", "at<uint16_t>(a.out) + i + 1, 1.0f)", "narrow", "misaligned address"),
 ]
 
 RUN = """

@@ -411,21 +411,26 @@ const _: () = {
 pub struct cuckoo_narrow {
     pub x: cuckoo_address,
     pub out: cuckoo_address,
-    pub count: u64,
+    pub scales: cuckoo_address,
+    pub rows: u32,
+    pub cols: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_narrow"][::core::mem::size_of::<cuckoo_narrow>() - 24usize];
+    ["Size of cuckoo_narrow"][::core::mem::size_of::<cuckoo_narrow>() - 32usize];
     ["Alignment of cuckoo_narrow"][::core::mem::align_of::<cuckoo_narrow>() - 8usize];
     ["Offset of field: cuckoo_narrow::x"][::core::mem::offset_of!(cuckoo_narrow, x) - 0usize];
     ["Offset of field: cuckoo_narrow::out"][::core::mem::offset_of!(cuckoo_narrow, out) - 8usize];
-    ["Offset of field: cuckoo_narrow::count"][::core::mem::offset_of!(cuckoo_narrow, count) - 16usize];
+    ["Offset of field: cuckoo_narrow::scales"][::core::mem::offset_of!(cuckoo_narrow, scales) - 16usize];
+    ["Offset of field: cuckoo_narrow::rows"][::core::mem::offset_of!(cuckoo_narrow, rows) - 24usize];
+    ["Offset of field: cuckoo_narrow::cols"][::core::mem::offset_of!(cuckoo_narrow, cols) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_gemm {
     pub w: cuckoo_floats,
     pub x: cuckoo_address,
+    pub scales: cuckoo_address,
     pub out: cuckoo_address,
     pub tokens: u32,
     pub out_cols: u32,
@@ -434,15 +439,16 @@ pub struct cuckoo_gemm {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_gemm"][::core::mem::size_of::<cuckoo_gemm>() - 48usize];
+    ["Size of cuckoo_gemm"][::core::mem::size_of::<cuckoo_gemm>() - 56usize];
     ["Alignment of cuckoo_gemm"][::core::mem::align_of::<cuckoo_gemm>() - 8usize];
     ["Offset of field: cuckoo_gemm::w"][::core::mem::offset_of!(cuckoo_gemm, w) - 0usize];
     ["Offset of field: cuckoo_gemm::x"][::core::mem::offset_of!(cuckoo_gemm, x) - 16usize];
-    ["Offset of field: cuckoo_gemm::out"][::core::mem::offset_of!(cuckoo_gemm, out) - 24usize];
-    ["Offset of field: cuckoo_gemm::tokens"][::core::mem::offset_of!(cuckoo_gemm, tokens) - 32usize];
-    ["Offset of field: cuckoo_gemm::out_cols"][::core::mem::offset_of!(cuckoo_gemm, out_cols) - 36usize];
-    ["Offset of field: cuckoo_gemm::first_row"][::core::mem::offset_of!(cuckoo_gemm, first_row) - 40usize];
-    ["Offset of field: cuckoo_gemm::add"][::core::mem::offset_of!(cuckoo_gemm, add) - 44usize];
+    ["Offset of field: cuckoo_gemm::scales"][::core::mem::offset_of!(cuckoo_gemm, scales) - 24usize];
+    ["Offset of field: cuckoo_gemm::out"][::core::mem::offset_of!(cuckoo_gemm, out) - 32usize];
+    ["Offset of field: cuckoo_gemm::tokens"][::core::mem::offset_of!(cuckoo_gemm, tokens) - 40usize];
+    ["Offset of field: cuckoo_gemm::out_cols"][::core::mem::offset_of!(cuckoo_gemm, out_cols) - 44usize];
+    ["Offset of field: cuckoo_gemm::first_row"][::core::mem::offset_of!(cuckoo_gemm, first_row) - 48usize];
+    ["Offset of field: cuckoo_gemm::add"][::core::mem::offset_of!(cuckoo_gemm, add) - 52usize];
 };
 #[repr(C)]
 #[repr(align(64))]
@@ -451,7 +457,7 @@ pub struct cuckoo_gemm_mapped {
     pub x_map: cuckoo_tensor_map,
     pub w_map: cuckoo_tensor_map,
     pub gemm: cuckoo_gemm,
-    pub padding: [u64; 2usize],
+    pub padding: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -460,7 +466,7 @@ const _: () = {
     ["Offset of field: cuckoo_gemm_mapped::x_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, x_map) - 0usize];
     ["Offset of field: cuckoo_gemm_mapped::w_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, w_map) - 128usize];
     ["Offset of field: cuckoo_gemm_mapped::gemm"][::core::mem::offset_of!(cuckoo_gemm_mapped, gemm) - 256usize];
-    ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 304usize];
+    ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 312usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -65,6 +65,8 @@ scratch! {
     bf16,
     /// Activations as halves.
     f16,
+    /// What rows of halves have to be multiplied by.
+    f16_scales,
     /// What is between the two products of adapters.
     inner,
     /// Sums of splits.
