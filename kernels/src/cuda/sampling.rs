@@ -15,7 +15,7 @@ use super::machine::Machine;
 use super::operations::{THREADS, WARP};
 use super::{Buffer, Cuda};
 use crate::ops::OpsError;
-use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, Noise, SampleRequest, Sampled, Scale};
+use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Memory for changed rows, or for exponentials: more of them take turns.
 const ROWS_BYTES: usize = 64 << 20;
@@ -91,10 +91,8 @@ impl Lists {
             allowed: self.words(p.allowed_tokens.iter().copied().filter(here)),
             biases: self.pairs(biases),
             seen: self.pairs(seen.map(|(token, count)| (*token, *count))),
-            repeated: self.pairs(
-                sampling::repetitions(p, history).filter(|(token, _)| here(token)).map(|(t, by)| (t, by.to_bits())),
-            ),
-            bad: self.set(sampling::completions(p, history).filter(here)),
+            repeated: self.pairs(r.repetitions().filter(|(token, _)| here(token)).map(|(t, by)| (t, by.to_bits()))),
+            bad: self.set(r.completions().filter(here)),
             forbidden: self.set(r.forbidden.iter().copied().filter(here)),
             repetition: p.repetition_penalty,
             presence: p.presence_penalty,
@@ -111,18 +109,17 @@ fn draw(r: &SampleRequest<'_>, cols: usize, to: usize, logits: u64) -> cuckoo_dr
     let halves = |v: u64| [v as u32, (v >> 32) as u32];
     let warm = p.temperature > 0.0;
     let temperature = if warm { f64::from(p.temperature) } else { 0.0 };
-    let excludes = p.xtc_probability > 0.0 && Noise { seed: r.seed, position: r.position }.coin(p.xtc_probability);
     cuckoo_draw {
         logits,
         temperature,
         top_p: if p.top_p < 1.0 { sampling::part_of(p.top_p) } else { 1.0 },
-        xtc: if excludes { sampling::part_of(p.xtc_threshold) } else { -1.0 },
+        xtc: if r.excludes_top_choices() { sampling::part_of(p.xtc_threshold) } else { -1.0 },
         seed: halves(r.seed),
         position: halves(r.position),
         top_k: if (p.top_k as usize) < cols { p.top_k } else { 0 },
         to: to as u32,
-        least: if warm && p.min_p > 0.0 { sampling::least(p) } else { f32::NEG_INFINITY },
-        sharpness: if warm { Scale::new(0.0, temperature).sharpness } else { 1.0 },
+        least: if warm && p.min_p > 0.0 { p.least_difference() } else { f32::NEG_INFINITY },
+        sharpness: if warm { p.sharpness() } else { 1.0 },
     }
 }
 
