@@ -225,6 +225,23 @@ typedef struct cuckoo_logprobs {
   uint32_t cols, padding;
 } cuckoo_logprobs;
 
+/* One expert that a row uses. */
+typedef struct cuckoo_routed {
+  uint32_t expert;
+  float weight;
+} cuckoo_routed;
+
+/* The experts that rows choose: a warp for each row. */
+typedef struct cuckoo_route {
+  cuckoo_address logits;   /* f32 [rows][cols] */
+  cuckoo_address out;      /* cuckoo_routed [rows][used] */
+  uint32_t rows, cols;
+  uint32_t used;
+  uint32_t gating;         /* 0 softmax of all, 1 sigmoid, 2 softmax of the chosen */
+  uint32_t normalize;      /* whether weights are divided by their sum */
+  float scale;
+} cuckoo_route;
+
 /* In place of a token. */
 enum cuckoo_no_token { CUCKOO_BROKEN = 0xffffffffu, CUCKOO_NOTHING_ALLOWED = 0xfffffffeu };
 

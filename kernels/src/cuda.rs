@@ -21,6 +21,7 @@ mod machine;
 mod matrix;
 mod operations;
 mod products;
+mod routing;
 mod sampling;
 mod scratch;
 #[cfg(test)]

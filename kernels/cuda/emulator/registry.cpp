@@ -9,6 +9,7 @@
 #include "../norm.cu"
 
 #include "../logprobs.cu"
+#include "../routing.cu"
 #include "../sampling.cu"
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
@@ -72,6 +73,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_logprob_ranks, cuckoo_logprobs)
     ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
     ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
+    ENTRY(cuckoo_route_rows, cuckoo_route)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.

@@ -18,7 +18,7 @@ use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::Memory;
 use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
 use crate::quant::Quant;
-use crate::routing::{Routed, Routing, route};
+use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
@@ -323,8 +323,7 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let values = self.values_of(logits)?;
-        Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+        self.choose(logits, routing)
     }
 
     fn scatter_add(&mut self, x: &Buffer<M>, to: &[(usize, f32)], out: &mut Buffer<M>) -> Result<(), OpsError> {

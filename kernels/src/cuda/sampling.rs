@@ -19,6 +19,8 @@ use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, SampleRequest, 
 
 /// Memory for changed rows, or for exponentials: more of them take turns.
 const ROWS_BYTES: usize = 64 << 20;
+/// Blocks in the second dimension of a grid at most.
+const GRID_MAX: usize = 65_535;
 /// Threads for a row at most.
 const ROW_THREADS: usize = 512;
 /// What they share: `sampling::Shared` of `cuda/select.cuh`.
@@ -35,7 +37,7 @@ fn threads(cols: usize) -> usize {
 
 /// How many rows of so many bytes take a turn together.
 fn together(row_bytes: usize) -> usize {
-    (ROWS_BYTES / row_bytes.max(1)).max(1)
+    (ROWS_BYTES / row_bytes.max(1)).clamp(1, GRID_MAX)
 }
 
 /// What a place for a token says.

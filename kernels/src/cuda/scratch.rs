@@ -39,6 +39,8 @@ pub(super) struct Scratch<M: Machine> {
     pub(super) answers: Held<M>,
     /// Exponentials of logits.
     pub(super) exponentials: Held<M>,
+    /// Experts that rows chose.
+    pub(super) routed: Held<M>,
 }
 
 impl<M: Machine> Default for Scratch<M> {
@@ -61,6 +63,7 @@ impl<M: Machine> Default for Scratch<M> {
             questions: empty(),
             answers: empty(),
             exponentials: empty(),
+            routed: empty(),
         }
     }
 }
