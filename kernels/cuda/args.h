@@ -193,6 +193,8 @@ typedef struct cuckoo_draw {
   uint32_t to;             /* place of its token */
   float least;             /* how far from the highest a logit may be, by min-p; minus infinity: as far as can be */
   float sharpness;         /* f32(1 / temperature) */
+  float near;              /* (logit - highest) * sharpness of what top-p may leave: all that are less are too few together */
+  uint32_t padding;
 } cuckoo_draw;
 
 /* A token for each draw. A block of threads for each. */

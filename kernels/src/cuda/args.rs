@@ -464,10 +464,12 @@ pub struct cuckoo_draw {
     pub to: u32,
     pub least: f32,
     pub sharpness: f32,
+    pub near: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 64usize];
+    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 72usize];
     ["Alignment of cuckoo_draw"][::core::mem::align_of::<cuckoo_draw>() - 8usize];
     ["Offset of field: cuckoo_draw::logits"][::core::mem::offset_of!(cuckoo_draw, logits) - 0usize];
     ["Offset of field: cuckoo_draw::temperature"][::core::mem::offset_of!(cuckoo_draw, temperature) - 8usize];
@@ -479,6 +481,8 @@ const _: () = {
     ["Offset of field: cuckoo_draw::to"][::core::mem::offset_of!(cuckoo_draw, to) - 52usize];
     ["Offset of field: cuckoo_draw::least"][::core::mem::offset_of!(cuckoo_draw, least) - 56usize];
     ["Offset of field: cuckoo_draw::sharpness"][::core::mem::offset_of!(cuckoo_draw, sharpness) - 60usize];
+    ["Offset of field: cuckoo_draw::near"][::core::mem::offset_of!(cuckoo_draw, near) - 64usize];
+    ["Offset of field: cuckoo_draw::padding"][::core::mem::offset_of!(cuckoo_draw, padding) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -122,6 +122,24 @@ fn draw(r: &SampleRequest<'_>, cols: usize, to: usize, logits: u64) -> cuckoo_dr
         to: to as u32,
         least: if warm && p.min_p > 0.0 { p.least_difference() } else { f32::NEG_INFINITY },
         sharpness: if warm { p.sharpness() } else { 1.0 },
+        near: near(sampling::part_of(p.top_p), cols),
+        padding: 0,
+    }
+}
+
+/// How probable a token must be, as a logarithm of a multiple of the most probable one's, for top-p to look at it: as many as there
+/// are that are less probable together have less than what may be left out of all. Minus infinity where the rounding of weights
+/// to whole numbers is not small beside that.
+fn near(top_p: f64, cols: usize) -> f32 {
+    /// Far more than weights are rounded by, as fractions of themselves.
+    const MARGIN: f64 = 1e-3;
+    // The most probable token's weight; all weigh no less.
+    let (whole, count) = (f64::from(2f32.powi(40)), cols as f64);
+    let spare = 1.0 - top_p;
+    if spare * whole * MARGIN > 2.0 * (count + 2.0) {
+        (libm::log(spare / count) - 2.0 * MARGIN) as f32
+    } else {
+        f32::NEG_INFINITY
     }
 }
 
