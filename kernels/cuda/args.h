@@ -232,6 +232,8 @@ typedef struct cuckoo_draw {
   uint32_t to;             /* place of its token */
   float least;             /* how far from the highest a logit may be, by min-p; minus infinity: as far as can be */
   float sharpness;         /* f32(1 / temperature) */
+  float near;              /* (logit - highest) * sharpness of what top-p may leave: all that are less are too few together */
+  uint32_t padding;
 } cuckoo_draw;
 
 /* A token for each draw. A block of threads for each. */
@@ -271,6 +273,23 @@ typedef struct cuckoo_logprobs {
   cuckoo_address exponentials; /* f64 [questions][cols] */
   uint32_t cols, padding;
 } cuckoo_logprobs;
+
+/* One expert that a row uses. */
+typedef struct cuckoo_routed {
+  uint32_t expert;
+  float weight;
+} cuckoo_routed;
+
+/* The experts that rows choose: a warp for each row. */
+typedef struct cuckoo_route {
+  cuckoo_address logits;   /* f32 [rows][cols] */
+  cuckoo_address out;      /* cuckoo_routed [rows][used] */
+  uint32_t rows, cols;
+  uint32_t used;
+  uint32_t gating;         /* 0 softmax of all, 1 sigmoid, 2 softmax of the chosen */
+  uint32_t normalize;      /* whether weights are divided by their sum */
+  float scale;
+} cuckoo_route;
 
 /* In place of a token. */
 enum cuckoo_no_token { CUCKOO_BROKEN = 0xffffffffu, CUCKOO_NOTHING_ALLOWED = 0xfffffffeu };

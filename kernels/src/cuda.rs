@@ -29,6 +29,7 @@ mod matrix;
 mod operations;
 mod products;
 mod replay;
+mod routing;
 mod sampling;
 mod scratch;
 #[cfg(test)]

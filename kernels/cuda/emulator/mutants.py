@@ -91,7 +91,7 @@ Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
 Draw = type("Draw", (ctypes.Structure,), {"_fields_": [
     ("logits", ctypes.c_uint64), ("temperature", ctypes.c_double), ("top_p", ctypes.c_double), ("xtc", ctypes.c_double),
     ("seed", ctypes.c_uint32 * 2), ("position", ctypes.c_uint32 * 2), ("top_k", ctypes.c_uint32), ("to", ctypes.c_uint32),
-    ("least", ctypes.c_float), ("sharpness", ctypes.c_float)]})
+    ("least", ctypes.c_float), ("sharpness", ctypes.c_float), ("near", ctypes.c_float), ("padding", ctypes.c_uint32)]})
 Sample = type("Sample", (ctypes.Structure,), {"_fields_": [
     ("draws", ctypes.c_uint64), ("tokens", ctypes.c_uint64), ("cols", ctypes.c_uint32), ("padding", ctypes.c_uint32)]})
 
@@ -270,7 +270,7 @@ def sample(library, order):
             token = wins(position, half if top_p < 1.0 else top_k or cols)
         sharpness = 1.0 / temperature if temperature else 1.0
         draws.append(Draw(keep[row][2], temperature, top_p, -1.0, (seed & 0xffffffff, seed >> 32),
-                          (position & 0xffffffff, position >> 32), top_k, len(draws), -math.inf, sharpness))
+                          (position & 0xffffffff, position >> 32), top_k, len(draws), -math.inf, sharpness, -math.inf, 0))
         expected.append(token)
     drawn, tokens = aligned(Draw, draws), aligned(ctypes.c_uint32, [0] * len(draws))
     args = Sample(drawn[2], tokens[2], cols, 0)

@@ -550,10 +550,12 @@ pub struct cuckoo_draw {
     pub to: u32,
     pub least: f32,
     pub sharpness: f32,
+    pub near: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 64usize];
+    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 72usize];
     ["Alignment of cuckoo_draw"][::core::mem::align_of::<cuckoo_draw>() - 8usize];
     ["Offset of field: cuckoo_draw::logits"][::core::mem::offset_of!(cuckoo_draw, logits) - 0usize];
     ["Offset of field: cuckoo_draw::temperature"][::core::mem::offset_of!(cuckoo_draw, temperature) - 8usize];
@@ -565,6 +567,8 @@ const _: () = {
     ["Offset of field: cuckoo_draw::to"][::core::mem::offset_of!(cuckoo_draw, to) - 52usize];
     ["Offset of field: cuckoo_draw::least"][::core::mem::offset_of!(cuckoo_draw, least) - 56usize];
     ["Offset of field: cuckoo_draw::sharpness"][::core::mem::offset_of!(cuckoo_draw, sharpness) - 60usize];
+    ["Offset of field: cuckoo_draw::near"][::core::mem::offset_of!(cuckoo_draw, near) - 64usize];
+    ["Offset of field: cuckoo_draw::padding"][::core::mem::offset_of!(cuckoo_draw, padding) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -662,6 +666,44 @@ const _: () = {
         [::core::mem::offset_of!(cuckoo_logprobs, exponentials) - 32usize];
     ["Offset of field: cuckoo_logprobs::cols"][::core::mem::offset_of!(cuckoo_logprobs, cols) - 40usize];
     ["Offset of field: cuckoo_logprobs::padding"][::core::mem::offset_of!(cuckoo_logprobs, padding) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_routed {
+    pub expert: u32,
+    pub weight: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_routed"][::core::mem::size_of::<cuckoo_routed>() - 8usize];
+    ["Alignment of cuckoo_routed"][::core::mem::align_of::<cuckoo_routed>() - 4usize];
+    ["Offset of field: cuckoo_routed::expert"][::core::mem::offset_of!(cuckoo_routed, expert) - 0usize];
+    ["Offset of field: cuckoo_routed::weight"][::core::mem::offset_of!(cuckoo_routed, weight) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_route {
+    pub logits: cuckoo_address,
+    pub out: cuckoo_address,
+    pub rows: u32,
+    pub cols: u32,
+    pub used: u32,
+    pub gating: u32,
+    pub normalize: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_route"][::core::mem::size_of::<cuckoo_route>() - 40usize];
+    ["Alignment of cuckoo_route"][::core::mem::align_of::<cuckoo_route>() - 8usize];
+    ["Offset of field: cuckoo_route::logits"][::core::mem::offset_of!(cuckoo_route, logits) - 0usize];
+    ["Offset of field: cuckoo_route::out"][::core::mem::offset_of!(cuckoo_route, out) - 8usize];
+    ["Offset of field: cuckoo_route::rows"][::core::mem::offset_of!(cuckoo_route, rows) - 16usize];
+    ["Offset of field: cuckoo_route::cols"][::core::mem::offset_of!(cuckoo_route, cols) - 20usize];
+    ["Offset of field: cuckoo_route::used"][::core::mem::offset_of!(cuckoo_route, used) - 24usize];
+    ["Offset of field: cuckoo_route::gating"][::core::mem::offset_of!(cuckoo_route, gating) - 28usize];
+    ["Offset of field: cuckoo_route::normalize"][::core::mem::offset_of!(cuckoo_route, normalize) - 32usize];
+    ["Offset of field: cuckoo_route::scale"][::core::mem::offset_of!(cuckoo_route, scale) - 36usize];
 };
 pub const cuckoo_no_token_CUCKOO_BROKEN: cuckoo_no_token = 4294967295;
 pub const cuckoo_no_token_CUCKOO_NOTHING_ALLOWED: cuckoo_no_token = 4294967294;

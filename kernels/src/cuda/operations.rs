@@ -20,7 +20,7 @@ use crate::ops::{
     Activation, DrawAhead, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
 use crate::quant::Quant;
-use crate::routing::{Routed, Routing, route};
+use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
@@ -360,8 +360,7 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let values = self.values_of(logits)?;
-        Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+        self.choose(logits, routing)
     }
 
     fn scatter_add(&mut self, x: &Buffer<M>, to: &[(usize, f32)], out: &mut Buffer<M>) -> Result<(), OpsError> {

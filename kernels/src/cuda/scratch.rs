@@ -107,6 +107,8 @@ scratch! {
     answers,
     /// Exponentials of logits.
     exponentials,
+    /// Experts that rows chose.
+    routed,
 }
 
 /// The largest step that buffers, matrices and adapters so far allow.

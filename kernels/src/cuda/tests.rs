@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod routing;
 mod sampling;
 
 use super::*;
