@@ -20,6 +20,7 @@ mod machine;
 mod matrix;
 mod operations;
 mod products;
+mod rounding;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use self::kv_cache::{HostKv, KvCache};
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
+use self::rounding::Rounding;
 pub(crate) use self::scratch::Bounds;
 use self::scratch::Scratch;
 
@@ -38,6 +40,8 @@ pub struct Cuda<M: Machine> {
     machine: M,
     scratch: Scratch<M>,
     bounds: Bounds,
+    rounding: Rounding,
+    buffers: u64,
 }
 
 /// Values in `f32`.
@@ -52,6 +56,10 @@ pub struct Buffer<M: Machine> {
     capacity: usize,
     rows: usize,
     cols: usize,
+    /// Its number, and how often it has been written to: what is in it, by name.
+    contents: (u64, u64),
+    /// The operation that wrote it last, if that is one that can leave it rounded as well.
+    maker: Option<u64>,
 }
 
 /// Cosines and sines: `[position][pair][2]` of `f32`.
@@ -65,7 +73,13 @@ pub struct RopeTable<M: Machine> {
 impl<M: Machine> Cuda<M> {
     /// On `machine`.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default(), bounds: Bounds::default() }
+        Self {
+            machine,
+            scratch: Scratch::default(),
+            bounds: Bounds::default(),
+            rounding: Rounding::default(),
+            buffers: 0,
+        }
     }
 
     /// With other bounds.

@@ -78,6 +78,7 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_attention_join, cuckoo_attention)
     CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
     ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
+    ENTRY(cuckoo_norm_heads, cuckoo_norm)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.
