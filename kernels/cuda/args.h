@@ -44,20 +44,24 @@ typedef struct cuckoo_embed_floats {
 } cuckoo_embed_floats;
 
 /* Activations in blocks of 32 as integers, in one plane or two. */
-typedef struct cuckoo_quantize {
-  cuckoo_address x;        /* f32 [rows][cols] */
+typedef struct cuckoo_rounded {
   cuckoo_address q;        /* i8 [planes][rows][cols / 32][32]: columns 4 t .. 4 t + 3, then 16 on, of t from 0 to 3 */
   cuckoo_address factors;  /* [planes][rows][cols / 32]: scale and sum of a block's integers, f32 both */
   cuckoo_address halves;   /* likewise: scale, f32, and sums of its first 16 and its last 16, f16 both */
   uint32_t rows, cols;
-  uint32_t planes;         /* 1, or 2: high then low */
+  uint32_t planes;         /* 1, or 2: high then low; 0 where nobody asks for them */
   uint32_t padding;
+} cuckoo_rounded;
+
+typedef struct cuckoo_quantize {
+  cuckoo_address x;        /* f32 [rows][cols] */
+  cuckoo_rounded to;
 } cuckoo_quantize;
 
 /* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_linear_integers {
   cuckoo_integers w;
-  cuckoo_address q;        /* as cuckoo_quantize leaves them */
+  cuckoo_address q;        /* as in cuckoo_rounded */
   cuckoo_address factors;  /* `halves` where the format's halves have scales of their own */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, planes;
@@ -76,9 +80,10 @@ typedef struct cuckoo_linear_floats {
   uint32_t padding;
 } cuckoo_linear_floats;
 
-/* RMS norm of rows, or of heads in place: a warp for each. */
+/* RMS norm of rows, or of heads in place. */
 typedef struct cuckoo_norm {
   cuckoo_address x, weight, out;
+  cuckoo_rounded rounded;  /* of whole rows: what is written, as integers */
   uint32_t rows, cols;     /* what is normed at once: cols values, rows of them */
   uint32_t heads;          /* consecutive norms in a row of `stride` values; 1 for whole rows */
   uint32_t first_head;
@@ -102,6 +107,7 @@ typedef struct cuckoo_elementwise {
   uint32_t kind;           /* which activation; whether there is a soft-cap */
   float a, b;              /* factor and cap; the activation's parameters */
   uint32_t padding;
+  cuckoo_rounded rounded;  /* of activations: what is written, as integers */
 } cuckoo_elementwise;
 
 /* Rows copied or added by number. */
@@ -153,6 +159,7 @@ typedef struct cuckoo_attention {
   cuckoo_address sinks;    /* f32 [query heads], or 0 */
   cuckoo_address parts;    /* f32 [row of a split][query head][dim + 4]: sums, then max and total */
   cuckoo_address out;      /* f32 [count][query heads][dim] */
+  cuckoo_rounded rounded;  /* that as integers, where heads are whole blocks of 32 */
   uint32_t query_heads;
   uint32_t heads_each;     /* query heads of one key/value head, that a block of threads takes */
   uint32_t window;         /* 0: everything */

@@ -25,6 +25,7 @@
 #include "kv.cuh"
 #include "math.cuh"
 #include "ptx.cuh"
+#include "rounding.cuh"
 
 namespace attention {
 
@@ -488,6 +489,13 @@ struct Tile {
           if (last) v[e] *= part;
         }
         store(out, i, v);
+        // Prefill has no register to spare for it, and a launch more is nothing there.
+        if constexpr (S::WARPS > 1) {
+          if (!last || a.rounded.planes == 0) continue;
+          const uint64_t begin = (uint64_t(tile.first_row + row(q)) * a.query_heads + head(q)) * a.kv.dim;
+          const unsigned d = first_dim(i) + lane * S::WIDTH;
+          round_block<S::WIDTH>(a.rounded, (begin + d) / ROUNDED_COLS, v, d < a.kv.dim);
+        }
       }
     }
   }
@@ -604,9 +612,13 @@ CUCKOO_KERNEL(32) cuckoo_attention_join(const __grid_constant__ cuckoo_attention
   float* const to = at<float>(a.out) + (uint64_t(tile.first_row + row) * a.query_heads + head) * dim;
 #pragma unroll
   for (unsigned i = 0; i < UNITS; i++) {
+    if (i * WARP * 4 >= dim) break;
     const unsigned d = (i * WARP + lane) * 4;
-    if (d >= dim) continue;
-    const float4 v = make_float4(out[i][0] * inverse, out[i][1] * inverse, out[i][2] * inverse, out[i][3] * inverse);
-    *reinterpret_cast<float4*>(to + d) = v;
+#pragma unroll
+    for (unsigned e = 0; e < 4; e++) out[i][e] *= inverse;
+    if (d < dim) *reinterpret_cast<float4*>(to + d) = make_float4(out[i][0], out[i][1], out[i][2], out[i][3]);
+    if (a.rounded.planes == 0) continue;
+    const uint64_t begin = (uint64_t(tile.first_row + row) * a.query_heads + head) * dim;
+    round_block<4>(a.rounded, (begin + d) / ROUNDED_COLS, out[i], d < dim);
   }
 }

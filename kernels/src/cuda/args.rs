@@ -95,8 +95,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct cuckoo_quantize {
-    pub x: cuckoo_address,
+pub struct cuckoo_rounded {
     pub q: cuckoo_address,
     pub factors: cuckoo_address,
     pub halves: cuckoo_address,
@@ -107,16 +106,28 @@ pub struct cuckoo_quantize {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
+    ["Size of cuckoo_rounded"][::core::mem::size_of::<cuckoo_rounded>() - 40usize];
+    ["Alignment of cuckoo_rounded"][::core::mem::align_of::<cuckoo_rounded>() - 8usize];
+    ["Offset of field: cuckoo_rounded::q"][::core::mem::offset_of!(cuckoo_rounded, q) - 0usize];
+    ["Offset of field: cuckoo_rounded::factors"][::core::mem::offset_of!(cuckoo_rounded, factors) - 8usize];
+    ["Offset of field: cuckoo_rounded::halves"][::core::mem::offset_of!(cuckoo_rounded, halves) - 16usize];
+    ["Offset of field: cuckoo_rounded::rows"][::core::mem::offset_of!(cuckoo_rounded, rows) - 24usize];
+    ["Offset of field: cuckoo_rounded::cols"][::core::mem::offset_of!(cuckoo_rounded, cols) - 28usize];
+    ["Offset of field: cuckoo_rounded::planes"][::core::mem::offset_of!(cuckoo_rounded, planes) - 32usize];
+    ["Offset of field: cuckoo_rounded::padding"][::core::mem::offset_of!(cuckoo_rounded, padding) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_quantize {
+    pub x: cuckoo_address,
+    pub to: cuckoo_rounded,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
     ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 48usize];
     ["Alignment of cuckoo_quantize"][::core::mem::align_of::<cuckoo_quantize>() - 8usize];
     ["Offset of field: cuckoo_quantize::x"][::core::mem::offset_of!(cuckoo_quantize, x) - 0usize];
-    ["Offset of field: cuckoo_quantize::q"][::core::mem::offset_of!(cuckoo_quantize, q) - 8usize];
-    ["Offset of field: cuckoo_quantize::factors"][::core::mem::offset_of!(cuckoo_quantize, factors) - 16usize];
-    ["Offset of field: cuckoo_quantize::halves"][::core::mem::offset_of!(cuckoo_quantize, halves) - 24usize];
-    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 32usize];
-    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 36usize];
-    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 40usize];
-    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 44usize];
+    ["Offset of field: cuckoo_quantize::to"][::core::mem::offset_of!(cuckoo_quantize, to) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -188,6 +199,7 @@ pub struct cuckoo_norm {
     pub x: cuckoo_address,
     pub weight: cuckoo_address,
     pub out: cuckoo_address,
+    pub rounded: cuckoo_rounded,
     pub rows: u32,
     pub cols: u32,
     pub heads: u32,
@@ -197,17 +209,18 @@ pub struct cuckoo_norm {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_norm"][::core::mem::size_of::<cuckoo_norm>() - 48usize];
+    ["Size of cuckoo_norm"][::core::mem::size_of::<cuckoo_norm>() - 88usize];
     ["Alignment of cuckoo_norm"][::core::mem::align_of::<cuckoo_norm>() - 8usize];
     ["Offset of field: cuckoo_norm::x"][::core::mem::offset_of!(cuckoo_norm, x) - 0usize];
     ["Offset of field: cuckoo_norm::weight"][::core::mem::offset_of!(cuckoo_norm, weight) - 8usize];
     ["Offset of field: cuckoo_norm::out"][::core::mem::offset_of!(cuckoo_norm, out) - 16usize];
-    ["Offset of field: cuckoo_norm::rows"][::core::mem::offset_of!(cuckoo_norm, rows) - 24usize];
-    ["Offset of field: cuckoo_norm::cols"][::core::mem::offset_of!(cuckoo_norm, cols) - 28usize];
-    ["Offset of field: cuckoo_norm::heads"][::core::mem::offset_of!(cuckoo_norm, heads) - 32usize];
-    ["Offset of field: cuckoo_norm::first_head"][::core::mem::offset_of!(cuckoo_norm, first_head) - 36usize];
-    ["Offset of field: cuckoo_norm::stride"][::core::mem::offset_of!(cuckoo_norm, stride) - 40usize];
-    ["Offset of field: cuckoo_norm::epsilon"][::core::mem::offset_of!(cuckoo_norm, epsilon) - 44usize];
+    ["Offset of field: cuckoo_norm::rounded"][::core::mem::offset_of!(cuckoo_norm, rounded) - 24usize];
+    ["Offset of field: cuckoo_norm::rows"][::core::mem::offset_of!(cuckoo_norm, rows) - 64usize];
+    ["Offset of field: cuckoo_norm::cols"][::core::mem::offset_of!(cuckoo_norm, cols) - 68usize];
+    ["Offset of field: cuckoo_norm::heads"][::core::mem::offset_of!(cuckoo_norm, heads) - 72usize];
+    ["Offset of field: cuckoo_norm::first_head"][::core::mem::offset_of!(cuckoo_norm, first_head) - 76usize];
+    ["Offset of field: cuckoo_norm::stride"][::core::mem::offset_of!(cuckoo_norm, stride) - 80usize];
+    ["Offset of field: cuckoo_norm::epsilon"][::core::mem::offset_of!(cuckoo_norm, epsilon) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -246,10 +259,11 @@ pub struct cuckoo_elementwise {
     pub a: f32,
     pub b: f32,
     pub padding: u32,
+    pub rounded: cuckoo_rounded,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_elementwise"][::core::mem::size_of::<cuckoo_elementwise>() - 48usize];
+    ["Size of cuckoo_elementwise"][::core::mem::size_of::<cuckoo_elementwise>() - 88usize];
     ["Alignment of cuckoo_elementwise"][::core::mem::align_of::<cuckoo_elementwise>() - 8usize];
     ["Offset of field: cuckoo_elementwise::x"][::core::mem::offset_of!(cuckoo_elementwise, x) - 0usize];
     ["Offset of field: cuckoo_elementwise::y"][::core::mem::offset_of!(cuckoo_elementwise, y) - 8usize];
@@ -260,6 +274,7 @@ const _: () = {
     ["Offset of field: cuckoo_elementwise::a"][::core::mem::offset_of!(cuckoo_elementwise, a) - 36usize];
     ["Offset of field: cuckoo_elementwise::b"][::core::mem::offset_of!(cuckoo_elementwise, b) - 40usize];
     ["Offset of field: cuckoo_elementwise::padding"][::core::mem::offset_of!(cuckoo_elementwise, padding) - 44usize];
+    ["Offset of field: cuckoo_elementwise::rounded"][::core::mem::offset_of!(cuckoo_elementwise, rounded) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -368,6 +383,7 @@ pub struct cuckoo_attention {
     pub sinks: cuckoo_address,
     pub parts: cuckoo_address,
     pub out: cuckoo_address,
+    pub rounded: cuckoo_rounded,
     pub query_heads: u32,
     pub heads_each: u32,
     pub window: u32,
@@ -377,7 +393,7 @@ pub struct cuckoo_attention {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 120usize];
+    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 160usize];
     ["Alignment of cuckoo_attention"][::core::mem::align_of::<cuckoo_attention>() - 8usize];
     ["Offset of field: cuckoo_attention::tiles"][::core::mem::offset_of!(cuckoo_attention, tiles) - 0usize];
     ["Offset of field: cuckoo_attention::blocks"][::core::mem::offset_of!(cuckoo_attention, blocks) - 8usize];
@@ -386,13 +402,14 @@ const _: () = {
     ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 72usize];
     ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 80usize];
     ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 88usize];
+    ["Offset of field: cuckoo_attention::rounded"][::core::mem::offset_of!(cuckoo_attention, rounded) - 96usize];
     ["Offset of field: cuckoo_attention::query_heads"]
-        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 96usize];
-    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 100usize];
-    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 104usize];
-    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 108usize];
-    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 112usize];
-    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 116usize];
+        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 136usize];
+    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 140usize];
+    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 144usize];
+    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 148usize];
+    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 152usize];
+    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 156usize];
 };
 #[repr(C)]
 #[repr(align(64))]

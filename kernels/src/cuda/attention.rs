@@ -4,14 +4,14 @@
 use std::cmp::Reverse;
 use std::ffi::CStr;
 
-use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_tile};
+use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_rounded, cuckoo_tile};
 use super::kv_cache::KvCache;
 use super::machine::{Machine, Piece};
 use super::operations::WARP;
 use super::scratch::Bounds;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::kv::KvKind;
-use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
+use crate::ops::{ACTIVATION_BLOCK, ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
 
 /// Queries (rows times query heads of a KV head) of a span that are left to tiles of few queries.
 const NARROW_QUERIES: usize = 32;
@@ -212,7 +212,7 @@ impl<M: Machine> Cuda<M> {
         let args = cuckoo_rope_store {
             turns: table.map_or(0, |t| t.memory.address()),
             groups: self.scratch.rows.holding(&mut self.machine, &groups, "the rows of a step")?,
-            qkv: qkv.address(),
+            qkv: qkv.written(),
             kv: cache.args(layer),
             query_heads: heads.query as u32,
             pairs: table.map_or(0, |t| t.pairs as u32),
@@ -248,6 +248,9 @@ impl<M: Machine> Cuda<M> {
         let scratch = &mut self.scratch;
         let held = if mask.window.is_some() { &mut scratch.windowed_tiles } else { &mut scratch.tiles };
         let first = held.holding(&mut self.machine, &tiles, "the tiles of an attention")?;
+        // Tiles of many queries do not round.
+        let rounds = plan.wide.is_empty() && heads.dim.is_multiple_of(ACTIVATION_BLOCK);
+        let rounded = if rounds { self.leave_rounded(out.address(), out)? } else { cuckoo_rounded::default() };
         let bytes = plan.part_rows * heads.query * part_floats(heads.dim) * size_of::<f32>();
         let args = cuckoo_attention {
             tiles: first,
@@ -257,6 +260,7 @@ impl<M: Machine> Cuda<M> {
             sinks: sinks.map_or(0, |s| s.memory.address()),
             parts: self.scratch.parts.at_least(&mut self.machine, bytes, "sums of attention")?,
             out: out.address(),
+            rounded,
             query_heads: heads.query as u32,
             heads_each: 0,
             window: mask.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),

@@ -2,10 +2,10 @@
 
 use std::ffi::CStr;
 
-use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_quantize};
+use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_rounded};
 use super::machine::Machine;
 use super::matrix::{Kind, Matrix, Part, Weights, segments};
-use super::operations::{THREADS, WARP};
+use super::operations::THREADS;
 use super::{Buffer, Cuda};
 use crate::ops::{ACTIVATION_BLOCK, OpsError, SEGMENT_BLOCKS};
 use crate::quant::Quant;
@@ -21,14 +21,6 @@ pub(super) struct Product<'a, M: Machine> {
     pub(super) add: bool,
 }
 
-/// Activations as integers: addresses on the machine. See `cuckoo_quantize`.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Quantized {
-    q: u64,
-    factors: u64,
-    halves: u64,
-}
-
 /// How a product with integers is cut into what blocks of threads compute. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiling {
@@ -40,9 +32,6 @@ pub(super) enum Tiling {
     /// 128 rows by so many tokens, 64 or 128. Two or three times fewer instructions than the one before.
     Wide(usize),
 }
-
-/// Bytes of scales and sums of a block of rounded activations: as one, and as two halves.
-pub(super) const FACTOR_BYTES: usize = 16;
 
 /// Most tokens that are few.
 pub(super) const FEW_TOKENS: usize = 8;
@@ -105,29 +94,6 @@ impl Tiling {
 }
 
 impl<M: Machine> Cuda<M> {
-    /// Activations as integers.
-    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<Quantized, OpsError> {
-        let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
-        let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
-        let each = planes * blocks * FACTOR_BYTES;
-        let factors = self.scratch.scales.at_least(machine, each, "scales and sums of activations")?;
-        let halves = factors + each as u64 / 2;
-        let args = cuckoo_quantize {
-            x: x.address(),
-            q,
-            factors,
-            halves,
-            rows: x.rows as u32,
-            cols: x.cols as u32,
-            planes: planes as u32,
-            padding: 0,
-        };
-        let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
-        // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
-        unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
-        Ok(Quantized { q, factors, halves })
-    }
-
     pub(super) fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
         let (x, w) = (p.x, p.w);
         assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
@@ -138,12 +104,18 @@ impl<M: Machine> Cuda<M> {
             out.begin(x.rows);
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
-        let quantized = if any { self.quantize(x, p.planes)? } else { Quantized::default() };
+        let quantized = if any { self.rounded(x, p.planes as u32)? } else { cuckoo_rounded::default() };
         self.narrow(x, w)?;
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
-    fn part(&mut self, p: &Product<'_, M>, part: &Part<M>, x: Quantized, out: &Buffer<M>) -> Result<(), OpsError> {
+    fn part(
+        &mut self,
+        p: &Product<'_, M>,
+        part: &Part<M>,
+        x: cuckoo_rounded,
+        out: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
         let (tokens, out_cols) = (p.x.rows, out.cols as u32);
         let (first_row, add) = (part.first_row as u32, u32::from(p.add));
         match &part.weights {
@@ -153,7 +125,7 @@ impl<M: Machine> Cuda<M> {
                     w: *args,
                     q: x.q,
                     factors: if kind.halves { x.halves } else { x.factors },
-                    out: out.address(),
+                    out: out.written(),
                     tokens: tokens as u32,
                     planes: p.planes as u32,
                     out_cols,
@@ -172,7 +144,7 @@ impl<M: Machine> Cuda<M> {
                 let args = cuckoo_linear_floats {
                     w: *args,
                     x: p.x.address(),
-                    out: out.address(),
+                    out: out.written(),
                     tokens: tokens as u32,
                     out_cols,
                     first_row,

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, cast_slice};
 
 use super::machine::{Machine, Piece};
-use super::products::FACTOR_BYTES;
+use super::rounding::FACTOR_BYTES;
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
 
 /// How much of it there may be, and how work is shared out. No result depends on it.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod rounding;
 mod routing;
 mod sampling;
 
