@@ -13,6 +13,7 @@
 mod args;
 mod attention;
 mod counting;
+mod data_sheet;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "emulator")]
@@ -31,6 +32,7 @@ mod scratch;
 mod tests;
 
 pub use self::counting::Sizes;
+pub use self::data_sheet::DataSheet;
 #[cfg(feature = "cuda")]
 pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
@@ -41,7 +43,7 @@ pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Piece};
 pub use self::matrix::Matrix;
-pub use self::replay::{Capture, Replay};
+pub use self::replay::{Capture, Clock, Replay, Replayed};
 use self::scratch::{Needs, Scratch};
 
 /// Kernels on a machine.

@@ -1,10 +1,11 @@
 //! The kernels' sources on the CPU (`cuda/emulator/`): slow, deterministic, and strict about what threads may do.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::time::{Duration, Instant};
 
 use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece};
-use super::replay::Capture;
+use super::replay::{Capture, Clock};
 use crate::ops::OpsError;
 
 unsafe extern "C" {
@@ -156,5 +157,18 @@ impl Capture for Emulator {
     unsafe fn replay(&mut self, graph: &Launches) -> Result<(), OpsError> {
         // SAFETY: the caller's promise.
         unsafe { graph.run(self) }
+    }
+}
+
+/// The host's clock: a launch returns when it is done.
+impl Clock for Emulator {
+    type Mark = Instant;
+
+    fn mark(&mut self) -> Result<Instant, OpsError> {
+        Ok(Instant::now())
+    }
+
+    fn between(&mut self, from: &Instant, to: &Instant) -> Result<Duration, OpsError> {
+        Ok(to.saturating_duration_since(*from))
     }
 }
