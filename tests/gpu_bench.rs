@@ -118,8 +118,13 @@ fn bytes_and_operations_are_those_that_were_counted_by_hand() {
 
 #[test]
 fn floors_are_of_whatever_takes_longest() {
-    let rates =
-        Rates { bytes_per_s: 1e12, link_bytes_per_s: 1e10, bf16_per_s: 1e14, int8_per_s: 2e14, fp8_per_s: f64::INFINITY };
+    let rates = Rates {
+        bytes_per_s: 1e12,
+        link_bytes_per_s: 1e10,
+        bf16_per_s: 1e14,
+        int8_per_s: 2e14,
+        fp8_per_s: f64::INFINITY,
+    };
     let cost = |bytes, link_bytes, flops, unit| Cost { bytes, link_bytes, flops, unit };
     assert_eq!(rates.floor_us(&cost(1_000_000, 0, 0, Unit::Bf16)), Some(1.0));
     assert_eq!(rates.floor_us(&cost(1_000_000, 1_000_000, 0, Unit::Bf16)), Some(100.0));

@@ -129,7 +129,6 @@ fn tensors(shape: &Shape) -> Vec<(String, Vec<u64>)> {
 }
 
 /// How many weights it has.
-#[allow(dead_code, reason = "for tests")]
 pub(crate) fn parameters(shape: &Shape) -> u64 {
     tensors(shape).iter().map(|(_, dims)| dims.iter().product::<u64>()).sum()
 }
@@ -277,10 +276,10 @@ pub(crate) fn measure<B: Backend>(
 }
 
 /// A model as JSON, whether it could be measured or not.
-pub(crate) fn report(name: &str, found: anyhow::Result<(Costs, Vec<Value>)>) -> Value {
+pub(crate) fn report((name, shape): (&str, &Shape), found: anyhow::Result<(Costs, Vec<Value>)>) -> Value {
     match found {
         Ok((costs, tests)) => json!({
-            "name": name, "weight_bytes": costs.weight_bytes, "kv_bytes_per_token": costs.position_bytes, "tests": tests,
+            "name": name, "parameters": parameters(shape), "weight_bytes": costs.weight_bytes, "kv_bytes_per_token": costs.position_bytes, "tests": tests,
         }),
         Err(why) => json!({"name": name, "error": format!("{why:#}")}),
     }

@@ -210,7 +210,7 @@ mod gpu {
             // It may not even have been begun.
             let _ = fs::remove_file(&path);
             let is_right = found.is_ok();
-            let value = models::report(&name, found);
+            let value = models::report((&name, shape), found);
             models::print(&value);
             record.add("models", value, is_right)?;
         }

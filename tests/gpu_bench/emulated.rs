@@ -147,8 +147,7 @@ const TINY: Shape = Shape {
 };
 
 fn digests<B: super::rig::Backend>(path: &std::path::Path, backend: B) -> Vec<String> {
-    let plan =
-        Plan { batches: &[1, 3], depth: 4, generate: 2, prompts: &[6], step_tokens: 8, repetitions: 2 };
+    let plan = Plan { batches: &[1, 3], depth: 4, generate: 2, prompts: &[6], step_tokens: 8, repetitions: 2 };
     let ceilings = Ceilings { measured_bytes_per_s: 1e9, sheet: None };
     let (costs, found) = models::measure(path, backend, &plan, &ceilings, &|| true).unwrap();
     assert!(costs.weight_bytes > 0 && costs.position_bytes == 2 * 2 * 2 * 16 * 2);
