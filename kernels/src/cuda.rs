@@ -15,6 +15,7 @@
 mod args;
 mod attention;
 mod counting;
+mod data_sheet;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "emulator")]
@@ -37,6 +38,7 @@ mod scratch;
 mod tests;
 
 pub use self::counting::Sizes;
+pub use self::data_sheet::DataSheet;
 #[cfg(feature = "cuda")]
 pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
@@ -48,7 +50,7 @@ pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Narrow, Piece, TiledMatrix};
 pub use self::matrix::Matrix;
-pub use self::replay::{Capture, Replay};
+pub use self::replay::{Capture, Clock, Replay, Replayed};
 use self::rounding::Rounding;
 use self::sampling::Ahead;
 pub(crate) use self::scratch::Bounds;

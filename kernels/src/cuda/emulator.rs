@@ -1,10 +1,11 @@
 //! The kernels' sources on the CPU (`cuda/emulator/`): slow, deterministic, and strict about what threads may do.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::time::{Duration, Instant};
 
 use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
-use super::replay::Capture;
+use super::replay::{Capture, Clock};
 use crate::ops::OpsError;
 
 unsafe extern "C" {
@@ -31,6 +32,9 @@ pub struct Emulator {
     order: u32,
     host_threads: u32,
     architecture: u32,
+    /// What it ran.
+    #[cfg(test)]
+    pub(super) launched: Vec<&'static CStr>,
 }
 
 /// Blocks that fill a multiprocessor run one after the other; few, so that each has more than one tile to compute.
@@ -66,7 +70,13 @@ impl Emulator {
         if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
             return None;
         }
-        Some(Self { order, host_threads, architecture: 80 })
+        Some(Self {
+            order,
+            host_threads,
+            architecture: 80,
+            #[cfg(test)]
+            launched: Vec::new(),
+        })
     }
 
     /// As a machine of that compute capability, e.g. 90: see [`Machine::architecture`].
@@ -172,6 +182,8 @@ impl Machine for Emulator {
     }
 
     unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
+        #[cfg(test)]
+        self.launched.push(kernel);
         let mut message = [0u8; 512];
         // SAFETY: name, grid, arguments and message are as long as said and outlive the call, which returns when every block
         // is done; that the arguments fit the kernel is the caller's promise (their size is compared).
@@ -208,5 +220,18 @@ impl Capture for Emulator {
     unsafe fn replay(&mut self, graph: &Launches) -> Result<(), OpsError> {
         // SAFETY: the caller's promise.
         unsafe { graph.run(self) }
+    }
+}
+
+/// The host's clock: a launch returns when it is done.
+impl Clock for Emulator {
+    type Mark = Instant;
+
+    fn mark(&mut self) -> Result<Instant, OpsError> {
+        Ok(Instant::now())
+    }
+
+    fn between(&mut self, from: &Instant, to: &Instant) -> Result<Duration, OpsError> {
+        Ok(to.saturating_duration_since(*from))
     }
 }

@@ -10,6 +10,9 @@ use std::ffi::CStr;
 use std::mem::take;
 use std::rc::Rc;
 
+mod timing;
+
+pub use self::timing::{Clock, Replayed};
 use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use crate::ops::OpsError;

@@ -19,7 +19,7 @@ fn product(
     (w, x, planes): (&Matrix<Emulator>, &Buffer<Emulator>, usize),
     (out, add): (&mut Buffer<Emulator>, bool),
 ) {
-    let x = (cuda.quantize(x, planes).unwrap(), x.rows);
+    let x = (cuda.rounded(x, planes as u32).unwrap(), x.rows);
     let Weights::Integers { kind, args, .. } = &w.parts[0].weights else { panic!("weights in integers") };
     let args = cuckoo_linear_integers {
         w: *args,

@@ -1,49 +1,16 @@
 //! Activations that are left rounded: when they are, and that nobody uses those of other contents.
 
-use std::ffi::{CStr, CString};
-
-use bytemuck::{Pod, cast_slice};
+use bytemuck::cast_slice;
 
 use super::*;
 use crate::exact::Exact;
 use crate::kv::KvKind;
 use crate::memory::Memory;
-use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Span, StepLayout};
+use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, Span, StepLayout};
 use crate::quant::Quant;
 
-/// The emulator, and which kernels it was asked to run.
-struct Recorded {
-    emulator: Emulator,
-    launched: Vec<CString>,
-}
-
-impl Machine for Recorded {
-    type Memory = <Emulator as Machine>::Memory;
-
-    fn describe(&self) -> String {
-        self.emulator.describe()
-    }
-    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Self::Memory, OpsError> {
-        self.emulator.allocate(bytes, what)
-    }
-    fn write(&mut self, to: &mut Self::Memory, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
-        self.emulator.write(to, at, bytes)
-    }
-    fn zero(&mut self, of: &mut Self::Memory, bytes: usize) -> Result<(), OpsError> {
-        self.emulator.zero(of, bytes)
-    }
-    fn read(&mut self, from: &Self::Memory, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
-        self.emulator.read(from, at, to)
-    }
-    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: machine::Extent, args: &A) -> Result<(), OpsError> {
-        self.launched.push(kernel.to_owned());
-        // SAFETY: the caller's promise.
-        unsafe { self.emulator.launch(kernel, extent, args) }
-    }
-}
-
-fn recorded(order: u32) -> Option<Cuda<Recorded>> {
-    Some(Cuda::new(Recorded { emulator: Emulator::new(order, 1)?, launched: Vec::new() }))
+fn recorded(order: u32) -> Option<Cuda<Emulator>> {
+    Emulator::new(order, 1).map(Cuda::new)
 }
 
 /// Some values, the same everywhere.
@@ -134,7 +101,7 @@ fn an_operation_leaves_rounded_what_was_wanted_last_time() {
     let spans = [0, 299].map(|first_position| Span { first_row: 0, rows: 1, first_position, first_block: 0 });
     let mask = Mask { scale: 0.2, softcap: None, window: None, causal: true };
     let data = weights(8, COLS);
-    let run = |ops: &mut Cuda<Recorded>| {
+    let run = |ops: &mut Cuda<Emulator>| {
         let w = ops.matrix(&[MatrixSource { quant: Quant::Q8_0, rows: 8, cols: COLS, data: &data }]).unwrap();
         let (mut x, weight) = (upload(ops, &values(COLS, 1), COLS), ops.vector(&values(COLS, 2)).unwrap());
         let mut qkv = upload(ops, &values(heads.qkv_cols(), 3), heads.qkv_cols());
@@ -157,7 +124,7 @@ fn an_operation_leaves_rounded_what_was_wanted_last_time() {
                 ops.activate(Activation::Silu, &mut x).unwrap();
                 ops.linear(&x, &w, &mut out).unwrap();
             }
-            seen.push(ops.machine.launched.iter().filter(|name| **name == *c"cuckoo_quantize_rows").count());
+            seen.push(ops.machine.launched.iter().filter(|name| ***name == *c"cuckoo_quantize_rows").count());
         }
         seen
     };

@@ -189,7 +189,7 @@ fn agree(rows: &[Vec<f32>], asked: &[Asked]) {
             assert_eq!(Ok(*got), expected[*i], "{}: {request:?}", ops.describe());
         }
         let mut kept = vec![0u32; drawn.len()];
-        ops.scratch.drawn.read(&mut ops.machine, bytemuck::cast_slice_mut(&mut kept)).unwrap();
+        ops.scratch.drawn.read(&mut ops.machine, 0, bytemuck::cast_slice_mut(&mut kept)).unwrap();
         assert_eq!(kept, drawn.iter().map(|s| s.token).collect::<Vec<_>>());
         let after = ops.read(&logits).unwrap();
         assert_eq!(cast_slice::<f32, u8>(&after), cast_slice::<f32, u8>(&rows.concat()), "logits are not changed");
