@@ -9,6 +9,7 @@ mod sampling;
 use std::ffi::CStr;
 
 use super::*;
+use crate::check::Case;
 
 /// Whoever adds a kernel to a header and forgets the emulator's registry finds out here.
 #[test]
@@ -35,11 +36,15 @@ fn a_fault_says_what_where() {
 /// What `cuckoo doctor` runs on a GPU is right on the emulator, and leaves out no kernel that computes the contract.
 #[test]
 fn the_self_check_runs_every_kernel_of_the_contract() {
-    for order in [0, 7] {
+    for order in [7, 0] {
         let Some(emulator) = Emulator::new(order, 2) else { return };
         let mut cuda = Cuda::new(emulator);
-        for case in crate::check::Case::all() {
+        // Large ones take their time, and are the same tiles many times.
+        for case in Case::all().into_iter().filter(|case| order == 0 || !matches!(case, Case::Wide(_))) {
             case.check(&mut cuda).unwrap_or_else(|wrong| panic!("{case}: {wrong}"));
+        }
+        if order != 0 {
+            continue;
         }
         let fast = |name: &CStr| {
             let name = name.to_string_lossy();
