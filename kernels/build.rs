@@ -1,4 +1,4 @@
-//! What is not Rust: the emulator of CUDA, and the structures that kernels are given.
+//! What is not Rust: the CUDA kernels, their emulator, and the structures that kernels are given.
 
 #![allow(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
 
@@ -8,6 +8,67 @@ fn main() {
     emulator();
     #[cfg(feature = "bindings")]
     bindings();
+    #[cfg(feature = "cuda")]
+    fatbin::build();
+}
+
+/// All kernels for all architectures in one compressed file, which the program carries and the driver chooses from.
+#[cfg(feature = "cuda")]
+mod fatbin {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::{env, fs};
+
+    /// Machine code for these; 90a is Hopper with what no later architecture has. `toolchain.py` checks the same.
+    const MACHINE_CODE: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
+    /// What comes later translates this.
+    const PTX: &str = "80";
+
+    pub(super) fn build() {
+        println!("cargo:rerun-if-changed=cuda");
+        println!("cargo:rerun-if-env-changed=CUDA_HOME");
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where"));
+        let nvcc = nvcc().unwrap_or_else(|| {
+            panic!(
+                "no nvcc in CUDA_HOME, in PATH or in the cache: `python3 kernels/cuda/toolchain.py install` fetches it"
+            )
+        });
+        // One unit, so that there is one file and one module.
+        let unit = out.join("kernels.cu");
+        let mut sources = sources(Path::new("cuda"));
+        sources.extend(self::sources(Path::new("cuda/sm90")));
+        let include = |path: &PathBuf| format!("#include {:?}\n", fs::canonicalize(path).expect("it was listed"));
+        fs::write(&unit, sources.iter().map(include).collect::<String>()).expect("cargo's folder can be written");
+        let options = fs::read_to_string("cuda/nvcc.options").expect("it is beside the kernels");
+        let mut command = Command::new(&nvcc);
+        command.args(options.split_whitespace()).args(["-fatbin", "--compress-mode=size", "--threads=0"]);
+        for arch in MACHINE_CODE {
+            command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        }
+        command.arg(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
+        command.arg("-o").arg(out.join("kernels.fatbin")).arg(&unit);
+        let done = command.status().unwrap_or_else(|e| panic!("{} cannot be run: {e}", nvcc.display()));
+        assert!(done.success(), "{} failed", nvcc.display());
+    }
+
+    /// The kernels of a folder, in order of their names.
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("it can be read").path());
+        let mut sources: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+        sources.sort();
+        sources
+    }
+
+    /// The compiler of CUDA_HOME, else of PATH, else where `toolchain.py install` puts it.
+    fn nvcc() -> Option<PathBuf> {
+        let of_home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
+        let path = env::var_os("PATH").unwrap_or_default();
+        let of_path = env::split_paths(&path).map(|folder| folder.join("nvcc"));
+        let cache = env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
+        let of_cache = cache.map(|cache| cache.join("cuckoo-cuda/nvidia/cu13/bin/nvcc"));
+        of_home.into_iter().chain(of_path).chain(of_cache).find(|nvcc| nvcc.is_file())
+    }
 }
 
 /// The kernels' sources, compiled for this processor.

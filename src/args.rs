@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use cuckoo_kernels::KvKind;
+use cuckoo_kernels::cuda::Profile;
+use cuckoo_runtime::DeviceChoice;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::Price;
 use cuckoo_wire::{Address, PeerId};
@@ -87,6 +89,8 @@ pub(crate) enum Verb {
     /// Measure this machine, or an endpoint
     #[command(subcommand)]
     Bench(BenchVerb),
+    /// Show which devices this machine can compute on, and check that they compute rightly
+    Doctor,
 }
 
 #[derive(Debug, Args)]
@@ -161,25 +165,34 @@ pub(crate) struct Mining {
     /// Price asked per million generated tokens, in credits
     #[arg(long, value_name = "CREDITS", value_parser = price, default_value = "0.04")]
     pub(crate) price_output: Nano,
-    /// Threads that compute [default: all processors]
+    /// What computes: cpu, cuda (all GPUs), cuda:0 (one of them), or auto (all GPUs, or processors where there is none); may
+    /// be repeated
+    #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
+    pub(crate) devices: Vec<DeviceChoice>,
+    /// How GPUs compute with weights of 16-bit floating-point numbers: exact, as every other device does, or fast, on tensor
+    /// cores, where a stream that moves to another device may go on with other tokens. Quantized weights are fast and exact
+    #[arg(long, value_name = "HOW", default_value = "exact", value_parser = numerics)]
+    pub(crate) numerics: Profile,
+    /// Processor threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Sequences that run at once
-    #[arg(long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) batch: u32,
-    /// Tokens computed in one step; a smaller number gives smoother streams, a larger one faster prompts
-    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub(crate) step_tokens: u32,
+    /// Sequences that run at once [default: 16 on processors, 256 on a GPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) batch: Option<u32>,
+    /// Tokens computed in one step; a smaller number gives smoother streams, a larger one faster prompts [default: 64 on
+    /// processors, 2048 on a GPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) step_tokens: Option<u32>,
     /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
     /// A small GGUF model with the same vocabulary that guesses as well, where it is worth its time. Output is the same
     #[arg(long, value_name = "FILE")]
     pub(crate) draft_model: Option<PathBuf>,
-    /// Memory for keys and values, in MiB
-    #[arg(long, alias = "kv-memory", value_name = "MIB", default_value = "2048")]
+    /// Memory for keys and values, in MiB [default: 2048 on processors, what the model leaves of a GPU]
+    #[arg(long, alias = "kv-memory", value_name = "MIB")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
-    pub(crate) kv_mib: u64,
+    pub(crate) kv_mib: Option<u64>,
     /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: miners of a
     /// market that are to continue each other's streams use the same
     #[arg(long, value_name = "TYPE", default_value = "f16")]
@@ -188,8 +201,8 @@ pub(crate) struct Mining {
     /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
     #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub(crate) spill_mib: u64,
-    /// Memory for everything that the model takes, in MiB; keys and values get no more than it leaves them [default: what
-    /// this machine has free]
+    /// Memory for everything that the model takes on a device, in MiB; keys and values get no more than it leaves them
+    /// [default: what the device has free]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) memory_mib: Option<u64>,
     /// Longest sequence, in tokens [default: as long as the model allows and memory holds]
@@ -310,6 +323,9 @@ pub(crate) struct BenchDeviceArgs {
     /// Threads that compute [default: all processors]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Vec<u16>,
+    /// What computes: cpu, or cuda:0 (a GPU)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceChoice,
     /// How often everything is measured; medians are printed
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repetitions: u32,
@@ -381,6 +397,14 @@ fn price(text: &str) -> Result<Nano, String> {
 fn percent(text: &str) -> Result<Bps, String> {
     let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
     u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())
+}
+
+fn numerics(text: &str) -> Result<Profile, String> {
+    match text {
+        "exact" => Ok(Profile::Exact),
+        "fast" => Ok(Profile::Fast),
+        _ => Err("exact or fast".to_owned()),
+    }
 }
 
 fn rate(text: &str) -> Result<f64, String> {

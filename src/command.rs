@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod doctor;
 mod generate;
 mod mine;
 mod models;
@@ -32,11 +33,12 @@ pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
         Verb::Models(verb) => models::run(&cli.common, verb).await,
         Verb::Wallet(args) => wallet::run(&cli.common, args).await,
         Verb::Bench(verb) => bench::run(&cli.common, verb, began).await,
+        Verb::Doctor => doctor::run(&cli.common).await,
     }
 }
 
-/// 6 for a bad key, 7 for too little credit, 5 where nobody can be reached, 8 for a miner that is stuck and wants to be
-/// started again, 1 for everything else.
+/// 6 for a bad key, 7 for too little credit, 5 where nobody can be reached, 8 for a miner that is stuck or has lost its GPU
+/// and wants to be started again, 1 for everything else.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(MineError::Stuck(_)) = error.downcast_ref::<MineError>() {
         return 8;

@@ -19,6 +19,8 @@ mod families;
 mod files;
 /// The same as Hugging Face folders, packed and not, quantized in every way; and against the same weights in a GGUF file.
 mod folders;
+/// The bench of GPU kernels: its table, its arithmetic, and its rows on the emulator.
+mod gpu_bench;
 /// Peers that break the rules.
 mod hostile;
 /// The OpenAI-compatible interface: raw bytes, and the official Python client.

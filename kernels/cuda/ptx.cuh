@@ -9,7 +9,7 @@
 //   C, [16][8]                 c[0], c[1] row g, columns 2 t and 2 t + 1; c[2], c[3] row g + 8.
 //
 // where a row of A and a column of B are 32 bytes: 32 integers or 16 floating-point numbers (`mma_s8_k16`: 16 bytes, so a[0], a[1]
-// and b only). That is how `ldmatrix_x4` loads them: matrix i of 8 rows of 16 bytes, whose addresses lanes 8 i .. 8 i + 7 give, is
+// and b[0] only). That is how `ldmatrix` loads them: matrix i of 8 rows of 16 bytes, whose addresses lanes 8 i .. 8 i + 7 give, is
 // what register i gets: bytes 4 t .. 4 t + 3 of row g. In `ldmatrix_x4_trans` a register gets 16 bits from each of the rows 2 t and
 // 2 t + 1, those in column g.
 //
@@ -22,8 +22,8 @@
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Begins to copy BYTES (4, 8 or 16, and both addresses multiples of them) from global to shared memory, or zeros where not `inside`;
-// nothing is read then, but `from` must be an address. What is there until the copy was waited for is nobody's to know.
+// Begins to copy BYTES (4, 8 or 16, and both addresses multiples of them) from global to shared memory, or zeros where not `inside`:
+// nothing is read then, wherever `from` is. What is there until the copy was waited for is nobody's to know.
 template <unsigned BYTES>
 __device__ __forceinline__ void cp_async(void* to, const void* from, bool inside = true) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the hardware copies at once");
@@ -63,16 +63,22 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
 
-// C += A B in integers, K = 32.
-__device__ __forceinline__ void mma_s8_k32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");
 }
-// K = 16: a[0] and a[1] of A, b of B.
-__device__ __forceinline__ void mma_s8_k16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+
+// D = A B + C in integers, K = 32. D may be C.
+__device__ __forceinline__ void mma_s8_k32(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const int (&c)[4]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+// K = 16: a[0] and a[1] of A, b[0] of B.
+__device__ __forceinline__ void mma_s8_k16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const int (&c)[4]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(a0), "r"(a1), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
 // C += A B of bfloat16, summed in f32, K = 16.

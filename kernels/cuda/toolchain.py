@@ -34,8 +34,9 @@ LATER = ["80", "86", "89", "90", "100", "103", "110", "120", "121"]
 SOURCES = sorted(HERE.glob("*.cu"))
 #: For one architecture alone, whose instructions no other has.
 HOPPER_SOURCES, HOPPER = sorted((HERE / "sm90").glob("*.cu")), "90a"
-#: As the numerics contract wants it: products and sums are contracted where the source says fma, nowhere else.
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo"]
+#: As the numerics contract wants it: products and sums are contracted where the source says fma, nowhere else. `build.rs` reads
+#: the same file.
+FLAGS = (HERE / "nvcc.options").read_text().split()
 
 
 def root() -> pathlib.Path:

@@ -42,4 +42,8 @@ pub trait Memory {
 pub trait Counted: Memory {
     /// Bytes of all that was asked for so far, with what is set aside for operations on it.
     fn bytes(&self) -> u64;
+    /// Of the host, where the device has memory of its own.
+    fn host_bytes(&self) -> u64 {
+        0
+    }
 }

@@ -230,6 +230,22 @@ pub enum OpsError {
     /// The device failed while running.
     #[error("device fault: {0}")]
     Fault(String),
+    /// The device failed in a way that nothing in this process mends.
+    #[error("the device is lost until the process starts afresh: {0}")]
+    Lost(String),
+}
+
+/// Draws that nobody waits for: tokens stay on the device until they are collected, and the next step can use them there.
+pub trait DrawAhead<B> {
+    /// Whether all of these can be drawn so, from rows of `vocabulary` logits.
+    fn can_draw(&self, requests: &[SampleRequest<'_>], vocabulary: usize) -> bool;
+    /// Draws as [`Ops::sample`] does. Where there are no requests, what is collected says when everything before is done.
+    fn draw(&mut self, logits: &B, requests: &[SampleRequest<'_>]) -> Result<(), OpsError>;
+    /// For each `(row, draw)` the next [`Ops::embed`] takes what draw `draw` of the last [`DrawAhead::draw`] gave, in place of
+    /// what it is told for that row.
+    fn feed(&mut self, rows: Vec<(usize, usize)>);
+    /// Waits for the oldest draw that was not collected.
+    fn collect(&mut self) -> Result<Vec<Sampled>, OpsError>;
 }
 
 /// A backend: [`Memory`] on a device, and the operations that work on it.
@@ -239,6 +255,16 @@ pub enum OpsError {
 pub trait Ops: Memory {
     /// Backend and instruction set, as a person would like to read it, e.g. `cpu avx2 x2 threads`.
     fn describe(&self) -> String;
+
+    /// Waits until everything that was asked for is done. Whatever gives an answer waits for what it needs by itself.
+    fn wait(&mut self) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    /// Draws that stay on the device, if this backend has them.
+    fn ahead(&mut self) -> Option<&mut dyn DrawAhead<Self::Buffer>> {
+        None
+    }
 
     /// Copies blocks, of all layers, to the host: `(block, slot)` one after the other, as if each were done before the next.
     ///

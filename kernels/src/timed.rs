@@ -106,6 +106,10 @@ impl<O: Ops> Ops for Timed<O> {
         self.ops.describe()
     }
 
+    fn wait(&mut self) -> Result<(), OpsError> {
+        self.ops.wait()
+    }
+
     fn copy_out(
         &mut self,
         cache: &Self::KvCache,

@@ -1,9 +1,10 @@
 //! One device of a miner: supervises the batcher, which decides, and the executor, which computes. A fault in either
 //! restarts both, and the link offers the device anew.
 //!
-//! A step that never comes back is the one fault that no restart mends: a thread cannot be killed, and this one holds
-//! the weights, the KV memory and the processors. A second one beside it would need as much again and get what is left
-//! over. So the sequences are released to go on elsewhere, and then the miner ends, to be started afresh as a process.
+//! Two faults are mended by no restart. A step that never comes back: a thread cannot be killed, and this one holds the weights,
+//! the KV memory and the processors; a second one beside it would need as much again and get what is left over. And a GPU that
+//! is lost: its driver answers this process nothing but the same error. So the sequences are released to go on elsewhere, and
+//! then the miner ends, to be started afresh as a process.
 
 mod batch;
 mod batcher;
@@ -12,6 +13,7 @@ mod budget;
 mod choices;
 mod constraints;
 mod draft_model;
+mod engine;
 mod executor;
 mod kv_cache;
 mod kv_plan;
@@ -23,10 +25,13 @@ mod texts;
 mod watchdog;
 mod work;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cuckoo_kernels::cuda::{Gpu, Profile};
+use cuckoo_kernels::ops::OpsError;
 use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
@@ -40,12 +45,12 @@ pub use batch::{
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use draft_model::{DraftPlan, Guess};
-pub use executor::Engine;
+pub use engine::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
 pub use texts::{TextBatch, texts_per_step};
-pub(crate) use watchdog::StepOverdue;
+use watchdog::StepOverdue;
 
 /// Restarts that are tried within [`RESTART_WINDOW`] before the fault is the whole miner's.
 const RESTARTS_MAX: usize = 3;
@@ -56,37 +61,73 @@ const RESTART_WINDOW: Duration = Duration::from_secs(30);
 const RELEASE_TIME: Duration = Duration::from_secs(1);
 
 /// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// This machine's processors.
     Cpu {
         /// Threads that work on a step.
         threads: usize,
     },
+    /// A GPU, and what it may do for speed.
+    Cuda(Gpu, Profile),
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu { threads: 1 } => f.write_str("cpu, 1 thread"),
+            Self::Cpu { threads } => write!(f, "cpu, {threads} threads"),
+            Self::Cuda(gpu, _) => write!(f, "cuda:{}, {}", gpu.ordinal, gpu.name),
+        }
+    }
+}
+
+/// What a batch is like where nobody has said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Customary {
+    /// Sequences that run at once.
+    pub sequences_max: u32,
+    /// Rows of one step.
+    pub step_tokens_max: u32,
+    /// Bytes for keys and values.
+    pub kv_bytes_max: u64,
 }
 
 impl DeviceKind {
     /// How long a step should take: what those who decode wait for a prompt that joins them.
-    pub(crate) fn step_target(self) -> Duration {
+    pub(crate) fn step_target(&self) -> Duration {
         match self {
             Self::Cpu { .. } => Duration::from_millis(60),
+            Self::Cuda(..) => Duration::from_millis(30),
+        }
+    }
+
+    /// What suits it.
+    pub fn customary(&self) -> Customary {
+        match self {
+            Self::Cpu { .. } => Customary { sequences_max: 16, step_tokens_max: 64, kv_bytes_max: 2 << 30 },
+            // Its memory is there for nothing else.
+            Self::Cuda(..) => Customary { sequences_max: 256, step_tokens_max: 2048, kv_bytes_max: u64::MAX },
         }
     }
 
     /// Threads that compute the masks of constrained sequences while a step is computed.
-    fn mask_threads(self) -> usize {
+    fn mask_threads(&self) -> usize {
         match self {
             // A mask takes a hundredth of a step, so one thread serves many sequences and takes little from the others.
             Self::Cpu { threads } => threads.div_ceil(8),
+            // Processors have little else to do, and a step is short.
+            Self::Cuda(..) => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
         }
     }
 
     /// Steps that are handed to the executor before the first of them is done; at most [`STEPS_IN_FLIGHT_MAX`].
-    fn steps_in_flight(self) -> usize {
+    fn steps_in_flight(&self) -> usize {
         match self {
             // Planning takes microseconds and a step of this device milliseconds. A second step would hide the one at
             // the price of making whoever arrives wait for the other.
             Self::Cpu { .. } => 1,
+            Self::Cuda(..) => STEPS_IN_FLIGHT_MAX,
         }
     }
 }
@@ -134,7 +175,7 @@ impl DraftConfig {
 impl DeviceConfig {
     fn load(&self) -> executor::Load {
         let args = executor::ExecutorArgs {
-            device: self.kind,
+            device: self.kind.clone(),
             files: self.files.clone(),
             spec: self.spec.clone(),
             draft: self.draft.clone(),
@@ -166,7 +207,20 @@ impl DeviceConfig {
 /// Messages of a device.
 pub(crate) enum DeviceMsg {
     /// Its sequences have been released; nothing is left to wait for.
-    End(StepOverdue),
+    End(Beyond),
+}
+
+/// A fault that only a new process mends.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Beyond(String);
+
+impl Beyond {
+    /// What `why` says, if it is such a fault.
+    fn of(why: &ActorProcessingErr) -> Option<Self> {
+        let lost = || matches!(why.downcast_ref::<OpsError>(), Some(OpsError::Lost(_)));
+        (why.is::<StepOverdue>() || lost()).then(|| Self(why.to_string()))
+    }
 }
 
 pub(crate) struct Device;
@@ -208,7 +262,7 @@ pub(crate) struct State {
     args: DeviceArgs,
     pair: Pair,
     restarts: Vec<Instant>,
-    /// Whether a step is stuck, and the end is a matter of [`RELEASE_TIME`].
+    /// Whether the end is a matter of [`RELEASE_TIME`].
     ending: bool,
 }
 
@@ -234,8 +288,8 @@ impl Actor for Device {
         message: DeviceMsg,
         _state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let DeviceMsg::End(overdue) = message;
-        Err(overdue.into())
+        let DeviceMsg::End(fault) = message;
+        Err(fault.into())
     }
 
     async fn handle_supervisor_evt(
@@ -252,11 +306,11 @@ impl Actor for Device {
         if state.ending || !state.pair.holds(&who) {
             return Ok(());
         }
-        if let Some(overdue) = why.downcast_ref::<StepOverdue>().cloned() {
-            tracing::error!(device = state.args.index, %overdue, "device stuck; ending the miner");
+        if let Some(fault) = Beyond::of(&why) {
+            tracing::error!(device = state.args.index, %fault, "device beyond mending; ending the miner");
             state.ending = true;
             state.pair.stop();
-            me.send_after(RELEASE_TIME, || DeviceMsg::End(overdue));
+            me.send_after(RELEASE_TIME, || DeviceMsg::End(fault));
             return Ok(());
         }
         let now = Instant::now();

@@ -11,7 +11,7 @@
 //!           ◀─Step── Link ◀ Batcher ◀──tokens──┘
 //! ```
 //!
-//! Before anything is loaded, `memory` decides what fits.
+//! Before anything is loaded, `survey` finds the devices and `memory` decides what fits.
 //!
 //! The cores are pure and exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
 
@@ -22,12 +22,14 @@ pub mod forward;
 mod link;
 mod memory;
 mod miner;
+mod survey;
 
 pub use device::{
-    Batch, BatchLimits, BatchStats, BlockHash, DeviceConfig, DeviceKind, DraftConfig, DraftPlan, Draw, Engine,
-    GroupPlan, Guess, GuessedRow, HOLE, KvCache, KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder,
+    Batch, BatchLimits, BatchStats, BlockHash, Customary, DeviceConfig, DeviceKind, DraftConfig, DraftPlan, Draw,
+    Engine, GroupPlan, Guess, GuessedRow, HOLE, KvCache, KvCopy, KvPlan, KvWay, MaskWorkers, PendingMask, Placeholder,
     STEPS_IN_FLIGHT_MAX, Score, SharedMatcher, StepBudget, StepOutput, StepPlan, TextBatch, texts_per_step,
 };
 pub use link::LinkStatus;
-pub use memory::{Available, BatchWish, MemoryError, MemoryPlan, Shortage, plan_on_cpu};
+pub use memory::{Available, BatchWish, Described, MemoryError, MemoryPlan, Room, Shortage, Together, plan_on};
 pub use miner::{MineConfig, MineError, Miner, ModelConfig, mine};
+pub use survey::{DeviceChoice, Devices, Examined, NoDevice, examine};

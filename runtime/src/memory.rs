@@ -9,11 +9,11 @@ use std::fmt;
 use std::time::Duration;
 
 use cuckoo_kernels::ops::{KV_BLOCK_TOKENS, OpsError};
-use cuckoo_kernels::{Counted, KvKind, cpu};
+use cuckoo_kernels::{Counted, KvKind, cpu, cuda};
 use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 
-pub use self::machine::Available;
-use crate::device::{BatchLimits, KvPlan, texts_per_step};
+pub use self::machine::{Available, Room};
+use crate::device::{BatchLimits, DeviceKind, KvPlan, texts_per_step};
 use crate::forward::{self, KvMemory, LoadError, Model, Workspace};
 
 /// Where keys and values get what is left of the memory, a sequence of so many tokens has to fit: who gets less is better
@@ -65,10 +65,20 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The most that is taken at once.
+    /// The most that is taken at once where device and host share their memory.
     pub fn peak(&self) -> u64 {
-        let later = [self.activations, self.kv, self.spill, self.adapters].into_iter().fold(0, u64::saturating_add);
+        let later = self.activations.saturating_add(self.kv).saturating_add(self.spill).saturating_add(self.adapters);
         self.weights.saturating_add(later.max(self.reading))
+    }
+
+    /// What is taken of a device with memory of its own.
+    pub fn on_device(&self) -> u64 {
+        [self.weights, self.activations, self.kv, self.adapters].into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// What is then taken of the host's memory, at most at once.
+    pub fn on_host(&self) -> u64 {
+        self.spill.max(self.reading)
     }
 
     /// This and another model, whose files are read one after the other.
@@ -108,6 +118,8 @@ pub enum MemoryError {
 pub struct Shortage {
     /// What the least that is of use takes.
     pub least: MemoryPlan,
+    /// How much of it where there is too little.
+    pub needed: u64,
     /// Tokens of the longest sequence that it could serve.
     pub context_tokens: u64,
     /// What there is.
@@ -117,12 +129,11 @@ pub struct Shortage {
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let least = &self.least;
-        let needed = least.peak();
         write!(
             f,
             "{} of memory are needed and {} are there ({}): {} for weights, {} for activations, {} for keys and values of {} \
              tokens, {} for spilled ones, {} for adapters; {} of the file while it is read. ",
-            Mib(needed),
+            Mib(self.needed),
             Mib(self.available.bytes),
             self.available.limit,
             Mib(least.weights),
@@ -151,26 +162,30 @@ impl fmt::Display for Mib {
 }
 
 /// A model's files and what they say.
-type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
+pub type Described<'a> = (&'a ModelFiles, &'a ArchSpec);
 
-/// The batch that fits `available`, and what it takes on processors with its model, with another that drafts for it, and with
-/// `adapters`. Reads nothing but headers.
-pub fn plan_on_cpu(
-    target: Described<'_>,
-    draft: Option<Described<'_>>,
-    adapters: &[&Adapter],
+/// A model, another that drafts for it, and adapters.
+pub type Together<'a> = (Described<'a>, Option<Described<'a>>, &'a [&'a Adapter]);
+
+/// The batch that fits `room` on a device of some kind, and what it takes. Reads nothing but headers.
+pub fn plan_on(
+    kind: &DeviceKind,
+    models: Together<'_>,
     wish: &BatchWish,
-    available: Available,
+    room: Room,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
-    plan(cpu::Sizes::default(), (target, draft, adapters), wish, available)
+    match kind {
+        DeviceKind::Cpu { .. } => plan(cpu::Sizes::default(), models, wish, room),
+        DeviceKind::Cuda(_, profile) => plan(cuda::Sizes::of(*profile), models, wish, room),
+    }
 }
 
 /// The same for memory that counts as some backend would take; so far it has counted nothing.
 fn plan<M: Counted + Clone>(
     mut sizes: M,
-    (target, draft, adapters): (Described<'_>, Option<Described<'_>>, &[&Adapter]),
+    (target, draft, adapters): Together<'_>,
     wish: &BatchWish,
-    available: Available,
+    room: Room,
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
     let (mut limits, wanted_least) = wanted(target.1, wish);
     // A draft model holds what its target holds, in as many blocks of its own.
@@ -196,7 +211,7 @@ fn plan<M: Counted + Clone>(
         }
         Ok(MemoryPlan { adapters: adapted(&mut sizes, target.1, adapters)?, ..plan })
     };
-    let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| plan.peak() <= available.bytes);
+    let fits = |limits: &BatchLimits| whole(limits).is_ok_and(|plan| room.lacks(&plan).is_none());
     limits.kv_blocks = asked;
     let blocks = KvPlan::blocks_that_fit(&limits, fits);
     let least = asked.min(wanted_least);
@@ -204,10 +219,12 @@ fn plan<M: Counted + Clone>(
     let plan = whole(&limits)?;
     let positions = limits.kv_blocks.saturating_mul(KV_BLOCK_TOKENS as u32);
     limits.context_tokens = limits.context_tokens.min(positions);
-    if blocks < least {
-        return Err(Shortage { least: plan, context_tokens: limits.context_tokens.into(), available }.into());
+    match room.lacks(&plan) {
+        Some((needed, available)) if blocks < least => {
+            Err(Shortage { least: plan, needed, context_tokens: limits.context_tokens.into(), available }.into())
+        }
+        _ => Ok((limits, plan)),
     }
-    Ok((limits, plan))
 }
 
 /// A batch as it is wished, and how many blocks it needs to be of use.
@@ -275,10 +292,13 @@ fn with_kv<M: Counted>(
     let (before, kv) = (sizes.bytes(), KvPlan::new(spec, limits));
     KvMemory::new(sizes, &kv.shapes(spec))?;
     let device = sizes.bytes();
+    // Counted as the host's where the device has memory of its own, else as the device's.
+    let on_host = |sizes: &M| sizes.bytes().saturating_add(sizes.host_bytes());
+    let spilled_before = on_host(sizes);
     for shape in kv.host_shapes(spec) {
         sizes.host_kv(shape)?;
     }
-    let (kv, spill) = (device - before, sizes.bytes() - device);
+    let (kv, spill) = (device - before, on_host(sizes).saturating_sub(spilled_before));
     Ok(MemoryPlan { kv, spill, ..plan })
 }
 

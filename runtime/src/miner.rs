@@ -13,10 +13,10 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{Adapters, Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig, StepOverdue};
+use crate::device::{Adapters, Beyond, Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig};
 use crate::forward;
 use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
-use crate::memory::{self, Available, BatchWish, MemoryError, MemoryPlan};
+use crate::memory::{self, BatchWish, MemoryError, MemoryPlan, Room};
 
 /// How a miner runs.
 #[derive(Clone, Debug)]
@@ -27,25 +27,25 @@ pub struct MineConfig {
     pub scheduler: Address,
     /// What its owner calls it.
     pub name: String,
-    /// What it serves, each on this machine's processors.
+    /// What computes.
+    pub devices: Vec<DeviceKind>,
+    /// What it serves, each of them on each device.
     pub models: Vec<ModelConfig>,
     /// What it asks.
     pub ask: Price,
-    /// Threads that compute.
-    pub threads: usize,
-    /// Sequences that run at once, a model.
-    pub batch_sequences_max: u32,
-    /// Rows of one step.
-    pub step_tokens_max: u32,
+    /// Sequences that run at once, a model and device; `None`: as many as suit the device.
+    pub batch_sequences_max: Option<u32>,
+    /// Rows of one step; `None`: as many as suit the device.
+    pub step_tokens_max: Option<u32>,
     /// Draft tokens of one step; 0 turns speculation off.
     pub drafts_max: u32,
-    /// Bytes for keys and values, a model.
-    pub kv_bytes_max: u64,
+    /// Bytes for keys and values, a model and device; `None`: as many as suit the device.
+    pub kv_bytes_max: Option<u64>,
     /// How they are kept.
     pub kv_kind: KvKind,
     /// Bytes of host memory for blocks whose room on the device is needed, a model; 0 where they are forgotten.
     pub spill_bytes_max: u64,
-    /// Bytes for all that the models take; `None`: what the machine has left.
+    /// Bytes for all that the models take on a device; `None`: what it has left.
     pub memory_bytes_max: Option<u64>,
     /// Longest sequence; `None`: as long as the models allow.
     pub context_tokens_max: Option<u32>,
@@ -108,7 +108,7 @@ pub enum MineError {
     /// A device keeps failing.
     #[error("the miner failed: {0}")]
     Failed(String),
-    /// A device computes for ever. What it ran goes on elsewhere; only a new process can have the device again.
+    /// A device computes for ever, or is lost. What it ran goes on elsewhere; only a new process can have the device again.
     #[error("the miner is stuck: {0}; start it again")]
     Stuck(String),
 }
@@ -125,7 +125,7 @@ pub struct Miner {
 /// What ended a miner.
 #[derive(Clone, Debug)]
 enum Failure {
-    /// A step that never came back.
+    /// What only a new process mends.
     Stuck(String),
     /// Anything else.
     Other(String),
@@ -133,13 +133,15 @@ enum Failure {
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
-    let mut available = Available::survey(config.memory_bytes_max);
     let mut devices = Vec::new();
-    for model in &config.models {
-        let (device, memory) = device_config(&config, model, available)?;
-        tracing::info!(model = %model.path.display(), ?memory, ?available, "memory planned");
-        available = available.without(memory.peak());
-        devices.push(device);
+    for kind in &config.devices {
+        let mut room = Room::on(kind, config.memory_bytes_max).map_err(|e| MineError::Start(format!("{kind}: {e}")))?;
+        for model in &config.models {
+            let (device, memory) = device_config(&config, (model, kind), room)?;
+            tracing::info!(model = %model.path.display(), %kind, ?memory, ?room, "memory planned");
+            room = room.without(&memory);
+            devices.push(device);
+        }
     }
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
@@ -204,8 +206,8 @@ fn adapters(model: &ModelConfig, spec: &ArchSpec) -> Result<Adapters, MineError>
 
 fn device_config(
     config: &MineConfig,
-    model: &ModelConfig,
-    available: Available,
+    (model, kind): (&ModelConfig, &DeviceKind),
+    room: Room,
 ) -> Result<(DeviceConfig, MemoryPlan), MineError> {
     let failed = |why: String| MineError::Model { path: model.path.clone(), why };
     let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
@@ -213,26 +215,25 @@ fn device_config(
     forward::check(&spec).map_err(|e| failed(e.to_string()))?;
     let adapters = adapters(model, &spec)?;
     let draft = model.draft.as_ref().map(|path| draft_config(config, path, &files)).transpose()?;
-    let kind = DeviceKind::Cpu { threads: config.threads };
+    let customary = kind.customary();
     let wish = BatchWish {
-        sequences_max: config.batch_sequences_max,
-        step_tokens_max: config.step_tokens_max,
+        sequences_max: config.batch_sequences_max.unwrap_or(customary.sequences_max),
+        step_tokens_max: config.step_tokens_max.unwrap_or(customary.step_tokens_max),
         step_target: kind.step_target(),
         drafts_max: config.drafts_max,
-        kv_bytes_max: config.kv_bytes_max,
+        kv_bytes_max: config.kv_bytes_max.unwrap_or(customary.kv_bytes_max),
         kv_kind: config.kv_kind,
         spill_bytes: config.spill_bytes_max,
         context_tokens_max: config.context_tokens_max,
     };
-    let planned = match kind {
-        DeviceKind::Cpu { .. } => {
-            let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
-            let adapters: Vec<&Adapter> = adapters.iter().map(|(.., adapter)| &**adapter).collect();
-            memory::plan_on_cpu((&files, &spec), draft, &adapters, &wish, available)
-        }
+    let planned = {
+        let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
+        let adapters: Vec<&Adapter> = adapters.iter().map(|(.., adapter)| &**adapter).collect();
+        memory::plan_on(kind, ((&files, &spec), draft, &adapters), &wish, room)
     };
     let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
     let files = Arc::new(files);
+    let kind = kind.clone();
     let device = DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits, adapters };
     Ok((device, memory))
 }
@@ -301,7 +302,7 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
         if let SupervisionEvent::ActorFailed(_, why) = event {
-            state.failure.send_replace(Some(match why.is::<StepOverdue>() {
+            state.failure.send_replace(Some(match why.is::<Beyond>() {
                 true => Failure::Stuck(why.to_string()),
                 false => Failure::Other(why.to_string()),
             }));

@@ -1,5 +1,6 @@
 //! `cuckoo bench`: figures about this machine and about endpoints. It judges nothing: trust ratios within one run.
 
+mod ceiling;
 mod device;
 mod endpoint;
 mod online;

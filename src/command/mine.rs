@@ -3,7 +3,8 @@
 use std::num::NonZero;
 
 use anyhow::bail;
-use cuckoo_runtime::{LinkStatus, MineConfig, Miner, ModelConfig, mine};
+use cuckoo_kernels::cuda::NoGpu;
+use cuckoo_runtime::{DeviceKind, Devices, LinkStatus, MineConfig, Miner, ModelConfig, mine};
 use cuckoo_wire::message::WeightsHash;
 use cuckoo_wire::{Address, Identity};
 use serde_json::json;
@@ -24,7 +25,11 @@ pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
     }
     let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
     let model = config(&model, &adapters, &args.mining);
-    let mut miner = start(identity, args.join, args.name, model, &args.mining).await?;
+    let devices = devices(&args.mining)?;
+    if !common.json {
+        devices.iter().for_each(|device| println!("  device  {device}"));
+    }
+    let mut miner = start(identity, args.join, args.name, (model, devices), &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;
     loop {
@@ -63,26 +68,37 @@ pub(super) fn config(model: &Provisioned, adapters: &[Provisioned], mining: &Min
     }
 }
 
-/// Loads the model and links up with the scheduler.
+/// What computes. Says on standard error why no GPU does, where nobody has said that none should.
+pub(super) fn devices(mining: &Mining) -> anyhow::Result<Vec<DeviceKind>> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let found = Devices::survey(&mining.devices, mining.threads.map_or(processors, usize::from), mining.numerics)?;
+    match found.no_gpu {
+        // Who builds without GPUs knows it.
+        Some(NoGpu::NotBuilt) | None => {}
+        Some(why) => eprintln!("  computing on processors: {why}"),
+    }
+    Ok(found.kinds)
+}
+
+/// Loads the model onto the devices and links up with the scheduler.
 pub(super) async fn start(
     identity: Identity,
     scheduler: Address,
     name: String,
-    model: ModelConfig,
+    (model, devices): (ModelConfig, Vec<DeviceKind>),
     mining: &Mining,
 ) -> anyhow::Result<Miner> {
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let config = MineConfig {
         identity,
         scheduler,
         name,
+        devices,
         models: vec![model],
         ask: mining.ask(),
-        threads: mining.threads.map_or(processors, usize::from),
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,
         drafts_max: mining.drafts,
-        kv_bytes_max: mining.kv_mib << 20,
+        kv_bytes_max: mining.kv_mib.map(|mib| mib << 20),
         kv_kind: mining.kv_type,
         spill_bytes_max: mining.spill_mib << 20,
         memory_bytes_max: mining.memory_mib.map(|mib| mib << 20),

@@ -2,7 +2,7 @@ use std::sync::OnceLock;
 
 use cuckoo_kernels::Counted;
 use cuckoo_models::{Shelf, adapter};
-use cuckoo_runtime::{Available, BatchWish, plan_on_cpu};
+use cuckoo_runtime::{Available, BatchWish, DeviceKind, Room, plan_on};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -151,7 +151,13 @@ fn adapters_are_in_the_plan_of_memory() {
         context_tokens_max: Some(700),
     };
     let plan = |adapters: &[&Adapter]| {
-        plan_on_cpu((&files.files, &files.spec), None, adapters, &wish, Available::UNKNOWN).unwrap()
+        plan_on(
+            &DeviceKind::Cpu { threads: 2 },
+            ((&files.files, &files.spec), None, adapters),
+            &wish,
+            Room::shared(Available::UNKNOWN),
+        )
+        .unwrap()
     };
     let (_, without) = plan(&[]);
     let (limits, planned) = plan(&adapters.iter().collect::<Vec<_>>());

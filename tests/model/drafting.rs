@@ -2,7 +2,7 @@
 
 use cuckoo_kernels::KvKind;
 use cuckoo_models::{GgmlType, GgufWriter};
-use cuckoo_runtime::{Available, BatchWish, DraftPlan, plan_on_cpu};
+use cuckoo_runtime::{Available, BatchWish, DeviceKind, DraftPlan, Room, plan_on};
 
 use super::*;
 use crate::families::values;
@@ -120,8 +120,11 @@ fn a_draft_model_halves_the_blocks_that_fit() {
         context_tokens_max: None,
     };
     let target = (&files.files, &files.spec);
-    let (one, alone) = plan_on_cpu(target, None, &[], &wish, Available::UNKNOWN).unwrap();
-    let (two, both) = plan_on_cpu(target, Some(target), &[], &wish, Available::UNKNOWN).unwrap();
+    let (one, alone) =
+        plan_on(&DeviceKind::Cpu { threads: 2 }, (target, None, &[]), &wish, Room::shared(Available::UNKNOWN)).unwrap();
+    let (two, both) =
+        plan_on(&DeviceKind::Cpu { threads: 2 }, (target, Some(target), &[]), &wish, Room::shared(Available::UNKNOWN))
+            .unwrap();
     assert!(one.kv_blocks > 100 && two.kv_blocks == one.kv_blocks / 2, "{one:?} and {two:?}");
     // Room is mapped in pieces that both share.
     assert!(both.weights > alone.weights && both.peak() < 2 * alone.peak(), "{both:?}");

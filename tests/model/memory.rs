@@ -1,7 +1,7 @@
 //! What a model takes is known before it is read.
 
 use cuckoo_kernels::Counted;
-use cuckoo_runtime::{Available, BatchWish, plan_on_cpu};
+use cuckoo_runtime::{Available, BatchWish, DeviceKind, Room, plan_on};
 
 use super::*;
 use crate::support::{MODEL, cuckoo, shelf};
@@ -23,7 +23,13 @@ fn what_is_planned_is_what_loading_and_computing_take() {
             spill_bytes: 20 * MIB,
             context_tokens_max: Some(700),
         };
-        let (limits, plan) = plan_on_cpu((&files.files, &files.spec), None, &[], &wish, Available::UNKNOWN).unwrap();
+        let (limits, plan) = plan_on(
+            &DeviceKind::Cpu { threads: 2 },
+            ((&files.files, &files.spec), None, &[]),
+            &wish,
+            Room::shared(Available::UNKNOWN),
+        )
+        .unwrap();
         let mut engine = Engine::new(Cpu::new(2), &files.files, &files.spec, limits).unwrap();
         let planned = plan.weights + plan.activations + plan.kv + plan.spill;
         assert_eq!(engine.backend().bytes(), planned, "{}: {plan:?}", path.display());

@@ -66,7 +66,7 @@ struct Barrier {
 };
 
 // What lanes of a warp do together.
-enum class Operation { exchange, ldmatrix, ldmatrix_trans, mma_s8_k32, mma_s8_k16, mma_bf16, mma_f16 };
+enum class Operation { exchange, ldmatrix, ldmatrix_x2, ldmatrix_trans, mma_s8_k32, mma_s8_k16, mma_bf16, mma_f16, syncwarp };
 
 // What lanes of a warp hand to each other, in turns of two, so that a quick lane does not overwrite what a slow one reads.
 struct Warp {

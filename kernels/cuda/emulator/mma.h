@@ -25,18 +25,20 @@ inline bool is_shared(const void* p, size_t bytes) {
   return first >= block->shared && first + bytes <= block->shared + block->shared_bytes;
 }
 
-inline void ldmatrix(uint32_t (&r)[4], const void* row, bool transposed) {
+template <unsigned N>
+inline void ldmatrix(uint32_t (&r)[N], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fault("ldmatrix of a row that is not aligned");
   if (!is_shared(row, 16)) fault("ldmatrix of what is not shared memory");
   const auto put = [](unsigned char* tiles, const void* mine) { memcpy(tiles + current->lane * 8, mine, 8); };
-  const unsigned char* const tiles = meet_whole(transposed ? Operation::ldmatrix_trans : Operation::ldmatrix, put, &row);
+  const Operation operation = transposed ? Operation::ldmatrix_trans : N == 2 ? Operation::ldmatrix_x2 : Operation::ldmatrix;
+  const unsigned char* const tiles = meet_whole(operation, put, &row);
   const unsigned g = current->lane / 4, t = current->lane % 4;
   const auto address = [&](unsigned i) {
     const unsigned char* p;
     memcpy(&p, tiles + i * 8, 8);
     return p;
   };
-  for (unsigned i = 0; i < 4; i++) {
+  for (unsigned i = 0; i < N; i++) {
     if (!transposed) {
       memcpy(&r[i], address(8 * i + g) + 4 * t, 4);
       continue;
@@ -77,7 +79,7 @@ inline int dot(const int8_t (&a)[32], const int8_t (&b)[32]) {
 
 // `mine`: four registers of A, two of B; of K = 16 those of the second half are not looked at.
 template <unsigned K>
-inline void mma_integers(int (&c)[4], const uint32_t (&mine)[6]) {
+inline void mma_integers(int (&d)[4], const uint32_t (&mine)[6], const int (&c)[4]) {
   const auto put = [](unsigned char* tiles, const void* mine) {
     Integers& to = *reinterpret_cast<Integers*>(tiles);
     const uint32_t* const r = static_cast<const uint32_t*>(mine);
@@ -88,7 +90,7 @@ inline void mma_integers(int (&c)[4], const uint32_t (&mine)[6]) {
   const unsigned char* const tiles = meet_whole(K == 32 ? Operation::mma_s8_k32 : Operation::mma_s8_k16, put, mine);
   const Integers& from = *reinterpret_cast<const Integers*>(tiles);
   const unsigned g = current->lane / 4, t = current->lane % 4;
-  for (unsigned i = 0; i < 4; i++) c[i] += dot<K>(from.a[g + i / 2 * 8], from.b[2 * t + i % 2]);
+  for (unsigned i = 0; i < 4; i++) d[i] = c[i] + dot<K>(from.a[g + i / 2 * 8], from.b[2 * t + i % 2]);
 }
 
 // Operands in floating-point numbers, made f32 by who brings them.
@@ -153,11 +155,13 @@ void cp_async_wait() {
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ::emulator::ldmatrix(r, row, false); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ::emulator::ldmatrix(r, row, true); }
 
-inline void mma_s8_k32(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  ::emulator::mma_integers<32>(c, {a[0], a[1], a[2], a[3], b[0], b[1]});
+inline void ldmatrix_x2(uint32_t (&r)[2], const void* row) { ::emulator::ldmatrix(r, row, false); }
+
+inline void mma_s8_k32(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const int (&c)[4]) {
+  ::emulator::mma_integers<32>(d, {a[0], a[1], a[2], a[3], b[0], b[1]}, c);
 }
-inline void mma_s8_k16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  ::emulator::mma_integers<16>(c, {a0, a1, 0, 0, b, 0});
+inline void mma_s8_k16(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, const int (&c)[4]) {
+  ::emulator::mma_integers<16>(d, {a0, a1, 0, 0, b, 0}, c);
 }
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   ::emulator::mma_floats<::emulator::Operation::mma_bf16, ::emulator::value_of_bf16>(c, a, b);

@@ -7,6 +7,8 @@ lines of Python expect: another result, or a fault, is a defect that was seen. W
 
 import concurrent.futures
 import ctypes
+import itertools
+import math
 import operator
 import os
 import pathlib
@@ -65,6 +67,15 @@ DEFECTS = [
     ("bytes too few are announced", "sm90/gemm.cu", "ring.stage], Ring<ROWS>::BYTES)", "ring.stage], Ring<ROWS>::X_BYTES)", "gemm_hopper"),
     ("bytes too many are announced", "sm90/gemm.cu", "ring.stage], Ring<ROWS>::BYTES)", "ring.stage], Ring<ROWS>::BYTES + 16)", "gemm_hopper"),
     ("a tile out of place", "sm90/gemm.cu", "return tiles + stage * BYTES;", "return tiles + stage * (BYTES + 512);", "gemm_hopper"),
+
+    ("the highest id among equals", "select.cuh", "<< 32 | ~i : ~0ull", "<< 32 | i : ~0ull", "sample"),
+    ("no barrier between warps", "select.cuh", "s->slots[threadIdx.x / WARP] = v;\n  __syncthreads();",
+     "s->slots[threadIdx.x / WARP] = v;", "sample"),
+    ("a key of Philox in the wrong place", "sampling.cu", "high_b ^ counter[1] ^ key[0]", "high_b ^ counter[1] ^ key[1]", "sample"),
+    ("words of Philox swapped", "sampling.cu", "return {{counter[0], counter[1],", "return {{counter[1], counter[0],", "sample"),
+    ("a border that forgets what is before it", "select.cuh", "s->left = goal - before;", "s->left = goal;", "sample"),
+    ("bins that are not cleared", "select.cuh", "s->bins[i] = 0;\n  __syncthreads();", "s->bins[i] = 0;", "sample"),
+    ("the second of a heat is forgotten", "sampling.cu", "second >= to_beat ? ~0u : leader", "leader", "sample"),
 ]
 
 Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
@@ -76,6 +87,13 @@ Linear = type("Linear", (ctypes.Structure,), {"_fields_": [
 Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
     ("x", ctypes.c_uint64), ("weight", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
     [(name, ctypes.c_uint32) for name in ["rows", "cols", "heads", "first_head", "stride"]] + [("epsilon", ctypes.c_float)]})
+
+Draw = type("Draw", (ctypes.Structure,), {"_fields_": [
+    ("logits", ctypes.c_uint64), ("temperature", ctypes.c_double), ("top_p", ctypes.c_double), ("xtc", ctypes.c_double),
+    ("seed", ctypes.c_uint32 * 2), ("position", ctypes.c_uint32 * 2), ("top_k", ctypes.c_uint32), ("to", ctypes.c_uint32),
+    ("least", ctypes.c_float), ("sharpness", ctypes.c_float), ("near", ctypes.c_float), ("padding", ctypes.c_uint32)]})
+Sample = type("Sample", (ctypes.Structure,), {"_fields_": [
+    ("draws", ctypes.c_uint64), ("tokens", ctypes.c_uint64), ("cols", ctypes.c_uint32), ("padding", ctypes.c_uint32)]})
 
 
 Narrow = type("Narrow", (ctypes.Structure,), {"_fields_": [
@@ -222,7 +240,46 @@ def gemm_hopper(library, order):
     return gemm(130, 66, launch)
 
 
-PROBES = {"linear": linear, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper}
+def gumbel(seed, position, token):
+    """The noise of a token: Philox4x32-10."""
+    key, counter = [seed & 0xffffffff, seed >> 32], [position & 0xffffffff, position >> 32, token // 4, 0]
+    for _ in range(10):
+        a, b = 0xD2511F53 * counter[0], 0xCD9E8D57 * counter[2]
+        counter = [b >> 32 ^ counter[1] ^ key[0], b & 0xffffffff, a >> 32 ^ counter[3] ^ key[1], a & 0xffffffff]
+        key = [(key[0] + 0x9E3779B9) & 0xffffffff, (key[1] + 0xBB67AE85) & 0xffffffff]
+    return -math.log(-math.log((counter[token % 4] + 0.5) / 2**32))
+
+
+def sample(library, order):
+    """Rows of 1000 logits: the highest of several; the winner of all, of the first ten and of the most probable half; equal scores."""
+    cols, seed = 1000, 0x123456789abcdef
+    steps = [float(i * 7919 % 31) / 4 for i in range(cols)]
+    ranked = sorted(range(cols), key=lambda i: (-steps[i], i))
+    weights = [math.exp(steps[i] - steps[ranked[0]]) for i in ranked]
+    sums = list(itertools.accumulate(weights))
+    # Half of all is in the middle of many that are equal.
+    half = next(n for n, total in enumerate(sums) if total >= sums[-1] / 2) + 1
+    rows = [steps, [1e6] * cols]
+    keep = [aligned(ctypes.c_float, row) for row in rows]
+    wins = lambda position, n: max(ranked[:n], key=lambda i: steps[i] + gumbel(seed, position, i))
+    draws, expected = [], []
+    for row, temperature, top_k, top_p, token in [(0, 0.0, 0, 1.0, ranked[0]), (1, 1e-30, 0, 1.0, 0)] + \
+            [(0, 1.0, k, p, (k, p)) for k, p in [(0, 1.0), (10, 1.0), (0, 0.5)] for _ in range(60)]:
+        position = len(draws) << 20
+        if isinstance(token, tuple):
+            token = wins(position, half if top_p < 1.0 else top_k or cols)
+        sharpness = 1.0 / temperature if temperature else 1.0
+        draws.append(Draw(keep[row][2], temperature, top_p, -1.0, (seed & 0xffffffff, seed >> 32),
+                          (position & 0xffffffff, position >> 32), top_k, len(draws), -math.inf, sharpness, -math.inf, 0))
+        expected.append(token)
+    drawn, tokens = aligned(Draw, draws), aligned(ctypes.c_uint32, [0] * len(draws))
+    args = Sample(drawn[2], tokens[2], cols, 0)
+    fault = library.launch("cuckoo_draw_tokens", (len(draws), 1, 1), 128, 33040, args, order)
+    return fault or ("" if list(tokens[0]) == expected else "another token")
+
+
+PROBES = {"linear": linear, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper,
+          "sample": sample}
 
 
 def seen(defect, folder):

@@ -1,10 +1,11 @@
 //! The kernels' sources on the CPU (`cuda/emulator/`): slow, deterministic, and strict about what threads may do.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::time::{Duration, Instant};
 
-use bytemuck::Pod;
-
+use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
+use super::replay::{Capture, Clock};
 use crate::ops::OpsError;
 
 unsafe extern "C" {
@@ -22,6 +23,8 @@ unsafe extern "C" {
     ) -> c_int;
     #[cfg(test)]
     fn cuckoo_emulator_kernel(i: usize) -> *const c_char;
+    #[cfg(test)]
+    fn cuckoo_emulator_libm(x: *const f64, exps: *mut f64, logs: *mut f64, count: usize);
 }
 
 /// A machine whose threads are fibers.
@@ -29,6 +32,9 @@ pub struct Emulator {
     order: u32,
     host_threads: u32,
     architecture: u32,
+    /// What it ran.
+    #[cfg(test)]
+    pub(super) launched: Vec<&'static CStr>,
 }
 
 /// Blocks that fill a multiprocessor run one after the other; few, so that each has more than one tile to compute.
@@ -64,13 +70,28 @@ impl Emulator {
         if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
             return None;
         }
-        Some(Self { order, host_threads, architecture: 80 })
+        Some(Self {
+            order,
+            host_threads,
+            architecture: 80,
+            #[cfg(test)]
+            launched: Vec::new(),
+        })
     }
 
     /// As a machine of that compute capability, e.g. 90: see [`Machine::architecture`].
     #[must_use]
     pub fn with_architecture(self, architecture: u32) -> Self {
         Self { architecture, ..self }
+    }
+
+    /// `exp` and `log` of numbers, as kernels compute them.
+    #[cfg(test)]
+    pub(super) fn libm(x: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let (mut exps, mut logs) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        // SAFETY: all three are as long as is said.
+        unsafe { cuckoo_emulator_libm(x.as_ptr(), exps.as_mut_ptr(), logs.as_mut_ptr(), x.len()) };
+        (exps, logs)
     }
 
     /// The names of all kernels.
@@ -87,6 +108,7 @@ impl Emulator {
 
 impl Machine for Emulator {
     type Memory = HostMemory;
+    type Pending = Vec<u8>;
 
     fn describe(&self) -> String {
         format!("cuda emulated, order {}", self.order)
@@ -144,7 +166,24 @@ impl Machine for Emulator {
         Ok(())
     }
 
-    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: Extent, args: &A) -> Result<(), OpsError> {
+    fn read_ahead(&mut self, from: &HostMemory, bytes: usize) -> Result<Vec<u8>, OpsError> {
+        let mut to = vec![0; bytes];
+        self.read(from, 0, &mut to)?;
+        Ok(to)
+    }
+
+    fn finish(&mut self, pending: Vec<u8>, to: &mut [u8]) -> Result<(), OpsError> {
+        to.copy_from_slice(&pending);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), OpsError> {
+        Ok(()) // a launch returns when it is done
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
+        #[cfg(test)]
+        self.launched.push(kernel);
         let mut message = [0u8; 512];
         // SAFETY: name, grid, arguments and message are as long as said and outlive the call, which returns when every block
         // is done; that the arguments fit the kernel is the caller's promise (their size is compared).
@@ -154,8 +193,8 @@ impl Machine for Emulator {
                 extent.grid.as_ptr(),
                 extent.threads,
                 extent.shared_bytes as usize,
-                std::ptr::from_ref(args).cast(),
-                size_of::<A>(),
+                args.as_ptr().cast(),
+                args.len(),
                 self.order,
                 self.host_threads,
                 message.as_mut_ptr().cast(),
@@ -167,5 +206,32 @@ impl Machine for Emulator {
             (_, Ok(why)) => Err(OpsError::Fault(why.to_string_lossy().into_owned())),
             (_, Err(_)) => Err(OpsError::Fault("a kernel failed".to_owned())),
         }
+    }
+}
+
+/// Launches are kept as they are.
+impl Capture for Emulator {
+    type Graph = Launches;
+
+    unsafe fn capture(&mut self, launches: &Launches) -> Result<Launches, OpsError> {
+        Ok(launches.clone())
+    }
+
+    unsafe fn replay(&mut self, graph: &Launches) -> Result<(), OpsError> {
+        // SAFETY: the caller's promise.
+        unsafe { graph.run(self) }
+    }
+}
+
+/// The host's clock: a launch returns when it is done.
+impl Clock for Emulator {
+    type Mark = Instant;
+
+    fn mark(&mut self) -> Result<Instant, OpsError> {
+        Ok(Instant::now())
+    }
+
+    fn between(&mut self, from: &Instant, to: &Instant) -> Result<Duration, OpsError> {
+        Ok(to.saturating_duration_since(*from))
     }
 }

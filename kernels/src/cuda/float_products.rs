@@ -7,6 +7,7 @@ use super::machine::{Machine, Narrow, TiledMatrix};
 use super::matrix::{Matrix, Part, Weights};
 use super::operations::{THREADS, WARP};
 use super::products::Product;
+use super::scratch::Scratch;
 use super::{Buffer, Cuda};
 use crate::ops::OpsError;
 use crate::quant::Quant;
@@ -143,7 +144,7 @@ impl<M: Machine> Cuda<M> {
     /// Where they are, and what rows of halves have to be multiplied by.
     fn narrowed(&mut self, x: &Buffer<M>, kind: Narrow) -> Result<(u64, u64), OpsError> {
         let (machine, what, bytes) = (&mut self.machine, "rounded activations", x.rows * x.cols * size_of::<u16>());
-        let [bf16, f16, scales] = &mut self.scratch.narrow;
+        let Scratch { bf16, f16, f16_scales: scales, .. } = &mut self.scratch;
         match kind {
             Narrow::Bf16 => Ok((bf16.at_least(machine, bytes, what)?, 0)),
             Narrow::F16 => Ok((f16.at_least(machine, bytes, what)?, scales.at_least(machine, x.rows * 4, what)?)),

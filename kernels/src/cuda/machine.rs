@@ -2,8 +2,6 @@
 
 use std::ffi::CStr;
 
-use bytemuck::Pod;
-
 use crate::ops::OpsError;
 
 /// A piece of a machine's memory, given back when it is dropped.
@@ -15,7 +13,7 @@ pub trait Piece {
 }
 
 /// The extent of a launch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// Blocks of threads.
     pub grid: [u32; 3],
@@ -73,6 +71,10 @@ impl TiledMatrix {
 pub trait Machine {
     /// Its memory.
     type Memory: Piece;
+    /// A copy to the host that is on its way.
+    type Pending;
+    /// Whether memory holds what is written to it; a machine that only counts need not be given anything.
+    const HOLDS: bool = true;
 
     /// As a person would like to read it.
     fn describe(&self) -> String;
@@ -85,6 +87,12 @@ pub trait Machine {
     fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError>;
     /// Zeros. Addresses are multiples of 256.
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Self::Memory, OpsError>;
+    /// Gives memory back.
+    fn release(&mut self, memory: Self::Memory) {
+        drop(memory);
+    }
+    /// Is told of memory of the host that was taken.
+    fn took_of_host(&mut self, _bytes: usize) {}
     /// Copies to the machine, from byte `at` on.
     ///
     /// # Panics
@@ -100,10 +108,19 @@ pub trait Machine {
     /// # Panics
     /// If there is not so much.
     fn read(&mut self, from: &Self::Memory, at: usize, to: &mut [u8]) -> Result<(), OpsError>;
+    /// Begins to copy the first `bytes` bytes from the machine, when all launches before are done, and waits for nothing.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    fn read_ahead(&mut self, from: &Self::Memory, bytes: usize) -> Result<Self::Pending, OpsError>;
+    /// Waits for such a copy, which was of `to.len()` bytes.
+    fn finish(&mut self, pending: Self::Pending, to: &mut [u8]) -> Result<(), OpsError>;
+    /// Waits until everything is done.
+    fn wait(&mut self) -> Result<(), OpsError>;
     /// Runs a kernel.
     ///
     /// # Safety
     /// `args` is the structure of that kernel (`cuda/args.h`), its addresses lie in memory of this machine that is not dropped
     /// before the launch is done, and its extents are within that memory.
-    unsafe fn launch<A: Pod>(&mut self, kernel: &CStr, extent: Extent, args: &A) -> Result<(), OpsError>;
+    unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError>;
 }

@@ -3,36 +3,51 @@
 use std::ffi::CStr;
 use std::ops::Range;
 
-use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use bytemuck::{Pod, bytes_of, cast_slice, cast_slice_mut};
 
 use super::args::{
     cuckoo_elementwise, cuckoo_embed_floats, cuckoo_embed_integers, cuckoo_layer_norm, cuckoo_norm, cuckoo_rows,
 };
 use super::kv_cache::{HostKv, KvCache};
 use super::low_rank::LowRank;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Narrow, Piece};
 use super::matrix::{Matrix, Weights};
 use super::products::Product;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::Memory;
-use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
+use crate::ops::{
+    Activation, DrawAhead, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+};
 use crate::quant::Quant;
-use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
+use crate::routing::{Routed, Routing};
+use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
 /// Threads of most blocks.
 pub(super) const THREADS: usize = 256;
+/// Neighbouring columns that a thread takes, where it takes several.
+const COLS_EACH: usize = 4;
+/// Columns of a row that shared memory holds on every GPU.
+const SHARED_COLS: usize = 24 << 10;
 
 impl<M: Machine> Buffer<M> {
     pub(super) fn begin(&mut self, rows: usize) {
         assert!(rows <= self.capacity, "{rows} rows do not fit a buffer of {}", self.capacity);
         self.rows = rows;
+        self.written();
     }
 
+    /// Where it is, to be read; or to be written, after [`Buffer::begin`].
     pub(super) fn address(&self) -> u64 {
+        self.memory.address()
+    }
+
+    /// Where it is, to be written: what is known of its contents holds no longer.
+    pub(super) fn written(&mut self) -> u64 {
+        self.contents.1 += 1;
+        self.maker = None;
         self.memory.address()
     }
 }
@@ -44,7 +59,7 @@ impl<M: Machine> Cuda<M> {
     /// As [`Machine::launch`].
     pub(super) unsafe fn launch<A: Pod>(
         &mut self,
-        kernel: &CStr,
+        kernel: &'static CStr,
         grid: [usize; 3],
         (threads, shared_bytes): (usize, usize),
         args: &A,
@@ -55,37 +70,38 @@ impl<M: Machine> Cuda<M> {
         let grid = grid.map(|n| u32::try_from(n).expect("a grid counts rows of one step"));
         let extent = Extent { grid, threads: threads as u32, shared_bytes: shared_bytes as u32 };
         // SAFETY: the caller's promise.
-        unsafe { self.machine.launch(kernel, extent, args) }
+        unsafe { self.machine.launch(kernel, extent, bytes_of(args)) }
     }
 
-    fn elementwise(&mut self, kernel: &CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
+    fn elementwise(&mut self, kernel: &'static CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
         let grid = [(args.rows as usize * args.cols as usize).div_ceil(THREADS), 1, 1];
         // SAFETY: callers give extents of buffers in use.
         unsafe { self.launch(kernel, grid, (THREADS, 0), args) }
     }
 
-    fn norm_heads_of(
-        &mut self,
-        (x, out): (u64, u64),
-        weight: &Vector<M>,
-        epsilon: f32,
-        (rows, stride): (usize, usize),
-        heads: Range<usize>,
-    ) -> Result<(), OpsError> {
-        let args = cuckoo_norm {
-            x,
-            weight: weight.memory.address(),
-            out,
-            rows: rows as u32,
-            cols: weight.len as u32,
-            heads: heads.len() as u32,
-            first_head: heads.start as u32,
-            stride: stride as u32,
-            epsilon,
-        };
-        let grid = [(rows * heads.len()).div_ceil(THREADS / WARP), 1, 1];
+    /// What is done to each value by itself, and may be wanted rounded: threads take columns of a row.
+    fn activation(&mut self, kernel: &'static CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
+        let pieces = (args.cols as usize).div_ceil(COLS_EACH);
+        let threads = pieces.next_multiple_of(WARP).min(THREADS);
+        let grid = [args.rows as usize, pieces.div_ceil(threads), 1];
+        // SAFETY: callers give extents of buffers in use.
+        unsafe { self.launch(kernel, grid, (threads, 0), args) }
+    }
+
+    /// Norms by warps: of heads, or of rows too long to be shared.
+    fn norm_by_warps(&mut self, args: &cuckoo_norm) -> Result<(), OpsError> {
+        let grid = [(args.rows as usize * args.heads as usize).div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: callers checked that the heads lie within rows of `stride` values.
-        unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
+        unsafe { self.launch(c"cuckoo_norm_heads", grid, (THREADS, 0), args) }
+    }
+
+    /// The address of a step's tokens, of which some may have been drawn here.
+    fn tokens(&mut self, tokens: &[u32], vocabulary: usize) -> Result<u64, OpsError> {
+        let address = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        if self.take_drawn(address, vocabulary)? {
+            self.scratch.numbers.forget();
+        }
+        Ok(address)
     }
 
     fn values_of(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
@@ -105,8 +121,19 @@ fn activation(of: Activation) -> (u32, f32, f32) {
     }
 }
 
-fn elementwise<M: Machine>(out: &Buffer<M>) -> cuckoo_elementwise {
-    cuckoo_elementwise { out: out.address(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
+fn norm<M: Machine>(weight: &Vector<M>, x: &Buffer<M>) -> cuckoo_norm {
+    cuckoo_norm {
+        weight: weight.memory.address(),
+        rows: x.rows as u32,
+        cols: weight.len as u32,
+        heads: 1,
+        stride: x.cols as u32,
+        ..Default::default()
+    }
+}
+
+fn elementwise<M: Machine>(out: &mut Buffer<M>) -> cuckoo_elementwise {
+    cuckoo_elementwise { out: out.written(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
 }
 
 impl<M: Machine> Memory for Cuda<M> {
@@ -119,6 +146,16 @@ impl<M: Machine> Memory for Cuda<M> {
     type LowRank = LowRank<M>;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
+        for part in parts {
+            let cols = match self.narrow_kind(part.quant) {
+                Some(Narrow::Bf16) => &mut self.needs.narrow_cols[0],
+                Some(Narrow::F16) => &mut self.needs.narrow_cols[1],
+                None if part.quant.is_float() => continue,
+                None => &mut self.needs.cols,
+            };
+            *cols = part.cols.max(*cols);
+        }
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
         Matrix::load(&mut self.machine, parts)
     }
 
@@ -131,10 +168,15 @@ impl<M: Machine> Memory for Cuda<M> {
     fn buffer(&mut self, rows: usize, cols: usize) -> Result<Buffer<M>, OpsError> {
         let bytes = rows.saturating_mul(cols).saturating_mul(size_of::<f32>());
         let memory = self.machine.allocate(bytes, "activations")?;
-        Ok(Buffer { memory, capacity: rows, rows: 0, cols })
+        self.needs.rows = self.needs.rows.max(rows);
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
+        self.buffers += 1;
+        Ok(Buffer { memory, capacity: rows, rows: 0, cols, contents: (self.buffers, 0), maker: None })
     }
 
     fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank<M>, OpsError> {
+        self.needs.inner = parts.iter().map(|part| part.a.rows).fold(self.needs.inner, usize::max);
+        self.scratch.reserve(&mut self.machine, &self.needs)?;
         LowRank::load(&mut self.machine, parts)
     }
 
@@ -143,15 +185,19 @@ impl<M: Machine> Memory for Cuda<M> {
     }
 
     fn host_kv(&mut self, shape: KvShape) -> Result<HostKv, OpsError> {
-        HostKv::new(shape)
+        self.machine.took_of_host(shape.bytes());
+        if M::HOLDS { HostKv::new(shape) } else { HostKv::new(KvShape { blocks: 0, ..shape }) }
     }
 
     fn rope_table(&mut self, rope: &Rope) -> Result<RopeTable<M>, OpsError> {
         let pairs = rope.frequencies.len();
         let turn = |at: usize| rope.turn(at / pairs, at % pairs);
-        let turns: Vec<[f32; 2]> = (0..rope.positions * pairs).map(|at| turn(at).into()).collect();
-        let mut memory = self.machine.allocate(size_of_val(turns.as_slice()), "a rotation table")?;
-        self.machine.write(&mut memory, 0, cast_slice(&turns))?;
+        let count = rope.positions.saturating_mul(pairs);
+        let mut memory = self.machine.allocate(count.saturating_mul(size_of::<[f32; 2]>()), "a rotation table")?;
+        if M::HOLDS {
+            let turns: Vec<[f32; 2]> = (0..count).map(|at| turn(at).into()).collect();
+            self.machine.write(&mut memory, 0, cast_slice(&turns))?;
+        }
         Ok(RopeTable { memory, pairs, positions: rope.positions, halves: rope.pairs == RopePairs::Halves })
     }
 }
@@ -161,19 +207,27 @@ impl<M: Machine> Ops for Cuda<M> {
         self.machine.describe()
     }
 
+    fn wait(&mut self) -> Result<(), OpsError> {
+        self.machine.wait()
+    }
+
+    fn ahead(&mut self) -> Option<&mut dyn DrawAhead<Buffer<M>>> {
+        Some(self)
+    }
+
     fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
-        blocks.iter().try_for_each(|(block, slot)| cache.read(&mut self.machine, *block, host, *slot))
+        self.spill(cache, host, blocks)
     }
 
     fn copy_in(&mut self, host: &HostKv, cache: &mut KvCache<M>, slots: &[(u32, u32)]) -> Result<(), OpsError> {
-        slots.iter().try_for_each(|(slot, block)| cache.write(&mut self.machine, *block, host, *slot))
+        self.restore(host, cache, slots)
     }
 
     fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {
         assert!(tokens.iter().all(|t| (*t as usize) < table.rows), "every token is in the table");
         assert_eq!(out.cols, table.cols, "a row of the table is a row of the buffer");
         out.begin(tokens.len());
-        let numbers = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        let numbers = self.tokens(tokens, table.rows)?;
         for part in &table.parts {
             let (count, first_row) = (tokens.len() as u32, part.first_row as u32);
             match &part.weights {
@@ -204,7 +258,14 @@ impl<M: Machine> Ops for Cuda<M> {
     fn norm(&mut self, x: &Buffer<M>, weight: &Vector<M>, epsilon: f32, out: &mut Buffer<M>) -> Result<(), OpsError> {
         assert!(x.cols == weight.len && out.cols == x.cols, "a factor for each column");
         out.begin(x.rows);
-        self.norm_heads_of((x.address(), out.address()), weight, epsilon, (x.rows, x.cols), 0..1)
+        let args = cuckoo_norm { x: x.address(), out: out.address(), epsilon, ..norm(weight, x) };
+        if x.cols > SHARED_COLS {
+            return self.norm_by_warps(&args);
+        }
+        let args = cuckoo_norm { rounded: self.leave_rounded(args.weight, out)?, ..args };
+        let threads = x.cols.div_ceil(COLS_EACH).next_multiple_of(WARP).min(THREADS);
+        // SAFETY: both have so many rows in use, and shared memory holds one of them.
+        unsafe { self.launch(c"cuckoo_norm_rows", [x.rows, 1, 1], (threads, (x.cols + 1) * size_of::<f32>()), &args) }
     }
 
     fn linear(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -252,7 +313,10 @@ impl<M: Machine> Ops for Cuda<M> {
         x: &mut Buffer<M>,
     ) -> Result<(), OpsError> {
         assert!(heads.end * weight.len <= x.cols, "heads lie within a row");
-        self.norm_heads_of((x.address(), x.address()), weight, epsilon, (x.rows, x.cols), heads)
+        let (count, first_head) = (heads.len() as u32, heads.start as u32);
+        let args = cuckoo_norm { heads: count, first_head, epsilon, ..norm(weight, x) };
+        let at = x.written();
+        self.norm_by_warps(&cuckoo_norm { x: at, out: at, ..args })
     }
 
     fn layer_norm(
@@ -309,12 +373,16 @@ impl<M: Machine> Ops for Cuda<M> {
         assert_eq!(gate_up.cols, 2 * out.cols, "a row is a gate and as many values");
         out.begin(gate_up.rows);
         let (kind, a, b) = activation(of);
-        self.elementwise(c"cuckoo_gate", &cuckoo_elementwise { x: gate_up.address(), kind, a, b, ..elementwise(out) })
+        let args = cuckoo_elementwise { x: gate_up.address(), kind, a, b, ..elementwise(out) };
+        let rounded = self.leave_rounded(args.out, out)?;
+        self.activation(c"cuckoo_gate", &cuckoo_elementwise { rounded, ..args })
     }
 
     fn activate(&mut self, of: Activation, x: &mut Buffer<M>) -> Result<(), OpsError> {
         let (kind, a, b) = activation(of);
-        self.elementwise(c"cuckoo_activate", &cuckoo_elementwise { kind, a, b, ..elementwise(x) })
+        let args = cuckoo_elementwise { kind, a, b, ..elementwise(x) };
+        let rounded = self.leave_rounded(args.out, x)?;
+        self.activation(c"cuckoo_activate", &cuckoo_elementwise { rounded, ..args })
     }
 
     fn zero(&mut self, rows: usize, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -323,8 +391,7 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let values = self.values_of(logits)?;
-        Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+        self.choose(logits, routing)
     }
 
     fn scatter_add(&mut self, x: &Buffer<M>, to: &[(usize, f32)], out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -333,7 +400,7 @@ impl<M: Machine> Ops for Cuda<M> {
         let (numbers, weights): (Vec<u32>, Vec<f32>) = to.iter().map(|(row, weight)| (*row as u32, *weight)).unzip();
         let args = cuckoo_rows {
             x: x.address(),
-            out: out.address(),
+            out: out.written(),
             numbers: self.scratch.numbers.holding(&mut self.machine, &numbers, "rows")?,
             weights: self.scratch.weights.holding(&mut self.machine, &weights, "weights of rows")?,
             count: to.len() as u32,
@@ -377,7 +444,7 @@ impl<M: Machine> Ops for Cuda<M> {
 
     fn normalize(&mut self, x: &mut Buffer<M>) -> Result<(), OpsError> {
         let args =
-            cuckoo_norm { out: x.address(), rows: x.rows as u32, cols: x.cols as u32, heads: 1, ..Default::default() };
+            cuckoo_norm { out: x.written(), rows: x.rows as u32, cols: x.cols as u32, heads: 1, ..Default::default() };
         // SAFETY: rows in use.
         unsafe { self.launch(c"cuckoo_normalize_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], (THREADS, 0), &args) }
     }
@@ -387,13 +454,10 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn sample(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let values = self.values_of(logits)?;
-        requests.iter().map(|r| sampling::draw(&values[r.row * logits.cols..][..logits.cols], r)).collect()
+        self.draw(logits, requests)
     }
 
     fn logprobs(&mut self, logits: &Buffer<M>, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
-        let values = self.values_of(logits)?;
-        let row = |r: &LogprobRequest| &values[r.row * logits.cols..][..logits.cols];
-        requests.iter().map(|r| sampling::logprobs(row(r), r)).collect()
+        self.rank(logits, requests)
     }
 }

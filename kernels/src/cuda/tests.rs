@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod rounding;
+mod routing;
+mod sampling;
+
+use std::ffi::CStr;
+
 use super::*;
 
 /// Whoever adds a kernel to a header and forgets the emulator's registry finds out here.
@@ -19,8 +25,36 @@ fn a_fault_says_what_where() {
     let Some(mut machine) = Emulator::new(0, 1) else { return };
     let extent = machine::Extent { grid: [1; 3], threads: 32, shared_bytes: 0 };
     // SAFETY: a kernel that does not exist runs nothing, and arguments of another size are refused.
-    let (none, short) =
-        unsafe { (machine.launch(c"cuckoo_none", extent, &0u64), machine.launch(c"cuckoo_norm_rows", extent, &0u64)) };
+    let (none, short) = unsafe {
+        (machine.launch(c"cuckoo_none", extent, &[0; 8]), machine.launch(c"cuckoo_norm_rows", extent, &[0; 8]))
+    };
     assert_eq!(none.unwrap_err().to_string(), "device fault: cuckoo_none: there is no such kernel");
     assert_eq!(short.unwrap_err().to_string(), "device fault: cuckoo_norm_rows: arguments of another size");
+}
+
+/// What `cuckoo doctor` runs on a GPU is right on the emulator, and leaves out no kernel that computes the contract.
+#[test]
+fn the_self_check_runs_every_kernel_of_the_contract() {
+    for order in [0, 7] {
+        let Some(emulator) = Emulator::new(order, 2) else { return };
+        let mut cuda = Cuda::new(emulator);
+        for case in crate::check::Case::all() {
+            case.check(&mut cuda).unwrap_or_else(|wrong| panic!("{case}: {wrong}"));
+        }
+        let fast = |name: &CStr| {
+            let name = name.to_string_lossy();
+            [
+                "cuckoo_narrow_",
+                "cuckoo_gemm_wide_f16",
+                "cuckoo_gemm_wide_bf16",
+                "cuckoo_gemm_skinny_",
+                "cuckoo_gemm_hopper_",
+            ]
+            .iter()
+            .any(|of| name.starts_with(of))
+        };
+        let missed: Vec<_> =
+            Emulator::kernels().filter(|name| !fast(name) && !cuda.machine.launched.contains(name)).collect();
+        assert!(missed.is_empty(), "never launched: {missed:?}");
+    }
 }

@@ -12,6 +12,9 @@ pub struct GgufWriter {
     tensors: u64,
     infos: Vec<u8>,
     data: Vec<u8>,
+    /// Tensors whose data come when the file is written, and how many bytes that will be.
+    promised: Vec<(String, GgmlType, u64)>,
+    promised_bytes: u64,
 }
 
 impl GgufWriter {
@@ -80,18 +83,35 @@ impl GgufWriter {
     /// When `data` is not as long as the shape asks: that is the caller's mistake, not the world's.
     pub fn tensor(mut self, name: &str, dims: &[u64], kind: GgmlType, data: &[u8]) -> Self {
         assert_eq!(kind.tensor_bytes(dims), Some(data.len() as u64), "tensor {name} {dims:?} of type {kind}");
-        self.tensors += 1;
-        self.infos.extend(string(name));
-        self.infos.extend((dims.len() as u32).to_le_bytes());
-        dims.iter().for_each(|dim| self.infos.extend(dim.to_le_bytes()));
-        self.infos.extend(kind.code().to_le_bytes());
-        self.infos.extend((self.data.len() as u64).to_le_bytes());
+        assert!(self.promised.is_empty(), "tensor {name} comes before those whose data come later");
+        self.info(name, dims, kind, self.data.len() as u64);
         self.data.extend(data);
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT_BYTES_DEFAULT as usize), 0);
         self
     }
 
-    /// The file's bytes.
+    /// Adds a tensor whose data [`GgufWriter::write_filling`] asks for: for models that do not fit in memory twice.
+    ///
+    /// # Panics
+    /// When the shape is none that the type can have.
+    pub fn promise(mut self, name: &str, dims: &[u64], kind: GgmlType) -> Self {
+        let bytes = kind.tensor_bytes(dims).unwrap_or_else(|| panic!("tensor {name} {dims:?} of type {kind}"));
+        self.info(name, dims, kind, self.data.len() as u64 + self.promised_bytes);
+        self.promised.push((name.to_owned(), kind, bytes));
+        self.promised_bytes += bytes.next_multiple_of(ALIGNMENT_BYTES_DEFAULT);
+        self
+    }
+
+    fn info(&mut self, name: &str, dims: &[u64], kind: GgmlType, offset: u64) {
+        self.tensors += 1;
+        self.infos.extend(string(name));
+        self.infos.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| self.infos.extend(dim.to_le_bytes()));
+        self.infos.extend(kind.code().to_le_bytes());
+        self.infos.extend(offset.to_le_bytes());
+    }
+
+    /// The file's bytes, without those of promised tensors.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3u32.to_le_bytes());
@@ -109,6 +129,46 @@ impl GgufWriter {
         let mut file = File::create(path)?;
         file.write_all(&self.to_bytes())?;
         file.sync_all()
+    }
+}
+
+impl GgufWriter {
+    /// Writes the file and has `fill` write exactly so many bytes for each promised tensor, by its name and type, in order.
+    pub fn write_filling(
+        &self,
+        path: impl AsRef<Path>,
+        mut fill: impl FnMut(&str, GgmlType, u64, &mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut file = io::BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&self.to_bytes())?;
+        for (name, kind, bytes) in &self.promised {
+            let mut counted = Counted { to: &mut file, bytes: 0 };
+            fill(name, *kind, *bytes, &mut counted)?;
+            if counted.bytes != *bytes {
+                return Err(io::Error::other(format!("{name} has {bytes} bytes and {} came", counted.bytes)));
+            }
+            let padding = bytes.next_multiple_of(ALIGNMENT_BYTES_DEFAULT) - bytes;
+            file.write_all(&vec![0; padding as usize])?;
+        }
+        file.flush()
+    }
+}
+
+/// Counts what is written through it.
+struct Counted<W> {
+    to: W,
+    bytes: u64,
+}
+
+impl<W: io::Write> io::Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -33,6 +33,15 @@ impl Stepper for Blocking {
     }
 }
 
+/// A GPU that falls off the bus at its first step.
+struct Lost;
+
+impl Stepper for Lost {
+    fn step(&mut self, _: &StepPlan, _: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        Err(OpsError::Lost("an illegal memory access was encountered".to_owned()))
+    }
+}
+
 /// A link that hands every batcher to the test.
 struct Batchers;
 
@@ -105,19 +114,20 @@ fn assign(id: u64) -> Assign {
     Assign { credit: 64, ..Assign::new(ReplicaId(1), SequenceId(id), vec![1; 4], 10, KV_BLOCK_TOKENS as u32) }
 }
 
-/// The clock stands still but where nobody has anything to do; the executor's thread is not asked.
-#[tokio::test(start_paused = true)]
-async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device() {
-    let (let_go, held) = sync_channel(1);
-    let held = Mutex::new(Some(Blocking(held)));
-    let (ready_in, mut ready) = mpsc::channel(4);
-    let (failed_in, mut failed) = mpsc::channel(4);
+type Ready = mpsc::Receiver<ActorRef<BatcherMsg>>;
+type Failed = mpsc::Receiver<ActorProcessingErr>;
+
+/// A device whose model `load` gives: its batchers, what becomes of it, and its end.
+async fn device(
+    load: impl Fn() -> Box<dyn Stepper> + Send + Sync + 'static,
+) -> (Ready, Failed, tokio::task::JoinHandle<()>) {
+    let (ready_in, ready) = mpsc::channel(4);
+    let (failed_in, failed) = mpsc::channel(4);
     let (link, _) = Actor::spawn(None, Batchers, ready_in).await.unwrap();
     let (owner, _) = Actor::spawn(None, Owner, failed_in).await.unwrap();
-    let load: executor::Load = Arc::new(move || Ok(Box::new(held.lock().unwrap().take().expect("loaded once"))));
     let args = DeviceArgs {
         index: 0,
-        load,
+        load: Arc::new(move || Ok(load())),
         limits: LIMITS,
         kv: KvPlan::plain(LIMITS.kv_blocks),
         draft: None,
@@ -127,7 +137,35 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
         mask_threads: 1,
         link,
     };
-    let (_device, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
+    let (_, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
+    (ready, failed, ended)
+}
+
+#[tokio::test]
+async fn a_gpu_that_is_lost_releases_its_sequences_and_ends_the_device() {
+    let (mut ready, mut failed, ended) = device(|| Box::new(Lost)).await;
+    let batcher = ready.recv().await.unwrap();
+    let (outlet, mut frames) = mpsc::channel(16);
+    batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+    assert!(matches!(frames.recv().await, Some(ReplicaFrame::Offer(_))));
+    batcher.cast(BatcherMsg::Assign(assign(1))).unwrap();
+    assert!(frames.recv().await.is_none(), "the replica's stream ends, without a word for what runs");
+    let why = failed.recv().await.unwrap();
+    assert!(
+        why.is::<Beyond>() && why.to_string().starts_with("the device is lost until the process starts afresh"),
+        "{why}"
+    );
+    ended.await.unwrap();
+    assert!(ready.try_recv().is_err(), "nothing is started where the driver answers no more");
+}
+
+/// The clock stands still but where nobody has anything to do; the executor's thread is not asked.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device() {
+    let (let_go, held) = sync_channel(1);
+    let held = Mutex::new(Some(Blocking(held)));
+    let load = move || -> Box<dyn Stepper> { Box::new(held.lock().unwrap().take().expect("loaded once")) };
+    let (mut ready, mut failed, ended) = device(load).await;
     let batcher = ready.recv().await.unwrap();
     let (outlet, mut frames) = mpsc::channel(16);
     batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
@@ -145,7 +183,7 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
     assert_eq!(began.elapsed().as_secs(), 301);
     let why = failed.recv().await.unwrap();
     assert_eq!(why.to_string(), "a step of 4 rows has not come back within 300 s");
-    assert!(why.is::<StepOverdue>());
+    assert!(why.is::<Beyond>());
     assert_eq!(began.elapsed().as_secs(), 302, "the stream's end had time to be read");
     ended.await.unwrap();
     assert!(ready.try_recv().is_err(), "and nothing is started beside the thread that is stuck");

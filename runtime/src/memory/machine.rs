@@ -1,11 +1,21 @@
-//! What this machine has left: the kernel's estimate, and the limits of the control groups that the process is in. Decides
-//! nothing.
+//! What this machine has left: the kernel's estimate, and the limits of the control groups that the process is in; what a GPU
+//! has left. Decides nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use cuckoo_kernels::cuda;
+use cuckoo_kernels::ops::OpsError;
+
+use super::MemoryPlan;
+use crate::device::DeviceKind;
+
 /// Left for everything but models: stacks, connections, vocabularies, the program itself.
 const OTHERS_BYTES: u64 = 64 << 20;
+
+/// Left on a GPU for what is no model's: graphs, code that is loaded when it is first used, the lists of a step, and what attention
+/// and sampling compute in turns of 64 MiB.
+const OTHERS_ON_GPU_BYTES: u64 = 512 << 20;
 
 /// Memory that may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +24,55 @@ pub struct Available {
     pub bytes: u64,
     /// What bounds it, in words.
     pub limit: &'static str,
+}
+
+/// Where a model's memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The memory that the device computes in.
+    pub device: Available,
+    /// The host's, where that is another.
+    pub host: Option<Available>,
+}
+
+impl Room {
+    /// Memory that device and host share.
+    pub const fn shared(device: Available) -> Self {
+        Self { device, host: None }
+    }
+
+    /// How much `plan` needs of what there is too little of, and how much there is; `None` if it fits.
+    pub fn lacks(&self, plan: &MemoryPlan) -> Option<(u64, Available)> {
+        let needs = match self.host {
+            None => vec![(plan.peak(), self.device)],
+            Some(host) => vec![(plan.on_device(), self.device), (plan.on_host(), host)],
+        };
+        needs.into_iter().find(|(needed, available)| *needed > available.bytes)
+    }
+
+    /// After `plan` took its part.
+    pub fn without(self, plan: &MemoryPlan) -> Self {
+        match self.host {
+            None => Self::shared(self.device.without(plan.peak())),
+            Some(host) => {
+                Self { device: self.device.without(plan.on_device()), host: Some(host.without(plan.on_host())) }
+            }
+        }
+    }
+
+    /// What there is for a device of some kind.
+    pub fn on(kind: &DeviceKind, allowed: Option<u64>) -> Result<Self, OpsError> {
+        match kind {
+            DeviceKind::Cpu { .. } => Ok(Self::shared(Available::survey(allowed))),
+            DeviceKind::Cuda(gpu, _) => {
+                let free = cuda::free_bytes(gpu)?.saturating_sub(OTHERS_ON_GPU_BYTES);
+                let free = Available { bytes: free, limit: "free memory of the GPU" };
+                let allowed = allowed.map(|bytes| Available { bytes, limit: "--memory-mib" });
+                let device = allowed.into_iter().chain([free]).min_by_key(|a| a.bytes).unwrap_or(free);
+                Ok(Self { device, host: Some(Available::survey(None)) })
+            }
+        }
+    }
 }
 
 impl Available {

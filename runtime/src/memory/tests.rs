@@ -65,6 +65,8 @@ fn header() -> (ModelFiles, ArchSpec) {
     (files, spec)
 }
 
+const CPU: DeviceKind = DeviceKind::Cpu { threads: 2 };
+
 fn of(bytes: u64) -> Available {
     Available { bytes, limit: "a test" }
 }
@@ -72,28 +74,32 @@ fn of(bytes: u64) -> Available {
 #[test]
 fn keys_and_values_get_what_is_asked_or_what_is_left() {
     let (files, spec) = header();
-    let (limits, roomy) = plan_on_cpu((&files, &spec), None, &[], &WISH, Available::UNKNOWN).unwrap();
+    let (limits, roomy) = plan_on(&CPU, ((&files, &spec), None, &[]), &WISH, Room::shared(Available::UNKNOWN)).unwrap();
     // Sixteen sequences of 2,048 tokens.
     assert_eq!((limits.kv_blocks, limits.context_tokens), (2_048, 2_048));
     // Gate and up are read together, after a norm.
     assert_eq!(roomy.reading, 2 * 256 * 512 / 32 * 34 + 256 * 4);
-    let (exact, same) = plan_on_cpu((&files, &spec), None, &[], &WISH, of(roomy.peak())).unwrap();
+    let (exact, same) = plan_on(&CPU, ((&files, &spec), None, &[]), &WISH, Room::shared(of(roomy.peak()))).unwrap();
     assert_eq!((exact, same), (limits, roomy), "exactly enough is enough");
-    let (less, plan) = plan_on_cpu((&files, &spec), None, &[], &WISH, of(roomy.peak() - 1)).unwrap();
+    let (less, plan) = plan_on(&CPU, ((&files, &spec), None, &[]), &WISH, Room::shared(of(roomy.peak() - 1))).unwrap();
     assert!(less.kv_blocks < limits.kv_blocks && plan.peak() < roomy.peak(), "{plan:?}");
-    let (asked, _) =
-        plan_on_cpu((&files, &spec), None, &[], &BatchWish { kv_bytes_max: 100 * 24_576, ..WISH }, of(1 << 40))
-            .unwrap();
+    let (asked, _) = plan_on(
+        &CPU,
+        ((&files, &spec), None, &[]),
+        &BatchWish { kv_bytes_max: 100 * 24_576, ..WISH },
+        Room::shared(of(1 << 40)),
+    )
+    .unwrap();
     assert_eq!(asked.kv_blocks, 100);
     assert_eq!(asked.context_tokens, 1_600, "no sequence is longer than all blocks");
     let short = BatchWish { context_tokens_max: Some(100), ..WISH };
-    let (short, _) = plan_on_cpu((&files, &spec), None, &[], &short, of(1 << 40)).unwrap();
+    let (short, _) = plan_on(&CPU, ((&files, &spec), None, &[]), &short, Room::shared(of(1 << 40))).unwrap();
     assert_eq!((short.kv_blocks, short.context_tokens), (16 * 7, 100));
     let q8 = BatchWish { kv_kind: KvKind::Q8_0, kv_bytes_max: 100 * 24_576, ..WISH };
-    let (q8, _) = plan_on_cpu((&files, &spec), None, &[], &q8, of(1 << 40)).unwrap();
+    let (q8, _) = plan_on(&CPU, ((&files, &spec), None, &[]), &q8, Room::shared(of(1 << 40))).unwrap();
     assert_eq!(q8.kv_blocks, 100 * 128 / 68, "68 bytes where f16 takes 128");
     let spilling = BatchWish { spill_bytes: 48 * MIB, ..WISH };
-    let (_, spilling) = plan_on_cpu((&files, &spec), None, &[], &spilling, of(1 << 40)).unwrap();
+    let (_, spilling) = plan_on(&CPU, ((&files, &spec), None, &[]), &spilling, Room::shared(of(1 << 40))).unwrap();
     assert!(spilling.spill >= 47 * MIB && spilling.peak() > roomy.peak());
 }
 
@@ -101,7 +107,7 @@ fn keys_and_values_get_what_is_asked_or_what_is_left() {
 fn too_little_is_refused_with_its_sums() {
     let (files, spec) = header();
     // Room is mapped by 32 MiB: one such piece holds weights and the keys and values of some sequences.
-    let refused = plan_on_cpu((&files, &spec), None, &[], &WISH, of(20 * MIB)).unwrap_err();
+    let refused = plan_on(&CPU, ((&files, &spec), None, &[]), &WISH, Room::shared(of(20 * MIB))).unwrap_err();
     let MemoryError::Short(shortage) = refused else { panic!("{refused}") };
     assert_eq!(shortage.context_tokens, 512);
     assert!(shortage.least.peak() > 20 * MIB && shortage.least.weights >= 32 * MIB);
@@ -109,15 +115,65 @@ fn too_little_is_refused_with_its_sums() {
     for part in ["20.0 MiB are there (a test)", "32.6 MiB for weights", "--memory-mib", "--context", "smaller model"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    let least = plan_on_cpu((&files, &spec), None, &[], &WISH, of(shortage.least.peak()));
+    let least = plan_on(&CPU, ((&files, &spec), None, &[]), &WISH, Room::shared(of(shortage.least.peak())));
     assert!(least.is_ok(), "what it says is needed is enough: {least:?}");
     let kv = BatchWish { kv_bytes_max: 1_000, ..WISH };
-    let error = plan_on_cpu((&files, &spec), None, &[], &kv, Available::UNKNOWN).unwrap_err();
+    let error = plan_on(&CPU, ((&files, &spec), None, &[]), &kv, Room::shared(Available::UNKNOWN)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "1000 bytes for keys and values hold no sequence: at least 24576 are needed (--kv-mib)"
     );
     // Numbers that are no sizes are too much, not a panic.
     let huge = BatchWish { step_tokens_max: u32::MAX, drafts_max: u32::MAX / 2, ..WISH };
-    assert!(matches!(plan_on_cpu((&files, &spec), None, &[], &huge, of(1 << 40)), Err(MemoryError::Short(_))));
+    assert!(matches!(
+        plan_on(&CPU, ((&files, &spec), None, &[]), &huge, Room::shared(of(1 << 40))),
+        Err(MemoryError::Short(_))
+    ));
+}
+
+fn gpu(gib: u64) -> DeviceKind {
+    let gpu = cuda::Gpu {
+        ordinal: 0,
+        name: "a card".to_owned(),
+        capability: (8, 6),
+        multiprocessors: 28,
+        memory_bytes: gib << 30,
+        driver: 13_000,
+    };
+    DeviceKind::Cuda(gpu, cuda::Profile::Exact)
+}
+
+#[test]
+fn gpus_of_unequal_size_each_get_what_fits_them() {
+    let (files, spec) = header();
+    let models = ((&files, &spec), None, &[][..]);
+    let wish = BatchWish { kv_bytes_max: u64::MAX, ..WISH };
+    let room = |device: u64, host: u64| Room { device: of(device), host: Some(of(host)) };
+    let blocks = |device: u64| {
+        let (limits, plan) = plan_on(&gpu(8), models, &wish, room(device, 1 << 40)).unwrap();
+        assert!(plan.on_device() <= device, "{plan:?}");
+        limits.kv_blocks
+    };
+    let (large, middle, small) = (blocks(1 << 30), blocks(24 * MIB), blocks(16 * MIB));
+    assert_eq!(large, 2_048, "all that sixteen sequences can use");
+    assert!(large > middle && middle > small && small > 32, "{middle} {small}");
+    // Weights are packed as they are, not mapped by 32 MiB.
+    let (_, plan) = plan_on(&gpu(8), models, &wish, room(1 << 30, 1 << 40)).unwrap();
+    assert!(plan.weights < 4 * MIB, "{plan:?}");
+}
+
+#[test]
+fn what_is_spilled_from_a_gpu_is_the_hosts() {
+    let (files, spec) = header();
+    let models = ((&files, &spec), None, &[][..]);
+    let wish = BatchWish { spill_bytes: 48 * MIB, ..WISH };
+    let room = |device: u64, host: u64| Room { device: of(device), host: Some(of(host)) };
+    let (_, plan) = plan_on(&gpu(8), models, &wish, room(1 << 30, 48 * MIB)).unwrap();
+    assert!(plan.spill >= 47 * MIB && plan.on_host() == plan.spill, "{plan:?}");
+    let (_, without) = plan_on(&gpu(8), models, &WISH, room(1 << 30, 48 * MIB)).unwrap();
+    assert_eq!(plan.on_device(), without.on_device());
+    let refused = plan_on(&gpu(8), models, &wish, room(1 << 30, 40 * MIB)).unwrap_err().to_string();
+    assert!(refused.contains("40.0 MiB are there (a test)"), "{refused}");
+    let refused = plan_on(&gpu(8), models, &wish, room(3 * MIB, 1 << 40)).unwrap_err().to_string();
+    assert!(refused.contains("3.0 MiB are there (a test)"), "{refused}");
 }

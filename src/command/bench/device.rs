@@ -4,12 +4,15 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cuckoo_kernels::limits::Limits;
+use anyhow::bail;
 use cuckoo_kernels::timed::Spent;
+use cuckoo_kernels::{Cpu, Timed};
+use cuckoo_runtime::{DeviceKind, Devices};
 use serde_json::{Value, json};
 
 use super::Spread;
-use super::rig::{Case, Costs, FIRST_PROMPT_TOKENS, Rig, Run};
+use super::ceiling::Ceiling;
+use super::rig::{Backend, Case, Costs, FIRST_PROMPT_TOKENS, Rig, Run};
 use crate::args::{BenchDeviceArgs, Common};
 use crate::home::Home;
 use crate::provision;
@@ -18,13 +21,14 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const MICROSECOND: Duration = Duration::from_micros(1);
 
 pub(super) async fn run(common: &Common, args: BenchDeviceArgs, began: Instant) -> anyhow::Result<()> {
+    let devices = devices(&args)?;
     // A file needs no shelf: nothing is copied, and nothing is written anywhere.
     let path = match Path::new(&args.model).is_file() {
         true => PathBuf::from(&args.model),
         false => provision::weights(&Home::open(common)?, common, &args.model).await?.0.path,
     };
     let json = common.json;
-    let report = tokio::task::spawn_blocking(move || measure(&path, &args, began)).await??;
+    let report = tokio::task::spawn_blocking(move || measure(&path, &args, devices, began)).await??;
     if json {
         report.print_json()
     } else {
@@ -35,7 +39,7 @@ pub(super) async fn run(common: &Common, args: BenchDeviceArgs, began: Instant) 
 
 /// Everything that a run found out.
 struct Report {
-    first: FirstToken,
+    first: Option<FirstToken>,
     costs: Costs,
     results: Vec<Measured>,
     peak_bytes: Option<u64>,
@@ -50,63 +54,76 @@ struct FirstToken {
     step: Duration,
 }
 
-/// One case on one number of threads.
+/// One case on one device.
 struct Measured {
     case: Case,
-    threads: usize,
+    device: DeviceKind,
     runs: Vec<Run>,
-    limits: Option<Limits>,
+    ceiling: Option<Ceiling>,
 }
 
-fn measure(path: &Path, args: &BenchDeviceArgs, began: Instant) -> anyhow::Result<Report> {
+/// What is measured in turn: the processors with each number of threads, or one GPU.
+fn devices(args: &BenchDeviceArgs) -> anyhow::Result<Vec<DeviceKind>> {
     let all = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let threads: Vec<usize> = match args.threads.is_empty() {
-        true => vec![all],
-        false => args.threads.iter().map(|t| usize::from(*t)).collect(),
-    };
-    let cases = cases(args);
-    let (mut first, mut costs, mut results) = (None, Costs::default(), Vec::new());
-    for threads in threads {
-        let loading = Instant::now();
-        let mut rig = Rig::load(path, threads, args.step_tokens, &cases)?;
-        let load = loading.elapsed();
-        costs = rig.costs();
-        if first.is_none() {
-            let step = rig.first_token()?.elapsed;
-            first = Some(FirstToken { since_start: began.elapsed(), load, step });
+    let kinds = Devices::survey(&[args.device], all)?.kinds;
+    match &kinds[..] {
+        [DeviceKind::Cpu { .. }] if args.threads.is_empty() => Ok(kinds),
+        [DeviceKind::Cpu { .. }] => {
+            Ok(args.threads.iter().map(|threads| DeviceKind::Cpu { threads: usize::from(*threads) }).collect())
         }
-        let from = results.len();
-        results.extend(cases.iter().map(|case| Measured { case: *case, threads, runs: Vec::new(), limits: None }));
-        for case in &cases {
-            rig.run(case.warm_up())?;
+        [DeviceKind::Cuda(_)] if !args.threads.is_empty() => {
+            bail!("--threads is for processors: leave it out with --device cuda:N")
         }
-        // Interleaved, so that a busy moment disturbs all cases alike.
-        for _ in 0..args.repetitions {
-            for result in &mut results[from..] {
-                result.runs.push(rig.run(result.case)?);
+        [DeviceKind::Cuda(_)] if args.profile => bail!(
+            "--profile is for processors: a GPU computes after it was asked, so its operations have no times of their own here; \
+             benches/gpu measures them"
+        ),
+        [DeviceKind::Cuda(_)] => Ok(kinds),
+        _ => bail!("one device is measured at a time: name it, e.g. --device cuda:0"),
+    }
+}
+
+fn measure(path: &Path, args: &BenchDeviceArgs, devices: Vec<DeviceKind>, began: Instant) -> anyhow::Result<Report> {
+    let mut report = Report::new(args.profile);
+    for device in devices {
+        match &device {
+            DeviceKind::Cpu { threads } => {
+                report.measure(path, args, &device, (began, || Ok(Timed::new(Cpu::new(*threads)))))?
             }
+            DeviceKind::Cuda(gpu) => on_gpu(&mut report, path, args, gpu, began)?,
         }
     }
     // What the limits need is not the engine's memory, so they come last.
-    let peak_bytes = peak_bytes();
+    report.peak_bytes = peak_bytes();
     if !args.no_limits {
-        measure_limits(&mut results);
+        report.measure_limits()?;
     }
-    let first = first.ok_or_else(|| anyhow::anyhow!("no number of threads was given"))?;
-    Ok(Report { first, costs, results, peak_bytes, profile: args.profile })
+    Ok(report)
 }
 
-/// Once for each number of threads.
-fn measure_limits(results: &mut [Measured]) {
-    let mut known: Vec<Limits> = Vec::new();
-    for result in results {
-        let found = known.iter().find(|l| l.threads == result.threads).copied();
-        let limits = found.unwrap_or_else(|| {
-            known.push(Limits::measure(result.threads));
-            known[known.len() - 1]
-        });
-        result.limits = Some(limits);
-    }
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    report: &mut Report,
+    path: &Path,
+    args: &BenchDeviceArgs,
+    gpu: &cuckoo_kernels::cuda::Gpu,
+    began: Instant,
+) -> anyhow::Result<()> {
+    use cuckoo_kernels::cuda::{Cuda, Driver, Replay};
+    let backend = || Ok(Cuda::new(Replay::new(Driver::new(gpu)?)));
+    report.measure(path, args, &DeviceKind::Cuda(gpu.clone()), (began, backend))
+}
+
+/// None is ever found.
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(
+    _: &mut Report,
+    _: &Path,
+    _: &BenchDeviceArgs,
+    _: &cuckoo_kernels::cuda::Gpu,
+    _: Instant,
+) -> anyhow::Result<()> {
+    Err(cuckoo_kernels::cuda::NoGpu::NotBuilt.into())
 }
 
 fn cases(args: &BenchDeviceArgs) -> Vec<Case> {
@@ -153,14 +170,25 @@ impl Measured {
         Spread::of(&all, unit)
     }
 
-    /// Percent of the machine's read bandwidth and of its 8-bit multiply-adds, medians.
-    fn percents(&self) -> Option<(f64, f64)> {
-        let limits = self.limits?;
+    /// Percent of the device's bandwidth, and of its 8-bit multiply-adds where those were measured; medians.
+    fn percents(&self) -> (Option<f64>, Option<f64>) {
         let share = |of: &dyn Fn(&Run) -> u64, limit: f64| {
             let shares = self.runs.iter().map(|r| 100.0 * of(r) as f64 / r.elapsed.as_secs_f64() / limit);
             shares.collect::<Spread>().median()
         };
-        Some((share(&|r| r.bytes, limits.read_bytes_per_s), share(&|r| r.ops, limits.int8_ops_per_s)))
+        let ceiling = self.ceiling.as_ref();
+        (
+            ceiling.map(|c| share(&|r| r.bytes, c.bytes_per_s())),
+            ceiling.and_then(Ceiling::int8_ops_per_s).map(|limit| share(&|r| r.ops, limit)),
+        )
+    }
+
+    /// Threads that computed, where processors did.
+    fn threads(&self) -> Option<usize> {
+        match self.device {
+            DeviceKind::Cpu { threads } => Some(threads),
+            DeviceKind::Cuda(_) => None,
+        }
     }
 
     fn json(&self) -> Value {
@@ -171,10 +199,10 @@ impl Measured {
         let (rates, percents) = (self.rates(), self.percents());
         json!({
             "event": "test", "test": self.name(), "n_prompt": prompt, "n_gen": generate, "n_depth": depth,
-            "n_threads": self.threads, "batch": self.case.batch(),
+            "n_threads": self.threads(), "device": self.device.to_string(), "batch": self.case.batch(),
             "tokens_per_s": {"median": rates.median(), "min": rates.quantile(0.0), "max": rates.quantile(1.0)},
             "avg_ts": rates.mean(), "samples_ts": self.runs.iter().map(Run::tokens_per_s).collect::<Vec<_>>(),
-            "bandwidth_percent": percents.map(|p| p.0), "int8_percent": percents.map(|p| p.1),
+            "bandwidth_percent": percents.0, "int8_percent": percents.1,
             "step_ms": self.times(|r| &r.steps, MILLISECOND).tail(),
             "step_cpu_us": self.times(|r| &r.planning, MICROSECOND).mean(),
             "gap_us": self.times(|r| &r.gaps, MICROSECOND).tail(),
@@ -201,12 +229,13 @@ impl Measured {
     fn row(&self) -> String {
         let (rates, gaps) = (self.rates(), self.times(|r| &r.gaps, MICROSECOND));
         let span = format!("({:.1}–{:.1})", rates.quantile(0.0), rates.quantile(1.0));
-        let percents =
-            self.percents().map_or_else(|| format!("{:>9} {:>6}", "", ""), |(b, i)| format!("{b:>7.0} % {i:>4.0} %"));
+        let percent = |of: Option<f64>| of.map_or_else(String::new, |p| format!("{p:.0} %"));
+        let (bandwidth, int8) = self.percents();
+        let percents = format!("{:>9} {:>6}", percent(bandwidth), percent(int8));
         format!(
             "{:<14} {:>7} {:>5} {:>9.1} {span:<19} {percents} {:>8.2} {:>8.2} {:>7.0} {:>7.0} {:>7.0}",
             self.name(),
-            self.threads,
+            self.threads().map_or_else(|| "–".to_owned(), |threads| threads.to_string()),
             self.case.batch(),
             rates.median(),
             self.times(|r| &r.steps, MILLISECOND).median(),
@@ -219,31 +248,74 @@ impl Measured {
 }
 
 impl Report {
-    /// The limits that were measured, one for each number of threads.
-    fn limits(&self) -> Vec<Limits> {
-        let mut limits: Vec<Limits> = self.results.iter().filter_map(|r| r.limits).collect();
+    fn new(profile: bool) -> Self {
+        Self { first: None, costs: Costs::default(), results: Vec::new(), peak_bytes: None, profile }
+    }
+
+    /// All cases on one device.
+    fn measure<B: Backend>(
+        &mut self,
+        path: &Path,
+        args: &BenchDeviceArgs,
+        device: &DeviceKind,
+        (began, backend): (Instant, impl FnOnce() -> anyhow::Result<B>),
+    ) -> anyhow::Result<()> {
+        let cases = cases(args);
+        let loading = Instant::now();
+        let mut rig = Rig::load(path, backend()?, args.step_tokens, &cases)?;
+        let load = loading.elapsed();
+        self.costs = rig.costs();
+        if self.first.is_none() {
+            let step = rig.first_token()?.elapsed;
+            self.first = Some(FirstToken { since_start: began.elapsed(), load, step });
+        }
+        let from = self.results.len();
+        let empty = |case: &Case| Measured { case: *case, device: device.clone(), runs: Vec::new(), ceiling: None };
+        self.results.extend(cases.iter().map(empty));
+        for case in &cases {
+            rig.run(case.warm_up())?;
+        }
+        // Interleaved, so that a busy moment disturbs all cases alike.
+        for _ in 0..args.repetitions {
+            for result in &mut self.results[from..] {
+                result.runs.push(rig.run(result.case)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Once for each device.
+    fn measure_limits(&mut self) -> anyhow::Result<()> {
+        let mut known: Vec<(DeviceKind, Ceiling)> = Vec::new();
+        for result in &mut self.results {
+            if !known.iter().any(|(device, _)| *device == result.device) {
+                known.push((result.device.clone(), Ceiling::measure(&result.device)?));
+            }
+            let found = known.iter().find(|(device, _)| *device == result.device);
+            result.ceiling = found.map(|(_, ceiling)| ceiling.clone());
+        }
+        Ok(())
+    }
+
+    /// The limits that were measured, one for each device.
+    fn limits(&self) -> Vec<&Ceiling> {
+        let mut limits: Vec<&Ceiling> = self.results.iter().filter_map(|r| r.ceiling.as_ref()).collect();
         limits.dedup();
         limits
     }
 
     fn print_json(&self) {
         let ms = |t: Duration| t.as_secs_f64() * 1e3;
-        println!(
-            "{}",
-            json!({
-                "event": "first_token", "since_start_ms": ms(self.first.since_start), "load_ms": ms(self.first.load),
-                "step_ms": ms(self.first.step), "prompt_tokens": FIRST_PROMPT_TOKENS,
-            })
-        );
-        for l in self.limits() {
+        if let Some(first) = &self.first {
             println!(
                 "{}",
                 json!({
-                    "event": "limits", "n_threads": l.threads, "read_bytes_per_s": l.read_bytes_per_s,
-                    "int8_ops_per_s": l.int8_ops_per_s, "int8_with": l.int8_with,
+                    "event": "first_token", "since_start_ms": ms(first.since_start), "load_ms": ms(first.load),
+                    "step_ms": ms(first.step), "prompt_tokens": FIRST_PROMPT_TOKENS,
                 })
             );
         }
+        self.limits().iter().for_each(|ceiling| println!("{}", ceiling.json()));
         self.results.iter().for_each(|r| println!("{}", r.json()));
         println!(
             "{}",
@@ -276,22 +348,15 @@ impl Report {
                 println!("    {name:<30} {share:>5.1} % {each:>10.1} µs a call");
             }
         }
-        for l in self.limits() {
+        self.limits().iter().for_each(|ceiling| println!("{ceiling}"));
+        if let Some(f) = &self.first {
             println!(
-                "limits on {} threads: {:.1} GB/s read, {:.0} GOP/s of 8-bit integers ({})",
-                l.threads,
-                l.read_bytes_per_s / 1e9,
-                l.int8_ops_per_s / 1e9,
-                l.int8_with
+                "first token of a fresh process after {:.0} ms: {:.0} to load, {:.0} for a prompt of {FIRST_PROMPT_TOKENS} tokens",
+                f.since_start.as_secs_f64() * 1e3,
+                f.load.as_secs_f64() * 1e3,
+                f.step.as_secs_f64() * 1e3
             );
         }
-        let f = &self.first;
-        println!(
-            "first token of a fresh process after {:.0} ms: {:.0} to load, {:.0} for a prompt of {FIRST_PROMPT_TOKENS} tokens",
-            f.since_start.as_secs_f64() * 1e3,
-            f.load.as_secs_f64() * 1e3,
-            f.step.as_secs_f64() * 1e3
-        );
         if let Some(peak) = self.peak_bytes {
             println!(
                 "memory at most {:.0} MB; weights {:.0} MB",

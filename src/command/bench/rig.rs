@@ -1,14 +1,15 @@
-//! A loaded engine under a clock: prompts and generations of given shapes, step by step, without actors and network.
+//! A loaded engine under a clock: prompts and generations of given shapes, step by step, without actors and network, on any
+//! backend. The bench of GPU kernels (`benches/gpu`) uses this very file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use cuckoo_kernels::KvKind;
+use cuckoo_kernels::cuda::{Cuda, Machine};
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_kernels::timed::Spent;
-use cuckoo_kernels::{Cpu, Timed};
+use cuckoo_kernels::{Cpu, KvKind, Ops, Timed};
 use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_runtime::forward::{check, kv_shapes};
 use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, StepPlan};
@@ -122,18 +123,37 @@ impl Run {
     }
 }
 
+/// A backend, and where its time goes.
+pub(super) trait Backend: Ops {
+    /// Time by operation since the last call.
+    fn take_spent(&mut self) -> BTreeMap<String, Spent>;
+}
+
+impl Backend for Timed<Cpu> {
+    fn take_spent(&mut self) -> BTreeMap<String, Spent> {
+        Timed::take_spent(self)
+    }
+}
+
+/// An operation only asks a GPU for something, so the time that it takes here says nothing.
+impl<M: Machine> Backend for Cuda<M> {
+    fn take_spent(&mut self) -> BTreeMap<String, Spent> {
+        BTreeMap::new()
+    }
+}
+
 /// A model, loaded.
-pub(super) struct Rig {
-    engine: Engine<Timed<Cpu>>,
+pub(super) struct Rig<B: Backend> {
+    engine: Engine<B>,
     limits: BatchLimits,
     kv: KvPlan,
     vocab: u32,
     costs: Costs,
 }
 
-impl Rig {
-    /// Loads the model in `path`, with room for each of `cases`.
-    pub(super) fn load(path: &Path, threads: usize, step_tokens: u32, cases: &[Case]) -> anyhow::Result<Self> {
+impl<B: Backend> Rig<B> {
+    /// Loads the model in `path` onto `backend`, with room for each of `cases`.
+    pub(super) fn load(path: &Path, backend: B, step_tokens: u32, cases: &[Case]) -> anyhow::Result<Self> {
         let files = ModelFiles::open(path)?;
         let spec = files.spec()?;
         check(&spec)?;
@@ -161,7 +181,7 @@ impl Rig {
             spill_bytes: 0,
             context_tokens: context,
         };
-        let engine = Engine::new(Timed::new(Cpu::new(threads)), &files, &spec, limits)?;
+        let engine = Engine::new(backend, &files, &spec, limits)?;
         let costs = Costs::of(&files, &spec);
         Ok(Self { kv: KvPlan::new(&spec, &limits), engine, limits, vocab: u32::try_from(spec.vocab)?, costs })
     }
@@ -229,8 +249,8 @@ const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
 /// One run in progress.
-struct Drive<'a> {
-    rig: &'a mut Rig,
+struct Drive<'a, B: Backend> {
+    rig: &'a mut Rig<B>,
     batch: Batch,
     run: Run,
     /// When the last step's computation ended.
@@ -243,7 +263,7 @@ struct Stepped {
     draws: u32,
 }
 
-impl Drive<'_> {
+impl<B: Backend> Drive<'_, B> {
     /// Forgets what was measured so far, except for the digest.
     fn reset(&mut self) {
         self.run = Run { digest: self.run.digest, ..Run::default() };
