@@ -79,8 +79,8 @@ __device__ __forceinline__ void mma(Bf16, float (&c)[4], const uint32_t (&a)[4],
 __device__ __forceinline__ void mma(F16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_f16(c, a, b); }
 
 // A tile: each warp has MT tiles of 16 rows and NT of 8 tokens; WARPS_N warps stand side by side along the tokens, all others
-// along the rows. COLS columns are a step. ONCE says that weights will not be read again soon.
-template <class T, unsigned MT_, unsigned NT_, unsigned WARPS_N_, unsigned COLS_, unsigned STAGES_, bool ONCE_>
+// along the rows. COLS columns are a step. ONCE says that weights will not be read again soon. THREADS of 0 are known at launch.
+template <class T, unsigned MT_, unsigned NT_, unsigned WARPS_N_, unsigned COLS_, unsigned STAGES_, bool ONCE_, unsigned THREADS_>
 struct GemmShape {
   using Kind = T;
   static constexpr unsigned MT = MT_, NT = NT_, WARPS_N = WARPS_N_, COLS = COLS_, STAGES = STAGES_;
@@ -89,7 +89,8 @@ struct GemmShape {
   static constexpr unsigned ROWS_EACH = MT * 16;  // of the warps that stand side by side
   static constexpr unsigned PIECES = COLS / 8;    // of 16 bytes, in a row of a step
   static_assert(COLS == 32 || COLS == 64, "a row is half a line of banks, or a whole one");
-  __device__ static unsigned rows() { return blockDim.x / WARP / WARPS_N * ROWS_EACH; }
+  __device__ static unsigned threads() { return THREADS_ != 0 ? THREADS_ : blockDim.x; }
+  __device__ static unsigned rows() { return threads() / WARP / WARPS_N * ROWS_EACH; }
 };
 
 // Where a piece of a row lies in a step's tiles, in values: eight rows that ldmatrix reads at once are in different banks.
@@ -129,7 +130,7 @@ __device__ __forceinline__ void fill_step(const cuckoo_gemm& a, uint16_t* tiles,
   const unsigned own = threadIdx.x / TEAM * S::ROWS_EACH;
   const Operand w = {at<const uint16_t>(a.w.values), a.w.rows, a.w.cols}, x = {at<const uint16_t>(a.x), a.tokens, a.w.cols};
   fill<S, S::ONCE>(tiles, own, w, first_row + own, S::ROWS_EACH, col, threadIdx.x % TEAM, TEAM);
-  fill<S, false>(tiles, S::rows(), x, first_token, S::TOKENS, col, threadIdx.x, blockDim.x);
+  fill<S, false>(tiles, S::rows(), x, first_token, S::TOKENS, col, threadIdx.x, S::threads());
 }
 
 // 32 columns of a step from `piece` on, multiplied: two steps of 16, whose operands are loaded together.
@@ -193,16 +194,16 @@ __device__ __forceinline__ void gemm(const cuckoo_gemm& a) {
 
 // Many tokens: 128 rows by 128 tokens for 8 warps, of which 4 stand side by side. 48 KiB of shared memory.
 template <class T>
-using Wide = GemmShape<T, 4, 4, 4, 32, 3, false>;
+using Wide = GemmShape<T, 4, 4, 4, 32, 3, false, 256>;
 
 // Few tokens: 16 rows for each of 1 to 4 warps. Tiles are as wide as the tokens need, at most 64, and the ring is as deep as
 // there is room.
 template <class T>
 __device__ __forceinline__ void skinny(const cuckoo_gemm& a) {
-  if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8, true>>(a);
-  else if (a.tokens <= 16) gemm<GemmShape<T, 1, 2, 1, 64, 8, true>>(a);
-  else if (a.tokens <= 32) gemm<GemmShape<T, 1, 4, 1, 64, 6, true>>(a);
-  else gemm<GemmShape<T, 1, 8, 1, 64, 4, true>>(a);
+  if (a.tokens <= 8) gemm<GemmShape<T, 1, 1, 1, 64, 8, true, 0>>(a);
+  else if (a.tokens <= 16) gemm<GemmShape<T, 1, 2, 1, 64, 8, true, 0>>(a);
+  else if (a.tokens <= 32) gemm<GemmShape<T, 1, 4, 1, 64, 6, true, 0>>(a);
+  else gemm<GemmShape<T, 1, 8, 1, 64, 4, true, 0>>(a);
 }
 
 }  // namespace gemm_floats

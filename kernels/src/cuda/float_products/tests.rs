@@ -277,3 +277,15 @@ fn what_the_accelerator_cannot_load_is_an_error() {
         assert!(matches!(machine.tensor_map(&of), Err(OpsError::Fault(_))), "{of:?}");
     }
 }
+
+#[test]
+fn a_map_of_another_machine_is_a_fault() {
+    let mut ops = Cuda::new(Emulator::new(0, 1).unwrap());
+    let mut args = cuckoo_gemm_mapped { x_map: cuckoo_tensor_map { words: [0; 16] }, ..bytemuck::Zeroable::zeroed() };
+    (args.gemm.tokens, args.gemm.w.rows, args.gemm.w.cols) = (1, 1, 32);
+    let plan = Plan::of(90, 1, 128, 128);
+    // SAFETY: the map is refused before anything is read or written.
+    let result = unsafe { ops.launch(plan.kernel(Narrow::Bf16), [1; 3], (plan.threads, plan.shared_bytes), &args) };
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("a tensor map that this machine has not made"), "{message}");
+}
