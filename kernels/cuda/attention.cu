@@ -16,10 +16,10 @@
 // row, query head and split. FLOPs: 4 dim for each query head, row and position that it sees.
 //
 // What it can reach. Every product is rounded in f32 in the contract's order, which tensor cores do not do, so the ceiling is the
-// f32 rate (H200: 67 TFLOP/s). By instructions, of 8 queries a warp and 128 dimensions: scores 64 fma of 84 (8 loads of queries, 4
-// of keys, 8 conversions), values 128 of 156, and about a twentieth for softmax: 75 % of the f32 peak at most, which is
-// prefill's limit. Decode reads 2 bytes for every fma of a query head: with up to 4 query heads for a KV head memory is the limit,
-// with 8 both are about equal.
+// f32 rate (H200: 67 TFLOP/s). What limits is how many instructions a multiprocessor issues. Of 8 queries a warp and 128 dimensions,
+// as nvcc makes them for sm_90a: 256 fma of 349 instructions for scores (32 loads of queries, 16 of keys, 32 conversions), 64 of 93
+// for values, and about a twentieth for softmax: two thirds of the f32 peak at most, which is prefill's limit. Decode does one fma
+// for each query head and value: with up to 4 query heads for a KV head memory is the limit on an H200, with 8 both are about equal.
 //
 // Sources: FlashAttention-2 (Dao, arXiv 2307.08691) for tiles over running softmax, Flash-Decoding for splits; the order is our own.
 #include "kv.cuh"
@@ -75,7 +75,7 @@ template <class S>
 struct Tile {
   const cuckoo_attention& a;
   cuckoo_tile tile;
-  unsigned kv_head, first_head, heads;
+  unsigned kv_head, first_head, heads, queries_here;
   unsigned first_block, end_block;  // KV blocks that some row sees of these splits
   unsigned lane, team, member;       // which warp of the team
   // Shared memory.
@@ -87,6 +87,7 @@ struct Tile {
   float* totals;         // [ALL_QUERIES][CHUNK]: of the weights of a KV block
   float4* softmax;       // [QUERIES] for this warp: highest score and total of the splits before, and of this one
   Range* sees;           // [ALL_QUERIES]
+  unsigned* places;      // [ALL_QUERIES]: row of the tile times query heads, and the query head
   // Registers.
   Range whole;                          // what all queries of the team see
   float sums[S::QUERIES][S::UNITS][S::WIDTH];
@@ -101,6 +102,7 @@ struct Tile {
     kv_head = blockIdx.y / parts;
     first_head = kv_head * group + first;
     heads = group - first < a.heads_each ? group - first : a.heads_each;
+    queries_here = tile.rows * heads;
     const unsigned begin = seen(a, tile, 0).begin, end = seen(a, tile, tile.rows - 1).end;
     first_block = (begin > tile.split * SPLIT ? begin : tile.split * SPLIT) / KV_BLOCK;
     end_block = ((end < tile.split_end * SPLIT ? end : tile.split_end * SPLIT) + KV_BLOCK - 1) / KV_BLOCK;
@@ -117,6 +119,7 @@ struct Tile {
     float4* const all = reinterpret_cast<float4*>(totals + S::ALL_QUERIES * S::CHUNK);
     softmax = all + threadIdx.x / WARP * S::QUERIES;
     sees = reinterpret_cast<Range*>(all + S::ALL_QUERIES * S::WARPS);
+    places = reinterpret_cast<unsigned*>(sees + S::ALL_QUERIES);
 #pragma unroll
     for (unsigned i = 0; i < S::UNITS; i++) {
       const unsigned d = first_dim(i) + lane * S::WIDTH;
@@ -128,7 +131,7 @@ struct Tile {
   __device__ __forceinline__ unsigned first_dim(unsigned i) const { return (i * S::WARPS + member) * S::UNIT_DIMS; }
   // Values from one query to the next in shared memory; where registers are short it is known before.
   __device__ __forceinline__ unsigned stride() const { return S::WARPS == 1 ? S::DIMS : a.kv.dim; }
-  __device__ __forceinline__ unsigned count() const { return tile.rows * heads; }
+  __device__ __forceinline__ unsigned count() const { return queries_here; }
   __device__ __forceinline__ unsigned query(unsigned r) const { return team * S::QUERIES + r; }
   __device__ __forceinline__ unsigned row(unsigned query) const { return query / heads; }
   __device__ __forceinline__ unsigned head(unsigned query) const { return first_head + query % heads; }
@@ -148,6 +151,7 @@ struct Tile {
     const unsigned dim = a.kv.dim, pieces = dim / 4, row_heads = a.query_heads + 2 * a.kv.kv_heads;
     for (unsigned q = threadIdx.x; q < S::ALL_QUERIES; q += S::THREADS) {
       sees[q] = q < count() ? seen(a, tile, row(q)) : Range{0, 0};
+      places[q] = row(q) * a.query_heads + head(q);
     }
     for (unsigned i = threadIdx.x; i < S::ALL_QUERIES * pieces; i += S::THREADS) {
       const unsigned q = i / pieces, piece = i % pieces;
@@ -213,6 +217,7 @@ struct Tile {
   __device__ __forceinline__ void copy(unsigned char* to, unsigned stride, unsigned pieces, unsigned count, Source source) const {
     unsigned block = 0, piece = threadIdx.x;
     for (;; piece += S::THREADS) {
+#pragma unroll 1
       for (; piece >= pieces; piece -= pieces) block++;
       if (block >= count) return;
       cp_async<16>(to + block * stride + piece * 16, source(block) + piece * 16);
@@ -424,6 +429,7 @@ struct Tile {
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const Range s = sees[query(r)];
       const unsigned first = s.begin > begin ? s.begin - begin : 0, end = s.end > begin ? s.end - begin : 0;
+#pragma unroll 1
       for (unsigned j = first; j < KV_BLOCK && j < end; j++) {
         const float w = weights[(query(r) * S::CHUNK + block) * KV_BLOCK + j];
         float v[S::WIDTH];
@@ -440,6 +446,7 @@ struct Tile {
     const unsigned first = from(chunk) + item * value_blocks(), last = to(chunk);
     const unsigned bytes = a.kv.dim * KV_BLOCK * S::Stored::BYTES;
     const unsigned scales = S::Stored::SCALED ? a.kv.dim / a.kv.scale_block * KV_BLOCK * 2 : 0;
+#pragma unroll 1
     for (unsigned b = 0; b < value_blocks() && first + b < last; b++) {
       add(chunk, first + b - chunk, slot + b * bytes, slot + value_blocks() * bytes + b * scales);
     }
@@ -459,7 +466,7 @@ struct Tile {
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const unsigned q = query(r);
       if (q >= count()) break;
-      float* const part = at<float>(a.parts) + (uint64_t(first + row(q)) * a.query_heads + head(q)) * (dim + 4);
+      float* const part = at<float>(a.parts) + (uint64_t(first) * a.query_heads + places[q]) * (dim + 4);
 #pragma unroll
       for (unsigned i = 0; i < S::UNITS; i++) store(part, i, sums[r][i]);
       if (member != 0 || lane != r) continue;
@@ -470,14 +477,14 @@ struct Tile {
 
   // Joins a split with those before it, whose sums are in the result. The last one makes it what it is to be.
   __device__ __forceinline__ void join(const cuckoo_tile& tile, unsigned split) {
-    const unsigned mine = query(lane), begin = split * SPLIT;
+    const unsigned mine = query(lane), position = split * SPLIT;
     float before = 1.0f, now = 0.0f;
     float inverse = 0.0f;
     bool any = false;
     if (lane < S::QUERIES) {
       const Range s = sees[mine];
       float4 all = softmax[lane];
-      any = s.begin < begin + SPLIT && s.end > begin;
+      any = s.begin < position + SPLIT && s.end > position;
       const float high = all.z > all.x ? all.z : all.x;
       before = exp_exact(all.x - high);
       now = exp_exact(all.z - high);
@@ -485,7 +492,7 @@ struct Tile {
       softmax[lane] = all;
       inverse = 1.0f / all.y;
     }
-    const bool first = split == tile.split, last = begin + SPLIT >= end_block * KV_BLOCK;
+    const bool first = split == tile.split, last = position + SPLIT >= end_block * KV_BLOCK;
 #pragma unroll
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const unsigned q = query(r);
@@ -493,7 +500,8 @@ struct Tile {
       const float part = __shfl_sync(ALL_LANES, inverse, r);
       const bool sees_some = __shfl_sync(ALL_LANES, any ? 1 : 0, r);
       if (q >= count()) continue;
-      float* const out = at<float>(a.out) + (uint64_t(tile.first_row + row(q)) * a.query_heads + head(q)) * a.kv.dim;
+      const uint64_t begin = (uint64_t(tile.first_row) * a.query_heads + places[q]) * a.kv.dim;
+      float* const out = at<float>(a.out) + begin;
 #pragma unroll
       for (unsigned i = 0; i < S::UNITS; i++) {
         if (first_dim(i) >= a.kv.dim) break;
@@ -508,7 +516,6 @@ struct Tile {
         // Prefill has no register to spare for it, and a launch more is nothing there.
         if constexpr (S::WARPS > 1) {
           if (!last || a.rounded.planes == 0) continue;
-          const uint64_t begin = (uint64_t(tile.first_row + row(q)) * a.query_heads + head(q)) * a.kv.dim;
           const unsigned d = first_dim(i) + lane * S::WIDTH;
           round_block<S::WIDTH>(a.rounded, (begin + d) / ROUNDED_COLS, v, d < a.kv.dim);
         }
