@@ -166,8 +166,8 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Warp<
         const uint32_t b[2] = {words.x, words.y};
         const uint4 both = *reinterpret_cast<const uint4*>(factors_of + n * 64);
         Factors<F, 2> factors;
-        set(factors, 0, both.x, both.y);
-        set(factors, 1, both.z, both.w);
+        set(factors, 0, uint2{both.x, both.y});
+        set(factors, 1, uint2{both.z, both.w});
 #pragma unroll
         for (unsigned m = 0; m < S::ROW_TILES; m++) add_step(codes[m], scales[m], b, factors, sums.sum[m][n]);
       }
@@ -245,7 +245,9 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
         sums.supers[m] = load_supers<F>(reading + L::SUPERS + warp.unit(m) * SUPER_BYTES, warp.g);
       }
     }
-    multiply<F, S>(reading, warp, a.planes, sums);
+    // Whether anything is left of the round's first segment, and so of any.
+    const unsigned first_step = unit / L::UNITS * S::K * SEGMENT_STEPS + unit % L::UNITS * L::STEPS;
+    if (first_step * BLOCK_COLS < a.w.cols) multiply<F, S>(reading, warp, a.planes, sums);
     if (unit % L::UNITS == L::UNITS - 1) {
       const unsigned left = per_row - unit / L::UNITS * S::K;
       end_segments<S>(reading, warp, left < S::K ? left : S::K, sums);

@@ -56,16 +56,57 @@ __device__ __forceinline__ void copy(const cuckoo_linear_integers& a, const Chun
   cp_async_commit();
 }
 
-// A lane's weights of a segment.
+// A lane's weights, read ahead: 2 KB of a warp's codes are always on their way.
 template <class F>
-struct Segment {
-  LaneCodes<F> codes[SEGMENT_STEPS];
-  LaneScales<F> scales[SEGMENT_STEPS];
+class Ahead {
+  static constexpr unsigned STEPS = 32 / F::BITS, UNITS = SEGMENT_STEPS / STEPS;
+  Place from;  // of what the lane reads next
+  LaneCodes<F> codes[STEPS];
+  LaneScales<F> scales[STEPS];
   LaneSupers supers;
 
-  __device__ __forceinline__ void load_step(const Place& from, unsigned step, unsigned lane) {
-    codes[step] = load_codes<F, Read::once>(from.codes + step * F::STEP_CODES, lane);
-    scales[step] = load_scales<F, Read::once>(from.scales + step * F::STEP_SCALES, lane / 4);
+  __device__ __forceinline__ void load(unsigned step) {
+    codes[step] = load_codes<F, Read::once>(from.codes + step * F::STEP_CODES, 0);
+    scales[step] = load_scales<F, Read::once>(from.scales + step * F::STEP_SCALES, 0);
+  }
+
+  __device__ __forceinline__ void skip(unsigned steps) {
+    from.codes += steps * F::STEP_CODES;
+    from.scales += steps * F::STEP_SCALES;
+  }
+
+ public:
+  // Of a tile's segment `first`, if it has so many.
+  __device__ __forceinline__ Ahead(const cuckoo_integers& w, unsigned tile, unsigned first) : from(place_of<F>(w, tile, first, 0)) {
+    const unsigned lane = threadIdx.x % WARP;
+    from.codes += lane * F::BITS * 2;
+    from.scales += lane / 4 * 2 * F::SCALE_BYTES;
+    from.supers += lane / 4 * 8;
+    if (first >= segments(w)) return;
+    supers = load_supers<F>(from.supers, 0);
+#pragma unroll
+    for (unsigned step = 0; step < STEPS; step++) load(step);
+  }
+
+  // Gives operand A and the scales of every step of a segment to `meet`. Reads on into the warp's next one, if there is `more`.
+  template <class Meet>
+  __device__ __forceinline__ void segment(bool more, Meet meet) {
+    const Supers of_segment = unpack(supers);
+    from.supers += WARPS * SUPER_BYTES;
+    if (more) supers = load_supers<F>(from.supers, 0);
+#pragma unroll 1
+    for (unsigned unit = 0; unit < UNITS; unit++) {
+      const bool last = unit + 1 == UNITS;
+      skip(last ? (WARPS - 1) * SEGMENT_STEPS + STEPS : STEPS);
+#pragma unroll
+      for (unsigned step = 0; step < STEPS; step++) {
+        uint32_t operand[4];
+        unpack(codes[step], operand);
+        const BlockScales<F> of_step = unpack(scales[step], of_segment);
+        if (more || !last) load(step);
+        meet(unit * STEPS + step, operand, of_step);
+      }
+    }
   }
 };
 
@@ -84,13 +125,7 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
   for (unsigned i = 0; i < TOKENS; i++) factors_of[i] = shared + chunk.factors + token_of(2 * t + i) * chunk.factors_row;
   float* const sums = reinterpret_cast<float*>(shared + chunk.sums);
 
-  Segment<F> w;
-  if (warp < per_row) {
-    const Place from = place_of<F>(a.w, tile, warp, 0);
-    w.supers = load_supers<F>(from.supers, g);
-#pragma unroll
-    for (unsigned step = 0; step < SEGMENT_STEPS; step++) w.load_step(from, step, lane);
-  }
+  Ahead<F> weights(a.w, tile, warp);
   float total = 0.0f;  // of row threadIdx.x % 16 and token threadIdx.x / 16
   for (unsigned first = 0; first < per_row; first += a.tile) {
     if (first > 0) __syncthreads();
@@ -99,32 +134,23 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
     __syncthreads();
     const unsigned many = per_row - first < a.tile ? per_row - first : a.tile;
     for (unsigned segment = warp; segment < many; segment += WARPS) {
-      const unsigned next = first + segment + WARPS;
-      const Place from = place_of<F>(a.w, tile, next, 0);
-      const Supers supers = unpack(w.supers);
-      if (next < per_row) w.supers = load_supers<F>(from.supers, g);
       float sum[2][TOKENS] = {};
-      const auto meet = [&](const uint32_t(&codes)[4], const BlockScales<F>& scales, unsigned plane, unsigned block) {
-        const uint2 words = *reinterpret_cast<const uint2*>(x + plane * a.tokens * chunk.row + block * BLOCK_COLS);
-        const uint32_t b[2] = {words.x, words.y};
-        Factors<F, TOKENS> factors;
+      const unsigned char* const here = x + segment * SEGMENT_COLS;
+      weights.segment(first + segment + WARPS < per_row, [&](unsigned step, const uint32_t(&codes)[4], const BlockScales<F>& scales) {
+        const auto meet = [&](unsigned plane_x, unsigned plane_factors) {
+          const uint2 words = *reinterpret_cast<const uint2*>(here + step * BLOCK_COLS + plane_x);
+          const uint32_t b[2] = {words.x, words.y};
+          Factors<F, TOKENS> factors;
 #pragma unroll
-        for (unsigned i = 0; i < TOKENS; i++) {
-          const uint2 pair = *reinterpret_cast<const uint2*>(factors_of[i] + plane * a.tokens * chunk.factors_row + block * 8);
-          set(factors, i, pair.x, pair.y);
-        }
-        add_step(codes, scales, b, factors, sum);
-      };
-#pragma unroll
-      for (unsigned step = 0; step < SEGMENT_STEPS; step++) {
-        uint32_t codes[4];
-        unpack(w.codes[step], codes);
-        const BlockScales<F> scales = unpack(w.scales[step], supers);
-        if (next < per_row) w.load_step(from, step, lane);
-        const unsigned block = segment * SEGMENT_STEPS + step;
-        meet(codes, scales, 0, block);
-        if (a.planes == 2) meet(codes, scales, 1, block);
-      }
+          for (unsigned i = 0; i < TOKENS; i++) {
+            const unsigned char* const pair = factors_of[i] + segment * SEGMENT_STEPS * 8 + step * 8 + plane_factors;
+            set(factors, i, *reinterpret_cast<const uint2*>(pair));
+          }
+          add_step(codes, scales, b, factors, sum);
+        };
+        meet(0, 0);
+        if (a.planes == 2) meet(a.tokens * chunk.row, a.tokens * chunk.factors_row);
+      });
 #pragma unroll
       for (unsigned i = 0; i < 2 * TOKENS; i++) {
         const unsigned row = g + i / TOKENS * 8, token = (2 * t + i % TOKENS) / (3 - TOKENS);

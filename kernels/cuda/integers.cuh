@@ -25,11 +25,11 @@ struct Factors {
 
 // A token's, from what cuckoo_quantize_rows leaves.
 template <class F, unsigned TOKENS>
-__device__ __forceinline__ void set(Factors<F, TOKENS>& factors, unsigned token, uint32_t scale, uint32_t sums) {
-  factors.scale[token] = __uint_as_float(scale);
+__device__ __forceinline__ void set(Factors<F, TOKENS>& factors, unsigned token, uint2 pair) {
+  factors.scale[token] = __uint_as_float(pair.x);
 #pragma unroll
   for (unsigned g = 0; g < F::GROUPS; g++) {
-    const float sum = F::HALVES ? half_of_bits(uint16_t(sums >> g * 16)) : __uint_as_float(sums);
+    const float sum = F::HALVES ? half_of_bits(uint16_t(pair.y >> g * 16)) : __uint_as_float(pair.y);
     factors.minimum[token][g] = F::MINIMUMS ? factors.scale[token] * sum : 0.0f;
   }
 }

@@ -10,6 +10,9 @@ use super::{Buffer, Cuda};
 use crate::ops::{ACTIVATION_BLOCK, OpsError, SEGMENT_BLOCKS};
 use crate::quant::Quant;
 
+#[cfg(test)]
+mod tests;
+
 /// The whole of a matrix that some rows are multiplied by, and where products go.
 pub(super) struct Product<'a, M: Machine> {
     pub(super) x: &'a Buffer<M>,
