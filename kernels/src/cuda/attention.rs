@@ -30,9 +30,11 @@ const SLOT_BYTES: usize = 16896;
 struct Shape {
     queries: usize,
     threads: usize,
-    /// KV blocks whose scores are made together.
+    /// KV blocks whose scores are made together, four for each warp that shares a query.
     chunk: usize,
     slots: usize,
+    /// Room for a query in shared memory, whatever its size.
+    query_floats: usize,
     /// Kernels by how keys and values are kept.
     kernels: [&'static CStr; 3],
 }
@@ -42,6 +44,7 @@ const NARROW: Shape = Shape {
     threads: 128,
     chunk: 16,
     slots: 3,
+    query_floats: 0,
     kernels: [c"cuckoo_attention_narrow_f16", c"cuckoo_attention_narrow_bf16", c"cuckoo_attention_narrow_q8_0"],
 };
 
@@ -51,6 +54,7 @@ const WIDE: [(usize, Shape); 3] = [
         128,
         wide(
             64,
+            128,
             [c"cuckoo_attention_wide_128_f16", c"cuckoo_attention_wide_128_bf16", c"cuckoo_attention_wide_128_q8_0"],
         ),
     ),
@@ -58,6 +62,7 @@ const WIDE: [(usize, Shape); 3] = [
         256,
         wide(
             32,
+            256,
             [c"cuckoo_attention_wide_256_f16", c"cuckoo_attention_wide_256_bf16", c"cuckoo_attention_wide_256_q8_0"],
         ),
     ),
@@ -65,13 +70,14 @@ const WIDE: [(usize, Shape); 3] = [
         512,
         wide(
             16,
+            512,
             [c"cuckoo_attention_wide_512_f16", c"cuckoo_attention_wide_512_bf16", c"cuckoo_attention_wide_512_q8_0"],
         ),
     ),
 ];
 
-const fn wide(queries: usize, kernels: [&'static CStr; 3]) -> Shape {
-    Shape { queries, threads: 256, chunk: 4, slots: 2, kernels }
+const fn wide(queries: usize, query_floats: usize, kernels: [&'static CStr; 3]) -> Shape {
+    Shape { queries, threads: 256, chunk: 4, slots: 2, query_floats, kernels }
 }
 
 impl Shape {
@@ -82,7 +88,8 @@ impl Shape {
     }
 
     fn shared_bytes(&self, dim: usize) -> usize {
-        let floats = self.queries * (dim + self.chunk * (KV_BLOCK_TOKENS + 3) + 2);
+        // As `Tile` of attention.cu has it: a query, weights and what is known of KV blocks, what was joined, what it sees and where it goes.
+        let floats = self.queries * (self.query_floats.max(dim) + self.chunk * (KV_BLOCK_TOKENS + 3) + 3 + self.chunk);
         self.slots * SLOT_BYTES + floats * size_of::<f32>()
     }
 }
