@@ -80,6 +80,8 @@ fn emulator() {
     // Products and sums are contracted where the source says fma, and nowhere else. Device addresses are read as whatever
     // lies there, which strict aliasing does not know of.
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag_if_supported("-Wno-unknown-pragmas");
+    // Structures of 64-byte alignment are passed as they were not before GCC 4.6.
+    build.flag_if_supported("-Wno-psabi");
     if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         // Else every fma is a call. `Emulator::new` asks for them again.
         build.flag("-mfma").flag("-mavx2");
@@ -97,6 +99,8 @@ fn bindings() {
         .header("cuda/args.h")
         .allowlist_type("cuckoo_.*")
         .derive_default(true)
+        // What is aligned to more than its fields has no derived default.
+        .no_default("cuckoo_tensor_map|cuckoo_gemm_mapped")
         .layout_tests(true)
         .use_core()
         .generate_comments(false)

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use cuckoo_kernels::KvKind;
+use cuckoo_kernels::cuda::Profile;
 use cuckoo_runtime::DeviceChoice;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::Price;
@@ -168,6 +169,10 @@ pub(crate) struct Mining {
     /// be repeated
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     pub(crate) devices: Vec<DeviceChoice>,
+    /// How GPUs compute with weights of 16-bit floating-point numbers: exact, as every other device does, or fast, on tensor
+    /// cores, where a stream that moves to another device may go on with other tokens. Quantized weights are fast and exact
+    #[arg(long, value_name = "HOW", default_value = "exact", value_parser = numerics)]
+    pub(crate) numerics: Profile,
     /// Processor threads that compute [default: all processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -321,6 +326,9 @@ pub(crate) struct BenchDeviceArgs {
     /// What computes: cpu, or cuda:0 (a GPU)
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
+    /// How GPUs compute with 16-bit floating-point weights: exact, or fast (see `cuckoo mine`)
+    #[arg(long, value_name = "HOW", default_value = "exact", value_parser = numerics)]
+    pub(crate) numerics: Profile,
     /// How often everything is measured; medians are printed
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repetitions: u32,
@@ -392,6 +400,14 @@ fn price(text: &str) -> Result<Nano, String> {
 fn percent(text: &str) -> Result<Bps, String> {
     let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
     u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())
+}
+
+fn numerics(text: &str) -> Result<Profile, String> {
+    match text {
+        "exact" => Ok(Profile::Exact),
+        "fast" => Ok(Profile::Fast),
+        _ => Err("exact or fast".to_owned()),
+    }
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -1,23 +1,42 @@
-//! Whole models through the CUDA kernels, emulated: the logits of the CPU backend, bit for bit.
+//! Whole models through the CUDA kernels, emulated: the logits of the CPU backend, bit for bit; and the command where it was built
+//! for GPUs and finds none.
 
-use cuckoo_kernels::Cpu;
-use cuckoo_kernels::cuda::{Cuda, Emulator};
+use std::collections::VecDeque;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::model::{Files, files, logits, open, other};
+use cuckoo_kernels::cuda::{Cuda, Emulator, Replay};
+use cuckoo_kernels::{Cpu, KvKind, Ops};
+use cuckoo_models::ModelFiles;
+use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, STEPS_IN_FLIGHT_MAX};
+use cuckoo_wire::message::{Assign, Sampling, WeightsHash};
 
-/// Emulated, a token takes a second or so.
-const TOKENS: usize = 9;
+use crate::model::drafting::write_tiny;
+use crate::model::{ALONE, Files, Shape, assign, files, generate, generate_on, logits, open, other, prompts, sampled};
+use crate::support::{cuckoo, weights};
 
-fn agrees(name: &str, files: &Files) {
-    let text = "The capital of France is Paris. The capital of Italy is Rome.";
-    let mut tokens = files.tokenizer.encode(text, true).unwrap();
-    tokens.truncate(TOKENS);
-    let Some(emulator) = Emulator::new(0, 2) else {
+/// Positions of a prompt that are compared: more than any tile of a kernel has.
+const PREFILL: usize = 64;
+/// Emulated, a position of the larger checkpoints takes a second or so.
+const PREFILL_OF_OTHERS: usize = 9;
+
+/// The kernels, with launches gathered as on a GPU. `None` where the processor cannot run the emulator.
+fn emulated() -> Option<Cuda<Replay<Emulator>>> {
+    let emulator = Emulator::new(0, 2);
+    if emulator.is_none() {
         println!("skipped: this processor cannot run the emulator");
-        return;
-    };
+    }
+    emulator.map(|emulator| Cuda::new(Replay::new(emulator)))
+}
+
+fn prefill_agrees(name: &str, files: &Files, positions: usize) {
+    let text = "The capital of France is Paris. The capital of Italy is Rome. ".repeat(6);
+    let mut tokens = files.tokenizer.encode(&text, true).unwrap();
+    tokens.truncate(positions);
+    assert_eq!(tokens.len(), positions);
+    let Some(cuda) = emulated() else { return };
     let cpu = logits(Cpu::new(2), files, &tokens);
-    let cuda = logits(Cuda::new(emulator), files, &tokens);
+    let cuda = logits(cuda, files, &tokens);
     for (at, (cpu, cuda)) in cpu.iter().zip(&cuda).enumerate() {
         let same = cpu.iter().zip(cuda).all(|(a, b)| a.to_bits() == b.to_bits());
         assert!(same, "{name}: position {at}");
@@ -27,13 +46,166 @@ fn agrees(name: &str, files: &Files) {
 
 #[test]
 fn the_kernels_compute_the_default_model() {
-    agrees("llama", &files());
+    prefill_agrees("llama", &files(), PREFILL);
 }
 
 #[test]
 fn the_kernels_compute_other_checkpoints() {
     for name in ["Qwen2.5-Coder-0.5B-Instruct.Q4_K_M.gguf", "gemma-3-270m.Q4_K_M.gguf"] {
         let Some(path) = other(name) else { continue };
-        agrees(name, &open(&path));
+        prefill_agrees(name, &open(&path), PREFILL_OF_OTHERS);
+    }
+}
+
+/// Prompts, chunks of them beside others' decode steps, drawing with every sampler: tokens and the bits of all logits.
+fn generation_agrees(batch: u32, new_tokens: u32, sequences: usize) {
+    let files = files();
+    let Some(cuda) = emulated() else { return };
+    let prompts = prompts(&files);
+    let assigns = |()| -> Vec<Assign> {
+        let one = |i: usize| assign(i, &prompts[i], prompts[i].len(), new_tokens, &sampled(i as u64));
+        (0..sequences).map(one).collect()
+    };
+    let shape = Shape { batch, step_tokens: 24, ..ALONE };
+    let cpu = generate(&files, shape, assigns(()));
+    let (cuda, ..) = generate_on(cuda, (&files, None), shape, assigns(()));
+    assert_eq!(cpu, cuda, "batch of {batch}");
+    let positions: usize = cpu.iter().map(|output| output.logits.len()).sum();
+    assert!(positions >= 64, "{positions} positions were compared");
+}
+
+#[test]
+fn one_sequence_is_decoded_as_on_the_cpu() {
+    generation_agrees(1, 64, 1);
+}
+
+#[test]
+fn seven_sequences_are_decoded_as_on_the_cpu() {
+    generation_agrees(7, 10, 7);
+}
+
+/// What a batch of a tiny model generates, two steps at the device at once where that may be; and how many were begun so.
+fn generated<O: Ops>(backend: O, files: &ModelFiles, assigns: Vec<Assign>) -> (Vec<Vec<u32>>, usize) {
+    let spec = files.spec().unwrap();
+    let limits = BatchLimits {
+        sequences_max: 5,
+        step_tokens_max: 24,
+        step_target: Duration::MAX,
+        drafts_max: 0,
+        kv_blocks: 64,
+        kv_kind: KvKind::F16,
+        spill_bytes: 0,
+        context_tokens: 512,
+    };
+    let mut engine = Engine::new(backend, files, &spec, limits).unwrap();
+    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &KvPlan::new(&spec, &limits));
+    let mut outputs = vec![Vec::new(); assigns.len()];
+    assigns.into_iter().for_each(|assign| batch.assign(assign));
+    let (mut begun, mut count) = (VecDeque::new(), 0);
+    loop {
+        let mut planned = false;
+        while begun.len() < STEPS_IN_FLIGHT_MAX {
+            let Some(plan) = batch.plan() else { break };
+            planned = true;
+            if engine.begin(&plan).unwrap() {
+                (count, _) = (count + 1, begun.push_back(plan));
+                continue;
+            }
+            while let Some(plan) = begun.pop_front() {
+                batch.apply(plan, engine.finish().unwrap(), Duration::ZERO);
+            }
+            let output = engine.step(&plan).unwrap();
+            batch.apply(plan, output, Duration::ZERO);
+        }
+        match begun.pop_front() {
+            Some(plan) => batch.apply(plan, engine.finish().unwrap(), Duration::ZERO),
+            None if !planned => break,
+            None => {}
+        }
+        for item in batch.take_news() {
+            outputs[item.sequence.0 as usize].extend(item.tokens);
+        }
+    }
+    (outputs, count)
+}
+
+#[test]
+fn steps_that_are_begun_before_the_last_is_done_draw_the_same_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    write_tiny(&path, "llama", &(0..320).map(|i| format!("t{i}")).collect::<Vec<_>>());
+    let files = ModelFiles::open(&path).unwrap();
+    // Plain ones; one that looks at the tokens before it, which nobody plans ahead of; one that wants log-probabilities; one
+    // with a sampler that is the host's.
+    let assigns: Vec<Assign> = (0..6u32)
+        .map(|i| {
+            let prompt: Vec<u32> = (0..7 + i * 9).map(|t| (t * 37 + i * 11) % 320).collect();
+            let plain = Sampling { temperature: 0.9, top_p: 0.95, seed: Some(2 * u64::from(i)), ..Sampling::default() };
+            let sampling = match i {
+                3 => Sampling { repetition_penalty: 1.2, ..plain },
+                4 => Sampling { seed: Some(9), ..plain },
+                5 => Sampling { typical_p: 0.9, ..plain },
+                _ => plain,
+            };
+            // They come and go, so that steps of all kinds follow each other.
+            assign(i as usize, &prompt, prompt.len(), 12 + i * 7, &sampling)
+        })
+        .collect();
+    let Some(cuda) = emulated() else { return };
+    let (expected, never) = generated(Cpu::new(2), &files, assigns.clone());
+    let (ahead, often) = generated(cuda, &files, assigns);
+    assert_eq!(expected, ahead);
+    assert!(expected.iter().all(|tokens| tokens.len() >= 12));
+    assert!(never == 0 && often > 10, "{often} steps were begun while another ran");
+}
+
+/// A build for GPUs on a machine without a driver, as that of the tests is; any other build says so.
+fn why_no_gpu() -> &'static str {
+    if cfg!(feature = "cuda") { "there is no NVIDIA driver" } else { "built for processors alone" }
+}
+
+fn has_driver() -> bool {
+    cuckoo_kernels::cuda::gpus().is_ok()
+}
+
+#[test]
+fn without_a_gpu_the_doctor_says_why_and_processors_are_sound() {
+    if has_driver() {
+        return;
+    }
+    let doctor = |args: &[&str]| cuckoo().arg("doctor").args(args).stdin(Stdio::null()).output().unwrap();
+    let output = doctor(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains(why_no_gpu()) && text.contains("48 of 48 operations"), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&doctor(&["--json"]).stdout).unwrap();
+    assert!(json["no_gpu"].as_str().unwrap().contains(why_no_gpu()), "{json}");
+    assert_eq!(json["devices"][0]["wrong"], serde_json::json!([]), "{json}");
+}
+
+#[test]
+fn without_a_gpu_processors_answer_unless_a_gpu_was_asked_for() {
+    if has_driver() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let up = |device: &[&str]| {
+        let question = ["up", "--ask", "What is the capital of France?", "--once", "--max-tokens", "8"];
+        let mut command = cuckoo();
+        command.args(question).args(device).arg("--model").arg(weights());
+        command.arg("--home").arg(home.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    let said = |stream: &[u8]| String::from_utf8_lossy(stream).into_owned();
+    let fell_back = up(&[]);
+    assert!(fell_back.status.success() && !fell_back.stdout.is_empty(), "{}", said(&fell_back.stderr));
+    // Who builds for processors alone knows that no GPU computes.
+    let told = said(&fell_back.stderr).contains(&format!("computing on processors: {}", why_no_gpu()));
+    assert_eq!(told, cfg!(feature = "cuda"), "{}", said(&fell_back.stderr));
+    for device in ["cuda", "cuda:0"] {
+        let refused = up(&["--device", device]);
+        let error = said(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{error}");
+        assert!(error.contains("no GPU can be used") && error.contains(why_no_gpu()), "{error}");
+        assert!(error.contains("--device cpu") && !error.contains("panicked"), "{error}");
     }
 }

@@ -141,10 +141,10 @@ fn other_checkpoints_compute_what_the_contract_says() {
 
 /// How a generation is run.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Shape {
     threads: usize,
-    batch: u32,
-    step_tokens: u32,
+    pub(crate) batch: u32,
+    pub(crate) step_tokens: u32,
     kv_blocks: u32,
     kv_kind: KvKind,
     /// Host memory for blocks whose room is needed.
@@ -155,7 +155,7 @@ struct Shape {
     drafts: u32,
 }
 
-const ALONE: Shape = Shape {
+pub(crate) const ALONE: Shape = Shape {
     threads: 2,
     batch: 1,
     step_tokens: 512,
@@ -168,15 +168,15 @@ const ALONE: Shape = Shape {
 
 /// Output of one sequence: tokens, and a digest of the bits of the logits that each was drawn from.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Output {
-    tokens: Vec<u32>,
-    logits: Vec<u64>,
+pub(crate) struct Output {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<u64>,
     end: Option<End>,
     logprobs: Vec<Logprobs>,
     prompt: Vec<Logprobs>,
 }
 
-fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sampling) -> Assign {
+pub(crate) fn assign(id: usize, tokens: &[u32], prompt: usize, max_new: u32, sampling: &Sampling) -> Assign {
     Assign {
         prompt_tokens: prompt as u32,
         seed: sampling.seed.unwrap_or(0),
@@ -193,7 +193,7 @@ fn fnv(values: &[f32]) -> u64 {
     values.iter().fold(0xcbf2_9ce4_8422_2325, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
+pub(crate) fn generate(files: &Files, shape: Shape, assigns: Vec<Assign>) -> Vec<Output> {
     generate_counting(files, shape, assigns).0
 }
 
@@ -214,6 +214,16 @@ fn generate_beside(
     shape: Shape,
     assigns: Vec<Assign>,
 ) -> (Vec<Output>, BatchStats, Vec<u32>) {
+    generate_on(Cpu::new(shape.threads), (files, draft), shape, assigns)
+}
+
+/// The same on some backend.
+pub(crate) fn generate_on<O: Ops>(
+    backend: O,
+    (files, draft): (&Files, Option<&DraftFiles>),
+    shape: Shape,
+    assigns: Vec<Assign>,
+) -> (Vec<Output>, BatchStats, Vec<u32>) {
     let limits = BatchLimits {
         sequences_max: shape.batch,
         step_tokens_max: shape.step_tokens,
@@ -225,7 +235,6 @@ fn generate_beside(
         context_tokens: 8_192,
     };
     let kv = KvPlan::new(&files.spec, &limits);
-    let backend = Cpu::new(shape.threads);
     let mut engine = Engine::new(backend, &files.files, &files.spec, limits).unwrap();
     let hashes: Vec<WeightsHash> = files.adapters.iter().map(|(hash, _)| *hash).collect();
     let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &kv).with_adapters(&hashes);
@@ -279,13 +288,13 @@ fn generate_beside(
     (outputs, batch.stats(), most)
 }
 
-fn prompts(files: &Files) -> Vec<Vec<u32>> {
+pub(crate) fn prompts(files: &Files) -> Vec<Vec<u32>> {
     let words: Vec<u32> = files.tokenizer.encode(&TEXTS.join("\n").repeat(2), true).unwrap();
     (0..16).map(|i| words[i * 3..i * 3 + 5 + i * 7].to_vec()).collect()
 }
 
 /// Odd seeds also use what looks at the order of tokens, and what throws a coin of its own.
-fn sampled(seed: u64) -> Sampling {
+pub(crate) fn sampled(seed: u64) -> Sampling {
     let odd = seed % 2 == 1;
     Sampling {
         dry_multiplier: if odd { 0.8 } else { 0.0 },

@@ -1,200 +1,612 @@
-// Rotation and the KV cache, and attention over it. Splits of 256 positions are computed side by side and joined in order, so
-// that a short batch over a long context still fills a device.
+// Attention over paged keys and values (recipes K9 and K10): softmax(q k) v of tiles of rows, exact to the contract
+// (NUMERICS.md), whatever the tiles are.
+//
+// Method. A block of threads has a tile: consecutive rows of one span and the query heads that share a KV head, so that what it
+// loads serves all of them. Keys and values stream through shared memory by asynchronous copies, in items of 16 KiB, at least one
+// of which is under way while another is worked on. Chunk by chunk: scores, where a lane has two positions, four KV blocks a warp;
+// weights by shuffles among the eight lanes of a KV block; sums of values, where a lane has dimensions. The order of every sum is
+// the contract's: a lane adds up what it has, one after the other. One value from shared memory serves all queries of a warp.
+//   narrow  up to 8 queries, whose 4 warps share out positions and then dimensions: decode, and short spans. A chunk is a split.
+//   wide    16 to 64 queries, shared out among 8 warps: prefill. A chunk is four KV blocks.
+// Masks are looked at where a score is made, and at values only in KV blocks that some query sees in part.
+// A tile either goes through its splits in order and joins them as it goes, or leaves the sums of one split for
+// `cuckoo_attention_join`: src/cuda/attention.rs decides, and no bit depends on it.
+//
+// Minimum bytes: each tile's keys and values once (2 dim values a position), queries and results once. Parts are 8 (dim + 4) bytes a
+// row, query head and split. FLOPs: 4 dim for each query head, row and position that it sees.
+//
+// What it can reach. Every product is rounded in f32 in the contract's order, which tensor cores do not do, so the ceiling is the
+// f32 rate (H200: 67 TFLOP/s). By instructions, of 8 queries a warp and 128 dimensions: scores 64 fma of 84 (8 loads of queries, 4
+// of keys, 8 conversions), values 128 of 156, and about a twentieth for softmax: 75 % of the f32 peak at most, which is
+// prefill's limit. Decode reads 2 bytes for every fma of a query head: with up to 4 query heads for a KV head memory is the limit,
+// with 8 both are about equal.
+//
+// Sources: FlashAttention-2 (Dao, arXiv 2307.08691) for tiles over running softmax, Flash-Decoding for splits; the order is our own.
+#include "kv.cuh"
 #include "math.cuh"
+#include "ptx.cuh"
 
-constexpr unsigned KV_BLOCK = 16;
+namespace attention {
+
 constexpr unsigned SPLIT = 256;
-constexpr unsigned DIM_MAX = 512;
+constexpr unsigned NO_PART = ~0u;
+constexpr unsigned PAIRS = KV_BLOCK / 2;  // lanes that have the scores of a KV block
+constexpr unsigned SLOT_BYTES = 16896;    // see KEY_STRIDE
 
-enum KvKind : uint32_t { KV_F16 = 0, KV_BF16 = 1, KV_Q8_0 = 2 };
+template <KvKind KIND, unsigned QUERIES_, unsigned TEAMS, unsigned WARPS_, unsigned WIDTH_, unsigned UNITS_, unsigned SLOTS_>
+struct Shape {
+  using Stored = Kept<KIND>;
+  static constexpr unsigned QUERIES = QUERIES_;              // of a team, each with its sums in all of the team's warps
+  static constexpr unsigned ALL_QUERIES = TEAMS * QUERIES_;  // of the block of threads
+  static constexpr unsigned WARPS = WARPS_;                  // of a team: each has some positions, then some dimensions
+  static constexpr unsigned THREADS = TEAMS * WARPS * WARP;
+  static constexpr unsigned WIDTH = WIDTH_;                  // neighbouring dimensions of a lane
+  static constexpr unsigned UNITS = UNITS_;                  // so often, at most
+  static constexpr unsigned UNIT_DIMS = WIDTH * WARP;
+  static constexpr unsigned CHUNK = WARPS * WARP / PAIRS;    // KV blocks whose scores are made together
+  static constexpr unsigned KEY_DIMS = 128 / WARPS;          // dimensions of keys in an item
+  // Bytes from one KV block's keys to the next: 16 values more than there are, so that the four of a warp are in different banks.
+  static constexpr unsigned KEY_STRIDE = (KEY_DIMS + 1) * KV_BLOCK * Stored::BYTES;
+  static constexpr unsigned KEY_SCALES = CHUNK * KEY_STRIDE;
+  static constexpr unsigned KEY_SCALES_STRIDE = Stored::SCALED ? KEY_DIMS / 16 * KV_BLOCK * 2 : 0;
+  static constexpr unsigned SLOTS = SLOTS_;
+  static_assert(KEY_SCALES + CHUNK * KEY_SCALES_STRIDE <= SLOT_BYTES, "an item of keys fits a slot");
+};
 
-// Where a head of a block begins, in values.
-__device__ __forceinline__ uint64_t head_of(const cuckoo_kv& kv, uint64_t block, unsigned head) {
-  return (block * kv.kv_heads + head) * KV_BLOCK * kv.dim;
-}
-
-// One value, exact in a float. `i` counts values, `scale` scales, from where the layer's begin.
-__device__ __forceinline__ float kept(uint32_t kind, cuckoo_address values, cuckoo_address scales, uint64_t i, uint64_t scale) {
-  if (kind == KV_F16) return __half2float(at<const __half>(values)[i]);
-  if (kind == KV_BF16) return __uint_as_float(uint32_t(at<const uint16_t>(values)[i]) << 16);
-  return __half2float(at<const __half>(scales)[scale]) * float(at<const int8_t>(values)[i]);
-}
-
-__device__ __forceinline__ float key_of(const cuckoo_kv& kv, uint64_t block, unsigned head, unsigned slot, unsigned d) {
-  const uint64_t begin = head_of(kv, block, head);
-  const uint64_t scale = kv.kind == KV_Q8_0 ? begin / kv.scale_block + d / kv.scale_block * KV_BLOCK + slot : 0;
-  return kept(kv.kind, kv.keys, kv.key_scales, begin + d * KV_BLOCK + slot, scale);
-}
-
-__device__ __forceinline__ float value_of(const cuckoo_kv& kv, uint64_t block, unsigned head, unsigned slot, unsigned d) {
-  const uint64_t begin = head_of(kv, block, head);
-  const uint64_t scale = kv.kind == KV_Q8_0 ? (begin + slot * kv.dim + d) / kv.scale_block : 0;
-  return kept(kv.kind, kv.values, kv.value_scales, begin + slot * kv.dim + d, scale);
-}
-
-// To the upper half of a single, to nearest, ties to even.
-__device__ __forceinline__ uint16_t bf16_of(float v) {
-  const uint32_t bits = __float_as_uint(v);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t(bits >> 16 | 0x40u);
-  return uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
-// Values of one head at one position: `x` to every `apart`-th place from `begin` on. A thread takes those of a scale.
-__device__ __forceinline__ void keep(const cuckoo_kv& kv, const float* x, cuckoo_address to, cuckoo_address scales, uint64_t begin,
-                                     uint64_t scale_begin, unsigned apart) {
-  for (unsigned b = threadIdx.x; b * kv.scale_block < kv.dim; b += blockDim.x) {
-    const unsigned first = b * kv.scale_block;
-    float d = 0.0f;
-    if (kv.kind == KV_Q8_0) {
-      unsigned largest = 0;
-      for (unsigned i = 0; i < kv.scale_block; i++) {
-        const unsigned magnitude = __float_as_uint(x[first + i]) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-      }
-      d = __uint_as_float(largest) / 127.0f;
-      if (largest >= 0x7f800000u) d = __uint_as_float(0x7fc00000u);
-      else if (d < 1.17549435e-38f) d = 0.0f;
-      at<__half>(scales)[scale_begin + b * apart] = __float2half_rn(d);
-    }
-    const float inverse = 1.0f / d;
-    for (unsigned i = first; i < first + kv.scale_block; i++) {
-      const uint64_t place = begin + uint64_t(i) * apart;
-      if (kv.kind == KV_F16) at<__half>(to)[place] = __float2half_rn(x[i]);
-      else if (kv.kind == KV_BF16) at<uint16_t>(to)[place] = bf16_of(x[i]);
-      else at<int8_t>(to)[place] = d > 0.0f ? int8_t(__float2int_rn(x[i] * inverse)) : int8_t(0);
-    }
-  }
-}
-
-// Rotates queries and keys of a row in place, and stores keys and values: a block of threads for each row and head.
-CUCKOO_KERNEL(128) cuckoo_rope_store_rows(const __grid_constant__ cuckoo_rope_store a) {
-  const unsigned head = blockIdx.y, heads = a.query_heads + 2 * a.kv.kv_heads;
-  const cuckoo_row row = at<const cuckoo_row>(a.rows)[blockIdx.x];
-  float* const x = at<float>(a.qkv) + (uint64_t(blockIdx.x) * heads + head) * a.kv.dim;
-  const bool is_value = head >= a.query_heads + a.kv.kv_heads, is_key = head >= a.query_heads && !is_value;
-  if (!is_value && a.turns != 0) {
-    const float* const turns = at<const float>(a.turns) + uint64_t(row.position) * a.pairs * 2;
-    for (unsigned i = threadIdx.x; i < a.pairs; i += blockDim.x) {
-      const unsigned first = a.halves ? i : 2 * i, second = a.halves ? i + a.pairs : 2 * i + 1;
-      const float v = x[first], w = x[second], cosine = turns[2 * i], sine = turns[2 * i + 1];
-      x[first] = v * cosine - w * sine;
-      x[second] = v * sine + w * cosine;
-    }
-    __syncthreads();
-  }
-  const uint64_t block = at<const uint32_t>(a.blocks)[row.first_block + row.position / KV_BLOCK];
-  const unsigned slot = row.position % KV_BLOCK;
-  if (is_key) {
-    const uint64_t begin = head_of(a.kv, block, head - a.query_heads);
-    keep(a.kv, x, a.kv.keys, a.kv.key_scales, begin + slot, begin / a.kv.scale_block + slot, KV_BLOCK);
-  } else if (is_value) {
-    const uint64_t begin = head_of(a.kv, block, head - a.query_heads - a.kv.kv_heads) + slot * a.kv.dim;
-    keep(a.kv, x, a.kv.values, a.kv.value_scales, begin, begin / a.kv.scale_block, 1);
-  }
-}
-
-// The positions that a row sees.
-struct Seen {
+struct Range {
   unsigned begin, end;
 };
 
-__device__ __forceinline__ Seen seen(const cuckoo_attention& a, const cuckoo_row& row) {
-  const unsigned end = a.causal ? row.position + 1 : row.span_end;
-  const bool whole = a.window == 0 || row.position + 1 <= a.window;
-  return {whole ? 0 : row.position + 1 - a.window, end};
+// The positions that a row of a tile sees.
+__device__ __forceinline__ Range seen(const cuckoo_attention& a, const cuckoo_tile& tile, unsigned row) {
+  const unsigned past = tile.position + row + 1;
+  return {a.window == 0 || past <= a.window ? 0 : past - a.window, a.causal ? past : tile.span_end};
 }
 
-// One split of one row and query head: a warp. Sums of the values, the largest score and the total go to `parts`.
-CUCKOO_KERNEL(32) cuckoo_attention_splits(const __grid_constant__ cuckoo_attention a) {
-  const unsigned lane = threadIdx.x, number = blockIdx.x, head = blockIdx.y, split = blockIdx.z;
-  const cuckoo_row row = at<const cuckoo_row>(a.rows)[number];
-  const Seen all = seen(a, row);
-  const unsigned begin = all.begin > split * SPLIT ? all.begin : split * SPLIT;
-  const unsigned end = all.end < (split + 1) * SPLIT ? all.end : (split + 1) * SPLIT;
-  if (begin >= end) return;
-  const unsigned kv_head = head / (a.query_heads / a.kv.kv_heads), dim = a.kv.dim;
-  const float* const q = at<const float>(a.qkv) + (uint64_t(number) * (a.query_heads + 2 * a.kv.kv_heads) + head) * dim;
-  const uint32_t* const blocks = at<const uint32_t>(a.blocks) + row.first_block;
-  float out[DIM_MAX / WARP] = {};
-  float max = -INFINITY, total = 0.0f;
-  // Lanes 0 .. 16 have the keys of one block, lanes 16 .. 32 those of the next.
-  for (unsigned first = begin / KV_BLOCK; first * KV_BLOCK < end; first += 2) {
-    const unsigned position = first * KV_BLOCK + lane;
-    float score = -INFINITY;
-    if (position >= begin && position < end) {
-      const uint64_t block = blocks[position / KV_BLOCK];
-      float dot = 0.0f;
-      for (unsigned d = 0; d < dim; d++) dot = fmaf(q[d], key_of(a.kv, block, kv_head, position % KV_BLOCK, d), dot);
-      score = capped(dot * a.scale, a.softcap);
+// Where a block of threads is in the stream of what it loads.
+struct Cursor {
+  unsigned chunk;  // its first KV block, in the sequence
+  unsigned item;   // of the chunk: keys by dimensions, then values by KV blocks
+};
+
+template <class S>
+struct Tile {
+  const cuckoo_attention& a;
+  cuckoo_tile tile;
+  unsigned kv_head, first_head, heads;
+  unsigned first_block, end_block;  // KV blocks that some row sees of these splits
+  unsigned key_items, value_blocks;  // items of a chunk's keys; KV blocks in an item of values
+  unsigned lane, team, member;       // which warp of the team
+  // Shared memory.
+  unsigned char* slots;  // [SLOTS][SLOT_BYTES]
+  float* queries;        // [ALL_QUERIES][dim]
+  float* weights;        // [ALL_QUERIES][CHUNK][16]
+  float* highest;        // [ALL_QUERIES][CHUNK]: scores
+  float* rescale;        // [ALL_QUERIES][CHUNK]: what sums of values before a KV block are multiplied by
+  float* totals;         // [ALL_QUERIES][CHUNK]: of the weights of a KV block
+  Range* sees;           // [ALL_QUERIES]
+  // Registers. Those of a query by itself are lane `query`'s.
+  Range whole;                          // what all queries of the team see
+  float dots[S::QUERIES][2];
+  float sums[S::QUERIES][S::UNITS][S::WIDTH];
+  float max, total;                     // of the split
+  float all_max, all_total;             // of the splits before it
+  unsigned dims[S::UNITS];              // the lane's; where it would have more than there are, the last
+
+  __device__ __forceinline__ Tile(const cuckoo_attention& a, unsigned char* memory)
+      : a(a), tile(at<const cuckoo_tile>(a.tiles)[blockIdx.x]) {
+    const unsigned group = a.query_heads / a.kv.kv_heads, parts = (group + a.heads_each - 1) / a.heads_each;
+    const unsigned first = blockIdx.y % parts * a.heads_each;
+    kv_head = blockIdx.y / parts;
+    first_head = kv_head * group + first;
+    heads = group - first < a.heads_each ? group - first : a.heads_each;
+    const unsigned begin = seen(a, tile, 0).begin, end = seen(a, tile, tile.rows - 1).end;
+    first_block = (begin > tile.split * SPLIT ? begin : tile.split * SPLIT) / KV_BLOCK;
+    end_block = ((end < tile.split_end * SPLIT ? end : tile.split_end * SPLIT) + KV_BLOCK - 1) / KV_BLOCK;
+    const unsigned dim = a.kv.dim;
+    key_items = (dim + S::KEY_DIMS - 1) / S::KEY_DIMS;
+    value_blocks = SLOT_BYTES / (dim * KV_BLOCK * S::Stored::BYTES + (S::Stored::SCALED ? dim / a.kv.scale_block * KV_BLOCK * 2 : 0));
+    lane = threadIdx.x % WARP;
+    team = threadIdx.x / WARP / S::WARPS;
+    member = threadIdx.x / WARP % S::WARPS;
+    slots = memory;
+    queries = reinterpret_cast<float*>(slots + S::SLOTS * SLOT_BYTES);
+    weights = queries + S::ALL_QUERIES * dim;
+    highest = weights + S::ALL_QUERIES * S::CHUNK * KV_BLOCK;
+    rescale = highest + S::ALL_QUERIES * S::CHUNK;
+    totals = rescale + S::ALL_QUERIES * S::CHUNK;
+    sees = reinterpret_cast<Range*>(totals + S::ALL_QUERIES * S::CHUNK);
+#pragma unroll
+    for (unsigned i = 0; i < S::UNITS; i++) {
+      const unsigned d = first_dim(i) + lane * S::WIDTH;
+      dims[i] = d < dim ? d : dim - S::WIDTH;
     }
-    float highest = score;
-#pragma unroll
-    for (unsigned apart = KV_BLOCK / 2; apart > 0; apart /= 2) {
-      const float other = __shfl_xor_sync(ALL_LANES, highest, apart);
-      highest = other > highest ? other : highest;
+  }
+
+  // Of the lanes of this warp, the `i`th time.
+  __device__ __forceinline__ unsigned first_dim(unsigned i) const { return (i * S::WARPS + member) * S::UNIT_DIMS; }
+  __device__ __forceinline__ unsigned count() const { return tile.rows * heads; }
+  __device__ __forceinline__ unsigned query(unsigned r) const { return team * S::QUERIES + r; }
+  __device__ __forceinline__ unsigned row(unsigned query) const { return query / heads; }
+  __device__ __forceinline__ unsigned head(unsigned query) const { return first_head + query % heads; }
+  __device__ __forceinline__ unsigned from(unsigned chunk) const { return chunk > first_block ? chunk : first_block; }
+  __device__ __forceinline__ unsigned to(unsigned chunk) const {
+    return chunk + S::CHUNK < end_block ? chunk + S::CHUNK : end_block;
+  }
+
+  // All threads of a team.
+  __device__ __forceinline__ void meet() const {
+    if constexpr (S::WARPS == 1) __syncwarp();
+    else __syncthreads();
+  }
+
+  // Queries and what they see to shared memory; those that are too many see nothing.
+  __device__ __forceinline__ void prepare() {
+    const unsigned dim = a.kv.dim, pieces = dim / 4, row_heads = a.query_heads + 2 * a.kv.kv_heads;
+    for (unsigned q = threadIdx.x; q < S::ALL_QUERIES; q += S::THREADS) {
+      sees[q] = q < count() ? seen(a, tile, row(q)) : Range{0, 0};
     }
+    for (unsigned i = threadIdx.x; i < S::ALL_QUERIES * pieces; i += S::THREADS) {
+      const unsigned q = i / pieces, piece = i % pieces;
+      float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (q < count()) {
+        const uint64_t begin = (uint64_t(tile.first_row + row(q)) * row_heads + head(q)) * dim;
+        v = at<const float4>(a.qkv)[begin / 4 + piece];
+      }
+      reinterpret_cast<float4*>(queries)[i] = v;
+    }
+    __syncthreads();
+    whole = {0, ~0u};
+    for (unsigned r = 0; r < S::QUERIES && query(r) < count(); r++) {
+      const Range s = sees[query(r)];
+      whole = {s.begin > whole.begin ? s.begin : whole.begin, s.end < whole.end ? s.end : whole.end};
+    }
+    const unsigned mine = query(lane);
+    const bool sink = a.sinks != 0 && lane < S::QUERIES && mine < count();
+    all_max = sink ? at<const float>(a.sinks)[head(mine)] : -INFINITY;
+    all_total = sink ? 1.0f : 0.0f;
+    forget();
+  }
+
+  // Begins a split.
+  __device__ __forceinline__ void forget() {
+    max = -INFINITY;
+    total = 0.0f;
 #pragma unroll
-    for (unsigned half = 0; half < 2; half++) {
-      const unsigned from = (first + half) * KV_BLOCK;
-      const float block_highest = __shfl_sync(ALL_LANES, highest, half * KV_BLOCK);
-      if (from >= end) break;
-      const float before = max;
-      max = block_highest > max ? block_highest : max;
-      const float weight = exp_exact(score + -max);
-      const float rescale = max == before ? 1.0f : exp_exact(before - max);
-      total = total * rescale + __shfl_sync(ALL_LANES, fold<KV_BLOCK>(weight), half * KV_BLOCK);
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      dots[r][0] = dots[r][1] = 0.0f;
 #pragma unroll
-      for (unsigned i = 0; i < DIM_MAX / WARP; i++) out[i] *= rescale;
-      const uint64_t block = blocks[first + half];
-      for (unsigned j = 0; j < KV_BLOCK; j++) {
-        const float w = __shfl_sync(ALL_LANES, weight, half * KV_BLOCK + j);
-        if (from + j < begin || from + j >= end) continue;
+      for (unsigned i = 0; i < S::UNITS; i++) {
 #pragma unroll
-        for (unsigned i = 0; i < DIM_MAX / WARP; i++) {
-          const unsigned d = i * WARP + lane;
-          if (d < dim) out[i] = fmaf(w, value_of(a.kv, block, kv_head, j, d), out[i]);
+        for (unsigned e = 0; e < S::WIDTH; e++) sums[r][i][e] = 0.0f;
+      }
+    }
+  }
+
+  __device__ __forceinline__ bool more(const Cursor& c) const { return c.chunk < end_block; }
+
+  __device__ __forceinline__ void advance(Cursor& c) const {
+    const unsigned values = (to(c.chunk) - from(c.chunk) + value_blocks - 1) / value_blocks;
+    if (++c.item < key_items + values) return;
+    c.item = 0;
+    c.chunk += S::CHUNK;
+  }
+
+  // `pieces` times 16 bytes of each of `count` KV blocks, which begin at `source(block)` and `stride` bytes apart.
+  template <class Source>
+  __device__ __forceinline__ void copy(unsigned char* to, unsigned stride, unsigned pieces, unsigned count, Source source) const {
+    unsigned block = 0, piece = threadIdx.x;
+    for (;; piece += S::THREADS) {
+      for (; piece >= pieces; piece -= pieces) block++;
+      if (block >= count) return;
+      cp_async<16>(to + block * stride + piece * 16, source(block) + piece * 16);
+    }
+  }
+
+  // Begins to load an item.
+  __device__ __forceinline__ void fetch(const Cursor& c, unsigned char* slot) const {
+    using Stored = typename S::Stored;
+    const cuckoo_kv& kv = a.kv;
+    const unsigned dim = kv.dim;
+    const uint32_t* const table = at<const uint32_t>(a.blocks) + tile.first_block;
+    const unsigned first = from(c.chunk), last = to(c.chunk);
+    if (c.item < key_items) {
+      const unsigned d = c.item * S::KEY_DIMS, left = dim - d, dims = left < S::KEY_DIMS ? left : S::KEY_DIMS;
+      copy(slot + (first - c.chunk) * S::KEY_STRIDE, S::KEY_STRIDE, dims * Stored::BYTES, last - first, [&](unsigned b) {
+        return at<const unsigned char>(kv.keys) + (head_of(kv, table[first + b], kv_head) + d * KV_BLOCK) * Stored::BYTES;
+      });
+      if constexpr (Stored::SCALED) {
+        unsigned char* const scales = slot + S::KEY_SCALES + (first - c.chunk) * S::KEY_SCALES_STRIDE;
+        copy(scales, S::KEY_SCALES_STRIDE, dims / kv.scale_block * 2, last - first, [&](unsigned b) {
+          const uint64_t begin = head_of(kv, table[first + b], kv_head) + d * KV_BLOCK;
+          return at<const unsigned char>(kv.key_scales) + begin / kv.scale_block * 2;
+        });
+      }
+      return;
+    }
+    const unsigned begin = first + (c.item - key_items) * value_blocks;
+    const unsigned left = last - begin, blocks = left < value_blocks ? left : value_blocks;
+    const unsigned bytes = dim * KV_BLOCK * Stored::BYTES;
+    copy(slot, bytes, bytes / 16, blocks, [&](unsigned b) {
+      return at<const unsigned char>(kv.values) + head_of(kv, table[begin + b], kv_head) * Stored::BYTES;
+    });
+    if constexpr (Stored::SCALED) {
+      const unsigned scales = dim / kv.scale_block * KV_BLOCK * 2;
+      copy(slot + value_blocks * bytes, scales, scales / 16, blocks, [&](unsigned b) {
+        return at<const unsigned char>(kv.value_scales) + head_of(kv, table[begin + b], kv_head) / kv.scale_block * 2;
+      });
+    }
+  }
+
+  // Adds some dimensions to the products of queries and keys: two positions of a lane.
+  __device__ __forceinline__ void multiply(const Cursor& c, const unsigned char* slot) {
+    using Stored = typename S::Stored;
+    const unsigned block = member * (WARP / PAIRS) + lane / PAIRS, pair = lane % PAIRS;
+    const unsigned first = c.chunk + member * (WARP / PAIRS);
+    if (first >= end_block || first + WARP / PAIRS <= first_block || query(0) >= count()) return;
+    const unsigned d = c.item * S::KEY_DIMS, left = a.kv.dim - d, dims = left < S::KEY_DIMS ? left : S::KEY_DIMS;
+    const unsigned char* const keys = slot + block * S::KEY_STRIDE + pair * 2 * Stored::BYTES;
+    const float* const q = queries + query(0) * a.kv.dim + d;
+    for (unsigned i = 0; i < dims; i += KV_BLOCK) {
+      float2 scale = make_float2(1.0f, 1.0f);
+      if constexpr (Stored::SCALED) {
+        const unsigned char* const scales = slot + S::KEY_SCALES + block * S::KEY_SCALES_STRIDE;
+        scale = Kept<KV_F16>::two(scales + i / a.kv.scale_block * KV_BLOCK * 2 + pair * 4);
+      }
+#pragma unroll
+      for (unsigned j = 0; j < KV_BLOCK; j += 4) {
+        float2 k[4];
+#pragma unroll
+        for (unsigned e = 0; e < 4; e++) {
+          k[e] = Stored::two(keys + (i + j + e) * KV_BLOCK * Stored::BYTES);
+          if constexpr (Stored::SCALED) k[e] = make_float2(scale.x * k[e].x, scale.y * k[e].y);
+        }
+#pragma unroll
+        for (unsigned r = 0; r < S::QUERIES; r++) {
+          const float4 v = *reinterpret_cast<const float4*>(q + r * a.kv.dim + i + j);
+          const float each[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+          for (unsigned e = 0; e < 4; e++) {
+            dots[r][0] = fmaf(each[e], k[e].x, dots[r][0]);
+            dots[r][1] = fmaf(each[e], k[e].y, dots[r][1]);
+          }
         }
       }
     }
   }
-  float* const part = at<float>(a.parts) + ((uint64_t(number) * a.query_heads + head) * a.splits + split) * (dim + 2);
+
+  // Scores of a chunk to weights, where every KV block has the highest score up to it.
+  __device__ __forceinline__ void weigh(unsigned chunk) {
+    if (query(0) >= count()) return;
+    const unsigned block = member * (WARP / PAIRS) + lane / PAIRS, pair = lane % PAIRS;
+    const unsigned begin = (chunk + block) * KV_BLOCK, position = begin + 2 * pair;
+    float mine[S::QUERIES];
 #pragma unroll
-  for (unsigned i = 0; i < DIM_MAX / WARP; i++) {
-    const unsigned d = i * WARP + lane;
-    if (d < dim) part[d] = out[i];
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const Range s = sees[query(r)];
+      float h = -INFINITY;
+#pragma unroll
+      for (unsigned e = 0; e < 2; e++) {
+        const bool inside = position + e >= s.begin && position + e < s.end;
+        dots[r][e] = inside ? capped(dots[r][e] * a.scale, a.softcap) : -INFINITY;
+        h = dots[r][e] > h ? dots[r][e] : h;
+      }
+#pragma unroll
+      for (unsigned apart = PAIRS / 2; apart > 0; apart /= 2) {
+        const float other = __shfl_xor_sync(ALL_LANES, h, apart);
+        h = other > h ? other : h;
+      }
+      mine[r] = h;
+      if (pair == 0) highest[query(r) * S::CHUNK + block] = h;
+    }
+    meet();
+#pragma unroll
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const Range s = sees[query(r)];
+      const unsigned place = query(r) * S::CHUNK;
+      float before = __shfl_sync(ALL_LANES, max, r), all = before;
+#pragma unroll 4
+      for (unsigned b = 0; b < S::CHUNK; b++) {
+        const float h = highest[place + b];
+        all = h > all ? h : all;
+        if (b < block) before = all;
+      }
+      if (lane == r) max = all;
+      const float now = mine[r] > before ? mine[r] : before;
+      // Where nothing of a block is seen, nothing changes.
+      const bool any = s.begin < begin + KV_BLOCK && s.end > begin;
+      const float v = exp_exact(dots[r][0] + -now), w = exp_exact(dots[r][1] + -now);
+      reinterpret_cast<float2*>(weights)[(place + block) * PAIRS + pair] = make_float2(v, w);
+      float folded[2] = {v, w};
+#pragma unroll
+      for (unsigned apart = PAIRS / 2; apart > 0; apart /= 2) {
+        folded[0] += __shfl_xor_sync(ALL_LANES, folded[0], apart);
+        folded[1] += __shfl_xor_sync(ALL_LANES, folded[1], apart);
+      }
+      if (pair == 0) {
+        rescale[place + block] = !any || now == before ? 1.0f : exp_exact(before - now);
+        totals[place + block] = any ? folded[0] + folded[1] : 0.0f;
+      }
+      dots[r][0] = dots[r][1] = 0.0f;
+    }
   }
-  if (lane == 0) {
-    part[dim] = max;
-    part[dim + 1] = total;
+
+  // Adds up a chunk's weights: what each KV block has, in order.
+  __device__ __forceinline__ void count_weights(unsigned chunk) {
+    if (lane >= S::QUERIES) return;
+    for (unsigned b = from(chunk) - chunk; b < to(chunk) - chunk; b++) {
+      total = total * rescale[query(lane) * S::CHUNK + b] + totals[query(lane) * S::CHUNK + b];
+    }
   }
+
+  // The lane's values of a position of a KV block, the `i`th time.
+  __device__ __forceinline__ void load(const unsigned char* values, const unsigned char* scales, unsigned position, unsigned i,
+                                       float (&v)[S::WIDTH]) const {
+    using Stored = typename S::Stored;
+    const unsigned char* const p = values + (position * a.kv.dim + dims[i]) * Stored::BYTES;
+    if constexpr (S::WIDTH == 2) {
+      const float2 both = Stored::two(p);
+      v[0] = both.x;
+      v[1] = both.y;
+    } else {
+      v[0] = Stored::one(p);
+    }
+    if constexpr (Stored::SCALED) {
+      const unsigned per_row = a.kv.dim / a.kv.scale_block;
+      const float scale = Kept<KV_F16>::one(scales + (position * per_row + dims[i] / a.kv.scale_block) * 2);
+#pragma unroll
+      for (unsigned e = 0; e < S::WIDTH; e++) v[e] = scale * v[e];
+    }
+  }
+
+  // Adds the weighted values of a KV block.
+  __device__ __forceinline__ void add(unsigned chunk, unsigned block, const unsigned char* values, const unsigned char* scales) {
+    const unsigned begin = (chunk + block) * KV_BLOCK;
+#pragma unroll
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const float factor = rescale[query(r) * S::CHUNK + block];
+      if (factor == 1.0f) continue;
+#pragma unroll
+      for (unsigned i = 0; i < S::UNITS; i++) {
+#pragma unroll
+        for (unsigned e = 0; e < S::WIDTH; e++) sums[r][i][e] *= factor;
+      }
+    }
+    const bool all = whole.begin <= begin && whole.end >= begin + KV_BLOCK;
+#pragma unroll
+    for (unsigned i = 0; i < S::UNITS; i++) {
+      if (first_dim(i) >= a.kv.dim) break;
+      if (all) add_all(i, block, values, scales);
+      else add_seen(i, begin, block, values, scales);
+    }
+  }
+
+  __device__ __forceinline__ void add_all(unsigned i, unsigned block, const unsigned char* values, const unsigned char* scales) {
+#pragma unroll 1
+    for (unsigned j = 0; j < KV_BLOCK; j += 4) {
+      float v[4][S::WIDTH];
+#pragma unroll
+      for (unsigned e = 0; e < 4; e++) load(values, scales, j + e, i, v[e]);
+#pragma unroll
+      for (unsigned r = 0; r < S::QUERIES; r++) {
+        const float4 w = *reinterpret_cast<const float4*>(weights + (query(r) * S::CHUNK + block) * KV_BLOCK + j);
+        const float each[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (unsigned e = 0; e < 4; e++) {
+#pragma unroll
+          for (unsigned k = 0; k < S::WIDTH; k++) sums[r][i][k] = fmaf(each[e], v[e][k], sums[r][i][k]);
+        }
+      }
+    }
+  }
+
+  // Where a query sees some of the positions only. What it does not see may be anything.
+  __device__ __forceinline__ void add_seen(unsigned i, unsigned begin, unsigned block, const unsigned char* values,
+                                           const unsigned char* scales) {
+#pragma unroll
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const Range s = sees[query(r)];
+      const unsigned first = s.begin > begin ? s.begin - begin : 0, end = s.end > begin ? s.end - begin : 0;
+      for (unsigned j = first; j < KV_BLOCK && j < end; j++) {
+        const float w = weights[(query(r) * S::CHUNK + block) * KV_BLOCK + j];
+        float v[S::WIDTH];
+        load(values, scales, j, i, v);
+#pragma unroll
+        for (unsigned k = 0; k < S::WIDTH; k++) sums[r][i][k] = fmaf(w, v[k], sums[r][i][k]);
+      }
+    }
+  }
+
+  // Adds the weighted values of an item.
+  __device__ __forceinline__ void add_item(const Cursor& c, const unsigned char* slot) {
+    if (query(0) >= count()) return;
+    const unsigned first = from(c.chunk) + (c.item - key_items) * value_blocks, last = to(c.chunk);
+    const unsigned bytes = a.kv.dim * KV_BLOCK * S::Stored::BYTES;
+    const unsigned scales = S::Stored::SCALED ? a.kv.dim / a.kv.scale_block * KV_BLOCK * 2 : 0;
+    for (unsigned b = 0; b < value_blocks && first + b < last; b++) {
+      add(c.chunk, first + b - c.chunk, slot + b * bytes, slot + value_blocks * bytes + b * scales);
+    }
+  }
+
+  // Writes what a lane has of a query.
+  __device__ __forceinline__ void store(float* to, unsigned i, const float (&v)[S::WIDTH]) const {
+    if (first_dim(i) + lane * S::WIDTH >= a.kv.dim) return;
+    if constexpr (S::WIDTH == 2) *reinterpret_cast<float2*>(to + dims[i]) = make_float2(v[0], v[1]);
+    else to[dims[i]] = v[0];
+  }
+
+  // Leaves the sums of a split to be joined with others.
+  __device__ __forceinline__ void leave(unsigned split) {
+    const unsigned first = tile.part + (split - tile.split) * tile.rows, dim = a.kv.dim;
+#pragma unroll
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const unsigned q = query(r);
+      if (q >= count()) break;
+      float* const part = at<float>(a.parts) + (uint64_t(first + row(q)) * a.query_heads + head(q)) * (dim + 4);
+#pragma unroll
+      for (unsigned i = 0; i < S::UNITS; i++) store(part, i, sums[r][i]);
+      if (member != 0 || lane != r) continue;
+      part[dim] = max;
+      part[dim + 1] = total;
+    }
+  }
+
+  // Joins a split with those before it, whose sums are in the result. The last one makes it what it is to be.
+  __device__ __forceinline__ void join(unsigned split) {
+    const unsigned mine = query(lane), begin = split * SPLIT;
+    float before = 1.0f, now = 0.0f;
+    bool any = false;
+    if (lane < S::QUERIES) {
+      const Range s = sees[mine];
+      any = s.begin < begin + SPLIT && s.end > begin;
+      const float high = max > all_max ? max : all_max;
+      before = exp_exact(all_max - high);
+      now = exp_exact(max - high);
+      if (any) {
+        all_total = fmaf(total, now, all_total * before);
+        all_max = high;
+      }
+    }
+    const float inverse = 1.0f / all_total;
+    const bool first = split == tile.split, last = begin + SPLIT >= end_block * KV_BLOCK;
+#pragma unroll
+    for (unsigned r = 0; r < S::QUERIES; r++) {
+      const unsigned q = query(r);
+      const float factor = __shfl_sync(ALL_LANES, before, r), new_factor = __shfl_sync(ALL_LANES, now, r);
+      const float part = __shfl_sync(ALL_LANES, inverse, r);
+      const bool sees_some = __shfl_sync(ALL_LANES, any ? 1 : 0, r);
+      if (q >= count()) continue;
+      float* const out = at<float>(a.out) + (uint64_t(tile.first_row + row(q)) * a.query_heads + head(q)) * a.kv.dim;
+#pragma unroll
+      for (unsigned i = 0; i < S::UNITS; i++) {
+        if (first_dim(i) >= a.kv.dim) break;
+        float v[S::WIDTH];
+#pragma unroll
+        for (unsigned e = 0; e < S::WIDTH; e++) {
+          const float old = first ? 0.0f : out[dims[i] + e];
+          v[e] = sees_some ? fmaf(sums[r][i][e], new_factor, old * factor) : old;
+          if (last) v[e] *= part;
+        }
+        store(out, i, v);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    prepare();
+    const unsigned first = first_block / S::CHUNK * S::CHUNK;
+    Cursor loads = {first, 0}, works = {first, 0};
+    // The newest item goes into the slot that was worked on before the one that is worked on now.
+    unsigned newest = 0, current = 0;
+#pragma unroll 1
+    for (unsigned ahead = 0; more(works); ahead++) {
+      if (ahead >= S::SLOTS - 1) {
+        cp_async_wait<S::SLOTS - 2>();
+        // What the item has is there for everyone, and nobody reads the one before it any more.
+        __syncthreads();
+      }
+      if (more(loads)) {
+        fetch(loads, slots + newest * SLOT_BYTES);
+        advance(loads);
+      }
+      cp_async_commit();
+      newest = newest + 1 == S::SLOTS ? 0 : newest + 1;
+      if (ahead < S::SLOTS - 1) continue;
+      work(works, slots + current * SLOT_BYTES);
+      current = current + 1 == S::SLOTS ? 0 : current + 1;
+    }
+  }
+
+  // Works on an item.
+  __device__ __forceinline__ void work(Cursor& c, const unsigned char* slot) {
+    const unsigned chunk = c.chunk, split = chunk * KV_BLOCK / SPLIT;
+    if (c.item < key_items) {
+      multiply(c, slot);
+      if (c.item + 1 == key_items) weigh(chunk);
+    } else {
+      if (c.item == key_items) count_weights(chunk);
+      add_item(c, slot);
+    }
+    advance(c);
+    if (c.chunk == chunk || (more(c) && c.chunk * KV_BLOCK / SPLIT == split)) return;
+    if (tile.part == NO_PART) join(split);
+    else leave(split);
+    forget();
+  }
+};
+
+template <class S>
+__device__ __forceinline__ void attend(const cuckoo_attention& a) {
+  CUCKOO_SHARED(unsigned char, memory);
+  Tile<S> tile(a, memory);
+  tile.run();
 }
+
+// As many sums as there are queries: a decode row without groups has one.
+template <KvKind KIND>
+__device__ __forceinline__ void narrow(const cuckoo_attention& a) {
+  const unsigned queries = at<const cuckoo_tile>(a.tiles)[blockIdx.x].rows * a.heads_each;
+  if (queries <= 1) attend<Shape<KIND, 1, 1, 4, 1, 4, 3>>(a);
+  else if (queries <= 4) attend<Shape<KIND, 4, 1, 4, 1, 4, 3>>(a);
+  else attend<Shape<KIND, 8, 1, 4, 1, 4, 3>>(a);
+}
+
+}  // namespace attention
+
+// Up to 8 queries, any head; up to 64, 32 or 16 queries by heads of up to 128, 256 or 512 values.
+#define CUCKOO_ATTENTION(kind, KIND)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128, 3)                                                                     \
+  cuckoo_attention_narrow_##kind(const __grid_constant__ cuckoo_attention a) {                                             \
+    attention::narrow<KIND>(a);                                                                                            \
+  }                                                                                                                        \
+  CUCKOO_KERNEL(256) cuckoo_attention_wide_128_##kind(const __grid_constant__ cuckoo_attention a) {                        \
+    attention::attend<attention::Shape<KIND, 8, 8, 1, 2, 2, 2>>(a);                                                        \
+  }                                                                                                                        \
+  CUCKOO_KERNEL(256) cuckoo_attention_wide_256_##kind(const __grid_constant__ cuckoo_attention a) {                        \
+    attention::attend<attention::Shape<KIND, 4, 8, 1, 2, 4, 2>>(a);                                                        \
+  }                                                                                                                        \
+  CUCKOO_KERNEL(256) cuckoo_attention_wide_512_##kind(const __grid_constant__ cuckoo_attention a) {                        \
+    attention::attend<attention::Shape<KIND, 2, 8, 1, 2, 8, 2>>(a);                                                        \
+  }
+CUCKOO_KV_KINDS(CUCKOO_ATTENTION)
 
 // Splits of a row and query head joined in order: a warp.
 CUCKOO_KERNEL(32) cuckoo_attention_join(const __grid_constant__ cuckoo_attention a) {
-  const unsigned lane = threadIdx.x, number = blockIdx.x, head = blockIdx.y;
-  const Seen all = seen(a, at<const cuckoo_row>(a.rows)[number]);
-  float out[DIM_MAX / WARP] = {};
+  constexpr unsigned UNITS = KV_DIM_MAX / (WARP * 4);
+  const cuckoo_tile tile = at<const cuckoo_tile>(a.tiles)[blockIdx.x];
+  const unsigned lane = threadIdx.x, head = blockIdx.y, row = blockIdx.z, dim = a.kv.dim;
+  if (row >= tile.rows) return;
+  const attention::Range all = attention::seen(a, tile, row);
+  float out[UNITS][4] = {};
   float max = a.sinks != 0 ? at<const float>(a.sinks)[head] : -INFINITY;
   float total = a.sinks != 0 ? 1.0f : 0.0f;
-  for (unsigned split = all.begin / SPLIT; split * SPLIT < all.end; split++) {
-    const float* const part =
-        at<const float>(a.parts) + ((uint64_t(number) * a.query_heads + head) * a.splits + split) * (a.kv.dim + 2);
-    const float part_max = part[a.kv.dim], part_total = part[a.kv.dim + 1];
+  const unsigned end = (all.end + attention::SPLIT - 1) / attention::SPLIT;
+#pragma unroll 2
+  for (unsigned split = all.begin / attention::SPLIT; split < end; split++) {
+    const uint64_t place = uint64_t(tile.part + (split - tile.split) * tile.rows + row) * a.query_heads + head;
+    const float* const part = at<const float>(a.parts) + place * (dim + 4);
+    const float part_max = part[dim], part_total = part[dim + 1];
     const float highest = part_max > max ? part_max : max;
     const float before = exp_exact(max - highest), now = exp_exact(part_max - highest);
 #pragma unroll
-    for (unsigned i = 0; i < DIM_MAX / WARP; i++) {
-      const unsigned d = i * WARP + lane;
-      if (d < a.kv.dim) out[i] = fmaf(part[d], now, out[i] * before);
+    for (unsigned i = 0; i < UNITS; i++) {
+      const unsigned d = (i * WARP + lane) * 4;
+      if (d >= dim) continue;
+      const float4 v = *reinterpret_cast<const float4*>(part + d);
+      const float each[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (unsigned e = 0; e < 4; e++) out[i][e] = fmaf(each[e], now, out[i][e] * before);
     }
     total = fmaf(part_total, now, total * before);
     max = highest;
   }
   const float inverse = 1.0f / total;
-  float* const to = at<float>(a.out) + (uint64_t(number) * a.query_heads + head) * a.kv.dim;
+  float* const to = at<float>(a.out) + (uint64_t(tile.first_row + row) * a.query_heads + head) * dim;
 #pragma unroll
-  for (unsigned i = 0; i < DIM_MAX / WARP; i++) {
-    const unsigned d = i * WARP + lane;
-    if (d < a.kv.dim) to[d] = out[i] * inverse;
+  for (unsigned i = 0; i < UNITS; i++) {
+    const unsigned d = (i * WARP + lane) * 4;
+    if (d >= dim) continue;
+    const float4 v = make_float4(out[i][0] * inverse, out[i][1] * inverse, out[i][2] * inverse, out[i][3] * inverse);
+    *reinterpret_cast<float4*>(to + d) = v;
   }
 }

@@ -73,3 +73,12 @@ CUCKOO_KERNEL(256) cuckoo_scatter_add(const __grid_constant__ cuckoo_rows a) {
   const float weight = at<const float>(a.weights)[blockIdx.x];
   for (unsigned c = threadIdx.x; c < a.cols; c += blockDim.x) out[c] = fmaf(weight, x[c], out[c]);
 }
+
+// tokens[row] = drawn[draw]. A draw that gave no token is a fault that is told later; a step that is begun already reads token 0.
+CUCKOO_KERNEL(256) cuckoo_take_drawn_tokens(const __grid_constant__ cuckoo_take_drawn a) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= a.count) return;
+  const uint32_t* const pair = at<const uint32_t>(a.pairs) + 2 * i;
+  const uint32_t token = at<const uint32_t>(a.drawn)[pair[1]];
+  at<uint32_t>(a.tokens)[pair[0]] = token < a.vocabulary ? token : 0;
+}

@@ -1,6 +1,27 @@
-// Products with weights: every rounding and every order is the contract's, so one row of activations or eight, on whatever
-// machine, give the same bits.
+// What is before products with quantized weights (gemm_integers.cu), rows of tables, and products with floating-point weights: every
+// rounding and every order is the contract's, so one row of activations or eight, on whatever machine, give the same bits.
 #include "weights.cuh"
+
+// The integers of a block of a plane, a lane's each, and what goes with them.
+__device__ __forceinline__ void put_block(const cuckoo_quantize& a, unsigned plane, uint64_t block, int q, float scale) {
+  const unsigned lane = threadIdx.x % WARP;
+  const uint64_t place = uint64_t(plane) * a.rows * (a.cols / BLOCK_COLS) + block;
+  // What a lane gives to `mma` as operand B lies together.
+  at<int8_t>(a.q)[place * BLOCK_COLS + lane % 16 / 4 * 8 + lane / 16 * 4 + lane % 4] = int8_t(q);
+  int half = q;
+#pragma unroll
+  for (unsigned apart = WARP / 4; apart > 0; apart /= 2) half += __shfl_xor_sync(ALL_LANES, half, apart);
+  const int other = __shfl_xor_sync(ALL_LANES, half, WARP / 2);
+  if (lane != 0) return;
+  float* const factors = at<float>(a.factors) + place * 2;
+  factors[0] = scale;
+  factors[1] = float(half + other);
+  // Sums of 16 bytes are below 2^11: halves hold them.
+  at<float>(a.halves)[place * 2] = scale;
+  __half* const halves = at<__half>(a.halves) + place * 4 + 2;
+  halves[0] = __float2half_rn(float(half));
+  halves[1] = __float2half_rn(float(other));
+}
 
 // Rounds activations in blocks of 32: a warp for each block. See quantize_activations of src/quant.rs.
 CUCKOO_KERNEL(256) cuckoo_quantize_rows(const __grid_constant__ cuckoo_quantize a) {
@@ -23,94 +44,14 @@ CUCKOO_KERNEL(256) cuckoo_quantize_rows(const __grid_constant__ cuckoo_quantize 
   else if (!usable) scale = 0.0f;
   const float inverse = usable ? 1.0f / scale : 0.0f;
   const int q = usable ? __float2int_rn(x * inverse) : 0;
-  int8_t* const out = at<int8_t>(a.q);
-  float* const scales = at<float>(a.scales);
   if (a.planes == 1) {
-    out[block * BLOCK_COLS + lane] = int8_t(q);
-    if (lane == 0) scales[block] = scale;
-    return;
-  }
-  const uint64_t low = uint64_t(a.rows) * a.cols;
-  const int high = __float2int_rn(float(q) * (1.0f / 128.0f));
-  out[block * BLOCK_COLS + lane] = int8_t(high);
-  out[low + block * BLOCK_COLS + lane] = int8_t(q - 128 * high);
-  if (lane == 0) {
-    scales[block] = 128.0f * scale;
-    scales[blocks + block] = scale;
+    put_block(a, 0, block, q, scale);
+  } else {
+    const int high = __float2int_rn(float(q) * (1.0f / 128.0f));
+    put_block(a, 0, block, high, 128.0f * scale);
+    put_block(a, 1, block, q - 128 * high, scale);
   }
 }
-
-// What a block of weights and one of activations add to a segment's sum.
-template <class F>
-__device__ __forceinline__ float add_block(const Block<F>& w, int offset, const uint32_t (&x)[8], float x_scale, float sum) {
-  int dots[F::GROUPS] = {}, sums[F::GROUPS] = {};
-  constexpr unsigned WORDS = 8 / F::GROUPS;
-#pragma unroll
-  for (unsigned i = 0; i < 8; i++) {
-    dots[i / WORDS] = __dp4a(int(w.codes[i]), int(x[i]), dots[i / WORDS]);
-    sums[i / WORDS] = __dp4a(0x01010101, int(x[i]), sums[i / WORDS]);
-  }
-#pragma unroll
-  for (unsigned g = 0; g < F::GROUPS; g++) sum = fmaf(float(dots[g] - offset * sums[g]), w.scale[g] * x_scale, sum);
-  if constexpr (F::MINIMUMS) {
-#pragma unroll
-    for (unsigned g = 0; g < F::GROUPS; g++) sum = fmaf(w.minimum[g], x_scale * float(sums[g]), sum);
-  }
-  return sum;
-}
-
-// A block of threads takes `rows_each` rows of weights and `T` rows of activations. A lane sums a segment, leaves the sum in
-// shared memory, and then a thread for each row adds up its segments in order.
-template <class F, unsigned T>
-__device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
-  CUCKOO_SHARED(float, sums);  // [T][items]
-  const unsigned per_row = segments(a.w), blocks = a.w.cols / BLOCK_COLS;
-  const unsigned first = blockIdx.x * a.rows_each, first_token = blockIdx.y * T;
-  const unsigned items = a.rows_each * per_row;
-  const uint64_t first_item = uint64_t(first) * per_row;
-  for (unsigned i = threadIdx.x; i < items; i += blockDim.x) {
-    const Item item = {unsigned((first_item + i) / WARP), unsigned((first_item + i) % WARP)};
-    const unsigned row = first + i / per_row, first_block = i % per_row * SEGMENT_STEPS;
-    const unsigned left = blocks - first_block, steps = row >= a.w.rows ? 0 : left < SEGMENT_STEPS ? left : SEGMENT_STEPS;
-    float sum[T] = {};
-    for (unsigned step = 0; step < steps; step++) {
-      const Block<F> w = load_block<F>(a.w, item, step);
-#pragma unroll
-      for (unsigned t = 0; t < T; t++) {
-        if (first_token + t >= a.tokens) break;
-        for (unsigned plane = 0; plane < a.planes; plane++) {
-          const uint64_t block = (uint64_t(plane) * a.tokens + first_token + t) * blocks + first_block + step;
-          const uint4* const words = at<const uint4>(a.q) + block * 2;
-          const uint4 low = words[0], high = words[1];
-          const uint32_t x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-          sum[t] = add_block<F>(w, a.w.offset, x, at<const float>(a.scales)[block], sum[t]);
-        }
-      }
-    }
-#pragma unroll
-    for (unsigned t = 0; t < T; t++) sums[t * items + i] = sum[t];
-  }
-  __syncthreads();
-  for (unsigned i = threadIdx.x; i < a.rows_each * T; i += blockDim.x) {
-    const unsigned row = i % a.rows_each, t = i / a.rows_each;
-    if (first + row >= a.w.rows || first_token + t >= a.tokens) continue;
-    float total = 0.0f;
-    for (unsigned s = 0; s < per_row; s++) total += sums[t * items + row * per_row + s];
-    float* const out = at<float>(a.out) + uint64_t(first_token + t) * a.out_cols + a.first_row + first + row;
-    *out = a.add ? *out + total : total;
-  }
-}
-
-#define CUCKOO_LINEAR(bits, scales, halves, minimums)                                                                     \
-  CUCKOO_KERNEL(256)                                                                                                      \
-  cuckoo_linear_##bits##_##scales##_##halves##_##minimums(const __grid_constant__ cuckoo_linear_integers a) {             \
-    using F = Format<bits, Scales::scales, halves, minimums>;                                                             \
-    if (a.tokens_each == 1) product<F, 1>(a);                                                                             \
-    else if (a.tokens_each == 2) product<F, 2>(a);                                                                        \
-    else if (a.tokens_each == 4) product<F, 4>(a);                                                                        \
-    else product<F, 8>(a);                                                                                                \
-  }
-CUCKOO_FORMATS(CUCKOO_LINEAR)
 
 // Rows of a table of integers, as ggml rounds them: a warp for each token.
 template <class F>
@@ -119,17 +60,27 @@ __device__ __forceinline__ void embed(const cuckoo_embed_integers& a) {
   if (i >= a.count) return;
   const unsigned token = at<const uint32_t>(a.tokens)[i];
   if (token < a.first_row || token - a.first_row >= a.table.rows) return;
+  const unsigned row = token - a.first_row, tile = row / TILE_ROWS, g = row % 8, second = row % TILE_ROWS / 8;
   for (unsigned block = lane; block < a.table.cols / BLOCK_COLS; block += WARP) {
-    const Item item = item_of(a.table, token - a.first_row, block / SEGMENT_STEPS);
-    const Block<F> w = load_block<F>(a.table, item, block % SEGMENT_STEPS);
+    const Place from = place_of<F>(a.table, tile, block / SEGMENT_STEPS, block % SEGMENT_STEPS);
+    const BlockScales<F> w = unpack(load_scales<F, Read::again>(from.scales, g), unpack(load_supers<F>(from.supers, g)));
     float* const out = at<float>(a.out) + uint64_t(i) * a.table.cols + block * BLOCK_COLS;
 #pragma unroll
-    for (unsigned c = 0; c < BLOCK_COLS; c++) {
-      const unsigned g = c * F::GROUPS / BLOCK_COLS;
-      const int code = int8_t(w.codes[c / 4] >> c % 4 * 8) - a.table.offset;
-      const float v = w.scale[g] * float(code);
-      // Not added where there is none: that would turn -0 into 0.
-      out[c] = F::MINIMUMS ? v + w.minimum[g] : v;
+    for (unsigned t = 0; t < 4; t++) {
+      uint32_t codes[4];
+      unpack(load_codes<F, Read::again>(from.codes, g * 4 + t), codes);
+#pragma unroll
+      for (unsigned half = 0; half < 2; half++) {
+        const uint32_t word = second ? codes[half * 2 + 1] : codes[half * 2];
+        const float scale = second ? w.scale[1][half % F::GROUPS] : w.scale[0][half % F::GROUPS];
+        const float minimum = second ? w.minimum[1][half % F::GROUPS] : w.minimum[0][half % F::GROUPS];
+#pragma unroll
+        for (unsigned c = 0; c < 4; c++) {
+          const float v = scale * float(int8_t(word >> c * 8) / int(F::UNIT));
+          // Not added where there is none: that would turn -0 into 0.
+          out[half * 16 + t * 4 + c] = F::MINIMUMS ? v + minimum : v;
+        }
+      }
     }
   }
 }

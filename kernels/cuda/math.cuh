@@ -4,8 +4,8 @@
 
 // e^x as expf of Cephes computes it, with fused operations; 0 below -87.3, at most e^88.
 __device__ __forceinline__ float exp_exact(float x) {
-  if (x < -87.3f) return 0.0f;
-  const float clamped = x > 88.0f ? 88.0f : x;
+  const bool vanishes = x < -87.3f;
+  const float clamped = x > 88.0f ? 88.0f : vanishes ? 0.0f : x;
   const float n = rintf(clamped * 1.44269504f);
   const float r = fmaf(n, 2.1219444e-4f, fmaf(n, -355.0f / 512.0f, clamped));
   float p = 1.9875691e-4f;
@@ -16,7 +16,8 @@ __device__ __forceinline__ float exp_exact(float x) {
   p = fmaf(p, r, 0.5f);
   // A NaN has no exponent; whatever power is made of it, the product stays NaN.
   const float power = __int_as_float((__float2int_rn(n) + 127) << 23);
-  return (fmaf(p, r * r, r) + 1.0f) * power;
+  // Chosen at the end: lanes do not part over it.
+  return vanishes ? 0.0f : (fmaf(p, r * r, r) + 1.0f) * power;
 }
 
 // c * tanh(v / c), by tanh(y) = 1 - 2 / (e^(2y) + 1); v where c is 0.

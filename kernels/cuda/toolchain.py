@@ -32,6 +32,8 @@ PTX = "80"
 #: ptxas must accept that PTX for each of these.
 LATER = ["80", "86", "89", "90", "100", "103", "110", "120", "121"]
 SOURCES = sorted(HERE.glob("*.cu"))
+#: For one architecture alone, whose instructions no other has.
+HOPPER_SOURCES, HOPPER = sorted((HERE / "sm90").glob("*.cu")), "90a"
 #: As the numerics contract wants it: products and sums are contracted where the source says fma, nowhere else. `build.rs` reads
 #: the same file.
 FLAGS = (HERE / "nvcc.options").read_text().split()
@@ -74,8 +76,10 @@ def run(*command) -> str:
 
 def compiled(source: pathlib.Path, arch: str, out: pathlib.Path) -> dict:
     """Registers, spills and instructions of each kernel of a file on an architecture."""
-    cubin = out / f"{source.stem}.{arch}.cubin"
+    cubin = out / f"{source.parent.name}.{source.stem}.{arch}.cubin"
     said = run(install(), *FLAGS, "-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-o", cubin, source)
+    if "serialized" in said:
+        raise SystemExit(f"{source}: products of warpgroups wait for one another\n{said}")
     kernels = {}
     pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
     for name, stores, loads, registers in re.findall(pattern, said, re.S):
@@ -117,7 +121,8 @@ def check() -> int:
     install()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         out = pathlib.Path(folder)
-        jobs = {(s, a): pool.submit(compiled, s, a, out) for s in SOURCES for a in ARCHITECTURES}
+        wanted = [(s, a) for s in SOURCES for a in ARCHITECTURES] + [(s, HOPPER) for s in HOPPER_SOURCES]
+        jobs = {(s, a): pool.submit(compiled, s, a, out) for s, a in wanted}
         accepted = [pool.submit(ptx_accepted, source, out) for source in SOURCES]
         for (_, arch), job in jobs.items():
             for name, found in job.result().items():

@@ -297,12 +297,12 @@ fn attention<O: Ops>(ops: &mut O, kind: KvKind) -> Result<Vec<f32>, OpsError> {
 }
 
 fn sampling<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
-    let vocabulary = 3_001;
+    let vocabulary = 3_008;
     let logits: Vec<f32> = values(4 * vocabulary, 30).iter().map(|v| v * 6.0).collect();
     let logits = upload(ops, &logits, vocabulary)?;
     let mut history = TokenHistory::default();
     history.push_prompt(&[1, 2, 3]);
-    (0..40).for_each(|token| history.push_output(token * 31 % 3_001));
+    (0..40).for_each(|token| history.push_output(token * 31 % 3_008));
     let plain = SamplingParams::default();
     let all = [
         SamplingParams { temperature: 0.0, ..plain.clone() },
@@ -333,7 +333,7 @@ fn sampling<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
 }
 
 fn logprobs<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
-    let vocabulary = 3_001;
+    let vocabulary = 3_008;
     let logits: Vec<f32> = values(2 * vocabulary, 31).iter().map(|v| v * 12.0).collect();
     let logits = upload(ops, &logits, vocabulary)?;
     let requests = [LogprobRequest { row: 1, token: 17, top: 20 }, LogprobRequest { row: 0, token: 3_000, top: 0 }];

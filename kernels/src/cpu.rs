@@ -468,4 +468,4 @@ fn check_heads(step: &StepLayout<'_>, heads: Heads, qkv: &Buffer, cache: &KvCach
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

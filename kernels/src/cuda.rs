@@ -1,10 +1,12 @@
 //! The CUDA backend: the operations of [`crate::ops`] as launches of the kernels in `cuda/`, over a [`Machine`] that runs them. It
-//! computes the contract, bit for bit, so whatever runs its kernels can be checked against [`crate::Cpu`].
+//! computes the contract, bit for bit, so whatever runs its kernels can be checked against [`crate::Cpu`]; unless it is asked for
+//! [`Profile::Fast`].
 //!
 //! Never decides anything about sequences or models; its launches are those of one step in order.
 
 #[allow(
     non_camel_case_types,
+    non_upper_case_globals,
     unreachable_pub,
     missing_docs,
     clippy::all,
@@ -18,6 +20,7 @@ mod data_sheet;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod float_products;
 mod gpu;
 mod kv_cache;
 mod launches;
@@ -27,6 +30,7 @@ mod matrix;
 mod operations;
 mod products;
 mod replay;
+mod sampling;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -37,20 +41,26 @@ pub use self::data_sheet::DataSheet;
 pub use self::driver::Driver;
 #[cfg(feature = "emulator")]
 pub use self::emulator::Emulator;
+pub use self::float_products::Profile;
 pub use self::gpu::{Copies, Gpu, NoGpu, free_bytes, gpus};
 pub use self::kv_cache::{HostKv, KvCache};
 pub use self::launches::Launches;
 pub use self::low_rank::LowRank;
-pub use self::machine::{Machine, Piece};
+pub use self::machine::{Machine, Narrow, Piece, TiledMatrix};
 pub use self::matrix::Matrix;
 pub use self::replay::{Capture, Clock, Replay, Replayed};
+use self::sampling::Ahead;
+pub(crate) use self::scratch::Bounds;
 use self::scratch::{Needs, Scratch};
 
 /// Kernels on a machine.
 pub struct Cuda<M: Machine> {
     machine: M,
+    profile: Profile,
     scratch: Scratch<M>,
     needs: Needs,
+    bounds: Bounds,
+    ahead: Ahead<M>,
 }
 
 /// Values in `f32`.
@@ -76,9 +86,21 @@ pub struct RopeTable<M: Machine> {
 }
 
 impl<M: Machine> Cuda<M> {
-    /// On `machine`.
+    /// On `machine`, computing the contract.
     pub fn new(machine: M) -> Self {
-        Self { machine, scratch: Scratch::default(), needs: Needs::default() }
+        Self::with_profile(machine, Profile::Exact)
+    }
+
+    /// On `machine`, computing what `profile` says.
+    pub fn with_profile(machine: M, profile: Profile) -> Self {
+        let (scratch, needs) = (Scratch::default(), Needs::default());
+        Self { machine, profile, scratch, needs, bounds: Bounds::default(), ahead: Ahead::default() }
+    }
+
+    /// With other bounds.
+    #[cfg(test)]
+    pub(crate) fn bounded(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
     }
 
     /// What runs the kernels.

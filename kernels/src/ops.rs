@@ -235,6 +235,19 @@ pub enum OpsError {
     Lost(String),
 }
 
+/// Draws that nobody waits for: tokens stay on the device until they are collected, and the next step can use them there.
+pub trait DrawAhead<B> {
+    /// Whether all of these can be drawn so, from rows of `vocabulary` logits.
+    fn can_draw(&self, requests: &[SampleRequest<'_>], vocabulary: usize) -> bool;
+    /// Draws as [`Ops::sample`] does. Where there are no requests, what is collected says when everything before is done.
+    fn draw(&mut self, logits: &B, requests: &[SampleRequest<'_>]) -> Result<(), OpsError>;
+    /// For each `(row, draw)` the next [`Ops::embed`] takes what draw `draw` of the last [`DrawAhead::draw`] gave, in place of
+    /// what it is told for that row.
+    fn feed(&mut self, rows: Vec<(usize, usize)>);
+    /// Waits for the oldest draw that was not collected.
+    fn collect(&mut self) -> Result<Vec<Sampled>, OpsError>;
+}
+
 /// A backend: [`Memory`] on a device, and the operations that work on it.
 ///
 /// A `Buffer` is `f32`, row-major, created with a capacity in rows; operations that write one set how many rows are in
@@ -246,6 +259,11 @@ pub trait Ops: Memory {
     /// Waits until everything that was asked for is done. Whatever gives an answer waits for what it needs by itself.
     fn wait(&mut self) -> Result<(), OpsError> {
         Ok(())
+    }
+
+    /// Draws that stay on the device, if this backend has them.
+    fn ahead(&mut self) -> Option<&mut dyn DrawAhead<Self::Buffer>> {
+        None
     }
 
     /// Copies blocks, of all layers, to the host: `(block, slot)` one after the other, as if each were done before the next.

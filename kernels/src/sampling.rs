@@ -5,7 +5,7 @@
 //! seed, the position and the logits alone: any position can be drawn again anywhere, in any order.
 //!
 //! The noise of a token: word `token % 4` of `philox(key = seed, counter = (position low, position high, token / 4, 0))`,
-//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`. The coin of XTC is word 0 of the counter
+//! `u = (word + 0.5) / 2^32`, `g = -ln(-ln u)`, all in `f64`, with `ln` of musl (the `libm` crate). The coin of XTC is word 0 of the counter
 //! `(position low, position high, 0, 1)`, as `u`.
 //!
 //! # What is applied, in this order
@@ -17,6 +17,12 @@
 //! 3. On the distribution at the temperature: top-k, typical-p, top-p, min-p, XTC, each on what the one before it left.
 //!    None of them ever leaves nobody.
 //! 4. The noise.
+//!
+//! # What has an order, and what has none
+//!
+//! Probabilities that are added up are whole numbers (`nucleus.rs`), so that any number of threads may add them up in any
+//! order and borders are found exactly. Only the mean of typical-p is a sum of fractions, in order of ids. Nothing depends on
+//! a library of the host.
 
 mod dry;
 mod filters;
@@ -27,11 +33,14 @@ mod mask;
 mod nucleus;
 mod philox;
 
+pub(crate) use self::filters::least;
 use self::filters::survivors;
 pub use self::history::TokenHistory;
 use self::logits::adjusted;
+pub(crate) use self::logits::{completions, repetitions};
 pub use self::logprobs::{LogprobRequest, Logprobs, logprobs};
 pub use self::mask::TokenMask;
+pub(crate) use self::nucleus::{Scale, part_of};
 use self::philox::philox;
 use crate::ops::OpsError;
 
@@ -114,7 +123,7 @@ impl SamplingParams {
         self.penalizes() || self.dry.is_some() || self.bad_words.iter().any(|word| word.len() > 1)
     }
 
-    fn penalizes(&self) -> bool {
+    pub(crate) fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
@@ -154,14 +163,14 @@ pub struct Sampled {
 
 /// A token that is still in the running.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    logit: f32,
-    id: u32,
+pub(crate) struct Candidate {
+    pub(crate) logit: f32,
+    pub(crate) id: u32,
 }
 
 impl Candidate {
     /// Higher logits first, lower ids first among equals.
-    fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
+    pub(crate) fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
         b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
     }
 }
@@ -188,6 +197,14 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
     Ok(Sampled { token })
 }
 
+pub(crate) fn broken() -> OpsError {
+    OpsError::Fault("a logit is NaN or infinite: weights or kernels are broken".into())
+}
+
+pub(crate) fn nothing_allowed() -> OpsError {
+    OpsError::Fault("no token is allowed: every logit is minus infinity".into())
+}
+
 /// The highest logit; the lowest id among equals.
 fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
     let (mut most, mut sound) = ([f32::NEG_INFINITY; 16], [true; 16]);
@@ -198,15 +215,19 @@ fn highest(logits: &[f32]) -> Result<Candidate, OpsError> {
             sound[i] &= chunk[i] < f32::INFINITY;
         }
     }
-    let logit = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    // Adding 0 makes both zeros one: which of them is the larger is nobody's to say.
+    let logit = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| m.max(v)) + 0.0;
     if !(sound.iter().all(|&s| s) && rest.iter().all(|&v| v < f32::INFINITY)) {
-        return Err(OpsError::Fault("a logit is NaN or infinite: weights or kernels are broken".into()));
+        return Err(broken());
     }
     if logit == f32::NEG_INFINITY {
-        return Err(OpsError::Fault("no token is allowed: every logit is minus infinity".into()));
+        return Err(nothing_allowed());
     }
-    let id = logits.iter().position(|&v| v == logit).expect("the maximum is one of them");
-    Ok(Candidate { logit, id: id as u32 })
+    // By chunks, which the compiler turns into vectors.
+    let first = chunks.iter().position(|chunk| chunk.iter().fold(false, |any, &v| any | (v == logit)));
+    let begin = first.map_or(logits.len() - rest.len(), |chunk| 16 * chunk);
+    let id = logits[begin..].iter().position(|&v| v == logit).expect("the maximum is one of them");
+    Ok(Candidate { logit, id: (begin + id) as u32 })
 }
 
 /// No noise exceeds this: the largest `u` is `1 - 2^-33`, and `-ln(-ln u) < -ln(1 - u) = 33 ln 2 = 22.873...`.
@@ -217,9 +238,9 @@ const SLACK: f64 = 1e-6;
 
 /// The Gumbel noise of one position.
 #[derive(Clone, Copy)]
-struct Noise {
-    seed: u64,
-    position: u64,
+pub(crate) struct Noise {
+    pub(crate) seed: u64,
+    pub(crate) position: u64,
 }
 
 impl Noise {
@@ -229,7 +250,7 @@ impl Noise {
     }
 
     /// Whether something of this probability happens at this position: XTC's coin.
-    fn coin(self, probability: f32) -> bool {
+    pub(crate) fn coin(self, probability: f32) -> bool {
         uniform(self.block(0, 1)[0]) < f64::from(probability)
     }
 
@@ -299,7 +320,7 @@ impl Race {
 }
 
 fn gumbel(word: u32) -> f64 {
-    -(-uniform(word).ln()).ln()
+    -libm::log(-libm::log(uniform(word)))
 }
 
 /// Between 0 and 1, and never either.

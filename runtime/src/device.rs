@@ -13,6 +13,7 @@ mod budget;
 mod choices;
 mod constraints;
 mod draft_model;
+mod engine;
 mod executor;
 mod kv_cache;
 mod kv_plan;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_kernels::cuda::Gpu;
+use cuckoo_kernels::cuda::{Gpu, Profile};
 use cuckoo_kernels::ops::OpsError;
 use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
@@ -44,7 +45,7 @@ pub use batch::{
 pub(crate) use batcher::BatcherMsg;
 pub use budget::StepBudget;
 pub use draft_model::{DraftPlan, Guess};
-pub use executor::Engine;
+pub use engine::Engine;
 pub use kv_cache::{BlockHash, HOLE, KvCache, KvCopy, KvWay};
 pub use kv_plan::{GroupPlan, KvPlan};
 pub use masks::{MaskWorkers, PendingMask, SharedMatcher};
@@ -67,8 +68,8 @@ pub enum DeviceKind {
         /// Threads that work on a step.
         threads: usize,
     },
-    /// A GPU.
-    Cuda(Gpu),
+    /// A GPU, and what it may do for speed.
+    Cuda(Gpu, Profile),
 }
 
 impl fmt::Display for DeviceKind {
@@ -76,7 +77,7 @@ impl fmt::Display for DeviceKind {
         match self {
             Self::Cpu { threads: 1 } => f.write_str("cpu, 1 thread"),
             Self::Cpu { threads } => write!(f, "cpu, {threads} threads"),
-            Self::Cuda(gpu) => write!(f, "cuda:{}, {}", gpu.ordinal, gpu.name),
+            Self::Cuda(gpu, _) => write!(f, "cuda:{}, {}", gpu.ordinal, gpu.name),
         }
     }
 }
@@ -97,7 +98,7 @@ impl DeviceKind {
     pub(crate) fn step_target(&self) -> Duration {
         match self {
             Self::Cpu { .. } => Duration::from_millis(60),
-            Self::Cuda(_) => Duration::from_millis(30),
+            Self::Cuda(..) => Duration::from_millis(30),
         }
     }
 
@@ -106,7 +107,7 @@ impl DeviceKind {
         match self {
             Self::Cpu { .. } => Customary { sequences_max: 16, step_tokens_max: 64, kv_bytes_max: 2 << 30 },
             // Its memory is there for nothing else.
-            Self::Cuda(_) => Customary { sequences_max: 256, step_tokens_max: 2048, kv_bytes_max: u64::MAX },
+            Self::Cuda(..) => Customary { sequences_max: 256, step_tokens_max: 2048, kv_bytes_max: u64::MAX },
         }
     }
 
@@ -116,7 +117,7 @@ impl DeviceKind {
             // A mask takes a hundredth of a step, so one thread serves many sequences and takes little from the others.
             Self::Cpu { threads } => threads.div_ceil(8),
             // Processors have little else to do, and a step is short.
-            Self::Cuda(_) => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
+            Self::Cuda(..) => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
         }
     }
 
@@ -126,7 +127,7 @@ impl DeviceKind {
             // Planning takes microseconds and a step of this device milliseconds. A second step would hide the one at
             // the price of making whoever arrives wait for the other.
             Self::Cpu { .. } => 1,
-            Self::Cuda(_) => STEPS_IN_FLIGHT_MAX,
+            Self::Cuda(..) => STEPS_IN_FLIGHT_MAX,
         }
     }
 }

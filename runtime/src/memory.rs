@@ -176,7 +176,7 @@ pub fn plan_on(
 ) -> Result<(BatchLimits, MemoryPlan), MemoryError> {
     match kind {
         DeviceKind::Cpu { .. } => plan(cpu::Sizes::default(), models, wish, room),
-        DeviceKind::Cuda(_) => plan(cuda::Sizes::default(), models, wish, room),
+        DeviceKind::Cuda(_, profile) => plan(cuda::Sizes::of(*profile), models, wish, room),
     }
 }
 

@@ -4,7 +4,7 @@ mod examine;
 
 use std::str::FromStr;
 
-use cuckoo_kernels::cuda::{Gpu, NoGpu, gpus};
+use cuckoo_kernels::cuda::{Gpu, NoGpu, Profile, gpus};
 
 pub use self::examine::{Examined, examine};
 use crate::device::DeviceKind;
@@ -52,7 +52,7 @@ pub struct Devices {
 pub enum NoDevice {
     /// GPUs were asked for.
     #[error("no GPU can be used: {0} (--device cpu computes on processors)")]
-    Gpu(#[from] NoGpu),
+    Gpu(NoGpu),
     /// One was asked for that there is not.
     #[error("there is no GPU {number}; there are {}", list(.there))]
     Number {
@@ -68,32 +68,34 @@ fn list(gpus: &[Gpu]) -> String {
 }
 
 impl Devices {
-    /// Looks for what `choices` want; nothing said is [`DeviceChoice::Auto`]. Processors work with `threads` threads.
-    pub fn survey(choices: &[DeviceChoice], threads: usize) -> Result<Self, NoDevice> {
-        Self::choose(choices, threads, gpus)
+    /// Looks for what `choices` want; nothing said is [`DeviceChoice::Auto`]. Processors work with `threads` threads, and GPUs
+    /// as `profile` says.
+    pub fn survey(choices: &[DeviceChoice], threads: usize, profile: Profile) -> Result<Self, NoDevice> {
+        Self::choose(choices, (threads, profile), gpus)
     }
 
     /// The same with what is `there`, which is only asked where it matters: a driver takes its time.
     fn choose(
         choices: &[DeviceChoice],
-        threads: usize,
+        (threads, profile): (usize, Profile),
         there: impl Fn() -> Result<Vec<Gpu>, NoGpu>,
     ) -> Result<Self, NoDevice> {
         let cpu = DeviceKind::Cpu { threads };
+        let of_gpu = |gpu| DeviceKind::Cuda(gpu, profile);
         let mut devices = Self { kinds: Vec::new(), no_gpu: None };
         let choices = if choices.is_empty() { &[DeviceChoice::Auto] } else { choices };
         for choice in choices {
             match choice {
                 DeviceChoice::Cpu => devices.add([cpu.clone()]),
-                DeviceChoice::Cuda => devices.add(there()?.into_iter().map(DeviceKind::Cuda)),
+                DeviceChoice::Cuda => devices.add(there().map_err(NoDevice::Gpu)?.into_iter().map(of_gpu)),
                 DeviceChoice::CudaNumber(number) => {
-                    let there = there()?;
+                    let there = there().map_err(NoDevice::Gpu)?;
                     let one = there.iter().find(|gpu| gpu.ordinal == *number).cloned();
                     let one = one.ok_or(NoDevice::Number { number: *number, there })?;
-                    devices.add([DeviceKind::Cuda(one)]);
+                    devices.add([of_gpu(one)]);
                 }
                 DeviceChoice::Auto => match there() {
-                    Ok(gpus) => devices.add(gpus.into_iter().map(DeviceKind::Cuda)),
+                    Ok(gpus) => devices.add(gpus.into_iter().map(of_gpu)),
                     Err(why) => {
                         devices.no_gpu = Some(why);
                         devices.add([cpu.clone()]);
@@ -134,19 +136,21 @@ mod tests {
     fn choose(choices: &[&str], there: Result<&[(usize, u64)], NoGpu>) -> Result<Devices, NoDevice> {
         let choices: Vec<DeviceChoice> = choices.iter().map(|choice| choice.parse().unwrap()).collect();
         let there = there.map(|gpus| gpus.iter().map(|(ordinal, gib)| gpu(*ordinal, *gib)).collect());
-        Devices::choose(&choices, 3, || there.clone())
+        Devices::choose(&choices, (3, Profile::Fast), || there.clone())
     }
 
     #[test]
     fn gpus_of_any_number_and_size_are_all_used() {
         let three: &[(usize, u64)] = &[(0, 24), (1, 8), (2, 12)];
-        let all =
-            Devices { kinds: three.iter().map(|(n, gib)| DeviceKind::Cuda(gpu(*n, *gib))).collect(), no_gpu: None };
+        let all = Devices {
+            kinds: three.iter().map(|(n, gib)| DeviceKind::Cuda(gpu(*n, *gib), Profile::Fast)).collect(),
+            no_gpu: None,
+        };
         for choices in [&[][..], &["auto"], &["cuda"], &["cuda:0", "cuda:1", "cuda:2", "cuda"], &["auto", "cuda:2"]] {
             assert_eq!(choose(choices, Ok(three)).unwrap(), all, "{choices:?}");
         }
         let two = choose(&["cuda:2", "cpu", "cuda:2"], Ok(three)).unwrap();
-        assert_eq!(two.kinds, [DeviceKind::Cuda(gpu(2, 12)), CPU]);
+        assert_eq!(two.kinds, [DeviceKind::Cuda(gpu(2, 12), Profile::Fast), CPU]);
     }
 
     #[test]

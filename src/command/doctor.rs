@@ -3,7 +3,7 @@
 use std::num::NonZero;
 
 use anyhow::bail;
-use cuckoo_kernels::cuda::{NoGpu, gpus};
+use cuckoo_kernels::cuda::{NoGpu, Profile, gpus};
 use cuckoo_kernels::ops::OpsError;
 use cuckoo_runtime::{DeviceKind, Examined, examine};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn all() -> (Vec<Found>, Option<NoGpu>) {
     let mut kinds = vec![DeviceKind::Cpu { threads }];
     let no_gpu = match gpus() {
         Ok(gpus) => {
-            kinds.extend(gpus.into_iter().map(DeviceKind::Cuda));
+            kinds.extend(gpus.into_iter().map(|gpu| DeviceKind::Cuda(gpu, Profile::Exact)));
             None
         }
         Err(why) => Some(why),
@@ -51,7 +51,7 @@ fn print(found: &[Found], no_gpu: Option<&NoGpu>) {
     println!("cuckoo {}", env!("CARGO_PKG_VERSION"));
     for (kind, examined) in found {
         println!("\n  {kind}");
-        if let DeviceKind::Cuda(gpu) = kind {
+        if let DeviceKind::Cuda(gpu, _) = kind {
             println!(
                 "    compute capability {}.{}, {} multiprocessors, {} of memory; the driver knows CUDA {}.{}",
                 gpu.capability.0,
@@ -93,7 +93,7 @@ fn gib(bytes: u64) -> String {
 fn as_json(found: &[Found], no_gpu: Option<&NoGpu>) -> Value {
     let device = |(kind, examined): &Found| {
         let mut device = json!({"device": kind.to_string()});
-        if let DeviceKind::Cuda(gpu) = kind {
+        if let DeviceKind::Cuda(gpu, _) = kind {
             device["capability"] = json!([gpu.capability.0, gpu.capability.1]);
             device["multiprocessors"] = json!(gpu.multiprocessors);
             device["memory_bytes"] = json!(gpu.memory_bytes);

@@ -71,7 +71,7 @@ pub(super) fn config(model: &Provisioned, adapters: &[Provisioned], mining: &Min
 /// What computes. Says on standard error why no GPU does, where nobody has said that none should.
 pub(super) fn devices(mining: &Mining) -> anyhow::Result<Vec<DeviceKind>> {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let found = Devices::survey(&mining.devices, mining.threads.map_or(processors, usize::from))?;
+    let found = Devices::survey(&mining.devices, mining.threads.map_or(processors, usize::from), mining.numerics)?;
     match found.no_gpu {
         // Who builds without GPUs knows it.
         Some(NoGpu::NotBuilt) | None => {}

@@ -18,14 +18,29 @@
 #define gridDim (::emulator::current->block->grid)
 #define CUCKOO_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emulator::current->block->shared)
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 inline void __syncthreads() {
   ::emulator::Block* const block = ::emulator::current->block;
   ::emulator::meet(block->barrier, block->running);
 }
+
+// Lanes of a warp wait for one another.
+inline void __syncwarp(unsigned mask = ~0u) { ::emulator::meet_warp(mask, ::emulator::Operation::syncwarp); }
 
 namespace emulator {
 // Puts a value where the other lanes of the warp find it, waits for theirs, and takes that of lane `from`.
@@ -35,7 +50,7 @@ T exchange(unsigned mask, T mine, unsigned from) {
   Fiber* const self = current;
   auto& slots = self->warp->slots[self->exchanges++ % 2];
   memcpy(&slots[self->lane], &mine, sizeof mine);
-  meet_warp(mask);
+  meet_warp(mask, Operation::exchange);
   if (!(mask >> from & 1)) fault("a value is taken from a lane that is not in the mask");
   T theirs;
   memcpy(&theirs, &slots[from], sizeof theirs);
@@ -51,6 +66,43 @@ template <class T>
 T __shfl_sync(unsigned mask, T v, unsigned from, unsigned = 32) {
   return ::emulator::exchange(mask, v, from % ::emulator::LANES);
 }
+
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T v, unsigned by, unsigned = 32) {
+  const unsigned lane = ::emulator::current->lane;
+  return ::emulator::exchange(mask, v, lane < by ? lane : lane - by);
+}
+
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+
+// Fibers of a block run one at a time and do not give way here; of global memory only one block may have a place.
+template <class T>
+T atomicAdd(T* to, T v) {
+  const T old = *to;
+  *to += v;
+  return old;
+}
+
+inline double __longlong_as_double(long long v) {
+  double f;
+  memcpy(&f, &v, 8);
+  return f;
+}
+inline long long __double_as_longlong(double v) {
+  long long bits;
+  memcpy(&bits, &v, 8);
+  return bits;
+}
+inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 
 inline float __int_as_float(int v) {
   float f;
@@ -73,6 +125,13 @@ inline int __float2int_rn(float v) {
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; i++) c += int8_t(a >> 8 * i) * int8_t(b >> 8 * i);
   return c;
+}
+// Bytes of a (0 to 3) and b (4 to 7), as each nibble of `which` says.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  const uint64_t both = uint64_t(b) << 32 | a;
+  unsigned out = 0;
+  for (unsigned i = 0; i < 4; i++) out |= unsigned(both >> (which >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return out;
 }
 
 struct __half {

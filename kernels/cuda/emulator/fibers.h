@@ -65,11 +65,30 @@ struct Barrier {
   unsigned epoch = 0;
 };
 
+// What lanes of a warp do together.
+enum class Operation { exchange, ldmatrix, ldmatrix_x2, ldmatrix_trans, mma_s8_k32, mma_s8_k16, mma_bf16, mma_f16, syncwarp };
+
 // What lanes of a warp hand to each other, in turns of two, so that a quick lane does not overwrite what a slow one reads.
 struct Warp {
   Barrier barrier;
   unsigned mask = 0;  // of those who meet at the barrier
+  Operation operation = Operation::exchange;  // for which they meet
   alignas(64) uint64_t slots[2][LANES];
+  alignas(64) unsigned char tiles[2][1536];  // operands of a product: 24 rows of 16 floats at most
+};
+
+// A copy to shared memory that has begun; of zeros where it is from nowhere.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
+// What works beside the threads of a block: engines that are told what to do, and waited for.
+struct Engines {
+  virtual ~Engines() = default;
+  // What they have begun and nobody waited for, or nothing.
+  virtual std::string unfinished() const = 0;
 };
 
 struct Block;
@@ -82,6 +101,8 @@ struct Fiber {
   Warp* warp = nullptr;
   Block* block = nullptr;
   Fiber *next = nullptr, *previous = nullptr;  // of those that still run
+  std::vector<Copy> copies;    // that have not landed
+  std::vector<size_t> groups;  // where each group of them ends
 };
 
 struct Block {
@@ -91,6 +112,7 @@ struct Block {
   char* shared = nullptr;
   size_t shared_bytes = 0;
   Barrier barrier;
+  std::unique_ptr<Engines> engines;  // if a thread has told them something
   unsigned running = 0;
   Context host;
   void (*entry)(const void*) = nullptr;
@@ -142,7 +164,7 @@ inline void meet(Barrier& barrier, unsigned expected) {
 }
 
 // Lanes of a warp that exist and are in `mask` meet.
-inline void meet_warp(unsigned mask) {
+inline void meet_warp(unsigned mask, Operation operation) {
   Fiber* const self = current;
   Block* const block = self->block;
   const unsigned first = self->number - self->lane, all = block->size.x * block->size.y * block->size.z;
@@ -150,8 +172,14 @@ inline void meet_warp(unsigned mask) {
   const unsigned present = lanes == LANES ? ~0u : (1u << lanes) - 1;
   if (!(mask >> self->lane & 1)) fault("a lane takes part that is not in the mask");
   Warp& warp = *self->warp;
-  if (warp.barrier.arrived == 0) warp.mask = mask;
-  else if (warp.mask != mask) fault("lanes of a warp meet with different masks");
+  if (warp.barrier.arrived == 0) {
+    warp.mask = mask;
+    warp.operation = operation;
+  } else if (warp.mask != mask) {
+    fault("lanes of a warp meet with different masks");
+  } else if (warp.operation != operation) {
+    fault("lanes of a warp meet in different operations");
+  }
   meet(warp.barrier, unsigned(__builtin_popcount(mask & present)));
 }
 
@@ -194,6 +222,7 @@ inline void Block::run(unsigned order) {
   fibers.resize(count);
   warps.assign((count + LANES - 1) / LANES, Warp{});
   barrier = Barrier{};
+  engines.reset();
   running = count;
   progress = 1;
   progress_seen = 0;
@@ -210,6 +239,8 @@ inline void Block::run(unsigned order) {
   for (unsigned i = 0; i < count; i++) {
     Fiber& fiber = fibers[i];
     fiber.exchanges = 0;
+    fiber.copies.clear();
+    fiber.groups.clear();
     fiber.number = i;
     fiber.lane = i % LANES;
     fiber.thread = dim3(i % size.x, i / size.x % size.y, i / (size.x * size.y));
@@ -224,6 +255,7 @@ inline void Block::run(unsigned order) {
   }
   current = &fibers[turns[0]];
   Context::change(host, current->context);
+  if (fault.empty() && engines) fault = engines->unfinished();
 }
 
 }  // namespace emulator

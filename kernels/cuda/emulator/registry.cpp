@@ -3,10 +3,22 @@
 #include <mutex>
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "../attention.cu"
 #include "../elementwise.cu"
+#include "../gemm_floats.cu"
+#include "../gemm_integers.cu"
+#include "../gemv_integers.cu"
+#include "../kv_copy.cu"
 #include "../linear.cu"
+#include "../logprobs.cu"
 #include "../norm.cu"
+#include "../rope.cu"
+#include "../sampling.cu"
+#include "../sm90/gemm.cu"
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 asm(".text\n"
@@ -23,7 +35,9 @@ namespace {
 
 template <class Args, void (*KERNEL)(Args)>
 void call(const void* args) {
-  KERNEL(*static_cast<const Args*>(args));
+  Args copy;
+  memcpy(&copy, args, sizeof copy);  // whose bytes may lie anywhere
+  KERNEL(copy);
 }
 
 struct Kernel {
@@ -35,8 +49,18 @@ struct Kernel {
 #define ENTRY(name, structure) {#name, sizeof(structure), call<structure, name>},
 #define LINEAR_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_linear_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
+#define GEMM_WIDE_ENTRY(bits, scales, halves, minimums) \
+  ENTRY(cuckoo_gemm_wide_##bits##_##scales##_##halves##_##minimums, cuckoo_linear_integers)
 #define EMBED_ENTRY(bits, scales, halves, minimums) \
   ENTRY(cuckoo_embed_##bits##_##scales##_##halves##_##minimums, cuckoo_embed_integers)
+#define KV_ENTRIES(kind, KIND)                               \
+  ENTRY(cuckoo_attention_narrow_##kind, cuckoo_attention)    \
+  ENTRY(cuckoo_attention_wide_128_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_256_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_attention_wide_512_##kind, cuckoo_attention)  \
+  ENTRY(cuckoo_rope_store_##kind, cuckoo_rope_store)
 
 const Kernel KERNELS[] = {
     CUCKOO_FORMATS(LINEAR_ENTRY) CUCKOO_FORMATS(EMBED_ENTRY)
@@ -60,9 +84,27 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_scatter_add, cuckoo_rows)
     ENTRY(cuckoo_mean_rows, cuckoo_rows)
     ENTRY(cuckoo_normalize_rows, cuckoo_norm)
-    ENTRY(cuckoo_rope_store_rows, cuckoo_rope_store)
-    ENTRY(cuckoo_attention_splits, cuckoo_attention)
+    CUCKOO_KV_KINDS(KV_ENTRIES)
     ENTRY(cuckoo_attention_join, cuckoo_attention)
+    CUCKOO_FORMATS(GEMM_ENTRY) CUCKOO_FORMATS(GEMM_WIDE_ENTRY)
+    ENTRY(cuckoo_narrow_bf16, cuckoo_narrow)
+    ENTRY(cuckoo_narrow_f16, cuckoo_narrow)
+    ENTRY(cuckoo_gemm_wide_bf16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_wide_f16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_skinny_bf16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_skinny_f16, cuckoo_gemm)
+    ENTRY(cuckoo_gemm_hopper_128_bf16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_256_bf16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_128_f16, cuckoo_gemm_mapped)
+    ENTRY(cuckoo_gemm_hopper_256_f16, cuckoo_gemm_mapped)
+
+    ENTRY(cuckoo_adjust_logits, cuckoo_adjust)
+    ENTRY(cuckoo_draw_tokens, cuckoo_sample)
+    ENTRY(cuckoo_take_drawn_tokens, cuckoo_take_drawn)
+    ENTRY(cuckoo_logprob_ranks, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
+    ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
+    ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.
@@ -80,13 +122,19 @@ struct Launch {
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     static thread_local emulator::Block one;
     one.fault.clear();
-    std::vector<uint64_t> shared(shared_bytes / 8 + 2);
+    constexpr size_t ALIGNMENT = 1024;  // of tiles
+    std::vector<uint64_t> shared((shared_bytes + ALIGNMENT) / 8 + 1);
     one.size = block;
     one.grid = grid;
     one.entry = kernel->entry;
     one.args = args;
     one.shared_bytes = shared_bytes;
-    one.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
+    one.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+#ifdef __SANITIZE_ADDRESS__
+    // What alignment leaves over is not the block's.
+    const char* const end = reinterpret_cast<const char*>(shared.data() + shared.size());
+    ASAN_POISON_MEMORY_REGION(one.shared + shared_bytes, size_t(end - (one.shared + shared_bytes)));
+#endif
     for (uint64_t i; (i = next++) < blocks;) {
       // NaN, whatever it is read as: nobody may read what nobody has written.
       memset(one.shared, 0xff, shared_bytes);
@@ -129,6 +177,14 @@ extern "C" int cuckoo_emulator_launch(const char* name, const unsigned grid[3], 
     return launch.fault.empty() ? 0 : fail(launch.fault);
   }
   return fail("there is no such kernel");
+}
+
+// exp and log of each of `count` numbers, as kernels compute them.
+extern "C" void cuckoo_emulator_libm(const double* x, double* exps, double* logs, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    exps[i] = libm::exp(x[i]);
+    logs[i] = libm::log(x[i]);
+  }
 }
 
 // The name of kernel `i`, or null.

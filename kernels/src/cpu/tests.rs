@@ -2,6 +2,7 @@
 //! chunks, on any number of threads, with any instruction set.
 #![allow(clippy::unwrap_used)]
 
+mod attention;
 mod copies;
 mod layer;
 mod sizes;
@@ -17,7 +18,7 @@ use crate::quant::{Quant, dequantize_row};
 use crate::reference::{Reference, Rounding};
 
 /// SplitMix64: numbers for tests, the same everywhere.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn bits(&mut self) -> u64 {
@@ -32,12 +33,12 @@ impl Random {
         (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn values(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn values(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.value()).collect()
     }
 
     /// A matrix whose values are about as large as those of models.
-    fn matrix(&mut self, quant: Quant, rows: usize, cols: usize) -> OwnedMatrix {
+    pub(crate) fn matrix(&mut self, quant: Quant, rows: usize, cols: usize) -> OwnedMatrix {
         let mut data = Vec::new();
         for _ in 0..rows * cols / quant.block() {
             let v = self.value() / 8.0;
@@ -69,7 +70,7 @@ impl Random {
     }
 }
 
-struct OwnedMatrix {
+pub(crate) struct OwnedMatrix {
     quant: Quant,
     rows: usize,
     cols: usize,
@@ -77,13 +78,13 @@ struct OwnedMatrix {
 }
 
 impl OwnedMatrix {
-    fn source(&self) -> MatrixSource<'_> {
+    pub(crate) fn source(&self) -> MatrixSource<'_> {
         MatrixSource { quant: self.quant, rows: self.rows, cols: self.cols, data: &self.data }
     }
 }
 
 /// Puts values into a buffer by the only door there is.
-fn upload<O: Ops>(ops: &mut O, values: &[f32], cols: usize) -> O::Buffer {
+pub(crate) fn upload<O: Ops>(ops: &mut O, values: &[f32], cols: usize) -> O::Buffer {
     let rows = values.len() / cols;
     let source = MatrixSource { quant: Quant::F32, rows, cols, data: bytemuck::cast_slice(values) };
     let table = ops.matrix(&[source]).unwrap();
@@ -110,7 +111,7 @@ fn nmse(got: &[f32], expect: &[f32]) -> f64 {
     error / expect.iter().map(|v| square(f64::from(*v))).sum::<f64>().max(f64::MIN_POSITIVE)
 }
 
-fn bits(v: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(v: &[f32]) -> Vec<u32> {
     v.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -190,11 +191,18 @@ fn embeddings_are_the_dequantized_rows() {
             dequantize_row(m.quant, &m.data[row * bytes..][..bytes], &mut values);
             expect.extend(values);
         }
-        for mut ops in backends() {
-            let table = ops.matrix(&[a.source(), b.source()]).unwrap();
+        fn embed(ops: &mut impl Ops, parts: &[MatrixSource<'_>], tokens: &[u32]) -> Vec<f32> {
+            let table = ops.matrix(parts).unwrap();
             let mut out = ops.buffer(6, 256).unwrap();
-            ops.embed(&table, &tokens, &mut out).unwrap();
-            assert_eq!(bits(&ops.read(&out).unwrap()), bits(&expect), "{quant}");
+            ops.embed(&table, tokens, &mut out).unwrap();
+            ops.read(&out).unwrap()
+        }
+        let parts = [a.source(), b.source()];
+        for mut ops in backends() {
+            assert_eq!(bits(&embed(&mut ops, &parts, &tokens)), bits(&expect), "{quant}");
+        }
+        for mut ops in emulated() {
+            assert_eq!(bits(&embed(&mut ops, &parts, &tokens)), bits(&expect), "{quant} {}", ops.describe());
         }
     }
 }
@@ -422,11 +430,19 @@ fn broken_activations_show_in_every_product() {
     x[40] = f32::NAN;
     for quant in Quant::ALL {
         let w = Random(10).matrix(quant, 9, 256);
-        for mut ops in backends() {
-            let (x, w) = (upload(&mut ops, &x, 256), ops.matrix(&[w.source()]).unwrap());
+        fn product(ops: &mut impl Ops, x: &[f32], w: &OwnedMatrix) -> Vec<f32> {
+            let (x, w) = (upload(ops, x, 256), ops.matrix(&[w.source()]).unwrap());
             let mut out = ops.buffer(1, 9).unwrap();
             ops.linear(&x, &w, &mut out).unwrap();
-            assert!(ops.read(&out).unwrap().iter().all(|v| v.is_nan()), "{quant} {}", ops.describe());
+            ops.read(&out).unwrap()
+        }
+        for mut ops in backends() {
+            let broken = product(&mut ops, &x, &w);
+            assert!(broken.iter().all(|v| v.is_nan()), "{quant} {}", ops.describe());
+        }
+        for mut ops in emulated() {
+            let broken = product(&mut ops, &x, &w);
+            assert!(broken.iter().all(|v| v.is_nan()), "{quant} {}", ops.describe());
         }
     }
 }

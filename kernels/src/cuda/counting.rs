@@ -2,8 +2,9 @@
 
 use std::ffi::CStr;
 
-use super::Cuda;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
+use super::sampling::Ahead;
+use super::{Cuda, Profile};
 use crate::memory::Counted;
 use crate::ops::OpsError;
 
@@ -39,10 +40,23 @@ fn rounded(bytes: usize) -> u64 {
 
 impl Machine for Counting {
     type Memory = CountedPiece;
+    type Pending = ();
     const HOLDS: bool = false;
 
     fn describe(&self) -> String {
         "counting".to_owned()
+    }
+
+    fn architecture(&self) -> u32 {
+        80
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        1
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check().map(|()| [0; 16])
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<CountedPiece, OpsError> {
@@ -72,6 +86,15 @@ impl Machine for Counting {
         Ok(())
     }
 
+    fn read_ahead(&mut self, _: &CountedPiece, _: usize) -> Result<(), OpsError> {
+        Ok(())
+    }
+
+    fn finish(&mut self, (): (), to: &mut [u8]) -> Result<(), OpsError> {
+        to.fill(0);
+        Ok(())
+    }
+
     fn wait(&mut self) -> Result<(), OpsError> {
         Ok(())
     }
@@ -84,15 +107,23 @@ impl Machine for Counting {
 /// Counts what a [`Cuda`] of which the same is asked takes of its GPU. The data of matrices is not looked at and may be empty.
 pub type Sizes = Cuda<Counting>;
 
-impl Default for Sizes {
-    fn default() -> Self {
-        Self::new(Counting::default())
+impl Sizes {
+    /// Of a backend that computes what `profile` says.
+    pub fn of(profile: Profile) -> Self {
+        Self::with_profile(Counting::default(), profile)
     }
 }
 
 impl Clone for Sizes {
     fn clone(&self) -> Self {
-        Self { machine: self.machine.clone(), scratch: self.scratch.clone(), needs: self.needs }
+        Self {
+            machine: self.machine.clone(),
+            profile: self.profile,
+            scratch: self.scratch.clone(),
+            needs: self.needs,
+            bounds: self.bounds,
+            ahead: Ahead::default(),
+        }
     }
 }
 

@@ -1,21 +1,24 @@
 //! A GPU through its driver, which is looked for when the program runs: the same binary starts without one. Knows no kernel.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::result::{DriverError, launch_kernel};
 use cudarc::driver::sys::{
     CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
-    cuFuncGetAttribute,
+    CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave, CUtensorMapL2promotion,
+    CUtensorMapSwizzle, cuFuncGetAttribute, cuTensorMapEncodeTiled,
 };
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::gpu::{Copies, Gpu};
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Narrow, Piece, TiledMatrix};
 use super::replay::{Capture, Clock};
 use crate::ops::OpsError;
 
@@ -28,6 +31,10 @@ pub struct Driver {
     module: Arc<CudaModule>,
     kernels: HashMap<&'static CStr, Kernel>,
     description: String,
+    architecture: u32,
+    multiprocessors: u32,
+    /// Memory of the host that copies go to which nobody waits for; as much as were on their way at once.
+    pinned: Vec<PinnedHostSlice<u8>>,
 }
 
 struct Kernel {
@@ -105,7 +112,9 @@ impl Driver {
         let module = context.load_module(Ptx::from_binary(FATBIN.to_vec())).map_err(failed("loading the kernels"))?;
         let (major, minor) = gpu.capability;
         let description = format!("cuda {}, {} (sm_{major}{minor})", gpu.ordinal, gpu.name);
-        let mut driver = Self { stream, module, kernels: HashMap::new(), description };
+        let (architecture, multiprocessors) = (10 * major + minor, gpu.multiprocessors);
+        let (kernels, pinned) = (HashMap::new(), Vec::new());
+        let mut driver = Self { stream, module, kernels, description, architecture, multiprocessors, pinned };
         let translated = driver.is_translated(c"cuckoo_norm_rows")?;
         if translated {
             driver.description += ", translated by the driver";
@@ -178,9 +187,49 @@ impl Driver {
 
 impl Machine for Driver {
     type Memory = DeviceMemory;
+    type Pending = PinnedHostSlice<u8>;
 
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn architecture(&self) -> u32 {
+        self.architecture
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check()?;
+        let kind = match of.kind {
+            Narrow::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Narrow::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let (sizes, strides) = ([of.cols, of.rows], [of.row_bytes]);
+        let (tile, apart) = ([of.box_cols, of.box_rows], [1, 1]);
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: there is a place for the map, and as many sizes and strides as dimensions; the matrix is looked at by kernels
+        // alone.
+        let done = unsafe {
+            cuTensorMapEncodeTiled(
+                &raw mut map,
+                kind,
+                2,
+                of.address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                apart.as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        done.result().map_err(failed("a tensor map"))?;
+        Ok(map.opaque)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<DeviceMemory, OpsError> {
@@ -217,6 +266,26 @@ impl Machine for Driver {
         }
         self.stream.memcpy_dtoh(&from.slice.slice(at..at + to.len()), to).map_err(failed("copying from the GPU"))?;
         self.wait()
+    }
+
+    fn read_ahead(&mut self, from: &DeviceMemory, bytes: usize) -> Result<PinnedHostSlice<u8>, OpsError> {
+        assert!(bytes <= from.bytes, "there are as many");
+        let fits = self.pinned.iter().position(|pinned| pinned.len() >= bytes);
+        let mut to = match fits {
+            Some(at) => self.pinned.swap_remove(at),
+            // SAFETY: it is written by the copy before anybody reads it.
+            None => unsafe { self.stream.context().alloc_pinned_with_flags(bytes.next_power_of_two(), 0) }
+                .map_err(failed("memory of the host"))?,
+        };
+        self.stream.memcpy_dtoh(&from.slice.slice(..bytes), &mut to).map_err(failed("copying from the GPU"))?;
+        Ok(to)
+    }
+
+    fn finish(&mut self, pending: PinnedHostSlice<u8>, to: &mut [u8]) -> Result<(), OpsError> {
+        // Waits for the copy, which was recorded with it.
+        to.copy_from_slice(&pending.as_slice().map_err(failed("computing"))?[..to.len()]);
+        self.pinned.push(pending);
+        Ok(())
     }
 
     fn wait(&mut self) -> Result<(), OpsError> {

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::time::{Duration, Instant};
 
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use super::replay::{Capture, Clock};
 use crate::ops::OpsError;
 
@@ -23,13 +23,21 @@ unsafe extern "C" {
     ) -> c_int;
     #[cfg(test)]
     fn cuckoo_emulator_kernel(i: usize) -> *const c_char;
+    #[cfg(test)]
+    fn cuckoo_emulator_libm(x: *const f64, exps: *mut f64, logs: *mut f64, count: usize);
 }
 
 /// A machine whose threads are fibers.
 pub struct Emulator {
     order: u32,
     host_threads: u32,
+    architecture: u32,
 }
+
+/// Blocks that fill a multiprocessor run one after the other; few, so that each has more than one tile to compute.
+const MULTIPROCESSORS: u32 = 3;
+/// By which a kernel knows a tensor map of this machine: `TENSOR_MAP_MARK` of `emulator/hopper.h`.
+const TENSOR_MAP_MARK: u64 = 0x7061_6d74;
 
 /// Memory of the host, in units that are aligned as a GPU's memory is.
 pub struct HostMemory {
@@ -59,7 +67,22 @@ impl Emulator {
         if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
             return None;
         }
-        Some(Self { order, host_threads })
+        Some(Self { order, host_threads, architecture: 80 })
+    }
+
+    /// As a machine of that compute capability, e.g. 90: see [`Machine::architecture`].
+    #[must_use]
+    pub fn with_architecture(self, architecture: u32) -> Self {
+        Self { architecture, ..self }
+    }
+
+    /// `exp` and `log` of numbers, as kernels compute them.
+    #[cfg(test)]
+    pub(super) fn libm(x: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let (mut exps, mut logs) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        // SAFETY: all three are as long as is said.
+        unsafe { cuckoo_emulator_libm(x.as_ptr(), exps.as_mut_ptr(), logs.as_mut_ptr(), x.len()) };
+        (exps, logs)
     }
 
     /// The names of all kernels.
@@ -76,9 +99,27 @@ impl Emulator {
 
 impl Machine for Emulator {
     type Memory = HostMemory;
+    type Pending = Vec<u8>;
 
     fn describe(&self) -> String {
         format!("cuda emulated, order {}", self.order)
+    }
+
+    fn architecture(&self) -> u32 {
+        self.architecture
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        MULTIPROCESSORS
+    }
+
+    /// `TensorMap` of `emulator/hopper.h`.
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        of.check()?;
+        let mut words = [0; 16];
+        let boxes = u64::from(of.box_rows) | u64::from(of.box_cols) << 32;
+        words[..6].copy_from_slice(&[of.address, of.rows, of.cols, of.row_bytes, boxes, 2 | TENSOR_MAP_MARK << 32]);
+        Ok(words)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<HostMemory, OpsError> {
@@ -113,6 +154,17 @@ impl Machine for Emulator {
         unsafe {
             std::ptr::copy_nonoverlapping(from.units.as_ptr().cast::<u8>().add(at), to.as_mut_ptr(), to.len());
         }
+        Ok(())
+    }
+
+    fn read_ahead(&mut self, from: &HostMemory, bytes: usize) -> Result<Vec<u8>, OpsError> {
+        let mut to = vec![0; bytes];
+        self.read(from, 0, &mut to)?;
+        Ok(to)
+    }
+
+    fn finish(&mut self, pending: Vec<u8>, to: &mut [u8]) -> Result<(), OpsError> {
+        to.copy_from_slice(&pending);
         Ok(())
     }
 

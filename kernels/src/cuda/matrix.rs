@@ -4,18 +4,15 @@ use bytemuck::cast_slice;
 
 use super::args::{cuckoo_floats, cuckoo_integers};
 use super::machine::{Machine, Piece};
+use super::operations::WARP;
 use crate::cpu::check_source;
 use crate::ops::{ACTIVATION_BLOCK, MatrixSource, OpsError, SEGMENT_BLOCKS};
 use crate::quant::{IntBlock, IntFormat, Quant, int_blocks, small_scales, super_scales};
 
-/// Items that lie together: the lanes of a warp.
-const LANES: usize = 32;
-/// Bytes of a lane's load.
-const PIECE: usize = 16;
-/// Threads of a block; it has work for all of them.
-pub(super) const LINEAR_THREADS: usize = 256;
-/// Most bytes that a block's threads share without asking for more than every GPU gives.
-const SHARED_BYTES: usize = 48 << 10;
+/// Rows of a tile, which lie together.
+const TILE_ROWS: usize = 16;
+/// Most rows of a part: those of the most blocks that a grid has in its second direction.
+const ROWS_MAX: usize = 65_535 * 64;
 
 /// Matrices stacked by rows.
 pub struct Matrix<M: Machine> {
@@ -52,9 +49,14 @@ enum Scales {
 pub(super) struct Kind {
     bits: usize,
     scales: Scales,
-    halves: bool,
+    pub(super) halves: bool,
     minimums: bool,
+    /// The product with a few rows of activations.
     pub(super) linear: &'static std::ffi::CStr,
+    /// The product with more.
+    pub(super) gemm: &'static std::ffi::CStr,
+    /// The product with so many that the largest tiles keep a device busy.
+    pub(super) gemm_wide: &'static std::ffi::CStr,
     pub(super) embed: &'static std::ffi::CStr,
 }
 
@@ -66,6 +68,8 @@ macro_rules! kind {
             halves: $halves == 1,
             minimums: $minimums == 1,
             linear: kind!(@ concat!("cuckoo_linear_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
+            gemm: kind!(@ concat!("cuckoo_gemm_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
+            gemm_wide: kind!(@ concat!("cuckoo_gemm_wide_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
             embed: kind!(@ concat!("cuckoo_embed_", $bits, "_", $name, "_", $halves, "_", $minimums, "\0")),
         }
     };
@@ -95,7 +99,10 @@ pub(super) static KINDS: [Kind; 12] = [
 
 impl Kind {
     fn of(quant: Quant, format: IntFormat) -> &'static Self {
-        let bits = if format.smallest >= 0 && format.largest < 16 { 4 } else { 8 };
+        let [smallest, largest] = [format.smallest, format.largest].map(|q| i32::from(q) - format.offset);
+        // Nibbles have a sign where the format has no minimums.
+        let (lowest, highest) = if format.minimums { (0, 15) } else { (-8, 7) };
+        let bits = if smallest >= lowest && largest <= highest { 4 } else { 8 };
         let scales = match quant {
             Quant::MXFP4 | Quant::INT4 => Scales::Single,
             _ if quant.block() == ACTIVATION_BLOCK => Scales::Half,
@@ -105,6 +112,16 @@ impl Kind {
             (kind.bits, kind.scales, kind.halves, kind.minimums) == (bits, scales, format.halves, format.minimums)
         };
         KINDS.iter().find(wanted).expect("there are kernels for every format")
+    }
+
+    /// Bytes of what a lane holds of a step of a tile.
+    fn lane_bytes(&self) -> usize {
+        self.bits * 2
+    }
+
+    /// Bytes of a step of a tile.
+    fn step_codes(&self) -> usize {
+        WARP * self.lane_bytes()
     }
 
     /// Bytes of a block's scales and minimums.
@@ -118,36 +135,9 @@ impl Kind {
     }
 }
 
-/// How a product is shared out among blocks of threads.
-pub(super) struct Shares {
-    /// Rows of weights for each.
-    pub(super) rows: usize,
-    /// Rows of activations for each.
-    pub(super) tokens: usize,
-    /// Bytes that its threads share.
-    pub(super) shared_bytes: usize,
-}
-
-impl Shares {
-    /// Of a product of `tokens` rows with a matrix of `cols` columns.
-    pub(super) fn of(cols: usize, tokens: usize) -> Self {
-        let rows = tile_rows(cols);
-        let items = rows * segments(cols);
-        let rows = rows * (LINEAR_THREADS / items).max(1);
-        let bytes = |tokens: usize| tokens * rows * segments(cols) * size_of::<f32>();
-        let wanted = [8, 4, 2].into_iter().find(|t| *t < 2 * tokens && bytes(*t) <= SHARED_BYTES);
-        let tokens = wanted.unwrap_or(1);
-        Self { rows, tokens, shared_bytes: bytes(tokens) }
-    }
-}
-
-fn segments(cols: usize) -> usize {
+/// Segments of a row.
+pub(super) fn segments(cols: usize) -> usize {
     cols.div_ceil(SEGMENT_BLOCKS * ACTIVATION_BLOCK)
-}
-
-/// The fewest rows whose segments fill whole groups of lanes.
-fn tile_rows(cols: usize) -> usize {
-    LANES >> segments(cols).trailing_zeros().min(LANES.trailing_zeros())
 }
 
 impl<M: Machine> Matrix<M> {
@@ -159,8 +149,8 @@ impl<M: Machine> Matrix<M> {
             if M::HOLDS {
                 check_source(part, cols)?;
             }
-            if Shares::of(cols, 1).shared_bytes > SHARED_BYTES {
-                let why = format!("the CUDA kernels take at most {SHARED_BYTES} bytes of partial sums a block");
+            if part.rows > ROWS_MAX {
+                let why = format!("the CUDA kernels take at most {ROWS_MAX} rows");
                 return Err(OpsError::BadMatrix { rows: part.rows, cols, quant: part.quant, why });
             }
             let weights = match part.quant.integers() {
@@ -190,7 +180,7 @@ pub(super) fn floats<M: Machine>(
 fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFormat) -> Result<Weights<M>, OpsError> {
     let kind = Kind::of(part.quant, format);
     let [codes, scales, supers] = Packed::bytes(kind, part);
-    let packed = M::HOLDS.then(|| Packed::of(kind, part));
+    let packed = M::HOLDS.then(|| Packed::of(kind, part, format.offset));
     let plane = |of: fn(&Packed) -> &[u8]| packed.as_ref().map_or(&[][..], of);
     let memory = [
         filled(machine, codes, || plane(|packed| &packed.codes))?,
@@ -203,8 +193,6 @@ fn integers<M: Machine>(machine: &mut M, part: &MatrixSource<'_>, format: IntFor
         supers: if kind.scales == Scales::Super { memory[2].address() } else { 0 },
         rows: part.rows as u32,
         cols: part.cols as u32,
-        offset: format.offset,
-        padding: 0,
     };
     Ok(Weights::Integers { kind, args, _memory: memory })
 }
@@ -222,7 +210,7 @@ fn filled<'a, M: Machine>(
     Ok(memory)
 }
 
-/// The three planes of a part.
+/// The three planes of a part: see `cuda/weights.cuh`.
 struct Packed {
     codes: Vec<u8>,
     scales: Vec<u8>,
@@ -232,48 +220,51 @@ struct Packed {
 impl Packed {
     /// How long each plane is.
     fn bytes(kind: &Kind, part: &MatrixSource<'_>) -> [usize; 3] {
-        let rows = part.rows.div_ceil(tile_rows(part.cols)).saturating_mul(tile_rows(part.cols));
-        let items = rows.saturating_mul(segments(part.cols));
-        let places = items.saturating_mul(SEGMENT_BLOCKS);
-        let supers = if kind.scales == Scales::Super { items.saturating_mul(2 * size_of::<u16>()) } else { 0 };
-        [places.saturating_mul(kind.bits / 4 * PIECE), places.saturating_mul(kind.scale_bytes()), supers]
+        let tile_segments = part.rows.div_ceil(TILE_ROWS).saturating_mul(segments(part.cols));
+        let steps = tile_segments.saturating_mul(SEGMENT_BLOCKS);
+        let supers = if kind.scales == Scales::Super { TILE_ROWS * 2 * size_of::<u16>() } else { 0 };
+        let scales = TILE_ROWS * kind.scale_bytes();
+        [steps.saturating_mul(kind.step_codes()), steps.saturating_mul(scales), tile_segments.saturating_mul(supers)]
     }
 
-    fn of(kind: &Kind, part: &MatrixSource<'_>) -> Self {
+    fn of(kind: &Kind, part: &MatrixSource<'_>, offset: i32) -> Self {
         let (per_row, row_bytes) = (segments(part.cols), part.quant.row_bytes(part.cols));
         let [codes, scales, supers] = Self::bytes(kind, part);
         let mut packed =
             Self { codes: vec![0; codes], scales: vec![0; scales], supers: vec![0; supers / size_of::<u16>()] };
         let mut blocks = vec![IntBlock::default(); part.cols / ACTIVATION_BLOCK];
         for (row, bytes) in part.data.chunks_exact(row_bytes).enumerate() {
+            let first_segment = row / TILE_ROWS * per_row;
             int_blocks(part.quant, bytes, &mut blocks);
             for (at, block) in blocks.iter().enumerate() {
-                let item = row * per_row + at / SEGMENT_BLOCKS;
-                packed.put(kind, (item, at % SEGMENT_BLOCKS), block);
+                packed.put(kind, (first_segment * SEGMENT_BLOCKS + at, row % TILE_ROWS), block, offset);
             }
             if kind.scales == Scales::Super {
-                packed.put_superblocks(kind, part.quant, (row * per_row, bytes));
+                packed.put_superblocks(kind, part.quant, (first_segment, row % TILE_ROWS), bytes);
             }
         }
         packed
     }
 
-    /// A block's integers, and its scales where they stand by themselves.
-    fn put(&mut self, kind: &Kind, (item, step): (usize, usize), block: &IntBlock) {
-        let (group, lane) = (item / LANES, item % LANES);
-        let pieces = kind.bits / 4;
-        for piece in 0..pieces {
-            let at = (((group * SEGMENT_BLOCKS + step) * pieces + piece) * LANES + lane) * PIECE;
-            for (i, code) in self.codes[at..at + PIECE].iter_mut().enumerate() {
-                *code = match pieces {
-                    1 => block.q[i] as u8 | (block.q[PIECE + i] as u8) << 4,
-                    _ => block.q[piece * PIECE + i] as u8,
-                };
+    /// A block's integers, and its scales where they stand by themselves. `row` is that in the step's tile.
+    fn put(&mut self, kind: &Kind, (step, row): (usize, usize), block: &IntBlock, offset: i32) {
+        let codes = &mut self.codes[step * kind.step_codes()..][..kind.step_codes()];
+        // A lane has words of four columns, of this row and of that 8 rows on.
+        for t in 0..4 {
+            let lane = &mut codes[(row % 8 * 4 + t) * kind.lane_bytes()..][..kind.lane_bytes()];
+            for c in 0..4 {
+                let [first, last] =
+                    [block.q[4 * t + c], block.q[16 + 4 * t + c]].map(|q| (i32::from(q) - offset) as u8);
+                let word = row / 8 * 4 + c;
+                if kind.bits == 4 {
+                    lane[word] = (first & 15) | last << 4;
+                } else {
+                    (lane[word], lane[8 + word]) = (first, last);
+                }
             }
         }
-        let at = ((group * SEGMENT_BLOCKS + step) * LANES + lane) * kind.scale_bytes();
         let values = if kind.minimums { vec![block.scale[0], block.minimum[0]] } else { vec![block.scale[0]] };
-        let to = &mut self.scales[at..at + kind.scale_bytes()];
+        let to = self.scales_of(kind, step, row);
         match kind.scales {
             // They were halves in the file.
             Scales::Half => {
@@ -285,23 +276,33 @@ impl Packed {
         }
     }
 
+    /// Where the scales of a block are: those of rows 8 apart lie together.
+    fn scales_of(&mut self, kind: &Kind, step: usize, row: usize) -> &mut [u8] {
+        let place = step * TILE_ROWS + in_pairs(row);
+        &mut self.scales[place * kind.scale_bytes()..][..kind.scale_bytes()]
+    }
+
     /// Scales of a row of superblocks, each of which is a segment.
-    fn put_superblocks(&mut self, kind: &Kind, quant: Quant, (first_item, row): (usize, &[u8])) {
-        for (segment, bytes) in row.chunks_exact(quant.block_bytes()).enumerate() {
-            let (group, lane) = ((first_item + segment) / LANES, (first_item + segment) % LANES);
-            self.supers[(group * LANES + lane) * 2..][..2].copy_from_slice(&super_scales(quant, bytes));
+    fn put_superblocks(&mut self, kind: &Kind, quant: Quant, (first, row): (usize, usize), bytes: &[u8]) {
+        for (segment, bytes) in bytes.chunks_exact(quant.block_bytes()).enumerate() {
+            let place = (first + segment) * TILE_ROWS + in_pairs(row);
+            self.supers[place * 2..][..2].copy_from_slice(&super_scales(quant, bytes));
             for step in 0..SEGMENT_BLOCKS {
                 let small = small_scales(quant, bytes, step);
-                let at = ((group * SEGMENT_BLOCKS + step) * LANES + lane) * kind.scale_bytes();
+                let to = self.scales_of(kind, (first + segment) * SEGMENT_BLOCKS + step, row);
                 let groups = if kind.halves { 2 } else { 1 };
-                let minimums = if kind.minimums { groups } else { 0 };
-                for g in 0..groups {
-                    self.scales[at + g] = small.scale[g] as u8;
+                for (to, scale) in to.iter_mut().zip(&small.scale[..groups]) {
+                    *to = *scale as u8 ^ 0x80; // 128 above what it is
                 }
-                for g in 0..minimums {
-                    self.scales[at + groups + g] = small.minimum[g];
+                for (to, minimum) in to.iter_mut().skip(groups).zip(&small.minimum[..groups]) {
+                    *to = *minimum;
                 }
             }
         }
     }
+}
+
+/// The place of a row in its tile where rows 8 apart lie together.
+fn in_pairs(row: usize) -> usize {
+    row % 8 * 2 + row / 8
 }

@@ -10,16 +10,18 @@ use super::args::{
 };
 use super::kv_cache::{HostKv, KvCache};
 use super::low_rank::LowRank;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Narrow, Piece};
 use super::matrix::{Matrix, Weights};
 use super::products::Product;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::low_rank::{Adapted, LowRankSource, check_rows};
 use crate::memory::Memory;
-use crate::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout};
+use crate::ops::{
+    Activation, DrawAhead, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
+};
 use crate::quant::Quant;
 use crate::routing::{Routed, Routing, route};
-use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
+use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
@@ -88,6 +90,15 @@ impl<M: Machine> Cuda<M> {
         unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
     }
 
+    /// The address of a step's tokens, of which some may have been drawn here.
+    fn tokens(&mut self, tokens: &[u32], vocabulary: usize) -> Result<u64, OpsError> {
+        let address = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        if self.take_drawn(address, vocabulary)? {
+            self.scratch.numbers.forget();
+        }
+        Ok(address)
+    }
+
     fn values_of(&mut self, x: &Buffer<M>) -> Result<Vec<f32>, OpsError> {
         let mut values = vec![0.0f32; x.rows * x.cols];
         self.machine.read(&x.memory, 0, cast_slice_mut(&mut values))?;
@@ -119,8 +130,14 @@ impl<M: Machine> Memory for Cuda<M> {
     type LowRank = LowRank<M>;
 
     fn matrix(&mut self, parts: &[MatrixSource<'_>]) -> Result<Matrix<M>, OpsError> {
-        if parts.iter().any(|part| !part.quant.is_float()) {
-            self.needs.cols = self.needs.cols.max(parts[0].cols);
+        for part in parts {
+            let cols = match self.narrow_kind(part.quant) {
+                Some(Narrow::Bf16) => &mut self.needs.narrow_cols[0],
+                Some(Narrow::F16) => &mut self.needs.narrow_cols[1],
+                None if part.quant.is_float() => continue,
+                None => &mut self.needs.cols,
+            };
+            *cols = part.cols.max(*cols);
         }
         self.scratch.reserve(&mut self.machine, &self.needs)?;
         Matrix::load(&mut self.machine, parts)
@@ -177,19 +194,23 @@ impl<M: Machine> Ops for Cuda<M> {
         self.machine.wait()
     }
 
+    fn ahead(&mut self) -> Option<&mut dyn DrawAhead<Buffer<M>>> {
+        Some(self)
+    }
+
     fn copy_out(&mut self, cache: &KvCache<M>, host: &mut HostKv, blocks: &[(u32, u32)]) -> Result<(), OpsError> {
-        blocks.iter().try_for_each(|(block, slot)| cache.read(&mut self.machine, *block, host, *slot))
+        self.spill(cache, host, blocks)
     }
 
     fn copy_in(&mut self, host: &HostKv, cache: &mut KvCache<M>, slots: &[(u32, u32)]) -> Result<(), OpsError> {
-        slots.iter().try_for_each(|(slot, block)| cache.write(&mut self.machine, *block, host, *slot))
+        self.restore(host, cache, slots)
     }
 
     fn embed(&mut self, table: &Matrix<M>, tokens: &[u32], out: &mut Buffer<M>) -> Result<(), OpsError> {
         assert!(tokens.iter().all(|t| (*t as usize) < table.rows), "every token is in the table");
         assert_eq!(out.cols, table.cols, "a row of the table is a row of the buffer");
         out.begin(tokens.len());
-        let numbers = self.scratch.numbers.holding(&mut self.machine, tokens, "tokens")?;
+        let numbers = self.tokens(tokens, table.rows)?;
         for part in &table.parts {
             let (count, first_row) = (tokens.len() as u32, part.first_row as u32);
             match &part.weights {
@@ -403,13 +424,10 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn sample(&mut self, logits: &Buffer<M>, requests: &[SampleRequest<'_>]) -> Result<Vec<Sampled>, OpsError> {
-        let values = self.values_of(logits)?;
-        requests.iter().map(|r| sampling::draw(&values[r.row * logits.cols..][..logits.cols], r)).collect()
+        self.draw(logits, requests)
     }
 
     fn logprobs(&mut self, logits: &Buffer<M>, requests: &[LogprobRequest]) -> Result<Vec<Logprobs>, OpsError> {
-        let values = self.values_of(logits)?;
-        let row = |r: &LogprobRequest| &values[r.row * logits.cols..][..logits.cols];
-        requests.iter().map(|r| sampling::logprobs(row(r), r)).collect()
+        self.rank(logits, requests)
     }
 }

@@ -1,12 +1,17 @@
 //! Products with weights as launches.
 
+use std::ffi::CStr;
+
 use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_quantize};
 use super::machine::Machine;
-use super::matrix::{LINEAR_THREADS, Matrix, Part, Shares, Weights};
+use super::matrix::{Kind, Matrix, Part, Weights, segments};
 use super::operations::{THREADS, WARP};
 use super::{Buffer, Cuda};
-use crate::ops::{ACTIVATION_BLOCK, OpsError};
+use crate::ops::{ACTIVATION_BLOCK, OpsError, SEGMENT_BLOCKS};
 use crate::quant::Quant;
+
+#[cfg(test)]
+mod tests;
 
 /// The whole of a matrix that some rows are multiplied by, and where products go.
 pub(super) struct Product<'a, M: Machine> {
@@ -16,16 +21,102 @@ pub(super) struct Product<'a, M: Machine> {
     pub(super) add: bool,
 }
 
+/// Activations as integers: addresses on the machine. See `cuckoo_quantize`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Quantized {
+    q: u64,
+    factors: u64,
+    halves: u64,
+}
+
+/// How a product with integers is cut into what blocks of threads compute. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tiling {
+    /// 16 rows by all tokens, of which there are 8 at most: a tile of `mma` has room for 8, so fewer are no less work, and weights
+    /// are read as fast as they come. `cuda/gemv_integers.cu`.
+    Few,
+    /// 64 rows by 32 tokens. `cuda/gemm_integers.cu`, like the next.
+    Some,
+    /// 128 rows by so many tokens, 64 or 128. Two or three times fewer instructions than the one before.
+    Wide(usize),
+}
+
+/// Bytes of scales and sums of a block of rounded activations: as one, and as two halves.
+pub(super) const FACTOR_BYTES: usize = 16;
+
+/// Most tokens that are few.
+pub(super) const FEW_TOKENS: usize = 8;
+/// Blocks that keep a device busy: about as many as large ones have multiprocessors.
+const BUSY_BLOCKS: usize = 128;
+/// Bytes that a block of threads gets from every GPU without asking for more.
+const SHARED_BYTES: usize = 48 << 10;
+/// Segments that a block of few tokens takes at once: one for each warp.
+const FEW_SEGMENTS: usize = 8;
+
+impl Tiling {
+    /// For a product of `rows` rows of weights and `tokens` of activations.
+    pub(super) fn of(rows: usize, tokens: usize, planes: usize) -> Self {
+        let wide = |each: usize| Self::Wide(each).grid(rows, tokens).iter().product::<usize>() >= BUSY_BLOCKS;
+        match tokens {
+            0..=FEW_TOKENS => Self::Few,
+            9..=32 => Self::Some,
+            // Two planes of 128 tokens do not fit.
+            65.. if planes == 1 && wide(128) => Self::Wide(128),
+            _ if wide(64) => Self::Wide(64),
+            _ => Self::Some,
+        }
+    }
+
+    fn grid(self, rows: usize, tokens: usize) -> [usize; 3] {
+        match self {
+            Self::Few => [rows.div_ceil(16), 1, 1],
+            Self::Some => [tokens.div_ceil(32), rows.div_ceil(64), 1],
+            Self::Wide(each) => [tokens.div_ceil(each), rows.div_ceil(128), 1],
+        }
+    }
+
+    fn kernel(self, kind: &Kind) -> &'static CStr {
+        match self {
+            Self::Few => kind.linear,
+            Self::Some => kind.gemm,
+            Self::Wide(_) => kind.gemm_wide,
+        }
+    }
+
+    /// `tile` of the kernel's arguments, and the bytes that its threads share.
+    fn shared(self, cols: usize, tokens: usize, planes: usize) -> (usize, usize) {
+        // As `Chunk` of gemv_integers.cu has it: codes, factors, sums.
+        let bytes = |segments: usize| {
+            let blocks = segments * SEGMENT_BLOCKS;
+            planes * tokens * ((blocks + 1) * ACTIVATION_BLOCK + (blocks + 2) * 8)
+                + segments * tokens * 16 * size_of::<f32>()
+        };
+        match self {
+            Self::Few => {
+                let all = segments(cols).next_multiple_of(FEW_SEGMENTS);
+                let fits = (FEW_SEGMENTS..=all).rev().step_by(FEW_SEGMENTS).find(|n| bytes(*n) <= SHARED_BYTES);
+                let fits = fits.expect("eight segments of eight tokens in two planes fit");
+                (fits, bytes(fits))
+            }
+            Self::Some => (0, SHARED_BYTES),
+            Self::Wide(each) => (each, SHARED_BYTES),
+        }
+    }
+}
+
 impl<M: Machine> Cuda<M> {
     /// Activations as integers.
-    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<(u64, u64), OpsError> {
+    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<Quantized, OpsError> {
         let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
         let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
-        let scales = self.scratch.scales.at_least(machine, planes * blocks * size_of::<f32>(), "scales")?;
+        let each = planes * blocks * FACTOR_BYTES;
+        let factors = self.scratch.scales.at_least(machine, each, "scales and sums of activations")?;
+        let halves = factors + each as u64 / 2;
         let args = cuckoo_quantize {
             x: x.address(),
             q,
-            scales,
+            factors,
+            halves,
             rows: x.rows as u32,
             cols: x.cols as u32,
             planes: planes as u32,
@@ -34,7 +125,7 @@ impl<M: Machine> Cuda<M> {
         let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
         unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
-        Ok((q, scales))
+        Ok(Quantized { q, factors, halves })
     }
 
     pub(super) fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -47,42 +138,37 @@ impl<M: Machine> Cuda<M> {
             out.begin(x.rows);
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
-        let quantized = if any { self.quantize(x, p.planes)? } else { (0, 0) };
+        let quantized = if any { self.quantize(x, p.planes)? } else { Quantized::default() };
+        self.narrow(x, w)?;
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
-    fn part(
-        &mut self,
-        p: &Product<'_, M>,
-        part: &Part<M>,
-        (q, scales): (u64, u64),
-        out: &Buffer<M>,
-    ) -> Result<(), OpsError> {
+    fn part(&mut self, p: &Product<'_, M>, part: &Part<M>, x: Quantized, out: &Buffer<M>) -> Result<(), OpsError> {
         let (tokens, out_cols) = (p.x.rows, out.cols as u32);
         let (first_row, add) = (part.first_row as u32, u32::from(p.add));
         match &part.weights {
             Weights::Integers { kind, args, .. } => {
-                let shares = Shares::of(p.w.cols, tokens);
+                let tiling = Tiling::of(part.rows, tokens, p.planes);
                 let args = cuckoo_linear_integers {
                     w: *args,
-                    q,
-                    scales,
+                    q: x.q,
+                    factors: if kind.halves { x.halves } else { x.factors },
                     out: out.address(),
                     tokens: tokens as u32,
                     planes: p.planes as u32,
                     out_cols,
                     first_row,
                     add,
-                    tokens_each: shares.tokens as u32,
-                    rows_each: shares.rows as u32,
-                    padding: 0,
+                    tile: 0,
                 };
-                let grid = [part.rows.div_ceil(shares.rows), tokens.div_ceil(shares.tokens), 1];
                 // SAFETY: the weights are packed for so many rows and columns, the activations were rounded just now, and
                 // `out` has a column for each row of the matrix and a row for each of `x`.
-                unsafe { self.launch(kind.linear, grid, (LINEAR_THREADS, shares.shared_bytes), &args) }
+                unsafe { self.integer_product(kind, tiling, args) }
             }
             Weights::Floats { quant, args, .. } => {
+                if let Some(kind) = self.narrow_kind(*quant) {
+                    return self.narrow_product(p, kind, (*args, first_row), out);
+                }
                 let args = cuckoo_linear_floats {
                     w: *args,
                     x: p.x.address(),
@@ -97,6 +183,30 @@ impl<M: Machine> Cuda<M> {
                 // SAFETY: as above, of activations as they are.
                 unsafe { self.float_product(*quant, &args) }
             }
+        }
+    }
+
+    /// A product with weights in integers.
+    ///
+    /// # Safety
+    /// As [`Machine::launch`].
+    pub(super) unsafe fn integer_product(
+        &mut self,
+        kind: &Kind,
+        tiling: Tiling,
+        args: cuckoo_linear_integers,
+    ) -> Result<(), OpsError> {
+        let (tokens, planes) = (args.tokens as usize, args.planes as usize);
+        if tokens == 0 {
+            return Ok(());
+        }
+        assert!(tiling != Tiling::Few || tokens <= FEW_TOKENS, "{tokens} tokens are not few");
+        assert!(tiling != Tiling::Wide(128) || planes == 1, "two planes of 128 tokens do not fit");
+        let (tile, shared_bytes) = tiling.shared(args.w.cols as usize, tokens, planes);
+        let args = cuckoo_linear_integers { tile: tile as u32, ..args };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.launch(tiling.kernel(kind), tiling.grid(args.w.rows as usize, tokens), (THREADS, shared_bytes), &args)
         }
     }
 

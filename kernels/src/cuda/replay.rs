@@ -14,7 +14,7 @@ mod timing;
 
 pub use self::timing::{Clock, Replayed};
 use super::launches::Launches;
-use super::machine::{Extent, Machine, Piece};
+use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use crate::ops::OpsError;
 
 /// Shorter sequences are not worth a graph.
@@ -164,9 +164,22 @@ impl<M: Capture> Replay<M> {
 
 impl<M: Capture> Machine for Replay<M> {
     type Memory = Kept<M>;
+    type Pending = M::Pending;
 
     fn describe(&self) -> String {
         self.machine.describe()
+    }
+
+    fn architecture(&self) -> u32 {
+        self.machine.architecture()
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.machine.multiprocessors()
+    }
+
+    fn tensor_map(&self, of: &TiledMatrix) -> Result<[u64; 16], OpsError> {
+        self.machine.tensor_map(of)
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Kept<M>, OpsError> {
@@ -188,6 +201,15 @@ impl<M: Capture> Machine for Replay<M> {
     fn read(&mut self, from: &Kept<M>, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
         self.flush()?;
         self.machine.read(from.memory(), at, to)
+    }
+
+    fn read_ahead(&mut self, from: &Kept<M>, bytes: usize) -> Result<M::Pending, OpsError> {
+        self.flush()?;
+        self.machine.read_ahead(from.memory(), bytes)
+    }
+
+    fn finish(&mut self, pending: M::Pending, to: &mut [u8]) -> Result<(), OpsError> {
+        self.machine.finish(pending, to)
     }
 
     fn wait(&mut self) -> Result<(), OpsError> {

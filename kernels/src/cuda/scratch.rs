@@ -3,7 +3,27 @@
 use bytemuck::{Pod, cast_slice};
 
 use super::machine::{Machine, Piece};
+use super::products::FACTOR_BYTES;
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
+
+/// How much of it there may be, and how work is shared out. No result depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Blocks of threads that fill the machine. A tile of an attention that would take longer than their even share of all work
+    /// is cut into splits.
+    pub(crate) fill: usize,
+    /// For sums of splits. A tile whose sums would not fit goes through its splits in order.
+    pub(crate) parts_bytes: usize,
+    /// For blocks of the KV cache on their way to the host or back, one block at least.
+    pub(crate) staging_bytes: usize,
+}
+
+impl Default for Bounds {
+    /// For a large GPU.
+    fn default() -> Self {
+        Self { fill: 384, parts_bytes: 64 << 20, staging_bytes: 32 << 20 }
+    }
+}
 
 /// Planes of rounded activations.
 const PLANES_MAX: usize = 2;
@@ -11,58 +31,80 @@ const PLANES_MAX: usize = 2;
 /// Lists grow to powers of two up to here, and what is larger by whole such pieces.
 const GROWTH_BYTES: usize = 1 << 20;
 
-/// Memory that grows to what was needed most.
-pub(super) struct Scratch<M: Machine> {
+/// [`Scratch`], and what is the same for each of its parts.
+macro_rules! scratch {
+    ($($(#[$what:meta])* $name:ident,)*) => {
+        /// Memory that grows to what was needed most.
+        pub(super) struct Scratch<M: Machine> {
+            $($(#[$what])* pub(super) $name: Held<M>,)*
+        }
+
+        impl<M: Machine> Default for Scratch<M> {
+            fn default() -> Self {
+                Self { $($name: Held { memory: None, holds: Vec::new() },)* }
+            }
+        }
+
+        impl<M: Machine> Clone for Scratch<M>
+        where
+            M::Memory: Clone,
+        {
+            fn clone(&self) -> Self {
+                Self { $($name: self.$name.clone(),)* }
+            }
+        }
+    };
+}
+
+scratch! {
     /// Integers of activations.
-    pub(super) codes: Held<M>,
-    /// Their scales.
-    pub(super) scales: Held<M>,
+    codes,
+    /// Their scales and sums.
+    scales,
+    /// Activations as bfloat16.
+    bf16,
+    /// Activations as halves.
+    f16,
     /// What is between the two products of adapters.
-    pub(super) inner: Held<M>,
+    inner,
     /// Sums of splits.
-    pub(super) parts: Held<M>,
+    parts,
+    /// Tiles of attention without a window.
+    tiles,
+    /// Tiles of attention with one.
+    windowed_tiles,
+    /// Blocks of the KV cache on their way.
+    staging,
     /// Rows of a step.
-    pub(super) rows: Held<M>,
+    rows,
     /// Block tables of a step.
-    pub(super) blocks: Held<M>,
+    blocks,
     /// Numbers of rows, or tokens.
-    pub(super) numbers: Held<M>,
+    numbers,
     /// Weights of rows.
-    pub(super) weights: Held<M>,
-}
-
-impl<M: Machine> Default for Scratch<M> {
-    fn default() -> Self {
-        let empty = || Held { memory: None, holds: Vec::new() };
-        Self {
-            codes: empty(),
-            scales: empty(),
-            inner: empty(),
-            parts: empty(),
-            rows: empty(),
-            blocks: empty(),
-            numbers: empty(),
-            weights: empty(),
-        }
-    }
-}
-
-impl<M: Machine> Clone for Scratch<M>
-where
-    M::Memory: Clone,
-{
-    fn clone(&self) -> Self {
-        Self {
-            codes: self.codes.clone(),
-            scales: self.scales.clone(),
-            inner: self.inner.clone(),
-            parts: self.parts.clone(),
-            rows: self.rows.clone(),
-            blocks: self.blocks.clone(),
-            numbers: self.numbers.clone(),
-            weights: self.weights.clone(),
-        }
-    }
+    weights,
+    /// Tokens that were drawn.
+    drawn,
+    /// Tokens of every other draw that nobody waits for, so that one may be read while the next is made.
+    drawn_even,
+    /// Those of the others.
+    drawn_odd,
+    /// Rows of a step whose tokens are drawn ones.
+    fed,
+    /// Logits as requests change them.
+    changed,
+    /// What changes them.
+    changes,
+    /// Lists of those.
+    lists,
+    /// How tokens are drawn.
+    draws,
+    /// Questions about probabilities.
+    questions,
+    /// Their answers.
+    answers,
+    /// Exponentials of logits.
+    exponentials,
 }
 
 /// The largest step that buffers, matrices and adapters so far allow.
@@ -72,6 +114,8 @@ pub(super) struct Needs {
     pub(super) rows: usize,
     /// Columns of the widest matrix whose activations are rounded.
     pub(super) cols: usize,
+    /// Columns of the widest matrix whose activations are made bfloat16, and of that whose are made halves.
+    pub(super) narrow_cols: [usize; 2],
     /// Values that the adapter with the highest ranks computes for a row between its two products.
     pub(super) inner: usize,
 }
@@ -83,7 +127,11 @@ impl<M: Machine> Scratch<M> {
         let values = needs.rows.saturating_mul(needs.cols).saturating_mul(PLANES_MAX);
         let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
         self.codes.at_least(machine, values, "rounded activations")?;
-        self.scales.at_least(machine, of(values / ACTIVATION_BLOCK), "scales")?;
+        self.scales.at_least(machine, (values / ACTIVATION_BLOCK).saturating_mul(FACTOR_BYTES), "scales")?;
+        for (held, cols) in [&mut self.bf16, &mut self.f16].into_iter().zip(needs.narrow_cols) {
+            let bytes = needs.rows.saturating_mul(cols).saturating_mul(size_of::<u16>());
+            held.at_least(machine, bytes, "rounded activations")?;
+        }
         self.inner.at_least(machine, of(needs.rows.saturating_mul(needs.inner)), "what adapters compute")?;
         Ok(())
     }
@@ -106,9 +154,9 @@ where
 }
 
 impl<M: Machine> Held<M> {
-    /// The address of at least `bytes`.
+    /// The address of at least `bytes`; none where nothing is needed yet.
     pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
-        if self.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
+        if self.memory.as_ref().map_or(0, Piece::bytes) < bytes {
             // Given back before more is asked for.
             self.memory.take().map(|memory| machine.release(memory));
             self.holds.clear();
@@ -117,6 +165,30 @@ impl<M: Machine> Held<M> {
             self.memory = Some(machine.allocate(bytes, what)?);
         }
         Ok(self.memory.as_ref().map_or(0, Piece::address))
+    }
+
+    /// Copies to the machine what nobody looks up again.
+    pub(super) fn write(&mut self, machine: &mut M, at: usize, bytes: &[u8]) -> Result<(), OpsError> {
+        self.holds.clear();
+        let memory = self.memory.as_mut().expect("it was asked for");
+        machine.write(memory, at, bytes)
+    }
+
+    /// What it holds was changed by a kernel.
+    pub(super) fn forget(&mut self) {
+        self.holds.clear();
+    }
+
+    /// Begins to copy the first bytes from the machine.
+    pub(super) fn read_ahead(&self, machine: &mut M, bytes: usize) -> Result<M::Pending, OpsError> {
+        let memory = self.memory.as_ref().expect("it was asked for");
+        machine.read_ahead(memory, bytes)
+    }
+
+    /// Copies from the machine.
+    pub(super) fn read(&self, machine: &mut M, at: usize, to: &mut [u8]) -> Result<(), OpsError> {
+        let memory = self.memory.as_ref().expect("it was asked for");
+        machine.read(memory, at, to)
     }
 
     /// The address of these values on the machine.

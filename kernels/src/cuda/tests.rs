@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod sampling;
+
 use super::*;
 
 /// Whoever adds a kernel to a header and forgets the emulator's registry finds out here.

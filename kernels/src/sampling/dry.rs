@@ -1,6 +1,5 @@
 //! DRY: which tokens would lengthen a repetition, and what that costs them. Linear in the tokens looked at.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Dry;
@@ -8,13 +7,9 @@ use super::Dry;
 /// A higher penalty would change nothing: no two logits are so far apart. It keeps all of them finite.
 const PENALTY_MAX: f64 = 10_000.0;
 
-/// Subtracts its penalty from the logit of each token that would lengthen a repetition in `tokens`.
-pub(super) fn penalize(logits: &mut Cow<'_, [f32]>, dry: &Dry, tokens: &[u32]) {
-    for (token, length) in repetitions(dry, tokens) {
-        if (token as usize) < logits.len() {
-            logits.to_mut()[token as usize] -= penalty(dry, length) as f32;
-        }
-    }
+/// What is subtracted from the logit of each token that would lengthen a repetition in `tokens`. No token comes twice.
+pub(super) fn penalties(dry: &Dry, tokens: &[u32]) -> impl Iterator<Item = (u32, f32)> {
+    repetitions(dry, tokens).into_iter().map(|(token, length)| (token, penalty(dry, length) as f32))
 }
 
 /// The longest repetition that each token would lengthen, where it is long enough to cost something.

@@ -4,7 +4,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use super::nucleus::{exp, nucleus};
+use super::nucleus::{Scale, nucleus, share};
 use super::{Candidate, Noise, SamplingParams};
 
 /// What they all leave; `None` if none of them is in force.
@@ -28,10 +28,10 @@ pub(super) fn survivors(
             Some(mut kept) => {
                 kept.sort_unstable_by_key(|c| c.id);
                 let logits: Vec<f32> = kept.iter().map(|c| c.logit).collect();
-                nucleus(&logits, most.logit, temperature, p.top_p).into_iter().map(|i| kept[i]).collect()
+                nucleus(&logits, Scale::new(most.logit, temperature), p.top_p).into_iter().map(|i| kept[i]).collect()
             }
             None => {
-                let chosen = nucleus(logits, most.logit, temperature, p.top_p).into_iter();
+                let chosen = nucleus(logits, Scale::new(most.logit, temperature), p.top_p).into_iter();
                 chosen.map(|i| Candidate { logit: logits[i], id: i as u32 }).collect()
             }
         });
@@ -41,7 +41,7 @@ pub(super) fn survivors(
     }
     // The coin is thrown wherever it could matter, and nowhere else.
     if p.xtc_probability > 0.0 && noise.coin(p.xtc_probability) {
-        kept = Some(without_top_choices(in_order(kept, logits), most.logit, temperature, p.xtc_threshold));
+        kept = Some(without_top_choices(in_order(kept, logits), Scale::new(most.logit, temperature), p.xtc_threshold));
     }
     kept
 }
@@ -85,34 +85,25 @@ fn shorten(best: &mut Vec<Candidate>, k: usize) -> f32 {
     floor
 }
 
-/// How far a candidate's logit is from the highest, at the temperature.
-fn below(c: &Candidate, most: f32, temperature: f64) -> f64 {
-    (f64::from(c.logit) - f64::from(most)) / temperature
-}
-
-/// Its probability, as a multiple of the most probable one's.
-fn weight(c: &Candidate, most: f32, temperature: f64) -> f64 {
-    f64::from(exp(below(c, most, temperature) as f32))
-}
-
 /// Typical-p. The information of a token is `-ln p`, its expectation the entropy; with `p = e^below / total` their
-/// difference is that of `below` and its mean, so that no logarithm is needed.
+/// difference is that of `below` and its mean, so that no logarithm is needed. The mean is a sum in order of ids.
 fn typical(kept: Vec<Candidate>, most: f32, temperature: f64, mass: f32) -> Vec<Candidate> {
-    let below = |c: &Candidate| below(c, most, temperature);
-    let weight = |c: &Candidate| weight(c, most, temperature);
-    let (mut total, mut mean) = (0.0, 0.0);
+    let scale = Scale::new(most, temperature);
+    let below = |c: &Candidate| (f64::from(c.logit) - f64::from(most)) / temperature;
+    let (mut total, mut mean) = (0, 0.0);
     for c in &kept {
-        total += weight(c);
-        mean += weight(c) * below(c);
+        let weight = scale.weight(c.logit);
+        total += weight;
+        mean += weight as f64 * below(c);
     }
-    mean /= total;
+    mean /= total as f64;
     let from_mean = |c: Candidate| Reverse(Distance { by: (below(&c) - mean).abs(), of: c });
     let mut nearest: BinaryHeap<Reverse<Distance>> = kept.into_iter().map(from_mean).collect();
-    let (goal, mut sum, mut chosen) = (f64::from(mass) * total, 0.0, Vec::new());
+    let (goal, mut sum, mut chosen) = (share(mass, total), 0, Vec::new());
     while (sum < goal || chosen.is_empty())
         && let Some(Reverse(Distance { of, .. })) = nearest.pop()
     {
-        sum += weight(&of);
+        sum += scale.weight(of.logit);
         chosen.push(of);
     }
     chosen
@@ -144,14 +135,18 @@ impl PartialEq for Distance {
 
 impl Eq for Distance {}
 
+/// How far below the highest a logit may be by min-p: `temperature * ln(min_p)`, rounded up to `f32`, so that a token stays
+/// where the difference of its logit and the highest, in `f32`, is at least this.
+pub(crate) fn least(p: &SamplingParams) -> f32 {
+    let exact = libm::log(f64::from(p.min_p)) * f64::from(p.temperature);
+    let near = exact as f32;
+    if f64::from(near) < exact { near.next_up() } else { near }
+}
+
 /// Min-p.
 fn probable(kept: Option<Vec<Candidate>>, logits: &[f32], most: Candidate, p: &SamplingParams) -> Vec<Candidate> {
-    let (least, temperature) = (f64::from(p.min_p), f64::from(p.temperature));
-    let keep = |c: &Candidate| {
-        let below = f64::from(c.logit - most.logit) / temperature;
-        // The first test spares most tokens the exponential; its margin covers the rounding of the logarithm.
-        below > least.ln() - 1e-6 && below.exp() >= least
-    };
+    let least = least(p);
+    let keep = |c: &Candidate| c.logit - most.logit >= least;
     let kept: Vec<Candidate> = match kept {
         Some(mut kept) => {
             kept.retain(keep);
@@ -168,9 +163,9 @@ fn probable(kept: Option<Vec<Candidate>>, logits: &[f32], most: Candidate, p: &S
 
 /// XTC, where it acts: of the tokens at least `threshold` probable, all but the least probable go. With one of them or
 /// none, nobody does.
-fn without_top_choices(mut kept: Vec<Candidate>, most: f32, temperature: f64, threshold: f32) -> Vec<Candidate> {
-    let weight = |c: &Candidate| weight(c, most, temperature);
-    let goal = f64::from(threshold) * kept.iter().map(weight).sum::<f64>();
+fn without_top_choices(mut kept: Vec<Candidate>, scale: Scale, threshold: f32) -> Vec<Candidate> {
+    let weight = |c: &Candidate| scale.weight(c.logit);
+    let goal = share(threshold, kept.iter().map(weight).sum());
     let choices = kept.iter().filter(|c| weight(c) >= goal);
     if let Some(last) = choices.copied().max_by(Candidate::order) {
         kept.retain(|c| weight(c) < goal || c.id == last.id);

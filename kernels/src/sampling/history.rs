@@ -8,7 +8,7 @@ pub struct TokenHistory {
     /// Prompt and output.
     pub(super) tokens: Vec<u32>,
     /// Occurrences in the output; 0 for tokens that only the prompt holds.
-    pub(super) output: HashMap<u32, u32>,
+    pub(crate) output: HashMap<u32, u32>,
 }
 
 impl TokenHistory {

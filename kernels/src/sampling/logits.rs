@@ -26,12 +26,27 @@ pub(super) fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Co
     if p.penalizes() && !history.output.is_empty() {
         penalize(logits.to_mut(), p, history);
     }
-    if let Some(dry) = &p.dry {
-        dry::penalize(&mut logits, dry, &history.tokens);
+    for (token, penalty) in repetitions(p, history) {
+        if (token as usize) < logits.len() {
+            logits.to_mut()[token as usize] -= penalty;
+        }
     }
-    forbid(&mut logits, p.bad_words.iter().filter_map(|word| ends(word, history)));
+    forbid(&mut logits, completions(p, history));
     forbid(&mut logits, request.forbidden.iter().copied());
     logits
+}
+
+/// DRY's penalties, where it is in force. No token comes twice.
+pub(crate) fn repetitions(p: &SamplingParams, history: &TokenHistory) -> impl Iterator<Item = (u32, f32)> {
+    p.dry.iter().flat_map(|dry| dry::penalties(dry, &history.tokens))
+}
+
+/// The tokens that would complete a bad word now.
+pub(crate) fn completions(p: &SamplingParams, history: &TokenHistory) -> impl Iterator<Item = u32> {
+    p.bad_words.iter().filter_map(|word| {
+        let (last, before) = word.split_last()?;
+        history.tokens.ends_with(before).then_some(*last)
+    })
 }
 
 /// Forbids all tokens but these, if any of these can be drawn.
@@ -59,12 +74,6 @@ fn penalize(logits: &mut [f32], p: &SamplingParams, history: &TokenHistory) {
             *logit -= p.presence_penalty + p.frequency_penalty * count as f32;
         }
     }
-}
-
-/// The token that would complete a bad word now.
-fn ends(word: &[u32], history: &TokenHistory) -> Option<u32> {
-    let (last, before) = word.split_last()?;
-    history.tokens.ends_with(before).then_some(*last)
 }
 
 /// Forbids these tokens, unless no other could be drawn.

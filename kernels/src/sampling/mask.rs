@@ -13,6 +13,11 @@ impl TokenMask {
         Self { words }
     }
 
+    /// See [`TokenMask::from_words`].
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// Whether `token` may be drawn.
     pub fn allows(&self, token: u32) -> bool {
         self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)

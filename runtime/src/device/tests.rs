@@ -141,7 +141,7 @@ async fn device(
     (ready, failed, ended)
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_gpu_that_is_lost_releases_its_sequences_and_ends_the_device() {
     let (mut ready, mut failed, ended) = device(|| Box::new(Lost)).await;
     let batcher = ready.recv().await.unwrap();

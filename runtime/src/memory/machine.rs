@@ -13,8 +13,9 @@ use crate::device::DeviceKind;
 /// Left for everything but models: stacks, connections, vocabularies, the program itself.
 const OTHERS_BYTES: u64 = 64 << 20;
 
-/// Left on a GPU for what is no model's: graphs, code that is loaded when it is first used, the lists of a step.
-const OTHERS_ON_GPU_BYTES: u64 = 256 << 20;
+/// Left on a GPU for what is no model's: graphs, code that is loaded when it is first used, the lists of a step, and what attention
+/// and sampling compute in turns of 64 MiB.
+const OTHERS_ON_GPU_BYTES: u64 = 512 << 20;
 
 /// Memory that may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Room {
     pub fn on(kind: &DeviceKind, allowed: Option<u64>) -> Result<Self, OpsError> {
         match kind {
             DeviceKind::Cpu { .. } => Ok(Self::shared(Available::survey(allowed))),
-            DeviceKind::Cuda(gpu) => {
+            DeviceKind::Cuda(gpu, _) => {
                 let free = cuda::free_bytes(gpu)?.saturating_sub(OTHERS_ON_GPU_BYTES);
                 let free = Available { bytes: free, limit: "free memory of the GPU" };
                 let allowed = allowed.map(|bytes| Available { bytes, limit: "--memory-mib" });

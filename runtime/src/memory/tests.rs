@@ -132,14 +132,15 @@ fn too_little_is_refused_with_its_sums() {
 }
 
 fn gpu(gib: u64) -> DeviceKind {
-    DeviceKind::Cuda(cuda::Gpu {
+    let gpu = cuda::Gpu {
         ordinal: 0,
         name: "a card".to_owned(),
         capability: (8, 6),
         multiprocessors: 28,
         memory_bytes: gib << 30,
         driver: 13_000,
-    })
+    };
+    DeviceKind::Cuda(gpu, cuda::Profile::Exact)
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub fn examine(kind: &DeviceKind) -> Result<Examined, OpsError> {
     let room = Room::on(kind, None)?;
     let mut examined = match kind {
         DeviceKind::Cpu { threads } => checked(&mut Cpu::new(*threads)),
-        DeviceKind::Cuda(gpu) => on_gpu(gpu)?,
+        DeviceKind::Cuda(gpu, _) => on_gpu(gpu)?,
     };
     examined.free_bytes = room.device.bytes;
     Ok(examined)

@@ -1,6 +1,7 @@
 //! Blocks that go to the host and back.
 
 use super::*;
+use crate::cuda::Bounds;
 
 const SHAPE: KvShape = KvShape { layers: 2, kv_heads: 2, head_dim: 32, blocks: 5, kind: KvKind::F16 };
 const HEADS: Heads = Heads { query: 4, kv: 2, dim: 32 };
@@ -34,7 +35,7 @@ fn attended<O: Ops>(mut ops: O, kind: KvKind) -> (Vec<u32>, Vec<u32>) {
     ops.copy_out(&cache, &mut host, &[(3, 0), (1, 1)]).unwrap();
     ops.copy_in(&host, &mut cache, &[(0, 1)]).unwrap();
     ops.copy_out(&cache, &mut host, &[(4, 0), (0, 0), (0, 2)]).unwrap();
-    ops.copy_in(&host, &mut cache, &[(1, 4), (0, 2)]).unwrap();
+    ops.copy_in(&host, &mut cache, &[(0, 4), (1, 4), (2, 2), (0, 2)]).unwrap();
     (before, see(&mut ops, &cache, &qkv, &[1, 2, 4]))
 }
 
@@ -48,6 +49,13 @@ fn blocks_come_back_from_the_host_bit_for_bit() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_present()) {
             let (cpu_before, cpu_after) = attended(crate::Timed::new(Cpu::with_isa(2, isa)), kind);
             assert!(cpu_before == before && cpu_after == before, "{kind}, {isa:?}");
+        }
+        // Packed all at once, and one at a time.
+        for (order, staging_bytes) in [(0, 1 << 20), (1, 1), (7, 3 * SHAPE.block_bytes())] {
+            let Some(emulator) = Emulator::new(order, 1) else { return };
+            let ops = Cuda::new(emulator).bounded(Bounds { staging_bytes, ..Bounds::default() });
+            let (cuda_before, cuda_after) = attended(ops, kind);
+            assert!(cuda_before == before && cuda_after == before, "{kind}, order {order}");
         }
     }
 }
