@@ -326,6 +326,9 @@ pub(crate) struct BenchDeviceArgs {
     /// What computes: cpu, or cuda:0 (a GPU)
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceChoice,
+    /// How GPUs compute with 16-bit floating-point weights: exact, or fast (see `cuckoo mine`)
+    #[arg(long, value_name = "HOW", default_value = "exact", value_parser = numerics)]
+    pub(crate) numerics: Profile,
     /// How often everything is measured; medians are printed
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repetitions: u32,

@@ -143,7 +143,7 @@ fn rows_are_all_different_and_told_to_peers() {
     let names: Vec<&str> = list["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
     let different: std::collections::BTreeSet<&&str> = names.iter().collect();
     assert_eq!(names.len(), different.len());
-    assert_eq!(list["models"].as_array().unwrap().len(), 6);
+    assert_eq!(list["models"].as_array().unwrap().len(), 9);
     assert_eq!(list["rows"][0]["op"]["kind"], "norm");
     assert!(list["not_covered"].as_array().unwrap().iter().all(|row| row["why"].as_str().unwrap().len() > 20));
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use cuckoo_kernels::cuda::{Gpu, NoGpu, gpus};
 use serde_json::Value;
 
-use super::models::{FORMATS, SHAPES};
+use super::models::{FORMATS, SHAPES, name, profiles};
 use super::table::{NOT_COVERED, rows};
 
 /// Something does not compute what it should, or could not be measured.
@@ -81,7 +81,8 @@ impl Args {
 
 /// The names of all models that can be measured.
 pub(crate) fn models() -> Vec<String> {
-    SHAPES.iter().flat_map(|shape| FORMATS.map(|quant| format!("{} {quant}", shape.name))).collect()
+    let named = |(shape, quant)| profiles(quant).iter().map(move |profile| name(shape, quant, *profile));
+    SHAPES.iter().flat_map(|shape| FORMATS.map(|quant| (shape, quant))).flat_map(named).collect()
 }
 
 /// Everything that would be measured.

@@ -29,11 +29,13 @@ pub(crate) struct Checked {
     pub(crate) relative_error: f64,
     /// Values that are no finite numbers, of the whole output: poison that was left there, for one.
     pub(crate) not_finite: usize,
+    /// The relative error that is allowed; none where every bit is asked for.
+    pub(crate) allowed: f64,
 }
 
 impl Checked {
     /// Compares; an output that is too short differs.
-    pub(crate) fn of(output: &[f32], expected: &Expected) -> Self {
+    pub(crate) fn of(output: &[f32], expected: &Expected, allowed: f64) -> Self {
         let (mut differ, mut error, mut length) = (0, 0.0, 0.0);
         for (at, wanted) in expected {
             let got = output.get(*at).copied().unwrap_or(f32::NAN);
@@ -43,18 +45,18 @@ impl Checked {
         }
         let relative_error = if error == 0.0 { 0.0 } else { (error / length).sqrt() };
         let not_finite = output.iter().filter(|v| !v.is_finite()).count();
-        Self { compared: expected.len(), differ, relative_error, not_finite }
+        Self { compared: expected.len(), differ, relative_error, not_finite, allowed }
     }
 
     /// A yes or no.
     fn of_whole(equal: bool) -> Self {
         let differ = usize::from(!equal);
-        Self { compared: 1, differ, relative_error: differ as f64, not_finite: 0 }
+        Self { compared: 1, differ, relative_error: differ as f64, not_finite: 0, allowed: 0.0 }
     }
 
-    /// Equal to the bit, and finite everywhere.
+    /// Finite everywhere and equal to the bit, or as near as is allowed.
     pub(crate) fn is_right(&self) -> bool {
-        self.differ == 0 && self.not_finite == 0
+        self.not_finite == 0 && (self.differ == 0 || self.relative_error < self.allowed)
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -62,7 +64,7 @@ impl Checked {
         let error = self.relative_error.is_finite().then_some(self.relative_error);
         json!({
             "right": self.is_right(), "compared": self.compared, "differ": self.differ, "relative_error": error,
-            "not_finite": self.not_finite,
+            "not_finite": self.not_finite, "allowed": self.allowed,
         })
     }
 }
@@ -72,7 +74,7 @@ pub(crate) fn check<M: Machine>(
     cuda: &mut Cuda<M>,
     work: &mut Work<Cuda<M>>,
     op: &Op,
-    (set, numbers): (usize, &Numbers),
+    (set, numbers, allowed): (usize, &Numbers, f64),
 ) -> Result<(Checked, Vec<f32>), OpsError> {
     match op {
         Op::Sample { vocabulary, .. } => {
@@ -86,7 +88,7 @@ pub(crate) fn check<M: Machine>(
             let right: Vec<bool> = drawn.into_iter().enumerate().map(right).collect::<Result<_, _>>()?;
             let differ = right.iter().filter(|right| !**right).count();
             let relative_error = differ as f64 / right.len().max(1) as f64;
-            Ok((Checked { compared: right.len(), differ, relative_error, not_finite: 0 }, Vec::new()))
+            Ok((Checked { compared: right.len(), differ, relative_error, not_finite: 0, allowed: 0.0 }, Vec::new()))
         }
         Op::CopyOut { .. } => Ok((Checked::of_whole(work.comes_back(cuda)?), Vec::new())),
         _ => {
@@ -94,7 +96,7 @@ pub(crate) fn check<M: Machine>(
             work.launch(cuda, set)?;
             let output = work.output(cuda, set)?;
             let expected = expected(&mut Exact::new(), op, set, numbers)?;
-            Ok((Checked::of(&output, &expected), output))
+            Ok((Checked::of(&output, &expected, allowed), output))
         }
     }
 }

@@ -90,10 +90,14 @@ impl Effort {
 }
 
 /// Checks the first set, measures all of them in turns, checks the last.
-pub(crate) fn measure<M: Clock>(cuda: &mut Card<M>, op: &Op, effort: &Effort) -> Result<Measured, OpsError> {
+pub(crate) fn measure<M: Clock>(
+    cuda: &mut Card<M>,
+    (op, allowed): (&Op, f64),
+    effort: &Effort,
+) -> Result<Measured, OpsError> {
     let (numbers, sets) = (Numbers::new(op), effort.sets(op));
     let mut work = Work::new(cuda, *op, sets, &numbers)?;
-    let (mut checked, before) = check(cuda, &mut work, op, (0, &numbers))?;
+    let (mut checked, before) = check(cuda, &mut work, op, (0, &numbers, allowed))?;
     let times = match op.answers() {
         true => answers(cuda, &mut work, effort)?,
         false => launches(cuda, &mut work, effort)?,
@@ -105,7 +109,7 @@ pub(crate) fn measure<M: Clock>(cuda: &mut Card<M>, op: &Op, effort: &Effort) ->
     };
     drop(before);
     if sets > 1 {
-        let (last, _) = check(cuda, &mut work, op, (sets - 1, &numbers))?;
+        let (last, _) = check(cuda, &mut work, op, (sets - 1, &numbers, allowed))?;
         checked = match checked.is_right() {
             true => last,
             false => checked,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use cuckoo_kernels::Quant;
+use cuckoo_kernels::cuda::Profile;
 use cuckoo_models::{GgmlType, GgufWriter};
 use serde_json::{Value, json};
 
@@ -95,6 +96,16 @@ fn format(wanted: Quant, cols: u64) -> (Quant, GgmlType) {
         _ if cols.is_multiple_of(Quant::Q4_K.block() as u64) => (Quant::Q4_K, GgmlType::Q4_K),
         _ => (Quant::Q4_0, GgmlType::Q4_0),
     }
+}
+
+/// How products with weights of a format can be computed: integers are exact and fast.
+pub(crate) fn profiles(quant: Quant) -> &'static [Profile] {
+    if quant == Quant::BF16 { &[Profile::Fast, Profile::Exact] } else { &[Profile::Exact] }
+}
+
+/// What a model is called.
+pub(crate) fn name(shape: &Shape, quant: Quant, profile: Profile) -> String {
+    format!("{} {quant}{}", shape.name, if profile == Profile::Fast { ", fast" } else { "" })
 }
 
 /// The names and shapes of all tensors; those with one dimension are f32.
@@ -210,7 +221,7 @@ impl Plan<'_> {
     }
 }
 
-fn name(case: Case) -> String {
+fn test(case: Case) -> String {
     match case {
         Case::Prompt { tokens, .. } => format!("prefill {tokens}"),
         Case::Generate { batch, .. } => format!("decode, batch {batch}"),
@@ -235,7 +246,7 @@ impl Ceilings {
         let mean =
             |times: &[Duration]| 1e3 * times.iter().map(Duration::as_secs_f64).sum::<f64>() / times.len().max(1) as f64;
         json!({
-            "test": name(case), "batch": case.batch(), "tokens_per_s": run.tokens_per_s(), "samples": rates,
+            "test": test(case), "batch": case.batch(), "tokens_per_s": run.tokens_per_s(), "samples": rates,
             "step_ms": mean(&run.steps), "planning_ms": mean(&run.planning), "bytes": run.bytes, "flops": run.ops,
             "seconds": seconds, "digest": format!("{:016x}", run.digest),
             "percent_of_copies": share(run.bytes, self.measured_bytes_per_s),
@@ -258,7 +269,7 @@ pub(crate) fn measure<B: Backend>(
     let mut found = Vec::new();
     for case in cases {
         if !more() {
-            found.push(json!({"test": name(case), "error": "not measured: no time was left"}));
+            found.push(json!({"test": test(case), "error": "not measured: no time was left"}));
             continue;
         }
         rig.run(case.warm_up())?;
@@ -268,7 +279,7 @@ pub(crate) fn measure<B: Backend>(
         }
         // The same tokens each time, or something races.
         if runs.iter().any(|run| run.digest != runs[0].digest) {
-            bail!("{}: the same prompts gave different tokens", name(case));
+            bail!("{}: the same prompts gave different tokens", test(case));
         }
         found.push(ceilings.json(case, &mut runs));
     }

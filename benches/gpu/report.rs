@@ -63,7 +63,8 @@ pub(crate) fn line(value: &Value) -> String {
     }
     let number = |of: &Value| of.as_f64().map_or_else(|| "–".to_owned(), |v| format!("{v:.1}"));
     let right = match (value["check"]["right"].as_bool(), value["stays"].as_bool()) {
-        (Some(true), None | Some(true)) => "equal",
+        (Some(true), None | Some(true)) if value["check"]["differ"] == 0 => "equal",
+        (Some(true), None | Some(true)) => "near",
         (Some(true), Some(false)) => "MOVES",
         _ => "WRONG",
     };

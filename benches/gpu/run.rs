@@ -118,7 +118,7 @@ pub(crate) fn kernels<M: Clock>(
     for row in rows {
         let began = Instant::now();
         let found = match record.more() {
-            true => measure(cuda, &row.op, effort),
+            true => measure(cuda, (&row.op, row.allowed()), effort),
             false => Err(OpsError::Fault("not measured: no time was left".to_owned())),
         };
         let lost = matches!(found, Err(OpsError::Lost(_)));
@@ -142,7 +142,8 @@ pub(crate) use self::gpu::on_gpu;
 
 #[cfg(feature = "cuda")]
 mod gpu {
-    use cuckoo_kernels::cuda::{Cuda, Driver, Gpu, Replay};
+    use cuckoo_kernels::Quant;
+    use cuckoo_kernels::cuda::{Cuda, Driver, Gpu, Profile, Replay};
 
     use super::*;
     use crate::command::Args;
@@ -169,11 +170,18 @@ mod gpu {
         checks(&mut cuda, &mut record)?;
         let against = limits(&mut cuda, (&copies, sheet.as_ref()), &effort, &mut record)?;
         if !args.no_rows {
-            let rows: Vec<Row> = table::rows().into_iter().filter(|row| args.wants(&row.name)).collect();
-            kernels(&mut cuda, &rows, (&effort, &against), &mut record)?;
+            let (exact, fast): (Vec<Row>, Vec<Row>) = table::rows()
+                .into_iter()
+                .filter(|row| args.wants(&row.name))
+                .partition(|row| row.profile == Profile::Exact);
+            kernels(&mut cuda, &exact, (&effort, &against), &mut record)?;
+            // Its memory is the next one's.
+            drop(cuda);
+            let mut cuda = Cuda::with_profile(Replay::new(Driver::new(gpu)?), Profile::Fast);
+            kernels(&mut cuda, &fast, (&effort, &against), &mut record)?;
+        } else {
+            drop(cuda);
         }
-        // Its memory is the models' now.
-        drop(cuda);
         if !args.no_models {
             whole_models(
                 gpu,
@@ -195,25 +203,45 @@ mod gpu {
     fn whole_models(gpu: &Gpu, args: &Args, ceilings: &Ceilings, record: &mut Record) -> anyhow::Result<()> {
         let folder = args.models_dir.clone().unwrap_or_else(std::env::temp_dir);
         for (shape, quant) in SHAPES.iter().flat_map(|shape| FORMATS.map(|quant| (shape, quant))) {
-            let name = format!("{} {quant}", shape.name);
-            if !args.wants(&name) {
+            let wanted = |profile: &Profile| args.wants(&models::name(shape, quant, *profile));
+            let profiles: Vec<Profile> = models::profiles(quant).iter().copied().filter(wanted).collect();
+            if profiles.is_empty() {
                 continue;
             }
             let path = folder.join(format!("cuckoo-gpu-bench-{}-{}-{quant}.gguf", std::process::id(), shape.name));
-            let found = match record.more() {
-                false => Err(anyhow::anyhow!("not measured: no time was left")),
-                true => models::write(&path, shape, quant).map_err(anyhow::Error::from).and_then(|()| {
-                    let backend = Cuda::new(Replay::new(Driver::new(gpu)?));
-                    models::measure(&path, backend, &PLAN, ceilings, &|| record.more())
-                }),
+            let written = if record.more() { models::write(&path, shape, quant) } else { Ok(()) };
+            let done = match written {
+                Ok(()) => profiles
+                    .iter()
+                    .try_for_each(|profile| one_model(gpu, &path, (shape, quant, *profile), ceilings, record)),
+                Err(why) => Err(anyhow::anyhow!("{}: {why} (--models-dir names another folder)", path.display())),
             };
             // It may not even have been begun.
             let _ = fs::remove_file(&path);
-            let is_right = found.is_ok();
-            let value = models::report((&name, shape), found);
-            models::print(&value);
-            record.add("models", value, is_right)?;
+            done?;
         }
+        Ok(())
+    }
+
+    fn one_model(
+        gpu: &Gpu,
+        path: &std::path::Path,
+        (shape, quant, profile): (&models::Shape, Quant, Profile),
+        ceilings: &Ceilings,
+        record: &mut Record,
+    ) -> anyhow::Result<()> {
+        let name = models::name(shape, quant, profile);
+        let found = match record.more() {
+            false => Err(anyhow::anyhow!("not measured: no time was left")),
+            true => Driver::new(gpu).map_err(anyhow::Error::from).and_then(|driver| {
+                let backend = Cuda::with_profile(Replay::new(driver), profile);
+                models::measure(path, backend, &PLAN, ceilings, &|| record.more())
+            }),
+        };
+        let is_right = found.is_ok();
+        let value = models::report((&name, shape), found);
+        models::print(&value);
+        record.add("models", value, is_right)?;
         Ok(())
     }
 }

@@ -47,7 +47,9 @@ def verdict(row):
     check = row.get("check") or {}
     if not check.get("right"):
         return f"**WRONG** ({check.get('differ')} of {check.get('compared')}, {check.get('not_finite')} not finite)"
-    return "**MOVES**" if row.get("stays") is False else "equal"
+    if row.get("stays") is False:
+        return "**MOVES**"
+    return "equal" if not check.get("differ") else f"within {check['relative_error']:.0e}"
 
 
 def met(target, is_met):

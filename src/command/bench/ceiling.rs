@@ -26,7 +26,7 @@ impl Ceiling {
     pub(super) fn measure(device: &DeviceKind) -> anyhow::Result<Self> {
         match device {
             DeviceKind::Cpu { threads } => Ok(Self::Cpu(Limits::measure(*threads))),
-            DeviceKind::Cuda(_) => {
+            DeviceKind::Cuda(..) => {
                 let examined = examine(device)?;
                 if !examined.wrong.is_empty() {
                     bail!("{device} does not compute what it should, so its figures say nothing: see `cuckoo doctor`");

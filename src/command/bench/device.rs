@@ -65,20 +65,20 @@ struct Measured {
 /// What is measured in turn: the processors with each number of threads, or one GPU.
 fn devices(args: &BenchDeviceArgs) -> anyhow::Result<Vec<DeviceKind>> {
     let all = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let kinds = Devices::survey(&[args.device], all)?.kinds;
+    let kinds = Devices::survey(&[args.device], all, args.numerics)?.kinds;
     match &kinds[..] {
         [DeviceKind::Cpu { .. }] if args.threads.is_empty() => Ok(kinds),
         [DeviceKind::Cpu { .. }] => {
             Ok(args.threads.iter().map(|threads| DeviceKind::Cpu { threads: usize::from(*threads) }).collect())
         }
-        [DeviceKind::Cuda(_)] if !args.threads.is_empty() => {
+        [DeviceKind::Cuda(..)] if !args.threads.is_empty() => {
             bail!("--threads is for processors: leave it out with --device cuda:N")
         }
-        [DeviceKind::Cuda(_)] if args.profile => bail!(
+        [DeviceKind::Cuda(..)] if args.profile => bail!(
             "--profile is for processors: a GPU computes after it was asked, so its operations have no times of their own here; \
              benches/gpu measures them"
         ),
-        [DeviceKind::Cuda(_)] => Ok(kinds),
+        [DeviceKind::Cuda(..)] => Ok(kinds),
         _ => bail!("one device is measured at a time: name it, e.g. --device cuda:0"),
     }
 }
@@ -90,7 +90,7 @@ fn measure(path: &Path, args: &BenchDeviceArgs, devices: Vec<DeviceKind>, began:
             DeviceKind::Cpu { threads } => {
                 report.measure(path, args, &device, (began, || Ok(Timed::new(Cpu::new(*threads)))))?
             }
-            DeviceKind::Cuda(gpu) => on_gpu(&mut report, path, args, gpu, began)?,
+            DeviceKind::Cuda(gpu, _) => on_gpu(&mut report, path, args, gpu, began)?,
         }
     }
     // What the limits need is not the engine's memory, so they come last.
@@ -110,8 +110,8 @@ fn on_gpu(
     began: Instant,
 ) -> anyhow::Result<()> {
     use cuckoo_kernels::cuda::{Cuda, Driver, Replay};
-    let backend = || Ok(Cuda::new(Replay::new(Driver::new(gpu)?)));
-    report.measure(path, args, &DeviceKind::Cuda(gpu.clone()), (began, backend))
+    let backend = || Ok(Cuda::with_profile(Replay::new(Driver::new(gpu)?), args.numerics));
+    report.measure(path, args, &DeviceKind::Cuda(gpu.clone(), args.numerics), (began, backend))
 }
 
 /// None is ever found.
@@ -187,7 +187,7 @@ impl Measured {
     fn threads(&self) -> Option<usize> {
         match self.device {
             DeviceKind::Cpu { threads } => Some(threads),
-            DeviceKind::Cuda(_) => None,
+            DeviceKind::Cuda(..) => None,
         }
     }
 

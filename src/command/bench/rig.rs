@@ -1,7 +1,7 @@
 //! A loaded engine under a clock: prompts and generations of given shapes, step by step, without actors and network, on any
 //! backend. The bench of GPU kernels (`benches/gpu`) uses this very file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use cuckoo_kernels::timed::Spent;
 use cuckoo_kernels::{Cpu, KvKind, Ops, Timed};
 use cuckoo_models::{ArchSpec, ModelFiles};
 use cuckoo_runtime::forward::{check, kv_shapes};
-use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, StepPlan};
+use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, STEPS_IN_FLIGHT_MAX, StepOutput, StepPlan};
 use cuckoo_wire::message::{Assign, ReplicaId, Sampling, SequenceId, WeightsHash};
 
 /// Tokens of the prompt that a fresh process answers first.
@@ -199,8 +199,11 @@ impl<B: Backend> Rig<B> {
     pub(super) fn run(&mut self, case: Case) -> anyhow::Result<Run> {
         let mut drive = Drive {
             batch: Batch::with_kv(self.limits, WeightsHash([0; 32]), &self.kv),
+            steps_max: if self.engine.backend().ahead().is_some() { STEPS_IN_FLIGHT_MAX } else { 1 },
             rig: self,
             run: Run { digest: FNV_OFFSET, ..Run::default() },
+            flights: VecDeque::new(),
+            waiting: None,
             ended: None,
         };
         let (prompt, new) = case.sequence(drive.rig.limits.step_tokens_max);
@@ -229,6 +232,7 @@ impl<B: Backend> Rig<B> {
                 }
             }
         }
+        drive.land()?;
         drive.run.spent = drive.rig.engine.backend().take_spent();
         Ok(drive.run)
     }
@@ -253,8 +257,22 @@ struct Drive<'a, B: Backend> {
     rig: &'a mut Rig<B>,
     batch: Batch,
     run: Run,
+    /// Steps that are begun before the first of them is done: more than one where a device draws by itself, as a miner does it.
+    steps_max: usize,
+    /// Steps that were begun, oldest first.
+    flights: VecDeque<Flight>,
+    /// A plan that cannot be begun before the steps in flight are done.
+    waiting: Option<StepPlan>,
     /// When the last step's computation ended.
     ended: Option<Instant>,
+}
+
+/// A step that was begun.
+struct Flight {
+    plan: StepPlan,
+    began: Instant,
+    /// What came of it, where the backend computed it at once, and when.
+    output: Option<(StepOutput, Instant)>,
 }
 
 /// What a step did.
@@ -271,15 +289,22 @@ impl<B: Backend> Drive<'_, B> {
         self.ended = None;
     }
 
+    /// Begins as many steps as may be in flight, and takes in the oldest.
     fn step(&mut self) -> anyhow::Result<Stepped> {
         let woken = Instant::now();
-        let Some(plan) = self.batch.plan() else {
+        let mut planning = Duration::ZERO;
+        while self.flights.len() < self.steps_max && self.begin(&mut planning)? {}
+        let Some(Flight { plan, began, output }) = self.flights.pop_front() else {
             bail!("nothing is left to compute: {:?}", self.batch.take_news());
         };
-        let began = Instant::now();
-        let output = self.rig.engine.step(&plan)?;
+        let (output, ended) = match output {
+            Some(done) => done,
+            None => (self.rig.engine.finish()?, Instant::now()),
+        };
+        // Of steps in flight, the next begins when the one before it is done.
+        let began = self.ended.map_or(began, |before| before.max(began));
         let drawn = output.drawn.clone();
-        let ended = Instant::now();
+        let applying = Instant::now();
         let stepped = self.count(&plan);
         self.batch.apply(plan, output, ended - began);
         self.batch.take_news();
@@ -288,12 +313,38 @@ impl<B: Backend> Drive<'_, B> {
             self.run.digest = (self.run.digest ^ u64::from(token)).wrapping_mul(FNV_PRIME);
         }
         self.run.steps.push(ended - began);
-        self.run.planning.push((began - woken) + (applied - ended));
+        self.run.planning.push(planning + (applied - applying));
         if let Some(before) = self.ended.replace(ended) {
             self.run.gaps.push(began - before);
         }
         self.run.elapsed += applied - woken;
         Ok(stepped)
+    }
+
+    /// Plans a step and begins it; `false` where there is none to begin now.
+    fn begin(&mut self, planning: &mut Duration) -> anyhow::Result<bool> {
+        let woken = Instant::now();
+        let Some(plan) = self.waiting.take().or_else(|| self.batch.plan()) else { return Ok(false) };
+        let began = Instant::now();
+        *planning += began - woken;
+        let output = if self.rig.engine.begin(&plan)? {
+            None
+        } else if self.flights.is_empty() {
+            Some((self.rig.engine.step(&plan)?, Instant::now()))
+        } else {
+            self.waiting = Some(plan);
+            return Ok(false);
+        };
+        self.flights.push_back(Flight { plan, began, output });
+        Ok(true)
+    }
+
+    /// Waits for what is in flight and forgets it.
+    fn land(&mut self) -> anyhow::Result<()> {
+        for flight in self.flights.drain(..).filter(|flight| flight.output.is_none()) {
+            let _ = (flight, self.rig.engine.finish()?);
+        }
+        Ok(())
     }
 
     fn count(&mut self, plan: &StepPlan) -> Stepped {
