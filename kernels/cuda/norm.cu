@@ -1,9 +1,9 @@
 // Norms. Sums are those of 32 lanes, for the columns that are equal modulo 32, folded.
 //
-// Whole rows: a block of threads for each, which reads it once, 16 bytes a thread, into shared memory. One warp adds up squares in the
+// Method. Whole rows: a block of threads for each, which reads it once, 16 bytes a thread, into shared memory. One warp adds up squares in the
 // contract's order; then all write, and leave the row as integers for the products that come next. Minimum bytes: 8 a value, 4 a
 // weight, 1 or 2 a value for integers. A row by itself waits for memory once and for cols / 32 fmas one after the other.
-// Source: recipe K1, RMSNorm (arXiv 1910.07467); the order is our own.
+// FLOPs: 5 a value. Source: recipe K1, RMSNorm (arXiv 1910.07467); the order is our own.
 #include "rounding.cuh"
 
 // RMS norm of whole rows, whose columns are in shared memory, with what they are multiplied by at the end.
