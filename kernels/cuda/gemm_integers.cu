@@ -245,7 +245,9 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
         sums.supers[m] = load_supers<F>(reading + L::SUPERS + warp.unit(m) * SUPER_BYTES, warp.g);
       }
     }
-    multiply<F, S>(reading, warp, a.planes, sums);
+    // Whether anything is left of the round's first segment, and so of any.
+    const unsigned first_step = unit / L::UNITS * S::K * SEGMENT_STEPS + unit % L::UNITS * L::STEPS;
+    if (first_step * BLOCK_COLS < a.w.cols) multiply<F, S>(reading, warp, a.planes, sums);
     if (unit % L::UNITS == L::UNITS - 1) {
       const unsigned left = per_row - unit / L::UNITS * S::K;
       end_segments<S>(reading, warp, left < S::K ? left : S::K, sums);
