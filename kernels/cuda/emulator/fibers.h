@@ -84,9 +84,12 @@ struct Copy {
   size_t bytes;
 };
 
-// What works beside the threads of a block: engines that are told what to do, and waited for.
+// What works beside the threads of a block: engines that are told what to do, and waited for. They are as slow as can be: nothing
+// gets on while a thread can.
 struct Engines {
   virtual ~Engines() = default;
+  // Does something that threads wait for. Returns where those wait who can go on now, or null if there is nobody.
+  virtual Barrier* work() = 0;
   // What they have begun and nobody waited for, or nothing.
   virtual std::string unfinished() const = 0;
 };
@@ -157,17 +160,40 @@ inline void open(Barrier& barrier, Fiber* self) {
   barrier = Barrier{};
 }
 
-// Waits until `expected` threads have come.
-inline void meet(Barrier& barrier, unsigned expected) {
+// As open, where nobody takes turns. Returns the first of them.
+inline Fiber* revive(Barrier& barrier) {
+  Fiber* const first = barrier.first;
+  first->next = first->previous = first;
+  barrier.first = first->next_waiting;
+  open(barrier, first);
+  return first;
+}
+
+// Takes this fiber out of the turns. Returns the one whose turn is next, if need be one whom the engines let go on, or null.
+inline Fiber* next_turn() {
+  if (Fiber* const next = leave()) return next;
+  Engines* const engines = current->block->engines.get();
+  Barrier* const opened = engines ? engines->work() : nullptr;
+  return opened ? revive(*opened) : nullptr;
+}
+
+// Waits until somebody opens the barrier.
+inline void wait(Barrier& barrier) {
   Fiber* const self = current;
-  if (++barrier.arrived == expected) return open(barrier, self);
   (barrier.last ? barrier.last->next_waiting : barrier.first) = self;
   barrier.last = self;
   self->next_waiting = nullptr;
-  Fiber* const next = leave();
+  Fiber* const next = next_turn();
   if (!next) fault("deadlock: every thread waits");
+  if (next == self) return;
   current = next;
   Context::change(self->context, next->context);
+}
+
+// Waits until `expected` threads have come.
+inline void meet(Barrier& barrier, unsigned expected) {
+  if (++barrier.arrived == expected) open(barrier, current);
+  else wait(barrier);
 }
 
 // Lanes of a warp that exist and are in `mask` meet.
@@ -197,7 +223,7 @@ inline void fiber_main() {
   block->running--;
   // Who has returned counts as arrived at the block's barrier.
   if (block->running > 0 && block->barrier.arrived == block->running) open(block->barrier, self);
-  Fiber* const next = leave();
+  Fiber* const next = block->running > 0 ? next_turn() : nullptr;
   if (!next && block->running > 0) fault("deadlock: every thread waits for one that has returned");
   current = next;
   Context::change(self->context, next ? next->context : block->host);

@@ -46,29 +46,29 @@ DEFECTS = [
      "__shfl_xor_sync(1u, v, apart)", "norm"),
     ("activations are read before they have come", "gemv_integers.cu", "    cp_async_wait<0>();\n", "", "linear"),
     ("weights of the segment before", "gemv_integers.cu", "if (more || !last) load(step);", "if (more && !last) load(step);", "linear"),
-    ("a stage is read before it has come", "gemm_integers.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", "integers"),
-    ("nobody waits for a stage", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n", "", "integers"),
+    ("a stage is read before it has come", "gemm_integers.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", "gemm"),
+    ("nobody waits for a stage", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n", "", "gemm"),
     ("no barrier after a stage has come", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
-     "    cp_async_wait<STAGES - 2>();\n", "integers"),
+     "    cp_async_wait<STAGES - 2>();\n", "gemm"),
     ("a stage is filled that others still read", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
      "    if (unit + STAGES - 1 < units) loader.copy(writing, (unit + STAGES - 1) / L::UNITS * S::K, "
-     "(unit + STAGES - 1) % L::UNITS * L::STEPS);\n    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n", "integers"),
-    ("a group that is never ended", "gemm_integers.cu", "    cp_async_commit();\n    move(writing);", "    move(writing);", "integers"),
-    ("fragments swapped", "gemm_integers.cu", "const uint32_t b[2] = {words.x, words.y};", "const uint32_t b[2] = {words.y, words.x};", "integers"),
-    ("rows of a tile swapped", "weights.cuh", "a[row] = F::UNIT == 16 ? word << 4", "a[1 - row] = F::UNIT == 16 ? word << 4", "integers"),
-    ("tokens of a lane swapped", "gemm_integers.cu", "set(factors, 1, uint2{both.z, both.w});", "set(factors, 1, uint2{both.x, both.y});", "integers"),
-    ("the end of a segment is forgotten", "gemm_integers.cu", "if (unit % L::UNITS == L::UNITS - 1) {", "if (unit + 1 == units) {", "integers"),
-    ("a sum that goes on in the next segment", "gemm_integers.cu", "{ sums.sum[m][n][i][j] = 0.0f; });", "{});", "integers"),
-    ("segments are joined before they are there", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k == 0) {", "    if (warp.k == 0) {", "integers"),
+     "(unit + STAGES - 1) % L::UNITS * L::STEPS);\n    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n", "gemm"),
+    ("a group that is never ended", "gemm_integers.cu", "    cp_async_commit();\n    move(writing);", "    move(writing);", "gemm"),
+    ("fragments swapped", "gemm_integers.cu", "const uint32_t b[2] = {words.x, words.y};", "const uint32_t b[2] = {words.y, words.x};", "gemm"),
+    ("rows of a tile swapped", "weights.cuh", "a[row] = F::UNIT == 16 ? word << 4", "a[1 - row] = F::UNIT == 16 ? word << 4", "gemm"),
+    ("tokens of a lane swapped", "gemm_integers.cu", "set(factors, 1, uint2{both.z, both.w});", "set(factors, 1, uint2{both.x, both.y});", "gemm"),
+    ("the end of a segment is forgotten", "gemm_integers.cu", "if (unit % L::UNITS == L::UNITS - 1) {", "if (unit + 1 == units) {", "gemm"),
+    ("a sum that goes on in the next segment", "gemm_integers.cu", "{ sums.sum[m][n][i][j] = 0.0f; });", "{});", "gemm"),
+    ("segments are joined before they are there", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k == 0) {", "    if (warp.k == 0) {", "gemm"),
     ("sums are left where others still read", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k > 0) for_each",
-     "    if (warp.k > 0) for_each", "integers"),
-    ("a token too many is read", "gemm_integers.cu", "left = token < a.tokens && block < blocks", "left = block < blocks", "integers"),
-    ("a tile too many is read", "gemm_integers.cu", "segments_left = tile * TILE_ROWS < a.w.rows && k < per_row", "segments_left = k < per_row", "integers"),
+     "    if (warp.k > 0) for_each", "gemm"),
+    ("a token too many is read", "gemm_integers.cu", "left = token < a.tokens && block < blocks", "left = block < blocks", "gemm"),
+    ("a tile too many is read", "gemm_integers.cu", "segments_left = tile * TILE_ROWS < a.w.rows && k < per_row", "segments_left = k < per_row", "gemm"),
     ("a product that only some lanes take part in", "gemm_integers.cu", "add_step(codes[m], scales[m]", "if (warp.lane < 31) add_step(codes[m], scales[m]",
-     "integers"),
+     "gemm"),
     # Products of the fast profile.
     ("no barrier before a row's largest is known", "gemm_floats.cu", "  __syncthreads();\n  for (unsigned i = 0; i < blockDim.x / WARP",
-     "  for (unsigned i = 0; i < blockDim.x / WARP", "narrow"),
+     "  for (unsigned i = 0; i < blockDim.x / WARP", "narrow_f16"),
     ("a copy that nobody waits for", "gemm_floats.cu", "    cp_async_wait<S::STAGES - 2>();\n", "", "gemm_few"),
     ("a copy that is waited for a step too late", "gemm_floats.cu", "cp_async_wait<S::STAGES - 2>", "cp_async_wait<S::STAGES - 1>", "gemm_few"),
     ("no barrier before what others have copied", "gemm_floats.cu", "    __syncthreads();  // this step", "    // this step", "gemm_few"),
@@ -238,7 +238,7 @@ def linear(library, order):
     return product(library, order, "cuckoo_linear_4_half_0_0", 12 << 10, 8, 2560, 3)
 
 
-def integers(library, order):
+def gemm(library, order):
     """17 tokens, in two shapes of tiles."""
     return product(library, order, "cuckoo_gemm_4_half_0_0", 48 << 10, 0, 1280, 17) or \
         product(library, order, "cuckoo_gemm_wide_4_half_0_0", 48 << 10, 64, 1280, 17)
@@ -258,28 +258,33 @@ def norm(library, order):
     return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
 
 
-def narrow(library, order):
-    """Values that bfloat16 has, and one halfway between two; two rows of halves, of which one is too large for them by far."""
-    cols = 8 * (3 * 256 - 1)
-    values = [float(i % 256) for i in range(cols)]
-    keep = [aligned(ctypes.c_float, [257.0, *values[1:]]), aligned(ctypes.c_uint16, [0xffff] * (cols + REST))]
-    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, Narrow(keep[0][2], keep[1][2], 0, 1, cols), order)
+def narrow_bf16(library, order):
+    """Values that bfloat16 has, and one halfway between two."""
+    count = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(count)]
+    keep = [aligned(ctypes.c_float, [257.0, *values[1:]]), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
+    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, Narrow(keep[0][2], keep[1][2], 0, 1, count), order)
     if fault:
         return fault
-    bf16 = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in [256.0, *values[1:]]]
-    if list(keep[1][0]) != bf16 + [0xffff] * REST:
-        return "another result"
+    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in [256.0, *values[1:]]]
+    return "" if list(keep[1][0]) == expected + [0xffff] * REST else "another result"
+
+
+def narrow_f16(library, order):
+    """Two rows of halves, of which one is too large for them by far."""
+    cols = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(cols)]
     keep = [aligned(ctypes.c_float, values + [1024 * v for v in values]), aligned(ctypes.c_uint16, [0xffff] * (2 * cols + REST)),
             aligned(ctypes.c_float, [0.0] * 2)]
     place = [k[2] for k in keep]
     fault = library.launch("cuckoo_narrow_f16", (2, 1, 1), 256, 8 * 4, Narrow(*place, 2, cols), order)
     if fault:
         return fault
-    f16 = [struct.unpack("<H", struct.pack("<e", v))[0] for v in values + [128 * v for v in values]]
-    return "" if list(keep[1][0]) == f16 + [0xffff] * REST and list(keep[2][0]) == [1.0, 8.0] else "another result"
+    expected = [struct.unpack("<H", struct.pack("<e", v))[0] for v in values + [128 * v for v in values]]
+    return "" if list(keep[1][0]) == expected + [0xffff] * REST and list(keep[2][0]) == [1.0, 8.0] else "another result"
 
 
-def gemm(rows, tokens, launch):
+def gemm_floats(rows, tokens, launch):
     """Weights and activations in bfloat16: small integers, so every order gives the same. Seven and a half steps of 64 columns."""
     cols = 480
     bf16 = {v: struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in range(-3, 4)}
@@ -298,12 +303,12 @@ def gemm(rows, tokens, launch):
 def gemm_few(library, order):
     """13 tokens and two warps to a block: the last block has a warp without rows."""
     shared = 8 * (2 * 16 + 16) * 128
-    return gemm(40, 13, lambda args: library.launch("cuckoo_gemm_skinny_bf16", (2, 1, 1), 64, shared, args, order))
+    return gemm_floats(40, 13, lambda args: library.launch("cuckoo_gemm_skinny_bf16", (2, 1, 1), 64, shared, args, order))
 
 
 def gemm_many(library, order):
     """A tile and a bit."""
-    return gemm(130, 66, lambda args: library.launch("cuckoo_gemm_wide_bf16", (2, 1, 1), 256, 3 * 256 * 64, args, order))
+    return gemm_floats(130, 66, lambda args: library.launch("cuckoo_gemm_wide_bf16", (2, 1, 1), 256, 3 * 256 * 64, args, order))
 
 
 def gemm_hopper(library, order):
@@ -313,7 +318,7 @@ def gemm_hopper(library, order):
             return TensorMap(address, rows, args.cols, 2 * args.cols, 128 | 64 << 32, 2 | 0x70616d74 << 32)
         mapped = MappedGemm(tensor_map(args.x, args.tokens), tensor_map(args.w, args.rows), args)
         return library.launch("cuckoo_gemm_hopper_128_bf16", (1, 1, 1), 384, 6 * (256 * 128 + 16), mapped, order)
-    return gemm(130, 66, launch)
+    return gemm_floats(130, 66, launch)
 
 
 def gumbel(seed, position, token):
@@ -354,8 +359,8 @@ def sample(library, order):
     return fault or ("" if list(tokens[0]) == expected else "another token")
 
 
-PROBES = {"linear": linear, "integers": integers, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper,
-          "sample": sample}
+PROBES = {"linear": linear, "gemm": gemm, "norm": norm, "narrow_bf16": narrow_bf16, "narrow_f16": narrow_f16, "gemm_few": gemm_few,
+          "gemm_many": gemm_many, "gemm_hopper": gemm_hopper, "sample": sample}
 
 
 def seen(defect, folder):
