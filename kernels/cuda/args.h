@@ -68,7 +68,7 @@ typedef struct cuckoo_linear_integers {
   uint32_t out_cols, first_row;
   uint32_t add;            /* whether products are added to what is there */
   uint32_t tile;           /* cuckoo_linear: segments whose activations are in shared memory at once, a multiple of 8;
-                              cuckoo_gemm_wide: tokens of a block, 128 in one plane or 64 */
+                              cuckoo_gemm: tokens of a block, 16 or 32; cuckoo_gemm_wide: 64, or 128 in one plane */
 } cuckoo_linear_integers;
 
 typedef struct cuckoo_linear_floats {

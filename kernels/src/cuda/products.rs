@@ -25,11 +25,11 @@ pub(super) struct Product<'a, M: Machine> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiling {
     /// 16 rows by all tokens, of which there are 8 at most: a tile of `mma` has room for 8, so fewer are no less work, and weights
-    /// are read as fast as they come. `cuda/gemv_integers.cu`.
+    /// are read as fast as they come. `cuda/gemv_integers.cu`, like the next.
     Few,
-    /// 64 rows by 32 tokens. `cuda/gemm_integers.cu`, like the next.
-    Some,
-    /// 128 rows by so many tokens, 64 or 128. Two or three times fewer instructions than the one before.
+    /// 32 rows by 16 tokens, or 64 by 32.
+    Some(usize),
+    /// 128 rows by so many tokens, 64 or 128, with fewer instructions each. `cuda/gemm_integers.cu`.
     Wide(usize),
 }
 
@@ -39,8 +39,8 @@ pub(super) const FEW_TOKENS: usize = 8;
 const BUSY_BLOCKS: usize = 128;
 /// Bytes that a block of threads gets from every GPU without asking for more.
 const SHARED_BYTES: usize = 48 << 10;
-/// Segments that a block of few tokens takes at once: one for each warp.
-const FEW_SEGMENTS: usize = 8;
+/// Warps of a block.
+const WARPS: usize = THREADS / WARP;
 
 impl Tiling {
     /// For a product of `rows` rows of weights and `tokens` of activations.
@@ -48,18 +48,19 @@ impl Tiling {
         let wide = |each: usize| Self::Wide(each).grid(rows, tokens).iter().product::<usize>() >= BUSY_BLOCKS;
         match tokens {
             0..=FEW_TOKENS => Self::Few,
-            9..=32 => Self::Some,
+            9..=16 => Self::Some(16),
+            17..=32 => Self::Some(32),
             // Two planes of 128 tokens do not fit.
             65.. if planes == 1 && wide(128) => Self::Wide(128),
             _ if wide(64) => Self::Wide(64),
-            _ => Self::Some,
+            _ => Self::Some(32),
         }
     }
 
     fn grid(self, rows: usize, tokens: usize) -> [usize; 3] {
         match self {
-            Self::Few => [rows.div_ceil(16), 1, 1],
-            Self::Some => [tokens.div_ceil(32), rows.div_ceil(64), 1],
+            Self::Few => [1, rows.div_ceil(16), 1],
+            Self::Some(each) => [tokens.div_ceil(each), rows.div_ceil(2 * each), 1],
             Self::Wide(each) => [tokens.div_ceil(each), rows.div_ceil(128), 1],
         }
     }
@@ -67,27 +68,29 @@ impl Tiling {
     fn kernel(self, kind: &Kind) -> &'static CStr {
         match self {
             Self::Few => kind.linear,
-            Self::Some => kind.gemm,
+            Self::Some(_) => kind.gemm,
             Self::Wide(_) => kind.gemm_wide,
         }
     }
 
     /// `tile` of the kernel's arguments, and the bytes that its threads share.
     fn shared(self, cols: usize, tokens: usize, planes: usize) -> (usize, usize) {
-        // As `Chunk` of gemv_integers.cu has it: codes, factors, sums.
-        let bytes = |segments: usize| {
+        // As `Chunk` of gemv_integers.cu has it: codes and factors.
+        let activations = |segments: usize, tokens: usize| {
             let blocks = segments * SEGMENT_BLOCKS;
             planes * tokens * ((blocks + 1) * ACTIVATION_BLOCK + (blocks + 2) * 8)
-                + segments * tokens * 16 * size_of::<f32>()
         };
         match self {
             Self::Few => {
-                let all = segments(cols).next_multiple_of(FEW_SEGMENTS);
-                let fits = (FEW_SEGMENTS..=all).rev().step_by(FEW_SEGMENTS).find(|n| bytes(*n) <= SHARED_BYTES);
+                let sums = |segments: usize| segments * tokens * 16 * size_of::<f32>();
+                let bytes = |segments: usize| activations(segments, tokens) + sums(segments);
+                let all = segments(cols).next_multiple_of(WARPS);
+                let fits = (WARPS..=all).rev().step_by(WARPS).find(|n| bytes(*n) <= SHARED_BYTES);
                 let fits = fits.expect("eight segments of eight tokens in two planes fit");
                 (fits, bytes(fits))
             }
-            Self::Some => (0, SHARED_BYTES),
+            // A warp for each of a tile's segments; what they leave is less than what they had.
+            Self::Some(each) => (each, activations(WARPS / (each / 8), each)),
             Self::Wide(each) => (each, SHARED_BYTES),
         }
     }
