@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use cuckoo_kernels::cpu::{Buffer, Matrix};
 use cuckoo_kernels::low_rank::{Adapted, LowRankSource};
 use cuckoo_kernels::ops::{Activation, Heads, KvShape, Mask, MatrixSource, Rope, RopePairs, Span, StepLayout};
-use cuckoo_kernels::sampling::{SampleRequest, SamplingParams, TokenHistory};
+use cuckoo_kernels::sampling::{LogprobRequest, SampleRequest, SamplingParams, TokenHistory};
 use cuckoo_kernels::{Cpu, KvKind, Memory, Ops, Quant};
 use half::f16;
 
@@ -171,6 +171,35 @@ fn rows(c: &mut Criterion) {
     }
 }
 
+/// Operations on each value of a row, or on rows by number.
+fn values(c: &mut Criterion) {
+    let mut ops = Cpu::new(1);
+    let vector = |ops: &mut Cpu, len| ops.vector(&vec![0.5; len]).expect("the vector fits");
+    let (of_row, of_head) = (vector(&mut ops, HIDDEN), vector(&mut ops, HEADS.dim));
+    let mut group = c.benchmark_group("values");
+    for rows in [1, 128] {
+        let x = activations(&mut ops, rows, HIDDEN);
+        let mut out = activations(&mut ops, rows, HIDDEN);
+        let heads = 0..HIDDEN / HEADS.dim;
+        let to: Vec<(usize, f32)> = (0..rows).map(|row| (rows - 1 - row, 0.01)).collect();
+        group.throughput(Throughput::Bytes((8 * rows * HIDDEN) as u64));
+        group.bench_function(BenchmarkId::new("add_bias", rows), |b| b.iter(|| ops.add_bias(&of_row, &mut out)));
+        group.bench_function(BenchmarkId::new("scale", rows), |b| b.iter(|| ops.scale(0.99, Some(30.0), &mut out)));
+        group.bench_function(BenchmarkId::new("norm_heads", rows), |b| {
+            b.iter(|| ops.norm_heads(&of_head, 1e-5, heads.clone(), &mut out));
+        });
+        group.bench_function(BenchmarkId::new("layer_norm", rows), |b| {
+            b.iter(|| ops.layer_norm(&x, &of_row, &of_row, 1e-12, &mut out));
+        });
+        group.bench_function(BenchmarkId::new("activate", rows), |b| {
+            b.iter(|| ops.activate(Activation::GeluErf, &mut out));
+        });
+        group.throughput(Throughput::Bytes((12 * rows * HIDDEN) as u64));
+        group.bench_function(BenchmarkId::new("add_scaled", rows), |b| b.iter(|| ops.add_scaled(&x, 1e-3, &mut out)));
+        group.bench_function(BenchmarkId::new("scatter_add", rows), |b| b.iter(|| ops.scatter_add(&x, &to, &mut out)));
+    }
+}
+
 /// One token from a whole vocabulary, the logits spread like a model's.
 fn sample(c: &mut Criterion) {
     let mut ops = Cpu::new(1);
@@ -204,7 +233,9 @@ fn sample(c: &mut Criterion) {
             });
         });
     }
+    let question = [LogprobRequest { row: 0, token: 17, top: 20 }];
+    group.bench_function("logprobs", |b| b.iter(|| black_box(ops.logprobs(&x, &question))));
 }
 
-criterion_group!(ops, linear, lora_add, attention, rows, sample);
+criterion_group!(ops, linear, lora_add, attention, rows, values, sample);
 criterion_main!(ops);

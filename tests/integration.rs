@@ -27,6 +27,8 @@ mod hostile;
 mod http;
 /// Adapters: against numpy, against merged weights, and beside everything else.
 mod lora;
+/// Names that stand in one place stand in all: operations, kernels.
+mod mirror;
 /// The real model: against the f64 reference, and bit for bit against itself.
 mod model;
 /// A scheduler, miners and clients over loopback QUIC.

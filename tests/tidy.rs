@@ -63,7 +63,8 @@ fn dependencies_point_one_way() {
 fn files_and_lines_are_short_and_say_what_they_are() {
     for (path, text) in sources() {
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines.len() <= LINES_MAX, "{path:?} has {} lines: find a seam", lines.len());
+        let is_made_by_bindgen = path.ends_with("kernels/src/cuda/args.rs");
+        assert!(lines.len() <= LINES_MAX || is_made_by_bindgen, "{path:?} has {} lines: find a seam", lines.len());
         let is_part_of_a_test = path.ends_with("tests.rs") || path.components().any(|c| c.as_os_str() == "tests");
         let header = lines.first().is_some_and(|l| l.starts_with("//!"))
             || is_part_of_a_test

@@ -44,27 +44,31 @@ typedef struct cuckoo_embed_floats {
 } cuckoo_embed_floats;
 
 /* Activations in blocks of 32 as integers, in one plane or two. */
-typedef struct cuckoo_quantize {
-  cuckoo_address x;        /* f32 [rows][cols] */
+typedef struct cuckoo_rounded {
   cuckoo_address q;        /* i8 [planes][rows][cols / 32][32]: columns 4 t .. 4 t + 3, then 16 on, of t from 0 to 3 */
   cuckoo_address factors;  /* [planes][rows][cols / 32]: scale and sum of a block's integers, f32 both */
   cuckoo_address halves;   /* likewise: scale, f32, and sums of its first 16 and its last 16, f16 both */
   uint32_t rows, cols;
-  uint32_t planes;         /* 1, or 2: high then low */
+  uint32_t planes;         /* 1, or 2: high then low; 0 where nobody asks for them */
   uint32_t padding;
+} cuckoo_rounded;
+
+typedef struct cuckoo_quantize {
+  cuckoo_address x;        /* f32 [rows][cols] */
+  cuckoo_rounded to;
 } cuckoo_quantize;
 
 /* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_linear_integers {
   cuckoo_integers w;
-  cuckoo_address q;        /* as cuckoo_quantize leaves them */
+  cuckoo_address q;        /* as in cuckoo_rounded */
   cuckoo_address factors;  /* `halves` where the format's halves have scales of their own */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, planes;
   uint32_t out_cols, first_row;
   uint32_t add;            /* whether products are added to what is there */
   uint32_t tile;           /* cuckoo_linear: segments whose activations are in shared memory at once, a multiple of 8;
-                              cuckoo_gemm_wide: tokens of a block, 128 in one plane or 64 */
+                              cuckoo_gemm: tokens of a block, 16 or 32; cuckoo_gemm_wide: 64, or 128 in one plane */
 } cuckoo_linear_integers;
 
 typedef struct cuckoo_linear_floats {
@@ -76,9 +80,10 @@ typedef struct cuckoo_linear_floats {
   uint32_t padding;
 } cuckoo_linear_floats;
 
-/* RMS norm of rows, or of heads in place: a warp for each. */
+/* RMS norm of rows, or of heads in place. */
 typedef struct cuckoo_norm {
   cuckoo_address x, weight, out;
+  cuckoo_rounded rounded;  /* of whole rows: what is written, as integers */
   uint32_t rows, cols;     /* what is normed at once: cols values, rows of them */
   uint32_t heads;          /* consecutive norms in a row of `stride` values; 1 for whole rows */
   uint32_t first_head;
@@ -102,6 +107,7 @@ typedef struct cuckoo_elementwise {
   uint32_t kind;           /* which activation; whether there is a soft-cap */
   float a, b;              /* factor and cap; the activation's parameters */
   uint32_t padding;
+  cuckoo_rounded rounded;  /* of activations: what is written, as integers */
 } cuckoo_elementwise;
 
 /* Rows copied or added by number. */
@@ -153,6 +159,7 @@ typedef struct cuckoo_attention {
   cuckoo_address sinks;    /* f32 [query heads], or 0 */
   cuckoo_address parts;    /* f32 [row of a split][query head][dim + 4]: sums, then max and total */
   cuckoo_address out;      /* f32 [count][query heads][dim] */
+  cuckoo_rounded rounded;  /* that as integers, where heads are whole blocks of 32 */
   uint32_t query_heads;
   uint32_t heads_each;     /* query heads of one key/value head, that a block of threads takes */
   uint32_t window;         /* 0: everything */
@@ -169,15 +176,17 @@ typedef struct cuckoo_tensor_map {
 
 /* Activations as the weights' kind of numbers. */
 typedef struct cuckoo_narrow {
-  cuckoo_address x;        /* f32 [count] */
-  cuckoo_address out;      /* u16 [count] */
-  uint64_t count;          /* a multiple of 8 */
+  cuckoo_address x;        /* f32 [rows][cols] */
+  cuckoo_address out;      /* u16 [rows][cols] */
+  cuckoo_address scales;   /* f32 [rows]: powers of two by which rows of halves were divided; 0 for bfloat16 */
+  uint32_t rows, cols;     /* cols: a multiple of 32 */
 } cuckoo_narrow;
 
 /* out[t][first_row + r] = w[r] . x[t], or added to it. */
 typedef struct cuckoo_gemm {
   cuckoo_floats w;         /* u16 [rows][cols] */
   cuckoo_address x;        /* u16 [tokens][cols] */
+  cuckoo_address scales;   /* f32 [tokens] by which results are multiplied, or 0 */
   cuckoo_address out;      /* f32 [tokens][out_cols] */
   uint32_t tokens, out_cols, first_row, add;
 } cuckoo_gemm;
@@ -186,7 +195,7 @@ typedef struct cuckoo_gemm {
 typedef struct cuckoo_gemm_mapped {
   cuckoo_tensor_map x_map, w_map;
   cuckoo_gemm gemm;
-  uint64_t padding[2];
+  uint64_t padding;
 } cuckoo_gemm_mapped;
 
 /* Some of the words of a launch's lists. */
@@ -230,6 +239,8 @@ typedef struct cuckoo_draw {
   uint32_t to;             /* place of its token */
   float least;             /* how far from the highest a logit may be, by min-p; minus infinity: as far as can be */
   float sharpness;         /* f32(1 / temperature) */
+  float near;              /* (logit - highest) * sharpness of what top-p may leave: all that are less are too few together */
+  uint32_t padding;
 } cuckoo_draw;
 
 /* A token for each draw. A block of threads for each. */
@@ -269,6 +280,23 @@ typedef struct cuckoo_logprobs {
   cuckoo_address exponentials; /* f64 [questions][cols] */
   uint32_t cols, padding;
 } cuckoo_logprobs;
+
+/* One expert that a row uses. */
+typedef struct cuckoo_routed {
+  uint32_t expert;
+  float weight;
+} cuckoo_routed;
+
+/* The experts that rows choose: a warp for each row. */
+typedef struct cuckoo_route {
+  cuckoo_address logits;   /* f32 [rows][cols] */
+  cuckoo_address out;      /* cuckoo_routed [rows][used] */
+  uint32_t rows, cols;
+  uint32_t used;
+  uint32_t gating;         /* 0 softmax of all, 1 sigmoid, 2 softmax of the chosen */
+  uint32_t normalize;      /* whether weights are divided by their sum */
+  float scale;
+} cuckoo_route;
 
 /* In place of a token. */
 enum cuckoo_no_token { CUCKOO_BROKEN = 0xffffffffu, CUCKOO_NOTHING_ALLOWED = 0xfffffffeu };

@@ -16,15 +16,16 @@
 // row, query head and split. FLOPs: 4 dim for each query head, row and position that it sees.
 //
 // What it can reach. Every product is rounded in f32 in the contract's order, which tensor cores do not do, so the ceiling is the
-// f32 rate (H200: 67 TFLOP/s). By instructions, of 8 queries a warp and 128 dimensions: scores 64 fma of 84 (8 loads of queries, 4
-// of keys, 8 conversions), values 128 of 156, and about a twentieth for softmax: 75 % of the f32 peak at most, which is
-// prefill's limit. Decode reads 2 bytes for every fma of a query head: with up to 4 query heads for a KV head memory is the limit,
-// with 8 both are about equal.
+// f32 rate (H200: 67 TFLOP/s). What limits is how many instructions a multiprocessor issues. Of 8 queries a warp and 128 dimensions,
+// as nvcc makes them for sm_90a: 256 fma of 349 instructions for scores (32 loads of queries, 16 of keys, 32 conversions), 64 of 93
+// for values, and about a twentieth for softmax: two thirds of the f32 peak at most, which is prefill's limit. Decode does one fma
+// for each query head and value: with up to 4 query heads for a KV head memory is the limit on an H200, with 8 both are about equal.
 //
 // Sources: FlashAttention-2 (Dao, arXiv 2307.08691) for tiles over running softmax, Flash-Decoding for splits; the order is our own.
 #include "kv.cuh"
 #include "math.cuh"
 #include "ptx.cuh"
+#include "rounding.cuh"
 
 namespace attention {
 
@@ -43,6 +44,7 @@ struct Shape {
   static constexpr unsigned WIDTH = WIDTH_;                  // neighbouring dimensions of a lane
   static constexpr unsigned UNITS = UNITS_;                  // so often, at most
   static constexpr unsigned UNIT_DIMS = WIDTH * WARP;
+  static constexpr unsigned DIMS = UNITS * UNIT_DIMS * WARPS;
   static constexpr unsigned CHUNK = WARPS * WARP / PAIRS;    // KV blocks whose scores are made together
   static constexpr unsigned KEY_DIMS = 128 / WARPS;          // dimensions of keys in an item
   // Bytes from one KV block's keys to the next: 16 values more than there are, so that the four of a warp are in different banks.
@@ -73,24 +75,24 @@ template <class S>
 struct Tile {
   const cuckoo_attention& a;
   cuckoo_tile tile;
-  unsigned kv_head, first_head, heads;
+  unsigned kv_head, first_head, heads, queries_here;
   unsigned first_block, end_block;  // KV blocks that some row sees of these splits
-  unsigned key_items, value_blocks;  // items of a chunk's keys; KV blocks in an item of values
   unsigned lane, team, member;       // which warp of the team
   // Shared memory.
   unsigned char* slots;  // [SLOTS][SLOT_BYTES]
-  float* queries;        // [ALL_QUERIES][dim]
+  float* queries;        // [ALL_QUERIES][stride()]
   float* weights;        // [ALL_QUERIES][CHUNK][16]
   float* highest;        // [ALL_QUERIES][CHUNK]: scores
   float* rescale;        // [ALL_QUERIES][CHUNK]: what sums of values before a KV block are multiplied by
   float* totals;         // [ALL_QUERIES][CHUNK]: of the weights of a KV block
+  float4* softmax;       // [QUERIES] for this warp: highest score and total of the splits before, and of this one
   Range* sees;           // [ALL_QUERIES]
-  // Registers. Those of a query by itself are lane `query`'s.
+  unsigned* places;      // [ALL_QUERIES]: row of the tile times query heads, and the query head
+  // Registers.
   Range whole;                          // what all queries of the team see
-  float dots[S::QUERIES][2];
   float sums[S::QUERIES][S::UNITS][S::WIDTH];
-  float max, total;                     // of the split
-  float all_max, all_total;             // of the splits before it
+  Cursor loads;                         // what is to be loaded next
+  unsigned newest, ahead;               // the slot it goes to; items that were begun before any was worked on
   unsigned dims[S::UNITS];              // the lane's; where it would have more than there are, the last
 
   __device__ __forceinline__ Tile(const cuckoo_attention& a, unsigned char* memory)
@@ -100,22 +102,24 @@ struct Tile {
     kv_head = blockIdx.y / parts;
     first_head = kv_head * group + first;
     heads = group - first < a.heads_each ? group - first : a.heads_each;
+    queries_here = tile.rows * heads;
     const unsigned begin = seen(a, tile, 0).begin, end = seen(a, tile, tile.rows - 1).end;
     first_block = (begin > tile.split * SPLIT ? begin : tile.split * SPLIT) / KV_BLOCK;
     end_block = ((end < tile.split_end * SPLIT ? end : tile.split_end * SPLIT) + KV_BLOCK - 1) / KV_BLOCK;
     const unsigned dim = a.kv.dim;
-    key_items = (dim + S::KEY_DIMS - 1) / S::KEY_DIMS;
-    value_blocks = SLOT_BYTES / (dim * KV_BLOCK * S::Stored::BYTES + (S::Stored::SCALED ? dim / a.kv.scale_block * KV_BLOCK * 2 : 0));
     lane = threadIdx.x % WARP;
     team = threadIdx.x / WARP / S::WARPS;
     member = threadIdx.x / WARP % S::WARPS;
     slots = memory;
     queries = reinterpret_cast<float*>(slots + S::SLOTS * SLOT_BYTES);
-    weights = queries + S::ALL_QUERIES * dim;
+    weights = queries + S::ALL_QUERIES * stride();
     highest = weights + S::ALL_QUERIES * S::CHUNK * KV_BLOCK;
     rescale = highest + S::ALL_QUERIES * S::CHUNK;
     totals = rescale + S::ALL_QUERIES * S::CHUNK;
-    sees = reinterpret_cast<Range*>(totals + S::ALL_QUERIES * S::CHUNK);
+    float4* const all = reinterpret_cast<float4*>(totals + S::ALL_QUERIES * S::CHUNK);
+    softmax = all + threadIdx.x / WARP * S::QUERIES;
+    sees = reinterpret_cast<Range*>(all + S::ALL_QUERIES * S::WARPS);
+    places = reinterpret_cast<unsigned*>(sees + S::ALL_QUERIES);
 #pragma unroll
     for (unsigned i = 0; i < S::UNITS; i++) {
       const unsigned d = first_dim(i) + lane * S::WIDTH;
@@ -125,7 +129,9 @@ struct Tile {
 
   // Of the lanes of this warp, the `i`th time.
   __device__ __forceinline__ unsigned first_dim(unsigned i) const { return (i * S::WARPS + member) * S::UNIT_DIMS; }
-  __device__ __forceinline__ unsigned count() const { return tile.rows * heads; }
+  // Values from one query to the next in shared memory; where registers are short it is known before.
+  __device__ __forceinline__ unsigned stride() const { return S::WARPS == 1 ? S::DIMS : a.kv.dim; }
+  __device__ __forceinline__ unsigned count() const { return queries_here; }
   __device__ __forceinline__ unsigned query(unsigned r) const { return team * S::QUERIES + r; }
   __device__ __forceinline__ unsigned row(unsigned query) const { return query / heads; }
   __device__ __forceinline__ unsigned head(unsigned query) const { return first_head + query % heads; }
@@ -145,6 +151,7 @@ struct Tile {
     const unsigned dim = a.kv.dim, pieces = dim / 4, row_heads = a.query_heads + 2 * a.kv.kv_heads;
     for (unsigned q = threadIdx.x; q < S::ALL_QUERIES; q += S::THREADS) {
       sees[q] = q < count() ? seen(a, tile, row(q)) : Range{0, 0};
+      places[q] = row(q) * a.query_heads + head(q);
     }
     for (unsigned i = threadIdx.x; i < S::ALL_QUERIES * pieces; i += S::THREADS) {
       const unsigned q = i / pieces, piece = i % pieces;
@@ -153,7 +160,7 @@ struct Tile {
         const uint64_t begin = (uint64_t(tile.first_row + row(q)) * row_heads + head(q)) * dim;
         v = at<const float4>(a.qkv)[begin / 4 + piece];
       }
-      reinterpret_cast<float4*>(queries)[i] = v;
+      reinterpret_cast<float4*>(queries + q * stride())[piece] = v;
     }
     __syncthreads();
     whole = {0, ~0u};
@@ -163,18 +170,21 @@ struct Tile {
     }
     const unsigned mine = query(lane);
     const bool sink = a.sinks != 0 && lane < S::QUERIES && mine < count();
-    all_max = sink ? at<const float>(a.sinks)[head(mine)] : -INFINITY;
-    all_total = sink ? 1.0f : 0.0f;
+    const float of_sink = sink ? at<const float>(a.sinks)[head(mine)] : -INFINITY;
+    if (lane < S::QUERIES) softmax[lane] = make_float4(of_sink, sink ? 1.0f : 0.0f, 0.0f, 0.0f);
+    loads = {first_block / S::CHUNK * S::CHUNK, 0};
+    newest = ahead = 0;
     forget();
   }
 
   // Begins a split.
   __device__ __forceinline__ void forget() {
-    max = -INFINITY;
-    total = 0.0f;
+    if (lane < S::QUERIES) {
+      softmax[lane].z = -INFINITY;
+      softmax[lane].w = 0.0f;
+    }
 #pragma unroll
     for (unsigned r = 0; r < S::QUERIES; r++) {
-      dots[r][0] = dots[r][1] = 0.0f;
 #pragma unroll
       for (unsigned i = 0; i < S::UNITS; i++) {
 #pragma unroll
@@ -183,11 +193,21 @@ struct Tile {
     }
   }
 
-  __device__ __forceinline__ bool more(const Cursor& c) const { return c.chunk < end_block; }
+  // KV blocks in an item of values.
+  __device__ __forceinline__ unsigned value_blocks() const {
+    const unsigned scales = S::Stored::SCALED ? a.kv.dim / a.kv.scale_block * KV_BLOCK * 2 : 0;
+    return SLOT_BYTES / (a.kv.dim * KV_BLOCK * S::Stored::BYTES + scales);
+  }
+  // Items of a chunk.
+  __device__ __forceinline__ unsigned key_items() const {
+    return S::DIMS <= S::KEY_DIMS ? 1 : (a.kv.dim + S::KEY_DIMS - 1) / S::KEY_DIMS;
+  }
+  __device__ __forceinline__ unsigned value_items(unsigned chunk) const {
+    return (to(chunk) - from(chunk) + value_blocks() - 1) / value_blocks();
+  }
 
   __device__ __forceinline__ void advance(Cursor& c) const {
-    const unsigned values = (to(c.chunk) - from(c.chunk) + value_blocks - 1) / value_blocks;
-    if (++c.item < key_items + values) return;
+    if (++c.item < key_items() + value_items(c.chunk)) return;
     c.item = 0;
     c.chunk += S::CHUNK;
   }
@@ -197,6 +217,7 @@ struct Tile {
   __device__ __forceinline__ void copy(unsigned char* to, unsigned stride, unsigned pieces, unsigned count, Source source) const {
     unsigned block = 0, piece = threadIdx.x;
     for (;; piece += S::THREADS) {
+#pragma unroll 1
       for (; piece >= pieces; piece -= pieces) block++;
       if (block >= count) return;
       cp_async<16>(to + block * stride + piece * 16, source(block) + piece * 16);
@@ -210,7 +231,7 @@ struct Tile {
     const unsigned dim = kv.dim;
     const uint32_t* const table = at<const uint32_t>(a.blocks) + tile.first_block;
     const unsigned first = from(c.chunk), last = to(c.chunk);
-    if (c.item < key_items) {
+    if (c.item < key_items()) {
       const unsigned d = c.item * S::KEY_DIMS, left = dim - d, dims = left < S::KEY_DIMS ? left : S::KEY_DIMS;
       copy(slot + (first - c.chunk) * S::KEY_STRIDE, S::KEY_STRIDE, dims * Stored::BYTES, last - first, [&](unsigned b) {
         return at<const unsigned char>(kv.keys) + (head_of(kv, table[first + b], kv_head) + d * KV_BLOCK) * Stored::BYTES;
@@ -224,29 +245,30 @@ struct Tile {
       }
       return;
     }
-    const unsigned begin = first + (c.item - key_items) * value_blocks;
-    const unsigned left = last - begin, blocks = left < value_blocks ? left : value_blocks;
+    const unsigned begin = first + (c.item - key_items()) * value_blocks();
+    const unsigned left = last - begin, blocks = left < value_blocks() ? left : value_blocks();
     const unsigned bytes = dim * KV_BLOCK * Stored::BYTES;
     copy(slot, bytes, bytes / 16, blocks, [&](unsigned b) {
       return at<const unsigned char>(kv.values) + head_of(kv, table[begin + b], kv_head) * Stored::BYTES;
     });
     if constexpr (Stored::SCALED) {
       const unsigned scales = dim / kv.scale_block * KV_BLOCK * 2;
-      copy(slot + value_blocks * bytes, scales, scales / 16, blocks, [&](unsigned b) {
+      copy(slot + value_blocks() * bytes, scales, scales / 16, blocks, [&](unsigned b) {
         return at<const unsigned char>(kv.value_scales) + head_of(kv, table[begin + b], kv_head) / kv.scale_block * 2;
       });
     }
   }
 
   // Adds some dimensions to the products of queries and keys: two positions of a lane.
-  __device__ __forceinline__ void multiply(const Cursor& c, const unsigned char* slot) {
+  __device__ __forceinline__ void multiply(unsigned chunk, unsigned item, const unsigned char* slot,
+                                           float (&dots)[S::QUERIES][2]) const {
     using Stored = typename S::Stored;
     const unsigned block = member * (WARP / PAIRS) + lane / PAIRS, pair = lane % PAIRS;
-    const unsigned first = c.chunk + member * (WARP / PAIRS);
+    const unsigned first = chunk + member * (WARP / PAIRS);
     if (first >= end_block || first + WARP / PAIRS <= first_block || query(0) >= count()) return;
-    const unsigned d = c.item * S::KEY_DIMS, left = a.kv.dim - d, dims = left < S::KEY_DIMS ? left : S::KEY_DIMS;
+    const unsigned d = item * S::KEY_DIMS, left = a.kv.dim - d, dims = left < S::KEY_DIMS ? left : S::KEY_DIMS;
     const unsigned char* const keys = slot + block * S::KEY_STRIDE + pair * 2 * Stored::BYTES;
-    const float* const q = queries + query(0) * a.kv.dim + d;
+    const float* const q = queries + query(0) * stride() + d;
     for (unsigned i = 0; i < dims; i += KV_BLOCK) {
       float2 scale = make_float2(1.0f, 1.0f);
       if constexpr (Stored::SCALED) {
@@ -263,7 +285,7 @@ struct Tile {
         }
 #pragma unroll
         for (unsigned r = 0; r < S::QUERIES; r++) {
-          const float4 v = *reinterpret_cast<const float4*>(q + r * a.kv.dim + i + j);
+          const float4 v = *reinterpret_cast<const float4*>(q + r * stride() + i + j);
           const float each[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
           for (unsigned e = 0; e < 4; e++) {
@@ -276,11 +298,10 @@ struct Tile {
   }
 
   // Scores of a chunk to weights, where every KV block has the highest score up to it.
-  __device__ __forceinline__ void weigh(unsigned chunk) {
+  __device__ __forceinline__ void weigh(unsigned chunk, float (&dots)[S::QUERIES][2]) {
     if (query(0) >= count()) return;
     const unsigned block = member * (WARP / PAIRS) + lane / PAIRS, pair = lane % PAIRS;
     const unsigned begin = (chunk + block) * KV_BLOCK, position = begin + 2 * pair;
-    float mine[S::QUERIES];
 #pragma unroll
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const Range s = sees[query(r)];
@@ -296,7 +317,6 @@ struct Tile {
         const float other = __shfl_xor_sync(ALL_LANES, h, apart);
         h = other > h ? other : h;
       }
-      mine[r] = h;
       if (pair == 0) highest[query(r) * S::CHUNK + block] = h;
     }
     meet();
@@ -304,15 +324,14 @@ struct Tile {
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const Range s = sees[query(r)];
       const unsigned place = query(r) * S::CHUNK;
-      float before = __shfl_sync(ALL_LANES, max, r), all = before;
+      float before = softmax[r].z, all = before;
 #pragma unroll 4
       for (unsigned b = 0; b < S::CHUNK; b++) {
         const float h = highest[place + b];
         all = h > all ? h : all;
         if (b < block) before = all;
       }
-      if (lane == r) max = all;
-      const float now = mine[r] > before ? mine[r] : before;
+      const float here = highest[place + block], now = here > before ? here : before;
       // Where nothing of a block is seen, nothing changes.
       const bool any = s.begin < begin + KV_BLOCK && s.end > begin;
       const float v = exp_exact(dots[r][0] + -now), w = exp_exact(dots[r][1] + -now);
@@ -323,20 +342,23 @@ struct Tile {
         folded[0] += __shfl_xor_sync(ALL_LANES, folded[0], apart);
         folded[1] += __shfl_xor_sync(ALL_LANES, folded[1], apart);
       }
+      __syncwarp();  // all lanes have read what stood there
+      if (lane == 0) softmax[r].z = all;
       if (pair == 0) {
         rescale[place + block] = !any || now == before ? 1.0f : exp_exact(before - now);
         totals[place + block] = any ? folded[0] + folded[1] : 0.0f;
       }
-      dots[r][0] = dots[r][1] = 0.0f;
     }
   }
 
   // Adds up a chunk's weights: what each KV block has, in order.
   __device__ __forceinline__ void count_weights(unsigned chunk) {
     if (lane >= S::QUERIES) return;
+    float total = softmax[lane].w;
     for (unsigned b = from(chunk) - chunk; b < to(chunk) - chunk; b++) {
       total = total * rescale[query(lane) * S::CHUNK + b] + totals[query(lane) * S::CHUNK + b];
     }
+    softmax[lane].w = total;
   }
 
   // The lane's values of a position of a KV block, the `i`th time.
@@ -407,6 +429,7 @@ struct Tile {
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const Range s = sees[query(r)];
       const unsigned first = s.begin > begin ? s.begin - begin : 0, end = s.end > begin ? s.end - begin : 0;
+#pragma unroll 1
       for (unsigned j = first; j < KV_BLOCK && j < end; j++) {
         const float w = weights[(query(r) * S::CHUNK + block) * KV_BLOCK + j];
         float v[S::WIDTH];
@@ -418,13 +441,14 @@ struct Tile {
   }
 
   // Adds the weighted values of an item.
-  __device__ __forceinline__ void add_item(const Cursor& c, const unsigned char* slot) {
+  __device__ __forceinline__ void add_item(unsigned chunk, unsigned item, const unsigned char* slot) {
     if (query(0) >= count()) return;
-    const unsigned first = from(c.chunk) + (c.item - key_items) * value_blocks, last = to(c.chunk);
+    const unsigned first = from(chunk) + item * value_blocks(), last = to(chunk);
     const unsigned bytes = a.kv.dim * KV_BLOCK * S::Stored::BYTES;
     const unsigned scales = S::Stored::SCALED ? a.kv.dim / a.kv.scale_block * KV_BLOCK * 2 : 0;
-    for (unsigned b = 0; b < value_blocks && first + b < last; b++) {
-      add(c.chunk, first + b - c.chunk, slot + b * bytes, slot + value_blocks * bytes + b * scales);
+#pragma unroll 1
+    for (unsigned b = 0; b < value_blocks() && first + b < last; b++) {
+      add(chunk, first + b - chunk, slot + b * bytes, slot + value_blocks() * bytes + b * scales);
     }
   }
 
@@ -436,39 +460,39 @@ struct Tile {
   }
 
   // Leaves the sums of a split to be joined with others.
-  __device__ __forceinline__ void leave(unsigned split) {
+  __device__ __forceinline__ void leave(const cuckoo_tile& tile, unsigned split) {
     const unsigned first = tile.part + (split - tile.split) * tile.rows, dim = a.kv.dim;
 #pragma unroll
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const unsigned q = query(r);
       if (q >= count()) break;
-      float* const part = at<float>(a.parts) + (uint64_t(first + row(q)) * a.query_heads + head(q)) * (dim + 4);
+      float* const part = at<float>(a.parts) + (uint64_t(first) * a.query_heads + places[q]) * (dim + 4);
 #pragma unroll
       for (unsigned i = 0; i < S::UNITS; i++) store(part, i, sums[r][i]);
       if (member != 0 || lane != r) continue;
-      part[dim] = max;
-      part[dim + 1] = total;
+      part[dim] = softmax[r].z;
+      part[dim + 1] = softmax[r].w;
     }
   }
 
   // Joins a split with those before it, whose sums are in the result. The last one makes it what it is to be.
-  __device__ __forceinline__ void join(unsigned split) {
-    const unsigned mine = query(lane), begin = split * SPLIT;
+  __device__ __forceinline__ void join(const cuckoo_tile& tile, unsigned split) {
+    const unsigned mine = query(lane), position = split * SPLIT;
     float before = 1.0f, now = 0.0f;
+    float inverse = 0.0f;
     bool any = false;
     if (lane < S::QUERIES) {
       const Range s = sees[mine];
-      any = s.begin < begin + SPLIT && s.end > begin;
-      const float high = max > all_max ? max : all_max;
-      before = exp_exact(all_max - high);
-      now = exp_exact(max - high);
-      if (any) {
-        all_total = fmaf(total, now, all_total * before);
-        all_max = high;
-      }
+      float4 all = softmax[lane];
+      any = s.begin < position + SPLIT && s.end > position;
+      const float high = all.z > all.x ? all.z : all.x;
+      before = exp_exact(all.x - high);
+      now = exp_exact(all.z - high);
+      if (any) all = make_float4(high, fmaf(all.w, now, all.y * before), 0.0f, 0.0f);
+      softmax[lane] = all;
+      inverse = 1.0f / all.y;
     }
-    const float inverse = 1.0f / all_total;
-    const bool first = split == tile.split, last = begin + SPLIT >= end_block * KV_BLOCK;
+    const bool first = split == tile.split, last = position + SPLIT >= end_block * KV_BLOCK;
 #pragma unroll
     for (unsigned r = 0; r < S::QUERIES; r++) {
       const unsigned q = query(r);
@@ -476,7 +500,8 @@ struct Tile {
       const float part = __shfl_sync(ALL_LANES, inverse, r);
       const bool sees_some = __shfl_sync(ALL_LANES, any ? 1 : 0, r);
       if (q >= count()) continue;
-      float* const out = at<float>(a.out) + (uint64_t(tile.first_row + row(q)) * a.query_heads + head(q)) * a.kv.dim;
+      const uint64_t begin = (uint64_t(tile.first_row) * a.query_heads + places[q]) * a.kv.dim;
+      float* const out = at<float>(a.out) + begin;
 #pragma unroll
       for (unsigned i = 0; i < S::UNITS; i++) {
         if (first_dim(i) >= a.kv.dim) break;
@@ -488,50 +513,61 @@ struct Tile {
           if (last) v[e] *= part;
         }
         store(out, i, v);
+        // Prefill has no register to spare for it, and a launch more is nothing there.
+        if constexpr (S::WARPS > 1) {
+          if (!last || a.rounded.planes == 0) continue;
+          const unsigned d = first_dim(i) + lane * S::WIDTH;
+          round_block<S::WIDTH>(a.rounded, (begin + d) / ROUNDED_COLS, v, d < a.kv.dim);
+        }
       }
     }
   }
 
-  __device__ __forceinline__ void run() {
-    prepare();
-    const unsigned first = first_block / S::CHUNK * S::CHUNK;
-    Cursor loads = {first, 0}, works = {first, 0};
-    // The newest item goes into the slot that was worked on before the one that is worked on now.
-    unsigned newest = 0, current = 0;
+  // The next item, once it is there; begins to load the one that takes the place of the one before it.
+  __device__ __forceinline__ const unsigned char* next_item() {
 #pragma unroll 1
-    for (unsigned ahead = 0; more(works); ahead++) {
-      if (ahead >= S::SLOTS - 1) {
+    for (bool there = false; !there;) {
+      there = ahead == S::SLOTS - 1;
+      if (there) {
         cp_async_wait<S::SLOTS - 2>();
         // What the item has is there for everyone, and nobody reads the one before it any more.
         __syncthreads();
+      } else {
+        ahead++;
       }
-      if (more(loads)) {
+      if (loads.chunk < end_block) {
         fetch(loads, slots + newest * SLOT_BYTES);
         advance(loads);
       }
       cp_async_commit();
       newest = newest + 1 == S::SLOTS ? 0 : newest + 1;
-      if (ahead < S::SLOTS - 1) continue;
-      work(works, slots + current * SLOT_BYTES);
-      current = current + 1 == S::SLOTS ? 0 : current + 1;
     }
+    // After the newest comes the oldest.
+    return slots + newest * SLOT_BYTES;
   }
 
-  // Works on an item.
-  __device__ __forceinline__ void work(Cursor& c, const unsigned char* slot) {
-    const unsigned chunk = c.chunk, split = chunk * KV_BLOCK / SPLIT;
-    if (c.item < key_items) {
-      multiply(c, slot);
-      if (c.item + 1 == key_items) weigh(chunk);
-    } else {
-      if (c.item == key_items) count_weights(chunk);
-      add_item(c, slot);
+  __device__ __forceinline__ void run() {
+    prepare();
+#pragma unroll 1
+    for (unsigned chunk = first_block / S::CHUNK * S::CHUNK; chunk < end_block; chunk += S::CHUNK) {
+      float dots[S::QUERIES][2] = {};
+#pragma unroll 1
+      for (unsigned item = 0; item < key_items(); item++) multiply(chunk, item, next_item(), dots);
+      weigh(chunk, dots);
+#pragma unroll 1
+      for (unsigned item = 0; item < value_items(chunk); item++) {
+        const unsigned char* const slot = next_item();
+        if (item == 0) count_weights(chunk);
+        add_item(chunk, item, slot);
+      }
+      const unsigned split = chunk * KV_BLOCK / SPLIT, next = chunk + S::CHUNK;
+      if (next < end_block && next * KV_BLOCK / SPLIT == split) continue;
+      // Read again rather than held in registers all the while.
+      const cuckoo_tile now = at<const cuckoo_tile>(a.tiles)[blockIdx.x];
+      if (now.part == NO_PART) join(now, split);
+      else leave(now, split);
+      forget();
     }
-    advance(c);
-    if (c.chunk == chunk || (more(c) && c.chunk * KV_BLOCK / SPLIT == split)) return;
-    if (tile.part == NO_PART) join(split);
-    else leave(split);
-    forget();
   }
 };
 
@@ -604,9 +640,13 @@ CUCKOO_KERNEL(32) cuckoo_attention_join(const __grid_constant__ cuckoo_attention
   float* const to = at<float>(a.out) + (uint64_t(tile.first_row + row) * a.query_heads + head) * dim;
 #pragma unroll
   for (unsigned i = 0; i < UNITS; i++) {
+    if (i * WARP * 4 >= dim) break;
     const unsigned d = (i * WARP + lane) * 4;
-    if (d >= dim) continue;
-    const float4 v = make_float4(out[i][0] * inverse, out[i][1] * inverse, out[i][2] * inverse, out[i][3] * inverse);
-    *reinterpret_cast<float4*>(to + d) = v;
+#pragma unroll
+    for (unsigned e = 0; e < 4; e++) out[i][e] *= inverse;
+    if (d < dim) *reinterpret_cast<float4*>(to + d) = make_float4(out[i][0], out[i][1], out[i][2], out[i][3]);
+    if (a.rounded.planes == 0) continue;
+    const uint64_t begin = (uint64_t(tile.first_row + row) * a.query_heads + head) * dim;
+    round_block<4>(a.rounded, (begin + d) / ROUNDED_COLS, out[i], d < dim);
   }
 }

@@ -7,8 +7,9 @@ struct GemmTile {
   unsigned row, token;  // the tile's, not its first row's
 };
 
-// Tile `i` of row_tiles * token_tiles. Tiles that run at the same time share operands: 8 neighbouring row tiles go through all tokens
-// together, so that the second level of cache holds their weights while they are used ("grouped" order, as in Triton's tutorial).
+// Tile `i` of row_tiles * token_tiles. Tiles that run at the same time share operands: 8 neighbouring row tiles go through all
+// tokens together, so that the second level of cache holds their weights while they are used ("grouped" order, as in Triton's
+// tutorial).
 __device__ __forceinline__ GemmTile gemm_tile(unsigned i, unsigned row_tiles, unsigned token_tiles) {
   constexpr unsigned GROUP = 8;
   const unsigned first = i / (GROUP * token_tiles) * GROUP;
@@ -18,6 +19,11 @@ __device__ __forceinline__ GemmTile gemm_tile(unsigned i, unsigned row_tiles, un
 }
 
 __device__ __forceinline__ unsigned tiles_of(unsigned n, unsigned each) { return (n + each - 1) / each; }
+
+// By which a token's results are multiplied.
+__device__ __forceinline__ float gemm_scale(const cuckoo_gemm& a, unsigned token) {
+  return a.scales != 0 && token < a.tokens ? at<const float>(a.scales)[token] : 1.0f;
+}
 
 // One value of the product, if there is such a place.
 __device__ __forceinline__ void gemm_store(const cuckoo_gemm& a, unsigned token, unsigned row, float value) {

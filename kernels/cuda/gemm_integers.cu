@@ -1,10 +1,10 @@
 // Products of quantized weights with many tokens: out[t][r] = w[r] . x[t], every rounding and every order the contract's
 // (kernels/NUMERICS.md), so that a product of one token or of a thousand, of whatever shape of tiles, gives the same bits.
 //
-// Method. integers.cuh says how a tile meets a step. Eight warps share a block's rows and tokens, and, where there are few of them,
-// several segments of columns: those of a segment each leave their sums to the first ones, who add them up in order. All that a unit
-// of 512 bytes of codes for each of 8 tiles of 16 rows needs is copied to one of three stages in shared memory by cp.async, two units
-// ahead. Codes and activations lie in the order in which lanes take them, so every load meets each bank once.
+// Method. integers.cuh says how a tile meets a step. Eight warps share a block's rows and tokens, each 32 by 32 or 64. All that a
+// unit of 512 bytes of codes for each of 8 tiles of 16 rows needs is copied to one of three stages in shared memory by cp.async, two
+// units ahead. Codes and activations lie in the order in which lanes take them, so every load meets each bank once. Sums and totals
+// are in registers.
 //
 // Least work of R rows, C columns and T tokens: 2 R C T operations; R C (bits + 8 * bytes of scales / 32) / 8 bytes. For 16 rows by 8
 // tokens by 32 columns a warp issues one mma and 12 instructions that the contract wants (16 with minimums): a subtraction, a product
@@ -26,19 +26,15 @@ using integers::WARPS;
 
 constexpr unsigned STAGES = 3, STAGE_BYTES = 16384;
 
-// How warps share a block's tile: M by N of them in K segments at once. A warp has tiles of 16 rows and of 8 tokens.
-template <unsigned M_, unsigned N_, unsigned K_, unsigned ROW_TILES_, unsigned TOKEN_TILES_>
+// How warps share a block's rows and tokens: M by N of them, each with tiles of 16 rows and of 8 tokens.
+template <unsigned M_, unsigned N_, unsigned ROW_TILES_, unsigned TOKEN_TILES_>
 struct Shape {
-  static constexpr unsigned M = M_, N = N_, K = K_, ROW_TILES = ROW_TILES_, TOKEN_TILES = TOKEN_TILES_;
+  static constexpr unsigned M = M_, N = N_, ROW_TILES = ROW_TILES_, TOKEN_TILES = TOKEN_TILES_;
   static constexpr unsigned TILES = M * ROW_TILES, TOKENS = N * TOKEN_TILES * 8;
-  // Rows of activations in a stage.
-  static constexpr unsigned SLOTS = TOKENS * K;
-  static_assert(M * N * K == WARPS && TILES * K == WARPS && SLOTS % 64 == 0, "each warp copies a tile's codes");
-  static_assert((K - 1) * TILES * TILE_ROWS * TOKENS * 4 <= STAGE_BYTES, "sums of segments fit a stage");
+  static_assert(M * N == WARPS && TILES == WARPS, "each warp copies a tile's codes");
 };
-using Some = Shape<2, 2, 2, 2, 2>;  // 64 rows by 32 tokens
-using Many = Shape<4, 2, 1, 2, 4>;  // 128 by 64
-using Most = Shape<4, 2, 1, 2, 8>;  // 128 by 128, of one plane
+using Many = Shape<4, 2, 2, 4>;  // 128 rows by 64 tokens
+using Most = Shape<4, 2, 2, 8>;  // 128 by 128, of one plane
 
 // Where things lie in a stage, in bytes. A unit is so many steps that a tile's codes are 512 bytes.
 template <class F, class S>
@@ -48,11 +44,11 @@ struct Stage {
   static constexpr unsigned SCALES = WARPS * UNIT_CODES;
   static constexpr unsigned SUPERS = SCALES + WARPS * UNIT_SCALES;
   static constexpr unsigned X = SUPERS + (F::SUPERS ? WARPS * SUPER_BYTES : 0);
-  // Of a plane of activations: codes by step and slot, factors by step and slot.
-  static constexpr unsigned CHUNKS = S::SLOTS * STEPS * 2;  // of 16 bytes
+  // Of a plane of activations: codes by step and token, factors by step and token.
+  static constexpr unsigned CHUNKS = S::TOKENS * STEPS * 2;  // of 16 bytes
   static constexpr unsigned FACTORS = CHUNKS * 16;
-  static constexpr unsigned PLANE = FACTORS + STEPS * S::SLOTS * 8;
-  static_assert(X + (S::SLOTS == 64 ? 2 : 1) * PLANE <= STAGE_BYTES, "a stage holds its planes");
+  static constexpr unsigned PLANE = FACTORS + STEPS * S::TOKENS * 8;
+  static_assert(X + (S::TOKENS == 64 ? 2 : 1) * PLANE <= STAGE_BYTES, "a stage holds its planes");
 };
 
 // Where a thread's copies come from, in what is copied at once: 16 bytes, or 8. Of what is outside, nothing is left.
@@ -61,25 +57,23 @@ class Loader {
   using L = Stage<F, S>;
   static constexpr unsigned EACH = (L::CHUNKS + THREADS - 1) / THREADS;
   const cuckoo_linear_integers& a;
-  unsigned codes, segments_left;        // the unit of the warp's tile in its first segment; segments from there on
-  unsigned x[EACH], x_left[EACH];       // the thread's chunks in their first segments; blocks from there on
-  unsigned factors, factors_left;       // likewise of scales and sums
+  unsigned codes, tile_inside;     // the first unit of the warp's tile; whether there is such a tile
+  unsigned x[EACH], x_left[EACH];  // the thread's first chunks; blocks from there on
+  unsigned factors, factors_left;  // likewise of scales and sums
 
-  // The block of `place`, of all [step][slot], in its first segment, and how many there are from there on.
+  // The first block of `place`, of all [step][token], and how many there are from there on.
   __device__ __forceinline__ unsigned block_of(unsigned place, unsigned first_token, unsigned& left) const {
-    const unsigned blocks = a.w.cols / BLOCK_COLS, slot = place % S::SLOTS;
-    const unsigned token = first_token + slot % S::TOKENS, block = slot / S::TOKENS * SEGMENT_STEPS + place / S::SLOTS;
-    left = token < a.tokens && block < blocks ? blocks - block : 0;
-    return token * blocks + block;
+    const unsigned blocks = a.w.cols / BLOCK_COLS, token = first_token + place % S::TOKENS, step = place / S::TOKENS;
+    left = token < a.tokens && step < blocks ? blocks - step : 0;
+    return token * blocks + step;
   }
 
  public:
   // Of rows from `first_tile` on, and tokens from `first_token` on.
   __device__ __forceinline__ Loader(const cuckoo_linear_integers& a, unsigned first_tile, unsigned first_token) : a(a) {
-    const unsigned per_row = segments(a.w);
-    const unsigned k = threadIdx.x / WARP / S::TILES, tile = first_tile + threadIdx.x / WARP % S::TILES;
-    codes = (tile * per_row + k) * L::UNITS;
-    segments_left = tile * TILE_ROWS < a.w.rows && k < per_row ? per_row - k : 0;
+    const unsigned tile = first_tile + threadIdx.x / WARP;
+    codes = tile * segments(a.w) * L::UNITS;
+    tile_inside = tile * TILE_ROWS < a.w.rows;
 #pragma unroll
     for (unsigned i = 0; i < EACH; i++) {
       x[i] = block_of((threadIdx.x + i * THREADS) / 2, first_token, x_left[i]) * 2 + threadIdx.x % 2;
@@ -87,23 +81,22 @@ class Loader {
     factors = block_of(threadIdx.x, first_token, factors_left);
   }
 
-  // Begins to copy what comes `segment` segments and `step` steps later.
-  __device__ __forceinline__ void copy(unsigned char* stage, unsigned segment, unsigned step) const {
+  // Begins to copy a unit, counted from the row's first.
+  __device__ __forceinline__ void copy(unsigned char* stage, unsigned unit) const {
     const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     {
-      const bool inside = segment < segments_left;
-      const unsigned unit = codes + segment * L::UNITS + step / L::STEPS;
-      cp_async<16>(stage + threadIdx.x * 16, at<const uint4>(a.w.codes) + (unit * (L::UNIT_CODES / 16) + lane), inside);
+      const unsigned from = codes + unit;
+      cp_async<16>(stage + threadIdx.x * 16, at<const uint4>(a.w.codes) + (from * (L::UNIT_CODES / 16) + lane), tile_inside);
       if (lane < L::UNIT_SCALES / 16) {
-        const uint4* const scales = at<const uint4>(a.w.scales) + (unit * (L::UNIT_SCALES / 16) + lane);
-        cp_async<16>(stage + L::SCALES + warp * L::UNIT_SCALES + lane * 16, scales, inside);
+        const uint4* const scales = at<const uint4>(a.w.scales) + (from * (L::UNIT_SCALES / 16) + lane);
+        cp_async<16>(stage + L::SCALES + warp * L::UNIT_SCALES + lane * 16, scales, tile_inside);
       }
-      if (F::SUPERS && step == 0 && lane < SUPER_BYTES / 16) {
-        const uint4* const supers = at<const uint4>(a.w.supers) + (unit / L::UNITS * (SUPER_BYTES / 16) + lane);
-        cp_async<16>(stage + L::SUPERS + warp * SUPER_BYTES + lane * 16, supers, inside);
+      if (F::SUPERS && unit % L::UNITS == 0 && lane < SUPER_BYTES / 16) {
+        const uint4* const supers = at<const uint4>(a.w.supers) + (from / L::UNITS * (SUPER_BYTES / 16) + lane);
+        cp_async<16>(stage + L::SUPERS + warp * SUPER_BYTES + lane * 16, supers, tile_inside);
       }
     }
-    const unsigned blocks = a.tokens * (a.w.cols / BLOCK_COLS), later = segment * SEGMENT_STEPS + step;
+    const unsigned blocks = a.tokens * (a.w.cols / BLOCK_COLS), later = unit * L::STEPS;
     unsigned char* to = stage + L::X + threadIdx.x * 16;
     unsigned skipped = later;
 #pragma unroll 1
@@ -113,7 +106,7 @@ class Loader {
         if (threadIdx.x + i * THREADS >= L::CHUNKS) break;
         cp_async<16>(to + i * THREADS * 16, at<const uint4>(a.q) + (skipped * 2 + x[i]), later < x_left[i]);
       }
-      if (threadIdx.x >= S::SLOTS * L::STEPS) continue;
+      if (threadIdx.x >= S::TOKENS * L::STEPS) continue;
       cp_async<8>(to + L::FACTORS - threadIdx.x * 8, at<const uint2>(a.factors) + (skipped + factors), later < factors_left);
     }
   }
@@ -127,18 +120,15 @@ struct Sums {
   LaneSupers supers[S::ROW_TILES];
 };
 
-// Where a warp stands in the block's tile.
+// Where a warp stands among its block's rows and tokens.
 template <class S>
 struct Warp {
-  unsigned lane, g, t, m, n, k;
+  unsigned lane, g, t, first_tile, first_token;
   __device__ Warp() {
     const unsigned warp = threadIdx.x / WARP;
     lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    m = warp % (S::M * S::N) / S::N, n = warp % S::N, k = warp / (S::M * S::N);
+    first_tile = warp / S::N * S::ROW_TILES, first_token = warp % S::N * S::TOKEN_TILES * 8;
   }
-  // Of its row tile and its token tile, the unit of codes and the slot.
-  __device__ unsigned unit(unsigned row_tile) const { return k * S::TILES + m * S::ROW_TILES + row_tile; }
-  __device__ unsigned slot(unsigned token_tile) const { return k * S::TOKENS + (n * S::TOKEN_TILES + token_tile) * 8; }
 };
 
 // The steps of a unit.
@@ -151,13 +141,14 @@ __device__ __forceinline__ void multiply(const unsigned char* stage, const Warp<
     BlockScales<F> scales[S::ROW_TILES];
 #pragma unroll
     for (unsigned m = 0; m < S::ROW_TILES; m++) {
-      const unsigned unit = warp.unit(m);
-      unpack(load_codes<F, Read::again>(stage + unit * L::UNIT_CODES + step * F::STEP_CODES, warp.lane), codes[m]);
-      const unsigned char* const of_step = stage + L::SCALES + unit * L::UNIT_SCALES + step * F::STEP_SCALES;
+      const unsigned tile = warp.first_tile + m;
+      unpack(load_codes<F, Read::again>(stage + tile * L::UNIT_CODES + step * F::STEP_CODES, warp.lane), codes[m]);
+      const unsigned char* const of_step = stage + L::SCALES + tile * L::UNIT_SCALES + step * F::STEP_SCALES;
       scales[m] = unpack(load_scales<F, Read::again>(of_step, warp.g), unpack(sums.supers[m]));
     }
-    const unsigned char* x = stage + L::X + step * S::SLOTS * BLOCK_COLS + warp.slot(0) * BLOCK_COLS + warp.lane * 8;
-    const unsigned char* factors_of = stage + L::X + L::FACTORS + step * S::SLOTS * 8 + warp.slot(0) * 8 + warp.t * 16;
+    const unsigned place = step * S::TOKENS + warp.first_token;
+    const unsigned char* x = stage + L::X + place * BLOCK_COLS + warp.lane * 8;
+    const unsigned char* factors_of = stage + L::X + L::FACTORS + place * 8 + warp.t * 16;
 #pragma unroll 1
     for (unsigned plane = 0; plane < planes; plane++, x += L::PLANE, factors_of += L::PLANE) {
 #pragma unroll
@@ -188,43 +179,19 @@ __device__ __forceinline__ void for_each(Each f) {
   }
 }
 
-// Sums of the round's segments, of which there are `many`, join the totals of those warps that have the first one, in order.
-// `room` is a stage that is free but for the barrier.
-template <class S>
-__device__ __forceinline__ void end_segments(unsigned char* room, const Warp<S>& warp, unsigned many, Sums<S>& sums) {
-  constexpr unsigned GROUP = THREADS / S::K, EACH = S::ROW_TILES * S::TOKEN_TILES * 4;
-  if constexpr (S::K > 1) {
-    float* const places = reinterpret_cast<float*>(room) + threadIdx.x % GROUP;
-    const auto place = [](unsigned k, unsigned m, unsigned n, unsigned i, unsigned j) {
-      return ((k - 1) * EACH + (m * S::TOKEN_TILES + n) * 4 + i * 2 + j) * GROUP;
-    };
-    __syncthreads();
-    if (warp.k > 0) for_each<S>([&](auto m, auto n, auto i, auto j) { places[place(warp.k, m, n, i, j)] = sums.sum[m][n][i][j]; });
-    __syncthreads();
-    if (warp.k == 0) {
-      for_each<S>([&](auto m, auto n, auto i, auto j) { sums.total[m][n][i][j] += sums.sum[m][n][i][j]; });
-      for (unsigned k = 1; k < many; k++) {
-        for_each<S>([&](auto m, auto n, auto i, auto j) { sums.total[m][n][i][j] += places[place(k, m, n, i, j)]; });
-      }
-    }
-  } else {
-    for_each<S>([&](auto m, auto n, auto i, auto j) { sums.total[m][n][i][j] += sums.sum[m][n][i][j]; });
-  }
-  for_each<S>([&](auto m, auto n, auto i, auto j) { sums.sum[m][n][i][j] = 0.0f; });
-}
-
-// A block's tile: rows by blockIdx.y, tokens by blockIdx.x, so that blocks that run together read the same weights.
+// Rows by blockIdx.y, tokens by blockIdx.x, so that blocks that run together read the same weights.
 template <class F, class S>
 __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
   CUCKOO_SHARED(unsigned char, shared);  // [STAGES][STAGE_BYTES]
   using L = Stage<F, S>;
   const Warp<S> warp;
   const unsigned first_tile = blockIdx.y * S::TILES, first_token = blockIdx.x * S::TOKENS;
-  const unsigned per_row = segments(a.w), units = (per_row + S::K - 1) / S::K * L::UNITS;
+  // The last segment is as long as any: weights beyond the last column are zeros.
+  const unsigned units = segments(a.w) * L::UNITS;
   const Loader<F, S> loader(a, first_tile, first_token);
 #pragma unroll
   for (unsigned unit = 0; unit < STAGES - 1; unit++) {
-    loader.copy(shared + unit * STAGE_BYTES, 0, unit * L::STEPS);  // a segment has more units than there are stages
+    loader.copy(shared + unit * STAGE_BYTES, unit);  // a segment has more units than there are stages
     cp_async_commit();
   }
   Sums<S> sums = {};
@@ -236,37 +203,31 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
     __syncthreads();
     // Into the stage of the unit before, which all have done with.
     const unsigned next = unit + STAGES - 1;
-    if (next < units) loader.copy(writing, next / L::UNITS * S::K, next % L::UNITS * L::STEPS);
+    if (next < units) loader.copy(writing, next);
     cp_async_commit();
     move(writing);
     if (unit % L::UNITS == 0) {
 #pragma unroll
       for (unsigned m = 0; m < S::ROW_TILES; m++) {
-        sums.supers[m] = load_supers<F>(reading + L::SUPERS + warp.unit(m) * SUPER_BYTES, warp.g);
+        sums.supers[m] = load_supers<F>(reading + L::SUPERS + (warp.first_tile + m) * SUPER_BYTES, warp.g);
       }
     }
-    multiply<F, S>(reading, warp, a.planes, sums);
+    if (unit * L::STEPS * BLOCK_COLS < a.w.cols) multiply<F, S>(reading, warp, a.planes, sums);
     if (unit % L::UNITS == L::UNITS - 1) {
-      const unsigned left = per_row - unit / L::UNITS * S::K;
-      end_segments<S>(reading, warp, left < S::K ? left : S::K, sums);
+      for_each<S>([&](auto m, auto n, auto i, auto j) {
+        sums.total[m][n][i][j] += sums.sum[m][n][i][j];
+        sums.sum[m][n][i][j] = 0.0f;
+      });
     }
     move(reading);
   }
-  if (warp.k > 0) return;
   for_each<S>([&](auto m, auto n, auto i, auto j) {
-    const unsigned row = (first_tile + warp.unit(m)) * TILE_ROWS + warp.g + i * 8;
-    put(a, row, first_token + warp.slot(n) + 2 * warp.t + j, sums.total[m][n][i][j]);
+    const unsigned row = (first_tile + warp.first_tile + m) * TILE_ROWS + warp.g + i * 8;
+    put(a, row, first_token + warp.first_token + n * 8 + 2 * warp.t + j, sums.total[m][n][i][j]);
   });
 }
 
 }  // namespace gemm_integers
-
-#define CUCKOO_GEMM(bits, scales, halves, minimums)                                                                       \
-  CUCKOO_KERNEL(256)                                                                                                      \
-  cuckoo_gemm_##bits##_##scales##_##halves##_##minimums(const __grid_constant__ cuckoo_linear_integers a) {               \
-    gemm_integers::product<Format<bits, Scales::scales, halves, minimums>, gemm_integers::Some>(a);                                 \
-  }
-CUCKOO_FORMATS(CUCKOO_GEMM)
 
 // Sums and totals of the largest tiles take more registers than two blocks of a multiprocessor have.
 #define CUCKOO_GEMM_WIDE(bits, scales, halves, minimums)                                                                  \

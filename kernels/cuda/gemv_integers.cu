@@ -27,39 +27,66 @@ using integers::put;
 using integers::THREADS;
 using integers::WARPS;
 
+// A block's rows and tokens. Warps share out its tiles of 16 rows, and the segments of each in so many ways. A lane has one token of
+// each tile of 8, or two.
+template <unsigned TILES_, unsigned TOKEN_TILES_, unsigned LANE_TOKENS_>
+struct Shape {
+  static constexpr unsigned TILES = TILES_, TOKEN_TILES = TOKEN_TILES_, LANE_TOKENS = LANE_TOKENS_;
+  static constexpr unsigned WAYS = WARPS / TILES, ROWS = TILES * TILE_ROWS, TOKENS = TOKEN_TILES * 4 * LANE_TOKENS;
+  // Few tokens have as many segments at once as fit, and room for the sums of each. Others have one for each warp, and sums go
+  // where activations were.
+  static constexpr bool FEW = TILES == 1;
+  static constexpr unsigned TOTALS = (ROWS * TOKENS + THREADS - 1) / THREADS;  // of a thread
+};
+using One = Shape<1, 1, 1>;         // 16 rows by up to 4 tokens
+using Eight = Shape<1, 1, 2>;       // 16 by 8
+using Sixteen = Shape<2, 2, 2>;     // 32 by 16
+using ThirtyTwo = Shape<4, 4, 2>;   // 64 by 32
+
 // How a chunk of activations lies in shared memory, in bytes: rows [plane][token] of codes, rows of factors, then sums
-// [segment][row][token].
+// [segment][token][row].
+template <class S>
 struct Chunk {
-  unsigned row, factors, factors_row, sums;
+  unsigned segments, tokens, row, factors, factors_row, sums;
 
   __device__ __forceinline__ explicit Chunk(const cuckoo_linear_integers& a) {
-    const unsigned blocks = a.tile * SEGMENT_STEPS, rows = a.planes * a.tokens;
+    segments = S::FEW ? a.tile : S::WAYS;
+    tokens = S::FEW ? a.tokens : S::TOKENS;
+    const unsigned blocks = segments * SEGMENT_STEPS, rows = a.planes * tokens;
     row = (blocks + 1) * BLOCK_COLS;
     factors = rows * row;
     factors_row = (blocks + 2) * 8;
-    sums = factors + rows * factors_row;
+    sums = S::FEW ? factors + rows * factors_row : 0;
   }
 };
 
-// Begins to copy the activations of a chunk; zeros beyond the last column.
-__device__ __forceinline__ void copy(const cuckoo_linear_integers& a, const Chunk& chunk, unsigned char* shared, unsigned first) {
-  const unsigned blocks = a.w.cols / BLOCK_COLS, wanted = a.tile * SEGMENT_STEPS;
-  for (unsigned row = 0; row < a.planes * a.tokens; row++) {
-    const uint64_t from = uint64_t(row) * blocks + first;
-    for (unsigned i = threadIdx.x; i < wanted * 2; i += THREADS) {
-      cp_async<16>(shared + row * chunk.row + i * 16, at<const uint4>(a.q) + from * 2 + i, first + i / 2 < blocks);
+// Begins to copy the activations of a chunk, of `many` tokens; zeros beyond the last column.
+template <class S>
+__device__ __forceinline__ void copy(const cuckoo_linear_integers& a, const Chunk<S>& chunk, unsigned char* shared,
+                                     unsigned first_token, unsigned many, unsigned first_block) {
+  const unsigned blocks = a.w.cols / BLOCK_COLS, wanted = chunk.segments * SEGMENT_STEPS;
+  for (unsigned plane = 0; plane < a.planes; plane++) {
+    const unsigned row = plane * a.tokens + first_token, to = plane * chunk.tokens;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < many * wanted * 2; i += THREADS) {
+      const unsigned token = i / (wanted * 2), piece = i % (wanted * 2), block = first_block + piece / 2;
+      const uint4* const from = at<const uint4>(a.q) + (uint64_t(row + token) * blocks + block) * 2 + piece % 2;
+      cp_async<16>(shared + (to + token) * chunk.row + piece * 16, from, block < blocks);
     }
-    for (unsigned i = threadIdx.x; i < wanted; i += THREADS) {
-      cp_async<8>(shared + chunk.factors + row * chunk.factors_row + i * 8, at<const uint2>(a.factors) + from + i, first + i < blocks);
+#pragma unroll 1
+    for (unsigned i = threadIdx.x; i < many * wanted; i += THREADS) {
+      const unsigned token = i / wanted, block = first_block + i % wanted;
+      const uint2* const from = at<const uint2>(a.factors) + uint64_t(row + token) * blocks + block;
+      cp_async<8>(shared + chunk.factors + (to + token) * chunk.factors_row + i % wanted * 8, from, block < blocks);
     }
   }
   cp_async_commit();
 }
 
-// A lane's weights, read ahead: 2 KB of a warp's codes are always on their way.
-template <class F>
+// A lane's weights, read ahead: of a warp's codes so many bytes are always on their way. It has one in `WAYS` of a tile's segments.
+template <class F, unsigned WAYS, unsigned BYTES>
 class Ahead {
-  static constexpr unsigned STEPS = 32 / F::BITS, UNITS = SEGMENT_STEPS / STEPS;
+  static constexpr unsigned STEPS = BYTES / F::STEP_CODES, UNITS = SEGMENT_STEPS / STEPS;
   Place from;  // of what the lane reads next
   LaneCodes<F> codes[STEPS];
   LaneScales<F> scales[STEPS];
@@ -76,13 +103,14 @@ class Ahead {
   }
 
  public:
-  // Of a tile's segment `first`, if it has so many.
-  __device__ __forceinline__ Ahead(const cuckoo_integers& w, unsigned tile, unsigned first) : from(place_of<F>(w, tile, first, 0)) {
+  // From a tile's segment `first` on, if there is `any`.
+  __device__ __forceinline__ Ahead(const cuckoo_integers& w, unsigned tile, unsigned first, bool any)
+      : from(place_of<F>(w, tile, first, 0)) {
     const unsigned lane = threadIdx.x % WARP;
     from.codes += lane * F::BITS * 2;
     from.scales += lane / 4 * 2 * F::SCALE_BYTES;
     from.supers += lane / 4 * 8;
-    if (first >= segments(w)) return;
+    if (!any) return;
     supers = load_supers<F>(from.supers, 0);
 #pragma unroll
     for (unsigned step = 0; step < STEPS; step++) load(step);
@@ -92,12 +120,12 @@ class Ahead {
   template <class Meet>
   __device__ __forceinline__ void segment(bool more, Meet meet) {
     const Supers of_segment = unpack(supers);
-    from.supers += WARPS * SUPER_BYTES;
+    from.supers += WAYS * SUPER_BYTES;
     if (more) supers = load_supers<F>(from.supers, 0);
 #pragma unroll 1
     for (unsigned unit = 0; unit < UNITS; unit++) {
       const bool last = unit + 1 == UNITS;
-      skip(last ? (WARPS - 1) * SEGMENT_STEPS + STEPS : STEPS);
+      skip(last ? (WAYS - 1) * SEGMENT_STEPS + STEPS : STEPS);
 #pragma unroll
       for (unsigned step = 0; step < STEPS; step++) {
         uint32_t operand[4];
@@ -110,59 +138,88 @@ class Ahead {
   }
 };
 
-// 16 rows; of each lane so many tokens.
-template <class F, unsigned TOKENS>
+// Rows by blockIdx.y, tokens by blockIdx.x, so that blocks that run together read the same weights.
+template <class F, class S>
 __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
   CUCKOO_SHARED(unsigned char, shared);
+  constexpr unsigned EACH = S::LANE_TOKENS;
   const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-  const unsigned tile = blockIdx.x, per_row = segments(a.w);
-  const Chunk chunk(a);
-  // Columns that are no token's get another's, and nobody looks at what comes of it.
-  const auto token_of = [&](unsigned column) { return column / (3 - TOKENS) < a.tokens ? column / (3 - TOKENS) : a.tokens - 1; };
-  const unsigned char* const x = shared + token_of(g) * chunk.row + t * 8;
-  const unsigned char* factors_of[TOKENS];
+  const unsigned way = warp % S::WAYS, tile_here = warp / S::WAYS, tile = blockIdx.y * S::TILES + tile_here;
+  const unsigned first_token = blockIdx.x * S::TOKENS, left = a.tokens - first_token, tokens = left < S::TOKENS ? left : S::TOKENS;
+  const unsigned per_row = segments(a.w), mine = tile * TILE_ROWS < a.w.rows ? per_row : 0;
+  const Chunk<S> chunk(a);
+  // Columns of `mma` that are no token's get what is there, or another's, and nobody looks at what comes of it.
+  const auto row_of = [&](unsigned column) {
+    const unsigned token = column * EACH / 2;
+    return !S::FEW || token < tokens ? token : tokens - 1;
+  };
+  const unsigned char* const x = shared + row_of(g) * chunk.row + t * 8;
+  const unsigned char* factors_of[EACH];
 #pragma unroll
-  for (unsigned i = 0; i < TOKENS; i++) factors_of[i] = shared + chunk.factors + token_of(2 * t + i) * chunk.factors_row;
+  for (unsigned i = 0; i < EACH; i++) factors_of[i] = shared + chunk.factors + row_of(2 * t + i) * chunk.factors_row;
   float* const sums = reinterpret_cast<float*>(shared + chunk.sums);
 
-  Ahead<F> weights(a.w, tile, warp);
-  float total = 0.0f;  // of row threadIdx.x % 16 and token threadIdx.x / 16
-  for (unsigned first = 0; first < per_row; first += a.tile) {
+  Ahead<F, S::WAYS, S::FEW ? 2048 : 1024> weights(a.w, tile, way, way < mine);
+  float totals[S::TOTALS] = {};  // of [token][row] threadIdx.x, and so many threads on
+  for (unsigned first = 0; first < per_row; first += chunk.segments) {
     if (first > 0) __syncthreads();
-    copy(a, chunk, shared, first * SEGMENT_STEPS);
+    copy<S>(a, chunk, shared, first_token, tokens, first * SEGMENT_STEPS);
     cp_async_wait<0>();
     __syncthreads();
-    const unsigned many = per_row - first < a.tile ? per_row - first : a.tile;
-    for (unsigned segment = warp; segment < many; segment += WARPS) {
-      float sum[2][TOKENS] = {};
-      const unsigned char* const here = x + segment * SEGMENT_COLS;
-      weights.segment(first + segment + WARPS < per_row, [&](unsigned step, const uint32_t(&codes)[4], const BlockScales<F>& scales) {
-        const auto meet = [&](unsigned plane_x, unsigned plane_factors) {
-          const uint2 words = *reinterpret_cast<const uint2*>(here + step * BLOCK_COLS + plane_x);
-          const uint32_t b[2] = {words.x, words.y};
-          Factors<F, TOKENS> factors;
+    const unsigned many = per_row - first < chunk.segments ? per_row - first : chunk.segments;
+    for (unsigned segment = way; segment < chunk.segments; segment += S::WAYS) {
+      float sum[S::TOKEN_TILES][2][EACH] = {};
+      const bool any = first + segment < mine;
+      const auto meet = [&](unsigned step, const uint32_t(&codes)[4], const BlockScales<F>& scales) {
+        const auto in_plane = [&](unsigned plane) {
+          const unsigned block = segment * SEGMENT_STEPS + step;
 #pragma unroll
-          for (unsigned i = 0; i < TOKENS; i++) {
-            const unsigned char* const pair = factors_of[i] + segment * SEGMENT_STEPS * 8 + step * 8 + plane_factors;
-            set(factors, i, *reinterpret_cast<const uint2*>(pair));
+          for (unsigned n = 0; n < S::TOKEN_TILES; n++) {
+            const unsigned row = plane * chunk.tokens + n * 8;
+            const uint2 words = *reinterpret_cast<const uint2*>(x + row * chunk.row + block * BLOCK_COLS);
+            const uint32_t b[2] = {words.x, words.y};
+            Factors<F, EACH> factors;
+#pragma unroll
+            for (unsigned i = 0; i < EACH; i++) {
+              set(factors, i, *reinterpret_cast<const uint2*>(factors_of[i] + row * chunk.factors_row + block * 8));
+            }
+            add_step(codes, scales, b, factors, sum[n]);
           }
-          add_step(codes, scales, b, factors, sum);
         };
-        meet(0, 0);
-        if (a.planes == 2) meet(a.tokens * chunk.row, a.tokens * chunk.factors_row);
-      });
+        if constexpr (S::FEW) {
+          in_plane(0);
+          if (a.planes == 2) in_plane(1);
+        } else {
+          // Registers are scarce.
+#pragma unroll 1
+          for (unsigned plane = 0; plane < a.planes; plane++) in_plane(plane);
+        }
+      };
+      if (any) weights.segment(first + segment + S::WAYS < mine, meet);
+      if (!S::FEW) __syncthreads();  // all have done with the activations
+      if (!any) continue;
 #pragma unroll
-      for (unsigned i = 0; i < 2 * TOKENS; i++) {
-        const unsigned row = g + i / TOKENS * 8, token = (2 * t + i % TOKENS) / (3 - TOKENS);
-        if (token < a.tokens) sums[(segment * a.tokens + token) * TILE_ROWS + row] = sum[i / TOKENS][i % TOKENS];
+      for (unsigned n = 0; n < S::TOKEN_TILES; n++) {
+#pragma unroll
+        for (unsigned i = 0; i < 2 * EACH; i++) {
+          const unsigned token = n * 8 + (2 * t + i % EACH) * EACH / 2, row = tile_here * TILE_ROWS + g + i / EACH * 8;
+          if (token < chunk.tokens) sums[(segment * chunk.tokens + token) * S::ROWS + row] = sum[n][i / EACH][i % EACH];
+        }
       }
     }
     __syncthreads();
-    if (threadIdx.x < TILE_ROWS * a.tokens) {
-      for (unsigned segment = 0; segment < many; segment++) total += sums[segment * a.tokens * TILE_ROWS + threadIdx.x];
+#pragma unroll
+    for (unsigned i = 0; i < S::TOTALS; i++) {
+      const unsigned place = threadIdx.x + i * THREADS;
+      if (place >= S::ROWS * chunk.tokens) break;
+      for (unsigned segment = 0; segment < many; segment++) totals[i] += sums[segment * chunk.tokens * S::ROWS + place];
     }
   }
-  put(a, tile * TILE_ROWS + threadIdx.x % TILE_ROWS, threadIdx.x / TILE_ROWS, total);
+#pragma unroll
+  for (unsigned i = 0; i < S::TOTALS; i++) {
+    const unsigned place = threadIdx.x + i * THREADS;
+    if (place / S::ROWS < tokens) put(a, blockIdx.y * S::ROWS + place % S::ROWS, first_token + place / S::ROWS, totals[i]);
+  }
 }
 
 }  // namespace gemv_integers
@@ -171,7 +228,16 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
   CUCKOO_KERNEL(256)                                                                                                      \
   cuckoo_linear_##bits##_##scales##_##halves##_##minimums(const __grid_constant__ cuckoo_linear_integers a) {             \
     using F = Format<bits, Scales::scales, halves, minimums>;                                                             \
-    if (a.tokens <= 4) gemv_integers::product<F, 1>(a);                                                                   \
-    else gemv_integers::product<F, 2>(a);                                                                                 \
+    if (a.tokens <= 4) gemv_integers::product<F, gemv_integers::One>(a);                                                  \
+    else gemv_integers::product<F, gemv_integers::Eight>(a);                                                              \
   }
 CUCKOO_FORMATS(CUCKOO_LINEAR)
+
+#define CUCKOO_GEMM(bits, scales, halves, minimums)                                                                       \
+  CUCKOO_KERNEL(256)                                                                                                      \
+  cuckoo_gemm_##bits##_##scales##_##halves##_##minimums(const __grid_constant__ cuckoo_linear_integers a) {               \
+    using F = Format<bits, Scales::scales, halves, minimums>;                                                             \
+    if (a.tile == 16) gemv_integers::product<F, gemv_integers::Sixteen>(a);                                               \
+    else gemv_integers::product<F, gemv_integers::ThirtyTwo>(a);                                                          \
+  }
+CUCKOO_FORMATS(CUCKOO_GEMM)

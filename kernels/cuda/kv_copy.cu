@@ -2,7 +2,7 @@
 // what crosses the bus is one long piece.
 //
 // Method: a block of threads for each layer and KV block copies 16 bytes a thread at a time. Minimum bytes: twice those of the
-// blocks. Source: our own.
+// blocks; no FLOPs. Source: our own.
 #include "platform.cuh"
 
 CUCKOO_KERNEL(256) cuckoo_kv_pack(const __grid_constant__ cuckoo_kv_copy a) {

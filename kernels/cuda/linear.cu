@@ -1,56 +1,20 @@
 // What is before products with quantized weights (gemm_integers.cu), rows of tables, and products with floating-point weights: every
 // rounding and every order is the contract's, so one row of activations or eight, on whatever machine, give the same bits.
+//
+// Method: activations are rounded by 8 lanes for each block of 32; a warp dequantizes a row of a table for each token; products with
+// floating-point weights take four lanes each, for the columns equal modulo 4: exactness, not speed (the fast profile is
+// gemm_floats.cu). Minimum bytes: 4 + planes a value that is rounded; a row of the table and 4 a value for each token; the weights and
+// 4 a value of activations and results. FLOPs: 2 rows cols tokens of a product. Source: our own; formats are ggml's.
+#include "rounding.cuh"
 #include "weights.cuh"
 
-// The integers of a block of a plane, a lane's each, and what goes with them.
-__device__ __forceinline__ void put_block(const cuckoo_quantize& a, unsigned plane, uint64_t block, int q, float scale) {
-  const unsigned lane = threadIdx.x % WARP;
-  const uint64_t place = uint64_t(plane) * a.rows * (a.cols / BLOCK_COLS) + block;
-  // What a lane gives to `mma` as operand B lies together.
-  at<int8_t>(a.q)[place * BLOCK_COLS + lane % 16 / 4 * 8 + lane / 16 * 4 + lane % 4] = int8_t(q);
-  int half = q;
-#pragma unroll
-  for (unsigned apart = WARP / 4; apart > 0; apart /= 2) half += __shfl_xor_sync(ALL_LANES, half, apart);
-  const int other = __shfl_xor_sync(ALL_LANES, half, WARP / 2);
-  if (lane != 0) return;
-  float* const factors = at<float>(a.factors) + place * 2;
-  factors[0] = scale;
-  factors[1] = float(half + other);
-  // Sums of 16 bytes are below 2^11: halves hold them.
-  at<float>(a.halves)[place * 2] = scale;
-  __half* const halves = at<__half>(a.halves) + place * 4 + 2;
-  halves[0] = __float2half_rn(float(half));
-  halves[1] = __float2half_rn(float(other));
-}
-
-// Rounds activations in blocks of 32: a warp for each block. See quantize_activations of src/quant.rs.
+// Rounds activations in blocks of 32: 8 lanes for each block. Minimum bytes: 4 + planes a value.
 CUCKOO_KERNEL(256) cuckoo_quantize_rows(const __grid_constant__ cuckoo_quantize a) {
-  const unsigned lane = threadIdx.x % WARP;
-  const uint64_t block = uint64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
-  const uint64_t blocks = uint64_t(a.rows) * (a.cols / BLOCK_COLS);
-  if (block >= blocks) return;
-  const float x = at<const float>(a.x)[block * BLOCK_COLS + lane];
-  // As integers, magnitudes are in order, and NaNs are the largest.
-  unsigned largest = __float_as_uint(x) & 0x7fffffffu;
-#pragma unroll
-  for (unsigned apart = WARP / 2; apart > 0; apart /= 2) {
-    const unsigned other = __shfl_xor_sync(ALL_LANES, largest, apart);
-    largest = other > largest ? other : largest;
-  }
-  const float steps = a.planes == 2 ? 16256.0f : 127.0f;
-  float scale = __uint_as_float(largest) / steps;
-  const bool usable = largest < 0x7f800000u && scale >= 1.17549435e-38f;
-  if (largest >= 0x7f800000u) scale = __uint_as_float(0x7fc00000u);
-  else if (!usable) scale = 0.0f;
-  const float inverse = usable ? 1.0f / scale : 0.0f;
-  const int q = usable ? __float2int_rn(x * inverse) : 0;
-  if (a.planes == 1) {
-    put_block(a, 0, block, q, scale);
-  } else {
-    const int high = __float2int_rn(float(q) * (1.0f / 128.0f));
-    put_block(a, 0, block, high, 128.0f * scale);
-    put_block(a, 1, block, q - 128 * high, scale);
-  }
+  const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;  // of four values
+  const bool inside = i < uint64_t(a.to.rows) * (a.to.cols / 4);
+  const float4 v = inside ? at<const float4>(a.x)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  const float x[4] = {v.x, v.y, v.z, v.w};
+  round_block<4>(a.to, i / 8, x, inside);
 }
 
 // Rows of a table of integers, as ggml rounds them: a warp for each token.

@@ -36,7 +36,7 @@ CUCKOO_ROW_KERNEL(512) cuckoo_logprob_ranks(const __grid_constant__ cuckoo_logpr
   before = total(before, s);
   uint32_t found = 0;
   if (q.top > 0) {
-    const uint64_t last = first(Field{x, a.cols, most.logit, ~0ull}, q.top, s);
+    const uint64_t last = first(Field{x, a.cols, most.logit, ~0ull}, q.top, most.own, s);
     if (threadIdx.x == 0) s->count = 0;
     __syncthreads();
     uint32_t* const top = at<uint32_t>(a.top) + uint64_t(q.first) * 2;

@@ -1,5 +1,5 @@
 // What only PTX has: asynchronous copies into shared memory, and products of small matrices on tensor cores (compute capability
-// 8.0 and later). The only file with inline PTX; each wrapper has a twin in emulator/mma.h.
+// 8.0 and later). With sm90/ptx.cuh the only file with inline PTX; each wrapper has a twin in emulator/mma.h.
 //
 // Operations named `ldmatrix` and `mma` are a whole warp's: all 32 lanes take part, none may have returned. With g = lane / 4 and
 // t = lane % 4, a lane holds of the operands of `mma`:

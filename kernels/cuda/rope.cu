@@ -5,7 +5,7 @@
 // neighbouring dimensions lie 16 values apart. A thread rounds four values; those of a scale are neighbouring lanes'.
 //
 // Minimum bytes: 8 dim for a query's head and a key's (read, written), 4 dim for a value's, and what the cache keeps of keys and
-// values. Source: RoFormer (Su et al., arXiv 2104.09864); the rest is our own.
+// values. FLOPs: 3 for each value that turns, 4 for each that is rounded to bytes. Source: RoFormer (Su et al., arXiv 2104.09864); the rest is our own.
 #include "kv.cuh"
 
 namespace rope {

@@ -85,7 +85,12 @@ struct Running : Field {
   uint64_t top_weight;  // from it on all are out,
   uint64_t top_last;    // but the one of this rank
 
-  __device__ __forceinline__ uint64_t weight(float logit) const { return whole(exp_plain((logit - most) * sharpness)); }
+  __device__ __forceinline__ float below(float logit) const { return (logit - most) * sharpness; }
+  __device__ __forceinline__ uint64_t weight(float logit) const {
+    const float x = below(logit);
+    // What is less rounds to nothing.
+    return x > -29.0f ? whole(exp_plain(x)) : 0;
+  }
   // Before XTC.
   __device__ __forceinline__ bool holds(float logit, unsigned id) const {
     return has(logit, id) && logit - most >= least;
@@ -269,13 +274,14 @@ CUCKOO_ROW_KERNEL(512) cuckoo_draw_tokens(const __grid_constant__ cuckoo_sample 
   // A fraction above 1 leaves the most probable alone.
   if (!most.is_none() && d.temperature > 0.0 && d.least <= 0.0f) {
     Running field{{x, a.cols, most.logit, ~0ull}, d.sharpness, minus_infinity(), ~0ull, 0};
-    if (d.top_k > 0) field.last = first(field, d.top_k, s);
+    if (d.top_k > 0) field.last = first(field, d.top_k, most.own, s);
     if (d.top_p < 1.0) {
       const auto goal_of = [&](uint64_t sum) {
         const uint64_t goal = share(d.top_p, sum);
         return goal > 0 ? goal : 1;
       };
-      field.last = prefix(field, goal_of, [&](float logit) { return field.weight(logit); }, s);
+      const auto is_near = [&](float logit) { return field.below(logit) >= d.near; };
+      field.last = prefix(field, is_near, goal_of, [&](float logit) { return field.weight(logit); }, s);
     }
     field.least = d.least;
     if (d.xtc >= 0.0) exclude_top_choices(field, d.xtc, s);

@@ -100,7 +100,8 @@ __device__ __forceinline__ uint64_t rank(float logit, unsigned id) { return uint
 // The highest logit and the lowest id that has it, or why there is none.
 struct Most {
   float logit;
-  uint32_t id;     // or a number of cuckoo_no_token
+  uint32_t id;  // or a number of cuckoo_no_token
+  float own;    // the highest that this thread has seen
   __device__ bool is_none() const { return id >= CUCKOO_NOTHING_ALLOWED; }
 };
 
@@ -111,10 +112,11 @@ __device__ __forceinline__ Most highest(const float* x, unsigned cols, Shared* s
     const uint64_t v = logit < infinity() ? uint64_t(ordered(logit + 0.0f)) << 32 | ~i : ~0ull;
     most = v > most ? v : most;
   });
+  const float own = most ? of_ordered(uint32_t(most >> 32)) : minus_infinity();
   most = largest(most, s);
-  if (most == ~0ull) return {0.0f, CUCKOO_BROKEN};
+  if (most == ~0ull) return {0.0f, CUCKOO_BROKEN, own};
   const float logit = of_ordered(uint32_t(most >> 32));
-  return {logit, most == 0 || logit == minus_infinity() ? CUCKOO_NOTHING_ALLOWED : ~uint32_t(most)};
+  return {logit, most == 0 || logit == minus_infinity() ? CUCKOO_NOTHING_ALLOWED : ~uint32_t(most), own};
 }
 
 // Adds to a sum that other threads add to. Two additions of 32 bits, since one of 64 is a loop on a GPU.
@@ -151,9 +153,16 @@ __device__ __forceinline__ void find_border(Goal goal_of, Shared* s) {
   }
 }
 
-// Clears the bins, calls `fill`, and finds the border. `mass` is what that bin holds.
+// Where sums of bins reach a goal.
+struct Border {
+  unsigned bin;   // BINS if they do not
+  uint64_t mass;  // what it holds
+  uint64_t left;  // of the goal
+};
+
+// Clears the bins, calls `fill`, and finds the border. All threads may use the bins again.
 template <class Fill, class Goal>
-__device__ __forceinline__ unsigned border(Fill fill, Goal goal_of, uint64_t* mass, Shared* s) {
+__device__ __forceinline__ Border border(Fill fill, Goal goal_of, Shared* s) {
   for (unsigned i = threadIdx.x; i < BINS; i += blockDim.x) s->bins[i] = 0;
   __syncthreads();
   fill();
@@ -161,8 +170,9 @@ __device__ __forceinline__ unsigned border(Fill fill, Goal goal_of, uint64_t* ma
   if (threadIdx.x < WARP) find_border(goal_of, s);
   __syncthreads();
   const unsigned bin = s->border;
-  *mass = bin < BINS ? s->bins[bin] : 0;
-  return bin;
+  const Border found{bin, bin < BINS ? s->bins[bin] : 0, s->left};
+  __syncthreads();
+  return found;
 }
 
 // Tokens of a row, the highest logit of which is `most`, that are not after the rank `last` and not forbidden.
@@ -183,20 +193,23 @@ struct Field {
 
 // The last rank of the shortest prefix of tokens, by rank, whose weights reach the goal that `goal_of` makes of the sum of all; that
 // of the field if they do not. Radix select: the border is looked for in bins of distance, then a digit of its rank after the
-// other among those of one bin. `weigh` gives whole numbers.
-template <class Goal, class Weigh>
-__device__ uint64_t prefix(const Field& f, Goal goal_of, Weigh weigh, Shared* s) {
-  uint64_t mass;
+// other among those of one bin. `weigh` gives whole numbers. `is_near` is true of all tokens up to the border, and of few others.
+template <class Near, class Goal, class Weigh>
+__device__ uint64_t prefix(const Field& f, Near is_near, Goal goal_of, Weigh weigh, Shared* s) {
+  uint64_t rest = 0;
   const auto by_distance = [&] {
     each(f.x, f.cols, [&](float logit, unsigned i) {
       const uint64_t weight = f.has(logit, i) ? weigh(logit) : 0;
-      if (weight) add(&s->bins[f.distance(logit)], weight);
+      if (!weight) return;
+      if (is_near(logit)) add(&s->bins[f.distance(logit)], weight);
+      else rest += weight;
     });
+    rest = total(rest, s);
   };
   if (threadIdx.x == 0) s->count = 0;
-  const unsigned bin = border(by_distance, goal_of, &mass, s);
-  if (bin == BINS) return f.last;
-  uint64_t goal = s->left;
+  Border at = border(by_distance, [&](uint64_t sum) { return goal_of(sum + rest); }, s);
+  if (at.bin == BINS) return f.last;
+  const unsigned bin = at.bin;
   // Of all that are in this bin, or of as many as there is room for, in any order.
   each(f.x, f.cols, [&](float logit, unsigned i) {
     if (!f.has(logit, i) || f.distance(logit) != bin) return;
@@ -217,23 +230,32 @@ __device__ uint64_t prefix(const Field& f, Goal goal_of, Weigh weigh, Shared* s)
         const uint64_t r = listed ? s->list[i] : rank(f.x[i], i);
         const float logit = of_ordered(~uint32_t(r >> 32));
         if (!listed && (!f.has(logit, i) || f.distance(logit) != bin)) continue;
-        if (r >= low && r <= high) add(&s->bins[unsigned(r >> shift) & mask], weigh(logit));
+        if (r >= low && r <= high && is_near(logit)) add(&s->bins[unsigned(r >> shift) & mask], weigh(logit));
       }
     };
-    const uint64_t digit = border(by_digit, [&](uint64_t) { return goal; }, &mass, s);
-    goal = s->left;
-    __syncthreads();
-    low |= digit << shift;
+    const uint64_t goal = at.left;
+    at = border(by_digit, [&](uint64_t) { return goal; }, s);
+    low |= uint64_t(at.bin) << shift;
     high = low | ((1ull << shift) - 1);
     // From here on all have the same logit. If even all but one of them would not do, it is all.
-    if (level >= 2 && goal > mass - weigh(of_ordered(~uint32_t(low >> 32)))) return high < f.last ? high : f.last;
+    if (level >= 2 && at.left > at.mass - weigh(of_ordered(~uint32_t(low >> 32)))) return high < f.last ? high : f.last;
   }
   return low;
 }
 
-// The last rank of the first `k` tokens.
-__device__ __forceinline__ uint64_t first(const Field& f, uint64_t k, Shared* s) {
-  return prefix(f, [=](uint64_t) { return k; }, [](float) { return uint64_t(1); }, s);
+// The last rank of the first `k` tokens. `own` is the highest logit that this thread has seen: where there are as many threads, the
+// k-th highest of those has no fewer than k tokens before it.
+__device__ __forceinline__ uint64_t first(const Field& f, uint64_t k, float own, Shared* s) {
+  unsigned reach = BINS - 1;
+  if (k <= blockDim.x) {
+    const auto fill = [&] {
+      if (own != minus_infinity()) add(&s->bins[f.distance(own)], 1);
+    };
+    const unsigned bin = border(fill, [=](uint64_t) { return k; }, s).bin;
+    reach = bin < BINS ? bin : BINS - 1;
+  }
+  const auto is_near = [&](float logit) { return f.distance(logit) <= reach; };
+  return prefix(f, is_near, [=](uint64_t) { return k; }, [](float) { return uint64_t(1); }, s);
 }
 
 }  // namespace sampling

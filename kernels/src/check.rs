@@ -34,10 +34,14 @@ pub enum Case {
     Activations,
     /// `zero`, `gather`, `mean_rows`, `route`, `scatter_add`.
     Rows,
-    /// `rope_store`, `attention`, and copies of blocks to the host and back.
-    Attention(KvKind),
+    /// `linear` of many rows with many.
+    Wide(Quant),
+    /// `rope_store`, `attention`, and copies of blocks to the host and back, with heads of so many values.
+    Attention(KvKind, usize),
     /// `sample`.
     Sampling,
+    /// Draws that nobody waits for, where there are such.
+    Ahead,
     /// `logprobs`.
     Logprobs,
 }
@@ -52,8 +56,10 @@ impl fmt::Display for Case {
             Self::Elementwise => f.write_str("sums and factors"),
             Self::Activations => f.write_str("activations"),
             Self::Rows => f.write_str("rows and experts"),
-            Self::Attention(kind) => write!(f, "attention over {kind}"),
+            Self::Wide(quant) => write!(f, "large products with {quant}"),
+            Self::Attention(kind, dim) => write!(f, "attention over {kind} heads of {dim}"),
             Self::Sampling => f.write_str("sampling"),
+            Self::Ahead => f.write_str("tokens that stay on the device"),
             Self::Logprobs => f.write_str("log-probabilities"),
         }
     }
@@ -86,8 +92,9 @@ impl Case {
         let mut cases: Vec<Self> = Quant::ALL.into_iter().flat_map(|q| [Self::Linear(q), Self::Embed(q)]).collect();
         cases.extend(floats.filter(|quant| quant.block() == 1).map(Self::LowRank));
         cases.extend([Self::Norms, Self::Elementwise, Self::Activations, Self::Rows]);
-        cases.extend(KvKind::ALL.map(Self::Attention));
-        cases.extend([Self::Sampling, Self::Logprobs]);
+        cases.extend(Quant::ALL.into_iter().filter(|quant| !quant.is_float()).map(Self::Wide));
+        cases.extend(KvKind::ALL.into_iter().flat_map(|kind| [64, 256, 512].map(|dim| Self::Attention(kind, dim))));
+        cases.extend([Self::Sampling, Self::Ahead, Self::Logprobs]);
         cases
     }
 
@@ -116,8 +123,10 @@ impl Case {
             Self::Elementwise => elementwise(ops),
             Self::Activations => activations(ops),
             Self::Rows => rows(ops),
-            Self::Attention(kind) => attention(ops, kind),
+            Self::Wide(quant) => wide(ops, quant),
+            Self::Attention(kind, dim) => attention(ops, kind, dim),
             Self::Sampling => sampling(ops),
+            Self::Ahead => ahead(ops),
             Self::Logprobs => logprobs(ops),
         }
     }
@@ -164,6 +173,17 @@ fn linear<O: Ops>(ops: &mut O, quant: Quant) -> Result<Vec<f32>, OpsError> {
         found.extend(ops.read(&out)?);
     }
     Ok(found)
+}
+
+/// Enough for the largest tiles to keep a large device busy.
+fn wide<O: Ops>(ops: &mut O, quant: Quant) -> Result<Vec<f32>, OpsError> {
+    let (rows, cols, count) = (1024, quant.block().max(32), 2048);
+    let data = stored(quant, rows, cols, 40);
+    let w = ops.matrix(&[MatrixSource { quant, rows, cols, data: &data }])?;
+    let x = upload(ops, &values(count * cols, 41), cols)?;
+    let mut out = ops.buffer(count, rows)?;
+    ops.linear(&x, &w, &mut out)?;
+    ops.read(&out)
 }
 
 fn embed<O: Ops>(ops: &mut O, quant: Quant) -> Result<Vec<f32>, OpsError> {
@@ -258,8 +278,8 @@ fn rows<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
 }
 
 /// A prompt of 290 positions in two chunks, beside another's decode steps, with everything that attention may have.
-fn attention<O: Ops>(ops: &mut O, kind: KvKind) -> Result<Vec<f32>, OpsError> {
-    let heads = Heads { query: 6, kv: 2, dim: 64 };
+fn attention<O: Ops>(ops: &mut O, kind: KvKind, dim: usize) -> Result<Vec<f32>, OpsError> {
+    let heads = if dim > 64 { Heads { query: 2, kv: 1, dim } } else { Heads { query: 6, kv: 2, dim } };
     let shape = KvShape { layers: 2, kv_heads: heads.kv, head_dim: heads.dim, blocks: 24, kind };
     let mut cache = ops.kv_cache(shape)?;
     let mut host = ops.host_kv(KvShape { blocks: 24, ..shape })?;
@@ -329,6 +349,30 @@ fn sampling<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
         let requests: Vec<SampleRequest<'_>> = all.iter().enumerate().map(request).collect();
         found.extend(ops.sample(&logits, &requests)?.iter().map(|sampled| sampled.token as f32));
     }
+    Ok(found)
+}
+
+fn ahead<O: Ops>(ops: &mut O) -> Result<Vec<f32>, OpsError> {
+    let (vocabulary, history) = (96, TokenHistory::default());
+    let logits = upload(ops, &values(2 * vocabulary, 50), vocabulary)?;
+    let table = values(vocabulary * 32, 51);
+    let table =
+        ops.matrix(&[MatrixSource { quant: Quant::F32, rows: vocabulary, cols: 32, data: cast_slice(&table) }])?;
+    let mut out = ops.buffer(3, 32)?;
+    let params = SamplingParams::default();
+    let requests = [0, 1].map(|row| SampleRequest { row, seed: 3, ..SampleRequest::new(&params, &history) });
+    let tokens = if let Some(ahead) = ops.ahead() {
+        ahead.draw(&logits, &requests)?;
+        ahead.feed(vec![(2, 0), (0, 1)]);
+        ops.embed(&table, &[0, 5, 0], &mut out)?;
+        ops.ahead().map_or_else(|| Ok(Vec::new()), |ahead| ahead.collect())?
+    } else {
+        let drawn = ops.sample(&logits, &requests)?;
+        ops.embed(&table, &[drawn[1].token, 5, drawn[0].token], &mut out)?;
+        drawn
+    };
+    let mut found = ops.read(&out)?;
+    found.extend(tokens.iter().map(|sampled| sampled.token as f32));
     Ok(found)
 }
 

@@ -30,6 +30,8 @@ mod matrix;
 mod operations;
 mod products;
 mod replay;
+mod rounding;
+mod routing;
 mod sampling;
 mod scratch;
 #[cfg(test)]
@@ -49,6 +51,7 @@ pub use self::low_rank::LowRank;
 pub use self::machine::{Machine, Narrow, Piece, TiledMatrix};
 pub use self::matrix::Matrix;
 pub use self::replay::{Capture, Clock, Replay, Replayed};
+use self::rounding::Rounding;
 use self::sampling::Ahead;
 pub(crate) use self::scratch::Bounds;
 use self::scratch::{Needs, Scratch};
@@ -61,6 +64,8 @@ pub struct Cuda<M: Machine> {
     needs: Needs,
     bounds: Bounds,
     ahead: Ahead<M>,
+    rounding: Rounding,
+    buffers: u64,
 }
 
 /// Values in `f32`.
@@ -75,6 +80,10 @@ pub struct Buffer<M: Machine> {
     capacity: usize,
     rows: usize,
     cols: usize,
+    /// Its number, and how often it has been written to: what is in it, by name.
+    contents: (u64, u64),
+    /// The operation that wrote it last, if that is one that can leave it rounded as well.
+    maker: Option<u64>,
 }
 
 /// Cosines and sines: `[position][pair][2]` of `f32`.
@@ -93,8 +102,16 @@ impl<M: Machine> Cuda<M> {
 
     /// On `machine`, computing what `profile` says.
     pub fn with_profile(machine: M, profile: Profile) -> Self {
-        let (scratch, needs) = (Scratch::default(), Needs::default());
-        Self { machine, profile, scratch, needs, bounds: Bounds::default(), ahead: Ahead::default() }
+        Self {
+            machine,
+            profile,
+            scratch: Scratch::default(),
+            needs: Needs::default(),
+            bounds: Bounds::default(),
+            ahead: Ahead::default(),
+            rounding: Rounding::default(),
+            buffers: 0,
+        }
     }
 
     /// With other bounds.

@@ -33,14 +33,13 @@ mod mask;
 mod nucleus;
 mod philox;
 
-pub(crate) use self::filters::least;
 use self::filters::survivors;
 pub use self::history::TokenHistory;
 use self::logits::adjusted;
-pub(crate) use self::logits::{completions, repetitions};
 pub use self::logprobs::{LogprobRequest, Logprobs, logprobs};
 pub use self::mask::TokenMask;
-pub(crate) use self::nucleus::{Scale, part_of};
+pub use self::nucleus::part_of;
+use self::nucleus::sharpness;
 use self::philox::philox;
 use crate::ops::OpsError;
 
@@ -123,6 +122,19 @@ impl SamplingParams {
         self.penalizes() || self.dry.is_some() || self.bad_words.iter().any(|word| word.len() > 1)
     }
 
+    /// One over the temperature, as weights have it.
+    pub fn sharpness(&self) -> f32 {
+        sharpness(f64::from(self.temperature))
+    }
+
+    /// How far below the highest a logit may be by min-p: `temperature * ln(min_p)`, rounded up to `f32`. A token stays where
+    /// the difference of its logit and the highest, in `f32`, is at least this.
+    pub fn least_difference(&self) -> f32 {
+        let exact = libm::log(f64::from(self.min_p)) * f64::from(self.temperature);
+        let near = exact as f32;
+        if f64::from(near) < exact { near.next_up() } else { near }
+    }
+
     pub(crate) fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
@@ -151,6 +163,15 @@ impl<'a> SampleRequest<'a> {
     /// The draw of row 0 at position 0 with a seed of 0, where any token may come.
     pub fn new(params: &'a SamplingParams, history: &'a TokenHistory) -> Self {
         Self { row: 0, params, seed: 0, position: 0, history, forbidden: &[], allowed: None }
+    }
+
+    /// Whether XTC acts on this draw.
+    pub fn excludes_top_choices(&self) -> bool {
+        self.noise().excludes(self.params)
+    }
+
+    fn noise(&self) -> Noise {
+        Noise { seed: self.seed, position: self.position }
     }
 }
 
@@ -186,7 +207,7 @@ pub fn draw(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, OpsE
     // Written so that a NaN temperature is greedy too.
     let token = if params.temperature > 0.0 {
         let temperature = f64::from(params.temperature);
-        let noise = Noise { seed: request.seed, position: request.position };
+        let noise = request.noise();
         match survivors(&logits, most, params, noise) {
             None => noise.draw_any(&logits, most, temperature),
             Some(survivors) => noise.draw_from(&survivors, temperature),
@@ -238,9 +259,9 @@ const SLACK: f64 = 1e-6;
 
 /// The Gumbel noise of one position.
 #[derive(Clone, Copy)]
-pub(crate) struct Noise {
-    pub(crate) seed: u64,
-    pub(crate) position: u64,
+struct Noise {
+    seed: u64,
+    position: u64,
 }
 
 impl Noise {
@@ -249,8 +270,13 @@ impl Noise {
         self.block(group, 0)
     }
 
+    /// Whether XTC acts. The coin is thrown wherever it could matter, and nowhere else.
+    fn excludes(self, params: &SamplingParams) -> bool {
+        params.xtc_probability > 0.0 && self.coin(params.xtc_probability)
+    }
+
     /// Whether something of this probability happens at this position: XTC's coin.
-    pub(crate) fn coin(self, probability: f32) -> bool {
+    fn coin(self, probability: f32) -> bool {
         uniform(self.block(0, 1)[0]) < f64::from(probability)
     }
 

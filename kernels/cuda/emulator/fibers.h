@@ -26,8 +26,6 @@ namespace emulator {
 constexpr unsigned LANES = 32;
 constexpr unsigned THREADS_MAX = 1024;
 constexpr size_t STACK_BYTES = 64 << 10;
-// Rounds in which nobody gets on before it is called a deadlock.
-constexpr unsigned IDLE_MAX = 4 * THREADS_MAX;
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 // Stores the callee-saved registers on this stack and takes those of another.
@@ -59,10 +57,12 @@ struct Context {
 };
 #endif
 
-// Threads meet here; the last to arrive lets all go on.
+struct Fiber;
+
+// Threads meet here; the last to arrive lets all go on. Until then they are not given turns.
 struct Barrier {
   unsigned arrived = 0;
-  unsigned epoch = 0;
+  Fiber *first = nullptr, *last = nullptr;  // of those that wait, in the order in which they came
 };
 
 // What lanes of a warp do together.
@@ -84,9 +84,12 @@ struct Copy {
   size_t bytes;
 };
 
-// What works beside the threads of a block: engines that are told what to do, and waited for.
+// What works beside the threads of a block: engines that are told what to do, and waited for. They are as slow as can be: nothing
+// gets on while a thread can.
 struct Engines {
   virtual ~Engines() = default;
+  // Does something that threads wait for. Returns where those wait who can go on now, or null if there is nobody.
+  virtual Barrier* work() = 0;
   // What they have begun and nobody waited for, or nothing.
   virtual std::string unfinished() const = 0;
 };
@@ -100,7 +103,8 @@ struct Fiber {
   unsigned exchanges = 0;  // with other lanes, so far
   Warp* warp = nullptr;
   Block* block = nullptr;
-  Fiber *next = nullptr, *previous = nullptr;  // of those that still run
+  Fiber *next = nullptr, *previous = nullptr;  // of those that take turns
+  Fiber* next_waiting = nullptr;               // at the same barrier
   std::vector<Copy> copies;    // that have not landed
   std::vector<size_t> groups;  // where each group of them ends
 };
@@ -117,8 +121,6 @@ struct Block {
   Context host;
   void (*entry)(const void*) = nullptr;
   const void* args = nullptr;
-  uint64_t progress = 0, progress_seen = 0;
-  unsigned idle = 0;
   std::string fault;
 
   // Runs all threads of the block. `order` is that of the turns: 0 by number, 1 backwards, others by a seed.
@@ -136,31 +138,62 @@ inline thread_local Fiber* current = nullptr;
   abort();  // nobody comes back to a block that was given up
 }
 
-// Lets the next fiber run.
-inline void give_way() {
+// Takes this fiber out of the turns. Returns the one whose turn is next, or null if there is none.
+inline Fiber* leave() {
   Fiber* const self = current;
-  Block* const block = self->block;
-  if (block->progress != block->progress_seen) {
-    block->progress_seen = block->progress;
-    block->idle = 0;
-  } else if (++block->idle > IDLE_MAX) {
-    fault("deadlock: every thread waits");
+  if (self->next == self) return nullptr;
+  self->previous->next = self->next;
+  self->next->previous = self->previous;
+  return self->next;
+}
+
+// Lets all that wait take turns again, after `self`.
+inline void open(Barrier& barrier, Fiber* self) {
+  Fiber* after = self;
+  for (Fiber* one = barrier.first; one; one = one->next_waiting) {
+    one->previous = after;
+    one->next = after->next;
+    after->next->previous = one;
+    after->next = one;
+    after = one;
   }
-  if (self->next == self) return;
-  current = self->next;
-  Context::change(self->context, current->context);
+  barrier = Barrier{};
+}
+
+// As open, where nobody takes turns. Returns the first of them.
+inline Fiber* revive(Barrier& barrier) {
+  Fiber* const first = barrier.first;
+  first->next = first->previous = first;
+  barrier.first = first->next_waiting;
+  open(barrier, first);
+  return first;
+}
+
+// Takes this fiber out of the turns. Returns the one whose turn is next, if need be one whom the engines let go on, or null.
+inline Fiber* next_turn() {
+  if (Fiber* const next = leave()) return next;
+  Engines* const engines = current->block->engines.get();
+  Barrier* const opened = engines ? engines->work() : nullptr;
+  return opened ? revive(*opened) : nullptr;
+}
+
+// Waits until somebody opens the barrier.
+inline void wait(Barrier& barrier) {
+  Fiber* const self = current;
+  (barrier.last ? barrier.last->next_waiting : barrier.first) = self;
+  barrier.last = self;
+  self->next_waiting = nullptr;
+  Fiber* const next = next_turn();
+  if (!next) fault("deadlock: every thread waits");
+  if (next == self) return;
+  current = next;
+  Context::change(self->context, next->context);
 }
 
 // Waits until `expected` threads have come.
 inline void meet(Barrier& barrier, unsigned expected) {
-  const unsigned epoch = barrier.epoch;
-  current->block->progress++;
-  if (++barrier.arrived == expected) {
-    barrier.arrived = 0;
-    barrier.epoch++;
-    return;
-  }
-  while (barrier.epoch == epoch) give_way();
+  if (++barrier.arrived == expected) open(barrier, current);
+  else wait(barrier);
 }
 
 // Lanes of a warp that exist and are in `mask` meet.
@@ -188,20 +221,12 @@ inline void fiber_main() {
   block->entry(block->args);
   Fiber* const self = current;
   block->running--;
-  block->progress++;
-  self->previous->next = self->next;
-  self->next->previous = self->previous;
   // Who has returned counts as arrived at the block's barrier.
-  if (block->running > 0 && block->barrier.arrived == block->running) {
-    block->barrier.arrived = 0;
-    block->barrier.epoch++;
-  }
-  if (block->running > 0) {
-    current = self->next;
-    Context::change(self->context, current->context);
-  } else {
-    Context::change(self->context, block->host);
-  }
+  if (block->running > 0 && block->barrier.arrived == block->running) open(block->barrier, self);
+  Fiber* const next = block->running > 0 ? next_turn() : nullptr;
+  if (!next && block->running > 0) fault("deadlock: every thread waits for one that has returned");
+  current = next;
+  Context::change(self->context, next ? next->context : block->host);
   abort();  // a fiber that returned is never run again
 }
 
@@ -224,9 +249,6 @@ inline void Block::run(unsigned order) {
   barrier = Barrier{};
   engines.reset();
   running = count;
-  progress = 1;
-  progress_seen = 0;
-  idle = 0;
   std::vector<unsigned> turns(count);
   for (unsigned i = 0; i < count; i++) turns[i] = order == 1 ? count - 1 - i : i;
   if (order > 1) {

@@ -1,10 +1,12 @@
-// What Hopper has besides threads, on the CPU: barriers that count bytes, the tensor memory accelerator, products of warpgroups.
-// Twins of sm90/ptx.cuh, which says what they do.
+// What Hopper has besides threads, on the CPU: barriers that count bytes, the tensor memory accelerator, products of
+// warpgroups. Twins of sm90/ptx.cuh, which says what they do.
 //
-// Asynchrony is as unkind as the hardware may be: a tile's bytes are lost when its load begins and there when somebody waits for its
-// barrier; a product reads its operands when it is waited for. What CUDA leaves undefined is a fault: a barrier nobody made, one
-// arrival too many, more bytes than announced, tiles out of place, a warpgroup that is not of one mind.
+// Asynchrony is as unkind as the hardware may be: a tile's bytes are lost when its load begins, and there when somebody waits
+// for its barrier and no thread can go on without; likewise a product reads its operands. What CUDA leaves undefined is a fault: a barrier nobody
+// made, one arrival too many, more bytes than announced, tiles out of place, a warpgroup that is not of one mind.
 #pragma once
+#include <map>
+
 #include "mma.h"
 
 namespace emulator {
@@ -59,8 +61,10 @@ struct Warpgroup {
 
 struct Hopper : Engines {
   std::vector<Load> loads;
+  std::map<const MBarrier*, Barrier> waiting;  // for the end of a phase
   Warpgroup warpgroups[THREADS_MAX / WARPGROUP];
 
+  Barrier* work() override;
   std::string unfinished() const override {
     if (!loads.empty()) return "a block ends with tiles on their way";
     for (const Warpgroup& group : warpgroups) {
@@ -83,25 +87,25 @@ inline MBarrier& mbarrier(uint64_t* at) {
   return barrier;
 }
 
-// Goes on to the next phase when all have come.
-inline void turn(MBarrier& barrier) {
-  if (barrier.pending != 0 || barrier.bytes != 0) return;
+// Goes on to the next phase if all have come.
+inline bool turn(MBarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return false;
   barrier.phase ^= 1;
   barrier.pending = barrier.expected;
-  current->block->progress++;
+  return true;
 }
 
 inline void arrive(MBarrier& barrier) {
   if (barrier.pending == 0) fault("one arrival too many at a barrier");
   barrier.pending--;
-  current->block->progress++;
-  turn(barrier);
+  if (turn(barrier)) open(hopper().waiting[&barrier], current);
 }
 
 // Where a piece of 16 bytes lies in a tile that begins at a multiple of 1024.
 inline size_t swizzled(size_t offset) { return offset ^ (offset / TILE_ROW_BYTES % 8) * 16; }
 
-inline void land(const Load& load) {
+// Returns whether that ends a phase of the barrier.
+inline bool land(const Load& load) {
   const TensorMap& map = load.map;
   const unsigned per_piece = 16 / map.element_bytes;
   for (unsigned row = 0; row < map.box_rows; row++) {
@@ -116,21 +120,7 @@ inline void land(const Load& load) {
   }
   load.barrier->bytes -= load.bytes();
   if (load.barrier->bytes < 0) fault("more bytes arrive at a barrier than were announced");
-  turn(*load.barrier);
-}
-
-// Tiles whose barrier it is land.
-inline void land_all(const MBarrier& barrier) {
-  std::vector<Load>& loads = hopper().loads;
-  for (size_t i = 0; i < loads.size();) {
-    if (loads[i].barrier != &barrier) {
-      i++;
-      continue;
-    }
-    const Load load = loads[i];
-    loads.erase(loads.begin() + ptrdiff_t(i));
-    land(load);
-  }
+  return turn(*load.barrier);
 }
 
 // 16 values of a row of an operand, K-major in tiles of 128-byte rows.
@@ -186,7 +176,7 @@ inline void ask(float* d, unsigned cols, uint64_t a, uint64_t b, bool accumulate
   product.askers++;
 }
 
-// Executes all products of a warpgroup but those of the newest groups, when all its threads wait for that.
+// Waits until all products of a warpgroup but those of the newest groups are executed; all its threads do.
 inline void wait_for_products(unsigned newest) {
   Warpgroup& group = warpgroup();
   const unsigned thread = current->number % WARPGROUP;
@@ -198,19 +188,39 @@ inline void wait_for_products(unsigned newest) {
   }
   if (group.barrier.arrived == 0) group.wanted = wanted;
   else if (group.wanted != wanted) fault("threads of a warpgroup wait for different products");
-  if (group.barrier.arrived + 1 == WARPGROUP) {
-    // As late as can be: others have had turns since, in which they may have overwritten what was let go of too early.
-    for (unsigned turn = 0; turn < 3; turn++) give_way();
-    const size_t count = wanted - group.executed;
-    for (size_t i = 0; i < count; i++) {
-      if (group.products[i].askers != WARPGROUP) fault("a product that only some of a warpgroup ask for");
-      execute(group.products[i]);
-    }
-    group.products.erase(group.products.begin(), group.products.begin() + ptrdiff_t(count));
-    group.executed = wanted;
-  }
-  meet(group.barrier, WARPGROUP);
+  group.barrier.arrived++;
   group.fenced[thread] = false;
+  wait(group.barrier);
+}
+
+inline void execute_wanted(Warpgroup& group) {
+  const size_t count = group.wanted - group.executed;
+  for (size_t i = 0; i < count; i++) {
+    if (group.products[i].askers != WARPGROUP) fault("a product that only some of a warpgroup ask for");
+    execute(group.products[i]);
+  }
+  group.products.erase(group.products.begin(), group.products.begin() + ptrdiff_t(count));
+  group.executed = group.wanted;
+}
+
+// Tiles come first, so that they overwrite what products are still to read, if they may.
+inline Barrier* Hopper::work() {
+  for (size_t i = 0; i < loads.size();) {
+    Barrier& those = waiting[loads[i].barrier];
+    if (!those.first) {
+      i++;
+      continue;
+    }
+    const Load load = loads[i];
+    loads.erase(loads.begin() + ptrdiff_t(i));
+    if (land(load)) return &those;
+  }
+  for (Warpgroup& group : warpgroups) {
+    if (group.barrier.arrived != WARPGROUP) continue;
+    execute_wanted(group);
+    return &group.barrier;
+  }
+  return nullptr;
 }
 
 }  // namespace emulator
@@ -231,10 +241,7 @@ inline void mbarrier_arrive_expect(uint64_t* at, unsigned bytes) {
 }
 inline void mbarrier_wait(uint64_t* at, unsigned parity) {
   ::emulator::MBarrier& barrier = ::emulator::mbarrier(at);
-  while (barrier.phase == parity) {
-    ::emulator::land_all(barrier);
-    if (barrier.phase == parity) ::emulator::give_way();
-  }
+  while (barrier.phase == parity) ::emulator::wait(::emulator::hopper().waiting[&barrier]);
 }
 
 inline void prefetch_tensor_map(const cuckoo_tensor_map*) {}

@@ -7,8 +7,10 @@ lines of Python expect: another result, or a fault, is a defect that was seen. W
 
 import concurrent.futures
 import ctypes
+import functools
 import itertools
 import math
+import mmap
 import operator
 import os
 import pathlib
@@ -26,14 +28,15 @@ REST = 64
 
 #: What is planted: name, file, what stands there, what is put there instead, and which probe sees it.
 DEFECTS = [
-    ("no barrier before sums are added up", "linear.cu", "  __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each",
-     "  for (unsigned i = threadIdx.x; i < a.rows_each", "linear"),
-    ("one segment too few", "linear.cu", "s < per_row; s++) total", "s + 1 < per_row; s++) total", "linear"),
-    ("nibbles swapped", "weights.cuh", "codes[i] = words[i] & 0x0f0f0f0fu;", "codes[i] = words[i] >> 4 & 0x0f0f0f0fu;", "linear"),
-    ("a row too many is written", "linear.cu", "if (first + row >= a.w.rows || first_token", "if (first_token", "linear"),
-    ("the offset is forgotten", "linear.cu", "dots[g] - offset * sums[g]", "dots[g]", "linear"),
-    ("a barrier that only some threads reach", "linear.cu", "  __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each",
-     "  if (threadIdx.x < 100) __syncthreads();\n  for (unsigned i = threadIdx.x; i < a.rows_each", "linear"),
+    ("no barrier before sums are added up", "gemv_integers.cu", "    __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)",
+     "    if (threadIdx.x < TILE_ROWS * a.tokens)", "linear"),
+    ("one segment too few", "gemv_integers.cu", "segment < many; segment++) total", "segment + 1 < many; segment++) total", "linear"),
+    ("nibbles swapped", "weights.cuh", "a[2 + row] = F::UNIT == 16 ? word & 0xf0f0f0f0u", "a[2 + row] = F::UNIT == 16 ? word << 4 & 0xf0f0f0f0u", "linear"),
+    ("a row too many is written", "integers.cuh", "if (row >= a.w.rows || token >= a.tokens)", "if (token >= a.tokens)", "linear"),
+    ("the large number is forgotten", "integers.cuh", "__int_as_float(dots[g][row * 2 + token]) - WHOLE",
+     "__int_as_float(dots[g][row * 2 + token])", "linear"),
+    ("a barrier that only some threads reach", "gemv_integers.cu", "    __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)",
+     "    if (threadIdx.x < 100) __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)", "linear"),
     ("a shuffle that some lanes do not take part in", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart);",
      "threadIdx.x == 3 ? 0 : __shfl_xor_sync(ALL_LANES, v, apart);", "norm"),
     ("a fold that stops early", "platform.cuh", "apart > 0; apart /= 2) v", "apart > 1; apart /= 2) v", "norm"),
@@ -41,7 +44,31 @@ DEFECTS = [
      "__shfl_xor_sync(ALL_LANES, v, apart / 2)", "norm"),
     ("a mask without the lane itself", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart)",
      "__shfl_xor_sync(1u, v, apart)", "norm"),
+    ("activations are read before they have come", "gemv_integers.cu", "    cp_async_wait<0>();\n", "", "linear"),
+    ("weights of the segment before", "gemv_integers.cu", "if (more || !last) load(step);", "if (more && !last) load(step);", "linear"),
+    ("a stage is read before it has come", "gemm_integers.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", "gemm"),
+    ("nobody waits for a stage", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n", "", "gemm"),
+    ("no barrier after a stage has come", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
+     "    cp_async_wait<STAGES - 2>();\n", "gemm"),
+    ("a stage is filled that others still read", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
+     "    if (unit + STAGES - 1 < units) loader.copy(writing, (unit + STAGES - 1) / L::UNITS * S::K, "
+     "(unit + STAGES - 1) % L::UNITS * L::STEPS);\n    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n", "gemm"),
+    ("a group that is never ended", "gemm_integers.cu", "    cp_async_commit();\n    move(writing);", "    move(writing);", "gemm"),
+    ("fragments swapped", "gemm_integers.cu", "const uint32_t b[2] = {words.x, words.y};", "const uint32_t b[2] = {words.y, words.x};", "gemm"),
+    ("rows of a tile swapped", "weights.cuh", "a[row] = F::UNIT == 16 ? word << 4", "a[1 - row] = F::UNIT == 16 ? word << 4", "gemm"),
+    ("tokens of a lane swapped", "gemm_integers.cu", "set(factors, 1, uint2{both.z, both.w});", "set(factors, 1, uint2{both.x, both.y});", "gemm"),
+    ("the end of a segment is forgotten", "gemm_integers.cu", "if (unit % L::UNITS == L::UNITS - 1) {", "if (unit + 1 == units) {", "gemm"),
+    ("a sum that goes on in the next segment", "gemm_integers.cu", "{ sums.sum[m][n][i][j] = 0.0f; });", "{});", "gemm"),
+    ("segments are joined before they are there", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k == 0) {", "    if (warp.k == 0) {", "gemm"),
+    ("sums are left where others still read", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k > 0) for_each",
+     "    if (warp.k > 0) for_each", "gemm"),
+    ("a token too many is read", "gemm_integers.cu", "left = token < a.tokens && block < blocks", "left = block < blocks", "gemm"),
+    ("a tile too many is read", "gemm_integers.cu", "segments_left = tile * TILE_ROWS < a.w.rows && k < per_row", "segments_left = k < per_row", "gemm"),
+    ("a product that only some lanes take part in", "gemm_integers.cu", "add_step(codes[m], scales[m]", "if (warp.lane < 31) add_step(codes[m], scales[m]",
+     "gemm"),
     # Products of the fast profile.
+    ("no barrier before a row's largest is known", "gemm_floats.cu", "  __syncthreads();\n  for (unsigned i = 0; i < blockDim.x / WARP",
+     "  for (unsigned i = 0; i < blockDim.x / WARP", "narrow_f16"),
     ("a copy that nobody waits for", "gemm_floats.cu", "    cp_async_wait<S::STAGES - 2>();\n", "", "gemm_few"),
     ("a copy that is waited for a step too late", "gemm_floats.cu", "cp_async_wait<S::STAGES - 2>", "cp_async_wait<S::STAGES - 1>", "gemm_few"),
     ("no barrier before what others have copied", "gemm_floats.cu", "    __syncthreads();  // this step", "    // this step", "gemm_few"),
@@ -78,10 +105,10 @@ DEFECTS = [
 
 Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
     ("codes", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("supers", ctypes.c_uint64), ("rows", ctypes.c_uint32),
-    ("cols", ctypes.c_uint32), ("offset", ctypes.c_int32), ("padding", ctypes.c_uint32)]})
+    ("cols", ctypes.c_uint32)]})
 Linear = type("Linear", (ctypes.Structure,), {"_fields_": [
-    ("w", Integers), ("q", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
-    [(name, ctypes.c_uint32) for name in ["tokens", "planes", "out_cols", "first_row", "add", "tokens_each", "rows_each", "padding"]]})
+    ("w", Integers), ("q", ctypes.c_uint64), ("factors", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    [(name, ctypes.c_uint32) for name in ["tokens", "planes", "out_cols", "first_row", "add", "tile"]]})
 Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
     ("x", ctypes.c_uint64), ("weight", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
     [(name, ctypes.c_uint32) for name in ["rows", "cols", "heads", "first_head", "stride"]] + [("epsilon", ctypes.c_float)]})
@@ -89,17 +116,20 @@ Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
 Draw = type("Draw", (ctypes.Structure,), {"_fields_": [
     ("logits", ctypes.c_uint64), ("temperature", ctypes.c_double), ("top_p", ctypes.c_double), ("xtc", ctypes.c_double),
     ("seed", ctypes.c_uint32 * 2), ("position", ctypes.c_uint32 * 2), ("top_k", ctypes.c_uint32), ("to", ctypes.c_uint32),
-    ("least", ctypes.c_float), ("sharpness", ctypes.c_float)]})
+    ("least", ctypes.c_float), ("sharpness", ctypes.c_float), ("near", ctypes.c_float), ("padding", ctypes.c_uint32)]})
 Sample = type("Sample", (ctypes.Structure,), {"_fields_": [
     ("draws", ctypes.c_uint64), ("tokens", ctypes.c_uint64), ("cols", ctypes.c_uint32), ("padding", ctypes.c_uint32)]})
 
 
+Narrow = type("Narrow", (ctypes.Structure,), {"_fields_": [
+    ("x", ctypes.c_uint64), ("out", ctypes.c_uint64), ("scales", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32)]})
 Gemm = type("Gemm", (ctypes.Structure,), {"_fields_": [
-    ("w", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32), ("x", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    ("w", ctypes.c_uint64), ("rows", ctypes.c_uint32), ("cols", ctypes.c_uint32), ("x", ctypes.c_uint64), ("scales", ctypes.c_uint64),
+    ("out", ctypes.c_uint64)] +
     [(name, ctypes.c_uint32) for name in ["tokens", "out_cols", "first_row", "add"]]})
 TensorMap = ctypes.c_uint64 * 16
 MappedGemm = type("MappedGemm", (ctypes.Structure,), {"_fields_": [
-    ("x_map", TensorMap), ("w_map", TensorMap), ("gemm", Gemm), ("padding", ctypes.c_uint64 * 2)]})
+    ("x_map", TensorMap), ("w_map", TensorMap), ("gemm", Gemm), ("padding", ctypes.c_uint64)]})
 
 
 class Library:
@@ -135,32 +165,83 @@ def aligned(kind, values):
     return array, memory, begin
 
 
-def linear(library, order):
-    """40 rows of 512 columns in 4 bits by 3 rows of activations. Scales are powers of two, so every order gives the same."""
-    rows, cols, tokens, segments = 40, 512, 3, 2
-    code = lambda r, c: (r * 7 + c * 3 + r * c + c // 16 * 5) % 16
-    x = lambda t, c: (c * 5 + t * 11) % 13 - 6
-    items = -(-rows // 16) * 16 * segments
-    codes = [0] * (items * 8 * 16)
+def guarded(kind, values):
+    """An array whose end is the end of what may be read. Its bytes are a multiple of 16."""
+    size, page = ctypes.sizeof(kind) * len(values), mmap.PAGESIZE
+    room = -(-size // page) * page
+    memory = mmap.mmap(-1, room + page)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(begin + room), ctypes.c_size_t(page), 0) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
+    begin += room - size
+    array = (kind * len(values)).from_address(begin)
+    array[:] = values
+    return array, memory, begin
+
+
+def scale(row, block):
+    """Scales differ by powers of two that the 24 bits of a sum do not hold at once, so that another order has another result."""
+    return 2.0 ** ((block * 5 + row) % 14 - 7)
+
+
+def factor(token, block):
+    """Likewise of activations."""
+    return 2.0 ** ((block * 3 + token) % 16 - 8)
+
+
+@functools.lru_cache(None)
+def operands(rows, cols, tokens):
+    """Codes, activations, and what the contract makes of them."""
+    codes = [[(r * 7 + c * 3 + r * c + c // 16 * 5) % 16 - 8 for c in range(cols)] for r in range(rows)]
+    x = [[(c * 5 + t * 11 + c * t) % 13 - 6 for c in range(cols)] for t in range(tokens)]
+    # f32 by way of f64, which holds each of these products and sums exactly before it is rounded.
+    rounded, expected = (lambda v: ctypes.c_float(v).value), []
+    for t in range(tokens):
+        for r in range(rows):
+            total = 0.0
+            for segment in range(0, cols // 32, 8):
+                part = 0.0
+                for b in range(segment, segment + 8):
+                    dot = sum(map(operator.mul, codes[r][b * 32:b * 32 + 32], x[t][b * 32:b * 32 + 32]))
+                    part = rounded(dot * scale(r, b) * factor(t, b) + part)
+                total = rounded(total + part)
+            expected.append(total)
+    return codes, x, expected
+
+
+def product(library, order, kernel, shared, tile, cols, tokens):
+    """40 rows in 4 bits by some rows of activations, in one block or one for each tile of rows."""
+    rows, blocks, grid = 40, cols // 32, (3, 1, 1) if kernel.startswith("cuckoo_linear") else (1, 1, 1)
+    values, x, expected = operands(rows, cols, tokens)
+    codes, scales = [0] * (3 * blocks * 256), [0] * (3 * blocks * 16)
     for r in range(rows):
-        for segment in range(segments):
-            group, lane = divmod(r * segments + segment, 32)
-            for step in range(8):
-                at, c = ((group * 8 + step) * 32 + lane) * 16, segment * 256 + step * 32
-                for i in range(16):
-                    codes[at + i] = code(r, c + i) | code(r, c + 16 + i) << 4
-    scales = [0x3400] * (items * 8)  # a quarter
-    keep = [aligned(ctypes.c_uint8, codes), aligned(ctypes.c_uint16, scales),
-            aligned(ctypes.c_int8, [x(t, c) for t in range(tokens) for c in range(cols)]),
-            aligned(ctypes.c_float, [0.5] * (tokens * cols // 32)),
-            aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST))]
+        for block in range(blocks):
+            step, second = r // 16 * blocks + block, r % 16 // 8
+            scales[step * 16 + r % 8 * 2 + second] = (block * 5 + r) % 14 + 8 << 10  # the half's exponent
+            for c in range(16):
+                low, high = values[r][block * 32 + c] & 15, values[r][block * 32 + 16 + c] & 15
+                codes[step * 256 + (r % 8 * 4 + c // 4) * 8 + second * 4 + c % 4] = low | high << 4
+    q = [row[b * 32 + i // 4 % 2 * 16 + i // 8 * 4 + i % 4] for row in x for b in range(blocks) for i in range(32)]
+    factors = [v for t in range(tokens) for b in range(blocks) for v in (factor(t, b), float("nan"))]
+    keep = [guarded(ctypes.c_uint8, codes), guarded(ctypes.c_uint16, scales), guarded(ctypes.c_int8, q),
+            guarded(ctypes.c_float, factors), aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST))]
     place = [k[2] for k in keep]
-    args = Linear(Integers(place[0], place[1], 0, rows, cols, 8, 0), place[2], place[3], place[4], tokens, 1, rows, 0, 0, 2, 128, 0)
-    fault = library.launch("cuckoo_linear_4_half_0_0", (1, 2, 1), 256, 2 * 256 * 4, args, order)
+    args = Linear(Integers(place[0], place[1], 0, rows, cols), place[2], place[3], place[4], tokens, 1, rows, 0, 0, tile)
+    fault = library.launch(kernel, grid, 256, shared, args, order)
     if fault:
         return fault
-    expected = [sum((code(r, c) - 8) * x(t, c) for c in range(cols)) / 8 for t in range(tokens) for r in range(rows)]
     return "" if list(keep[4][0]) == expected + [-1.0] * REST else "another result"
+
+
+def linear(library, order):
+    """Three tokens, in two chunks of activations."""
+    return product(library, order, "cuckoo_linear_4_half_0_0", 12 << 10, 8, 2560, 3)
+
+
+def gemm(library, order):
+    """17 tokens, in two shapes of tiles."""
+    return product(library, order, "cuckoo_gemm_4_half_0_0", 48 << 10, 0, 1280, 17) or \
+        product(library, order, "cuckoo_gemm_wide_4_half_0_0", 48 << 10, 64, 1280, 17)
 
 
 def norm(library, order):
@@ -177,21 +258,33 @@ def norm(library, order):
     return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
 
 
-def narrow(library, order):
-    """Three whole blocks of threads less one thread: values that bfloat16 has, and one halfway between two of them."""
+def narrow_bf16(library, order):
+    """Values that bfloat16 has, and one halfway between two."""
     count = 8 * (3 * 256 - 1)
     values = [float(i % 256) for i in range(count)]
-    values[77] = 257.0
-    keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
-    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, (ctypes.c_uint64 * 3)(keep[0][2], keep[1][2], count), order)
+    keep = [aligned(ctypes.c_float, [257.0, *values[1:]]), aligned(ctypes.c_uint16, [0xffff] * (count + REST))]
+    fault = library.launch("cuckoo_narrow_bf16", (3, 1, 1), 256, 0, Narrow(keep[0][2], keep[1][2], 0, 1, count), order)
     if fault:
         return fault
-    values[77] = 256.0
-    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in values]
+    expected = [struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in [256.0, *values[1:]]]
     return "" if list(keep[1][0]) == expected + [0xffff] * REST else "another result"
 
 
-def gemm(rows, tokens, launch):
+def narrow_f16(library, order):
+    """Two rows of halves, of which one is too large for them by far."""
+    cols = 8 * (3 * 256 - 1)
+    values = [float(i % 256) for i in range(cols)]
+    keep = [aligned(ctypes.c_float, values + [1024 * v for v in values]), aligned(ctypes.c_uint16, [0xffff] * (2 * cols + REST)),
+            aligned(ctypes.c_float, [0.0] * 2)]
+    place = [k[2] for k in keep]
+    fault = library.launch("cuckoo_narrow_f16", (2, 1, 1), 256, 8 * 4, Narrow(*place, 2, cols), order)
+    if fault:
+        return fault
+    expected = [struct.unpack("<H", struct.pack("<e", v))[0] for v in values + [128 * v for v in values]]
+    return "" if list(keep[1][0]) == expected + [0xffff] * REST and list(keep[2][0]) == [1.0, 8.0] else "another result"
+
+
+def gemm_floats(rows, tokens, launch):
     """Weights and activations in bfloat16: small integers, so every order gives the same. Seven and a half steps of 64 columns."""
     cols = 480
     bf16 = {v: struct.unpack("<I", struct.pack("<f", v))[0] >> 16 for v in range(-3, 4)}
@@ -200,7 +293,7 @@ def gemm(rows, tokens, launch):
     keep = [aligned(ctypes.c_uint16, [bf16[v] for row in m for v in row]) for m in [w, x]]
     keep.append(aligned(ctypes.c_float, [-1.0] * (tokens * rows + REST)))
     place = [k[2] for k in keep]
-    fault = launch(Gemm(place[0], rows, cols, place[1], place[2], tokens, rows, 0, 0))
+    fault = launch(Gemm(place[0], rows, cols, place[1], 0, place[2], tokens, rows, 0, 0))
     if fault:
         return fault
     expected = [float(sum(map(operator.mul, weights, activations))) for activations in x for weights in w]
@@ -210,12 +303,12 @@ def gemm(rows, tokens, launch):
 def gemm_few(library, order):
     """13 tokens and two warps to a block: the last block has a warp without rows."""
     shared = 8 * (2 * 16 + 16) * 128
-    return gemm(40, 13, lambda args: library.launch("cuckoo_gemm_skinny_bf16", (2, 1, 1), 64, shared, args, order))
+    return gemm_floats(40, 13, lambda args: library.launch("cuckoo_gemm_skinny_bf16", (2, 1, 1), 64, shared, args, order))
 
 
 def gemm_many(library, order):
     """A tile and a bit."""
-    return gemm(130, 66, lambda args: library.launch("cuckoo_gemm_wide_bf16", (2, 1, 1), 256, 3 * 256 * 64, args, order))
+    return gemm_floats(130, 66, lambda args: library.launch("cuckoo_gemm_wide_bf16", (2, 1, 1), 256, 3 * 256 * 64, args, order))
 
 
 def gemm_hopper(library, order):
@@ -225,7 +318,7 @@ def gemm_hopper(library, order):
             return TensorMap(address, rows, args.cols, 2 * args.cols, 128 | 64 << 32, 2 | 0x70616d74 << 32)
         mapped = MappedGemm(tensor_map(args.x, args.tokens), tensor_map(args.w, args.rows), args)
         return library.launch("cuckoo_gemm_hopper_128_bf16", (1, 1, 1), 384, 6 * (256 * 128 + 16), mapped, order)
-    return gemm(130, 66, launch)
+    return gemm_floats(130, 66, launch)
 
 
 def gumbel(seed, position, token):
@@ -258,7 +351,7 @@ def sample(library, order):
             token = wins(position, half if top_p < 1.0 else top_k or cols)
         sharpness = 1.0 / temperature if temperature else 1.0
         draws.append(Draw(keep[row][2], temperature, top_p, -1.0, (seed & 0xffffffff, seed >> 32),
-                          (position & 0xffffffff, position >> 32), top_k, len(draws), -math.inf, sharpness))
+                          (position & 0xffffffff, position >> 32), top_k, len(draws), -math.inf, sharpness, -math.inf, 0))
         expected.append(token)
     drawn, tokens = aligned(Draw, draws), aligned(ctypes.c_uint32, [0] * len(draws))
     args = Sample(drawn[2], tokens[2], cols, 0)
@@ -266,8 +359,8 @@ def sample(library, order):
     return fault or ("" if list(tokens[0]) == expected else "another token")
 
 
-PROBES = {"linear": linear, "norm": norm, "narrow": narrow, "gemm_few": gemm_few, "gemm_many": gemm_many, "gemm_hopper": gemm_hopper,
-          "sample": sample}
+PROBES = {"linear": linear, "gemm": gemm, "norm": norm, "narrow_bf16": narrow_bf16, "narrow_f16": narrow_f16, "gemm_few": gemm_few,
+          "gemm_many": gemm_many, "gemm_hopper": gemm_hopper, "sample": sample}
 
 
 def seen(defect, folder):

@@ -17,6 +17,7 @@
 #include "../logprobs.cu"
 #include "../norm.cu"
 #include "../rope.cu"
+#include "../routing.cu"
 #include "../sampling.cu"
 #include "../sm90/gemm.cu"
 
@@ -105,6 +106,8 @@ const Kernel KERNELS[] = {
     ENTRY(cuckoo_logprob_exponentials, cuckoo_logprobs)
     ENTRY(cuckoo_logprob_sums, cuckoo_logprobs)
     ENTRY(cuckoo_kv_pack, cuckoo_kv_copy)
+    ENTRY(cuckoo_route_rows, cuckoo_route)
+    ENTRY(cuckoo_norm_heads, cuckoo_norm)
 };
 
 // Blocks of a launch, taken by threads of the host one after the other until one has a fault.

@@ -19,12 +19,12 @@ FLAGS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,vptr,object-
 
 #: As in mutants.py, and what the report must say. All are planted in one copy: each is another probe's.
 DEFECTS = [
-    ("shared memory after its end", "linear.cu", "sums[t * items + i] = sum[t];", "sums[(t + 1) * items + i] = sum[t];", "linear",
-     "use-after-poison"),
+    ("shared memory after its end", "gemm_floats.cu", "of_warps[threadIdx.x / WARP] = largest",
+     "of_warps[threadIdx.x / WARP + 1] = largest", "narrow_f16", "use-after-poison"),
     ("columns after the last row are read", "gemm_floats.cu", "const bool inside = col + piece * 8 < from.cols;", "const bool inside = true;",
      "gemm_few", "READ of size"),
     ("rows after the last are written", "sm90/gemm.cu", "    if (token >= a.tokens) break;\n", "", "gemm_hopper", "WRITE of size"),
-    ("a misaligned address", "gemm_floats.cu", "at<uint16_t>(a.out) + i) =", "at<uint16_t>(a.out) + i + 1) =", "narrow", "misaligned address"),
+    ("a misaligned address", "gemm_floats.cu", "at<uint16_t>(a.out) + i, 1.0f)", "at<uint16_t>(a.out) + i + 1, 1.0f)", "narrow_bf16", "misaligned address"),
 ]
 
 RUN = """

@@ -1,11 +1,13 @@
-// Products with 16-bit weights on Hopper's tensor cores (sm_90a): K5 of the fast profile. out[t][r] = sum over k of w[r][k] x[t][k].
+// Products with 16-bit weights and many tokens on Hopper's tensor cores (sm_90a): the fast profile's.
+// out[t][r] = sum over k of w[r][k] x[t][k], in f32.
 //
-// Method: a persistent grid; a block has one warpgroup that loads and two that multiply. The first asks the tensor memory accelerator for
-// tiles of 64 columns, of 128 tokens and of ROWS rows of weights, into a ring of STAGES in shared memory: barrier `full` says that a
-// stage has landed, `empty` that it was read. Each of the others multiplies 64 tokens by all rows (wgmma m64nROWSk16), one step
-// behind in letting go of stages, so that products never wait for loads of the step after them. While results are stored the next tile is loaded. The accelerator fills
-// in zeros where a matrix ends, and stores are guarded. The shape is that of CUTLASS' warp-specialized kernels (Thakkar et al.,
-// github.com/NVIDIA/cutlass, BSD-3-Clause) and of pranjalssh/fast.cu (MIT), without clusters; the code is our own.
+// Method: a persistent grid; a block has one warpgroup that loads and two that multiply. The first asks the tensor memory
+// accelerator for tiles of 64 columns, of 128 tokens and of ROWS rows of weights, into a ring of STAGES in shared memory:
+// barrier `full` says that a stage has landed, `empty` that it was read. Each of the others multiplies 64 tokens by all rows
+// (wgmma m64nROWSk16), one step behind in letting go of stages, so that products never wait for loads of the step after them.
+// While results are stored the next tile is loaded. The accelerator fills in zeros where a matrix ends, and stores are guarded.
+// The shape is that of CUTLASS' warp-specialized kernels (Thakkar et al., github.com/NVIDIA/cutlass, BSD-3-Clause), without
+// clusters; the code is our own.
 //
 // Order: one chain of additions in f32 for each value, 16 columns after the other, as in gemm_floats.cu.
 //
@@ -82,10 +84,11 @@ __device__ __forceinline__ void store(const cuckoo_gemm& a, const float (&d)[ROW
   for (unsigned half = 0; half < 4; half += 2) {
     const unsigned token = first_token + thread / WARP * 16 + lane / 4 + half * 4;
     if (token >= a.tokens) break;
+    const float scale = gemm_scale(a, token);
     float* const out = at<float>(a.out) + uint64_t(token) * a.out_cols + a.first_row + row;
 #pragma unroll
     for (unsigned j = 0; j < ROWS / 8; j++) {
-      Pair sums = {d[j * 4 + half], d[j * 4 + half + 1]};
+      Pair sums = {d[j * 4 + half] * scale, d[j * 4 + half + 1] * scale};
       if (pairs) {
         Pair* const place = reinterpret_cast<Pair*>(out + j * 8);
         if (ADD) sums = {place->first + sums.first, place->second + sums.second};

@@ -1,9 +1,9 @@
-// What only Hopper has (sm_90a): barriers in shared memory that count arrivals and bytes, the tensor memory accelerator that loads
-// whole tiles, and products of a warpgroup, four consecutive warps, whose operands lie in shared memory. Each wrapper has a twin in
-// emulator/hopper.h. Source: the PTX manual, chapters "mbarrier", "cp.async.bulk.tensor" and "wgmma".
+// What only Hopper has (sm_90a): barriers in shared memory that count arrivals and bytes, the tensor memory accelerator that
+// loads whole tiles, and products of a warpgroup, four consecutive warps, whose operands lie in shared memory. Each wrapper has
+// a twin in emulator/hopper.h. Source: the PTX manual, chapters "mbarrier", "cp.async.bulk.tensor" and "wgmma".
 //
-// A tile has rows of 128 bytes and begins at a multiple of 1024. Its 16-byte pieces are permuted (128-byte swizzle): piece i of row
-// r lies where piece i ^ r % 8 would. The accelerator writes tiles so, and products read them so.
+// A tile has rows of 128 bytes and begins at a multiple of 1024. Its 16-byte pieces are permuted (128-byte swizzle): piece i of
+// row r lies where piece i ^ r % 8 would. The accelerator writes tiles so, and products read them so.
 #pragma once
 #include "../ptx.cuh"
 
@@ -37,7 +37,8 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* at, unsigned parity) {
 __device__ __forceinline__ void prefetch_tensor_map(const cuckoo_tensor_map* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-// Begins to load the tile from column `col` and row `row` on; zeros where the matrix ends. Its bytes are counted at the barrier.
+// Begins to load the tile from column `col` and row `row` on; zeros where the matrix ends. Its bytes are counted at the
+// barrier.
 __device__ __forceinline__ void load_tile(void* to, const cuckoo_tensor_map* map, uint64_t* at, unsigned col, unsigned row) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(shared_address(to)), "l"(map), "r"(shared_address(at)), "r"(col), "r"(row) : "memory");
@@ -81,8 +82,9 @@ __device__ __forceinline__ void take_registers() {
   "%88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "   \
   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// D (+)= A B in f32: A is 64 rows of a tile, B as many rows as D has columns, 16 columns of each. With g = lane / 4 and t = lane % 4,
-// d[4 j], d[4 j + 1] are row 16 warp + g, columns 8 j + 2 t and the next; d[4 j + 2], d[4 j + 3] those of row 16 warp + g + 8.
+// D (+)= A B in f32: A is 64 rows of a tile, B as many rows as D has columns, 16 columns of each. With g = lane / 4 and t =
+// lane % 4, d[4 j], d[4 j + 1] are row 16 warp + g, columns 8 j + 2 t and the next; d[4 j + 2], d[4 j + 3] those of row 16 warp
+// + g + 8.
 #define CUCKOO_WGMMA(name, kind)                                                                                               \
   __device__ __forceinline__ void wgmma_##name(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {                     \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." kind "." kind        \

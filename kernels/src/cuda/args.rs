@@ -95,8 +95,7 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct cuckoo_quantize {
-    pub x: cuckoo_address,
+pub struct cuckoo_rounded {
     pub q: cuckoo_address,
     pub factors: cuckoo_address,
     pub halves: cuckoo_address,
@@ -107,16 +106,28 @@ pub struct cuckoo_quantize {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
+    ["Size of cuckoo_rounded"][::core::mem::size_of::<cuckoo_rounded>() - 40usize];
+    ["Alignment of cuckoo_rounded"][::core::mem::align_of::<cuckoo_rounded>() - 8usize];
+    ["Offset of field: cuckoo_rounded::q"][::core::mem::offset_of!(cuckoo_rounded, q) - 0usize];
+    ["Offset of field: cuckoo_rounded::factors"][::core::mem::offset_of!(cuckoo_rounded, factors) - 8usize];
+    ["Offset of field: cuckoo_rounded::halves"][::core::mem::offset_of!(cuckoo_rounded, halves) - 16usize];
+    ["Offset of field: cuckoo_rounded::rows"][::core::mem::offset_of!(cuckoo_rounded, rows) - 24usize];
+    ["Offset of field: cuckoo_rounded::cols"][::core::mem::offset_of!(cuckoo_rounded, cols) - 28usize];
+    ["Offset of field: cuckoo_rounded::planes"][::core::mem::offset_of!(cuckoo_rounded, planes) - 32usize];
+    ["Offset of field: cuckoo_rounded::padding"][::core::mem::offset_of!(cuckoo_rounded, padding) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_quantize {
+    pub x: cuckoo_address,
+    pub to: cuckoo_rounded,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
     ["Size of cuckoo_quantize"][::core::mem::size_of::<cuckoo_quantize>() - 48usize];
     ["Alignment of cuckoo_quantize"][::core::mem::align_of::<cuckoo_quantize>() - 8usize];
     ["Offset of field: cuckoo_quantize::x"][::core::mem::offset_of!(cuckoo_quantize, x) - 0usize];
-    ["Offset of field: cuckoo_quantize::q"][::core::mem::offset_of!(cuckoo_quantize, q) - 8usize];
-    ["Offset of field: cuckoo_quantize::factors"][::core::mem::offset_of!(cuckoo_quantize, factors) - 16usize];
-    ["Offset of field: cuckoo_quantize::halves"][::core::mem::offset_of!(cuckoo_quantize, halves) - 24usize];
-    ["Offset of field: cuckoo_quantize::rows"][::core::mem::offset_of!(cuckoo_quantize, rows) - 32usize];
-    ["Offset of field: cuckoo_quantize::cols"][::core::mem::offset_of!(cuckoo_quantize, cols) - 36usize];
-    ["Offset of field: cuckoo_quantize::planes"][::core::mem::offset_of!(cuckoo_quantize, planes) - 40usize];
-    ["Offset of field: cuckoo_quantize::padding"][::core::mem::offset_of!(cuckoo_quantize, padding) - 44usize];
+    ["Offset of field: cuckoo_quantize::to"][::core::mem::offset_of!(cuckoo_quantize, to) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -188,6 +199,7 @@ pub struct cuckoo_norm {
     pub x: cuckoo_address,
     pub weight: cuckoo_address,
     pub out: cuckoo_address,
+    pub rounded: cuckoo_rounded,
     pub rows: u32,
     pub cols: u32,
     pub heads: u32,
@@ -197,17 +209,18 @@ pub struct cuckoo_norm {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_norm"][::core::mem::size_of::<cuckoo_norm>() - 48usize];
+    ["Size of cuckoo_norm"][::core::mem::size_of::<cuckoo_norm>() - 88usize];
     ["Alignment of cuckoo_norm"][::core::mem::align_of::<cuckoo_norm>() - 8usize];
     ["Offset of field: cuckoo_norm::x"][::core::mem::offset_of!(cuckoo_norm, x) - 0usize];
     ["Offset of field: cuckoo_norm::weight"][::core::mem::offset_of!(cuckoo_norm, weight) - 8usize];
     ["Offset of field: cuckoo_norm::out"][::core::mem::offset_of!(cuckoo_norm, out) - 16usize];
-    ["Offset of field: cuckoo_norm::rows"][::core::mem::offset_of!(cuckoo_norm, rows) - 24usize];
-    ["Offset of field: cuckoo_norm::cols"][::core::mem::offset_of!(cuckoo_norm, cols) - 28usize];
-    ["Offset of field: cuckoo_norm::heads"][::core::mem::offset_of!(cuckoo_norm, heads) - 32usize];
-    ["Offset of field: cuckoo_norm::first_head"][::core::mem::offset_of!(cuckoo_norm, first_head) - 36usize];
-    ["Offset of field: cuckoo_norm::stride"][::core::mem::offset_of!(cuckoo_norm, stride) - 40usize];
-    ["Offset of field: cuckoo_norm::epsilon"][::core::mem::offset_of!(cuckoo_norm, epsilon) - 44usize];
+    ["Offset of field: cuckoo_norm::rounded"][::core::mem::offset_of!(cuckoo_norm, rounded) - 24usize];
+    ["Offset of field: cuckoo_norm::rows"][::core::mem::offset_of!(cuckoo_norm, rows) - 64usize];
+    ["Offset of field: cuckoo_norm::cols"][::core::mem::offset_of!(cuckoo_norm, cols) - 68usize];
+    ["Offset of field: cuckoo_norm::heads"][::core::mem::offset_of!(cuckoo_norm, heads) - 72usize];
+    ["Offset of field: cuckoo_norm::first_head"][::core::mem::offset_of!(cuckoo_norm, first_head) - 76usize];
+    ["Offset of field: cuckoo_norm::stride"][::core::mem::offset_of!(cuckoo_norm, stride) - 80usize];
+    ["Offset of field: cuckoo_norm::epsilon"][::core::mem::offset_of!(cuckoo_norm, epsilon) - 84usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -246,10 +259,11 @@ pub struct cuckoo_elementwise {
     pub a: f32,
     pub b: f32,
     pub padding: u32,
+    pub rounded: cuckoo_rounded,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_elementwise"][::core::mem::size_of::<cuckoo_elementwise>() - 48usize];
+    ["Size of cuckoo_elementwise"][::core::mem::size_of::<cuckoo_elementwise>() - 88usize];
     ["Alignment of cuckoo_elementwise"][::core::mem::align_of::<cuckoo_elementwise>() - 8usize];
     ["Offset of field: cuckoo_elementwise::x"][::core::mem::offset_of!(cuckoo_elementwise, x) - 0usize];
     ["Offset of field: cuckoo_elementwise::y"][::core::mem::offset_of!(cuckoo_elementwise, y) - 8usize];
@@ -260,6 +274,7 @@ const _: () = {
     ["Offset of field: cuckoo_elementwise::a"][::core::mem::offset_of!(cuckoo_elementwise, a) - 36usize];
     ["Offset of field: cuckoo_elementwise::b"][::core::mem::offset_of!(cuckoo_elementwise, b) - 40usize];
     ["Offset of field: cuckoo_elementwise::padding"][::core::mem::offset_of!(cuckoo_elementwise, padding) - 44usize];
+    ["Offset of field: cuckoo_elementwise::rounded"][::core::mem::offset_of!(cuckoo_elementwise, rounded) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -368,6 +383,7 @@ pub struct cuckoo_attention {
     pub sinks: cuckoo_address,
     pub parts: cuckoo_address,
     pub out: cuckoo_address,
+    pub rounded: cuckoo_rounded,
     pub query_heads: u32,
     pub heads_each: u32,
     pub window: u32,
@@ -377,7 +393,7 @@ pub struct cuckoo_attention {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 120usize];
+    ["Size of cuckoo_attention"][::core::mem::size_of::<cuckoo_attention>() - 160usize];
     ["Alignment of cuckoo_attention"][::core::mem::align_of::<cuckoo_attention>() - 8usize];
     ["Offset of field: cuckoo_attention::tiles"][::core::mem::offset_of!(cuckoo_attention, tiles) - 0usize];
     ["Offset of field: cuckoo_attention::blocks"][::core::mem::offset_of!(cuckoo_attention, blocks) - 8usize];
@@ -386,13 +402,14 @@ const _: () = {
     ["Offset of field: cuckoo_attention::sinks"][::core::mem::offset_of!(cuckoo_attention, sinks) - 72usize];
     ["Offset of field: cuckoo_attention::parts"][::core::mem::offset_of!(cuckoo_attention, parts) - 80usize];
     ["Offset of field: cuckoo_attention::out"][::core::mem::offset_of!(cuckoo_attention, out) - 88usize];
+    ["Offset of field: cuckoo_attention::rounded"][::core::mem::offset_of!(cuckoo_attention, rounded) - 96usize];
     ["Offset of field: cuckoo_attention::query_heads"]
-        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 96usize];
-    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 100usize];
-    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 104usize];
-    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 108usize];
-    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 112usize];
-    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 116usize];
+        [::core::mem::offset_of!(cuckoo_attention, query_heads) - 136usize];
+    ["Offset of field: cuckoo_attention::heads_each"][::core::mem::offset_of!(cuckoo_attention, heads_each) - 140usize];
+    ["Offset of field: cuckoo_attention::window"][::core::mem::offset_of!(cuckoo_attention, window) - 144usize];
+    ["Offset of field: cuckoo_attention::causal"][::core::mem::offset_of!(cuckoo_attention, causal) - 148usize];
+    ["Offset of field: cuckoo_attention::scale"][::core::mem::offset_of!(cuckoo_attention, scale) - 152usize];
+    ["Offset of field: cuckoo_attention::softcap"][::core::mem::offset_of!(cuckoo_attention, softcap) - 156usize];
 };
 #[repr(C)]
 #[repr(align(64))]
@@ -411,21 +428,26 @@ const _: () = {
 pub struct cuckoo_narrow {
     pub x: cuckoo_address,
     pub out: cuckoo_address,
-    pub count: u64,
+    pub scales: cuckoo_address,
+    pub rows: u32,
+    pub cols: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_narrow"][::core::mem::size_of::<cuckoo_narrow>() - 24usize];
+    ["Size of cuckoo_narrow"][::core::mem::size_of::<cuckoo_narrow>() - 32usize];
     ["Alignment of cuckoo_narrow"][::core::mem::align_of::<cuckoo_narrow>() - 8usize];
     ["Offset of field: cuckoo_narrow::x"][::core::mem::offset_of!(cuckoo_narrow, x) - 0usize];
     ["Offset of field: cuckoo_narrow::out"][::core::mem::offset_of!(cuckoo_narrow, out) - 8usize];
-    ["Offset of field: cuckoo_narrow::count"][::core::mem::offset_of!(cuckoo_narrow, count) - 16usize];
+    ["Offset of field: cuckoo_narrow::scales"][::core::mem::offset_of!(cuckoo_narrow, scales) - 16usize];
+    ["Offset of field: cuckoo_narrow::rows"][::core::mem::offset_of!(cuckoo_narrow, rows) - 24usize];
+    ["Offset of field: cuckoo_narrow::cols"][::core::mem::offset_of!(cuckoo_narrow, cols) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct cuckoo_gemm {
     pub w: cuckoo_floats,
     pub x: cuckoo_address,
+    pub scales: cuckoo_address,
     pub out: cuckoo_address,
     pub tokens: u32,
     pub out_cols: u32,
@@ -434,15 +456,16 @@ pub struct cuckoo_gemm {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_gemm"][::core::mem::size_of::<cuckoo_gemm>() - 48usize];
+    ["Size of cuckoo_gemm"][::core::mem::size_of::<cuckoo_gemm>() - 56usize];
     ["Alignment of cuckoo_gemm"][::core::mem::align_of::<cuckoo_gemm>() - 8usize];
     ["Offset of field: cuckoo_gemm::w"][::core::mem::offset_of!(cuckoo_gemm, w) - 0usize];
     ["Offset of field: cuckoo_gemm::x"][::core::mem::offset_of!(cuckoo_gemm, x) - 16usize];
-    ["Offset of field: cuckoo_gemm::out"][::core::mem::offset_of!(cuckoo_gemm, out) - 24usize];
-    ["Offset of field: cuckoo_gemm::tokens"][::core::mem::offset_of!(cuckoo_gemm, tokens) - 32usize];
-    ["Offset of field: cuckoo_gemm::out_cols"][::core::mem::offset_of!(cuckoo_gemm, out_cols) - 36usize];
-    ["Offset of field: cuckoo_gemm::first_row"][::core::mem::offset_of!(cuckoo_gemm, first_row) - 40usize];
-    ["Offset of field: cuckoo_gemm::add"][::core::mem::offset_of!(cuckoo_gemm, add) - 44usize];
+    ["Offset of field: cuckoo_gemm::scales"][::core::mem::offset_of!(cuckoo_gemm, scales) - 24usize];
+    ["Offset of field: cuckoo_gemm::out"][::core::mem::offset_of!(cuckoo_gemm, out) - 32usize];
+    ["Offset of field: cuckoo_gemm::tokens"][::core::mem::offset_of!(cuckoo_gemm, tokens) - 40usize];
+    ["Offset of field: cuckoo_gemm::out_cols"][::core::mem::offset_of!(cuckoo_gemm, out_cols) - 44usize];
+    ["Offset of field: cuckoo_gemm::first_row"][::core::mem::offset_of!(cuckoo_gemm, first_row) - 48usize];
+    ["Offset of field: cuckoo_gemm::add"][::core::mem::offset_of!(cuckoo_gemm, add) - 52usize];
 };
 #[repr(C)]
 #[repr(align(64))]
@@ -451,7 +474,7 @@ pub struct cuckoo_gemm_mapped {
     pub x_map: cuckoo_tensor_map,
     pub w_map: cuckoo_tensor_map,
     pub gemm: cuckoo_gemm,
-    pub padding: [u64; 2usize],
+    pub padding: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -460,7 +483,7 @@ const _: () = {
     ["Offset of field: cuckoo_gemm_mapped::x_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, x_map) - 0usize];
     ["Offset of field: cuckoo_gemm_mapped::w_map"][::core::mem::offset_of!(cuckoo_gemm_mapped, w_map) - 128usize];
     ["Offset of field: cuckoo_gemm_mapped::gemm"][::core::mem::offset_of!(cuckoo_gemm_mapped, gemm) - 256usize];
-    ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 304usize];
+    ["Offset of field: cuckoo_gemm_mapped::padding"][::core::mem::offset_of!(cuckoo_gemm_mapped, padding) - 312usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -544,10 +567,12 @@ pub struct cuckoo_draw {
     pub to: u32,
     pub least: f32,
     pub sharpness: f32,
+    pub near: f32,
+    pub padding: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 64usize];
+    ["Size of cuckoo_draw"][::core::mem::size_of::<cuckoo_draw>() - 72usize];
     ["Alignment of cuckoo_draw"][::core::mem::align_of::<cuckoo_draw>() - 8usize];
     ["Offset of field: cuckoo_draw::logits"][::core::mem::offset_of!(cuckoo_draw, logits) - 0usize];
     ["Offset of field: cuckoo_draw::temperature"][::core::mem::offset_of!(cuckoo_draw, temperature) - 8usize];
@@ -559,6 +584,8 @@ const _: () = {
     ["Offset of field: cuckoo_draw::to"][::core::mem::offset_of!(cuckoo_draw, to) - 52usize];
     ["Offset of field: cuckoo_draw::least"][::core::mem::offset_of!(cuckoo_draw, least) - 56usize];
     ["Offset of field: cuckoo_draw::sharpness"][::core::mem::offset_of!(cuckoo_draw, sharpness) - 60usize];
+    ["Offset of field: cuckoo_draw::near"][::core::mem::offset_of!(cuckoo_draw, near) - 64usize];
+    ["Offset of field: cuckoo_draw::padding"][::core::mem::offset_of!(cuckoo_draw, padding) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -656,6 +683,44 @@ const _: () = {
         [::core::mem::offset_of!(cuckoo_logprobs, exponentials) - 32usize];
     ["Offset of field: cuckoo_logprobs::cols"][::core::mem::offset_of!(cuckoo_logprobs, cols) - 40usize];
     ["Offset of field: cuckoo_logprobs::padding"][::core::mem::offset_of!(cuckoo_logprobs, padding) - 44usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_routed {
+    pub expert: u32,
+    pub weight: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_routed"][::core::mem::size_of::<cuckoo_routed>() - 8usize];
+    ["Alignment of cuckoo_routed"][::core::mem::align_of::<cuckoo_routed>() - 4usize];
+    ["Offset of field: cuckoo_routed::expert"][::core::mem::offset_of!(cuckoo_routed, expert) - 0usize];
+    ["Offset of field: cuckoo_routed::weight"][::core::mem::offset_of!(cuckoo_routed, weight) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct cuckoo_route {
+    pub logits: cuckoo_address,
+    pub out: cuckoo_address,
+    pub rows: u32,
+    pub cols: u32,
+    pub used: u32,
+    pub gating: u32,
+    pub normalize: u32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of cuckoo_route"][::core::mem::size_of::<cuckoo_route>() - 40usize];
+    ["Alignment of cuckoo_route"][::core::mem::align_of::<cuckoo_route>() - 8usize];
+    ["Offset of field: cuckoo_route::logits"][::core::mem::offset_of!(cuckoo_route, logits) - 0usize];
+    ["Offset of field: cuckoo_route::out"][::core::mem::offset_of!(cuckoo_route, out) - 8usize];
+    ["Offset of field: cuckoo_route::rows"][::core::mem::offset_of!(cuckoo_route, rows) - 16usize];
+    ["Offset of field: cuckoo_route::cols"][::core::mem::offset_of!(cuckoo_route, cols) - 20usize];
+    ["Offset of field: cuckoo_route::used"][::core::mem::offset_of!(cuckoo_route, used) - 24usize];
+    ["Offset of field: cuckoo_route::gating"][::core::mem::offset_of!(cuckoo_route, gating) - 28usize];
+    ["Offset of field: cuckoo_route::normalize"][::core::mem::offset_of!(cuckoo_route, normalize) - 32usize];
+    ["Offset of field: cuckoo_route::scale"][::core::mem::offset_of!(cuckoo_route, scale) - 36usize];
 };
 pub const cuckoo_no_token_CUCKOO_BROKEN: cuckoo_no_token = 4294967295;
 pub const cuckoo_no_token_CUCKOO_NOTHING_ALLOWED: cuckoo_no_token = 4294967294;

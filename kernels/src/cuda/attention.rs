@@ -4,14 +4,14 @@
 use std::cmp::Reverse;
 use std::ffi::CStr;
 
-use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_tile};
+use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_rounded, cuckoo_tile};
 use super::kv_cache::KvCache;
 use super::machine::{Machine, Piece};
 use super::operations::WARP;
 use super::scratch::Bounds;
 use super::{Buffer, Cuda, RopeTable, Vector};
 use crate::kv::KvKind;
-use crate::ops::{ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
+use crate::ops::{ACTIVATION_BLOCK, ATTENTION_SPLIT, Heads, KV_BLOCK_TOKENS, Mask, OpsError, StepLayout};
 
 /// Queries (rows times query heads of a KV head) of a span that are left to tiles of few queries.
 const NARROW_QUERIES: usize = 32;
@@ -30,9 +30,11 @@ const SLOT_BYTES: usize = 16896;
 struct Shape {
     queries: usize,
     threads: usize,
-    /// KV blocks whose scores are made together.
+    /// KV blocks whose scores are made together, four for each warp that shares a query.
     chunk: usize,
     slots: usize,
+    /// Room for a query in shared memory, whatever its size.
+    query_floats: usize,
     /// Kernels by how keys and values are kept.
     kernels: [&'static CStr; 3],
 }
@@ -42,6 +44,7 @@ const NARROW: Shape = Shape {
     threads: 128,
     chunk: 16,
     slots: 3,
+    query_floats: 0,
     kernels: [c"cuckoo_attention_narrow_f16", c"cuckoo_attention_narrow_bf16", c"cuckoo_attention_narrow_q8_0"],
 };
 
@@ -51,6 +54,7 @@ const WIDE: [(usize, Shape); 3] = [
         128,
         wide(
             64,
+            128,
             [c"cuckoo_attention_wide_128_f16", c"cuckoo_attention_wide_128_bf16", c"cuckoo_attention_wide_128_q8_0"],
         ),
     ),
@@ -58,6 +62,7 @@ const WIDE: [(usize, Shape); 3] = [
         256,
         wide(
             32,
+            256,
             [c"cuckoo_attention_wide_256_f16", c"cuckoo_attention_wide_256_bf16", c"cuckoo_attention_wide_256_q8_0"],
         ),
     ),
@@ -65,13 +70,14 @@ const WIDE: [(usize, Shape); 3] = [
         512,
         wide(
             16,
+            512,
             [c"cuckoo_attention_wide_512_f16", c"cuckoo_attention_wide_512_bf16", c"cuckoo_attention_wide_512_q8_0"],
         ),
     ),
 ];
 
-const fn wide(queries: usize, kernels: [&'static CStr; 3]) -> Shape {
-    Shape { queries, threads: 256, chunk: 4, slots: 2, kernels }
+const fn wide(queries: usize, query_floats: usize, kernels: [&'static CStr; 3]) -> Shape {
+    Shape { queries, threads: 256, chunk: 4, slots: 2, query_floats, kernels }
 }
 
 impl Shape {
@@ -82,7 +88,8 @@ impl Shape {
     }
 
     fn shared_bytes(&self, dim: usize) -> usize {
-        let floats = self.queries * (dim + self.chunk * (KV_BLOCK_TOKENS + 3) + 2);
+        // As `Tile` of attention.cu has it: a query, weights and what is known of KV blocks, what was joined, what it sees and where it goes.
+        let floats = self.queries * (self.query_floats.max(dim) + self.chunk * (KV_BLOCK_TOKENS + 3) + 3 + self.chunk);
         self.slots * SLOT_BYTES + floats * size_of::<f32>()
     }
 }
@@ -212,7 +219,7 @@ impl<M: Machine> Cuda<M> {
         let args = cuckoo_rope_store {
             turns: table.map_or(0, |t| t.memory.address()),
             groups: self.scratch.rows.holding(&mut self.machine, &groups, "the rows of a step")?,
-            qkv: qkv.address(),
+            qkv: qkv.written(),
             kv: cache.args(layer),
             query_heads: heads.query as u32,
             pairs: table.map_or(0, |t| t.pairs as u32),
@@ -248,6 +255,9 @@ impl<M: Machine> Cuda<M> {
         let scratch = &mut self.scratch;
         let held = if mask.window.is_some() { &mut scratch.windowed_tiles } else { &mut scratch.tiles };
         let first = held.holding(&mut self.machine, &tiles, "the tiles of an attention")?;
+        // Tiles of many queries do not round.
+        let rounds = plan.wide.is_empty() && heads.dim.is_multiple_of(ACTIVATION_BLOCK);
+        let rounded = if rounds { self.leave_rounded(out.address(), out)? } else { cuckoo_rounded::default() };
         let bytes = plan.part_rows * heads.query * part_floats(heads.dim) * size_of::<f32>();
         let args = cuckoo_attention {
             tiles: first,
@@ -257,6 +267,7 @@ impl<M: Machine> Cuda<M> {
             sinks: sinks.map_or(0, |s| s.memory.address()),
             parts: self.scratch.parts.at_least(&mut self.machine, bytes, "sums of attention")?,
             out: out.address(),
+            rounded,
             query_heads: heads.query as u32,
             heads_each: 0,
             window: mask.window.map_or(0, |w| u32::try_from(w).unwrap_or(0)),

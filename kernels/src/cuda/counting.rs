@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
+use super::rounding::Rounding;
 use super::sampling::Ahead;
 use super::{Cuda, Profile};
 use crate::memory::Counted;
@@ -123,6 +124,8 @@ impl Clone for Sizes {
             needs: self.needs,
             bounds: self.bounds,
             ahead: Ahead::default(),
+            rounding: Rounding::default(),
+            buffers: self.buffers,
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Emulator {
     order: u32,
     host_threads: u32,
     architecture: u32,
+    /// What it ran.
+    #[cfg(test)]
+    pub(super) launched: Vec<&'static CStr>,
 }
 
 /// Blocks that fill a multiprocessor run one after the other; few, so that each has more than one tile to compute.
@@ -67,7 +70,13 @@ impl Emulator {
         if !(is_x86_feature_detected!("fma") && is_x86_feature_detected!("avx2")) {
             return None;
         }
-        Some(Self { order, host_threads, architecture: 80 })
+        Some(Self {
+            order,
+            host_threads,
+            architecture: 80,
+            #[cfg(test)]
+            launched: Vec::new(),
+        })
     }
 
     /// As a machine of that compute capability, e.g. 90: see [`Machine::architecture`].
@@ -173,6 +182,8 @@ impl Machine for Emulator {
     }
 
     unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
+        #[cfg(test)]
+        self.launched.push(kernel);
         let mut message = [0u8; 512];
         // SAFETY: name, grid, arguments and message are as long as said and outlive the call, which returns when every block
         // is done; that the arguments fit the kernel is the caller's promise (their size is compared).

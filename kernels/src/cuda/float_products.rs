@@ -7,6 +7,7 @@ use super::machine::{Machine, Narrow, TiledMatrix};
 use super::matrix::{Matrix, Part, Weights};
 use super::operations::{THREADS, WARP};
 use super::products::Product;
+use super::scratch::Scratch;
 use super::{Buffer, Cuda};
 use crate::ops::OpsError;
 use crate::quant::Quant;
@@ -17,8 +18,7 @@ pub enum Profile {
     /// Nothing: every result is the contract's, bit for bit.
     #[default]
     Exact,
-    /// Products with weights of bfloat16 or halves are those of tensor cores: activations are rounded to the weights' kind (halves
-    /// end at 65504), sums are in `f32`, in an order of the hardware's own within 16 columns. A row's result still does not
+    /// Products with weights of bfloat16 or halves are those of tensor cores: activations are rounded to the weights' kind, sums are in `f32`, in an order of the hardware's own within 16 columns. A row's result still does not
     /// depend on the rows beside it. See `NUMERICS.md`.
     Fast,
 }
@@ -129,25 +129,26 @@ impl<M: Machine> Cuda<M> {
             if !w.parts.iter().any(wanted) {
                 continue;
             }
-            let (out, count) = (self.narrowed(x, kind)?, x.rows * x.cols);
-            let args = cuckoo_narrow { x: x.address(), out, count: count as u64 };
-            let kernel = match kind {
-                Narrow::Bf16 => c"cuckoo_narrow_bf16",
-                Narrow::F16 => c"cuckoo_narrow_f16",
+            let (out, scales) = self.narrowed(x, kind)?;
+            let args = cuckoo_narrow { x: x.address(), out, scales, rows: x.rows as u32, cols: x.cols as u32 };
+            let (kernel, blocks, shared_bytes) = match kind {
+                Narrow::Bf16 => (c"cuckoo_narrow_bf16", (x.rows * x.cols / 8).div_ceil(THREADS), 0),
+                Narrow::F16 => (c"cuckoo_narrow_f16", x.rows, THREADS / WARP * size_of::<u32>()),
             };
             // SAFETY: `x` has so many values in use, in blocks of 32, and the scratch was asked to have room for them.
-            unsafe { self.launch(kernel, [(count / 8).div_ceil(THREADS), 1, 1], (THREADS, 0), &args)? };
+            unsafe { self.launch(kernel, [blocks, 1, 1], (THREADS, shared_bytes), &args)? };
         }
         Ok(())
     }
 
-    /// Where they are.
-    fn narrowed(&mut self, x: &Buffer<M>, kind: Narrow) -> Result<u64, OpsError> {
-        let held = match kind {
-            Narrow::Bf16 => &mut self.scratch.bf16,
-            Narrow::F16 => &mut self.scratch.f16,
-        };
-        held.at_least(&mut self.machine, x.rows * x.cols * size_of::<u16>(), "rounded activations")
+    /// Where they are, and what rows of halves have to be multiplied by.
+    fn narrowed(&mut self, x: &Buffer<M>, kind: Narrow) -> Result<(u64, u64), OpsError> {
+        let (machine, what, bytes) = (&mut self.machine, "rounded activations", x.rows * x.cols * size_of::<u16>());
+        let Scratch { bf16, f16, f16_scales: scales, .. } = &mut self.scratch;
+        match kind {
+            Narrow::Bf16 => Ok((bf16.at_least(machine, bytes, what)?, 0)),
+            Narrow::F16 => Ok((f16.at_least(machine, bytes, what)?, scales.at_least(machine, x.rows * 4, what)?)),
+        }
     }
 
     /// The product with a part whose rows begin at `first_row` of the matrix, after [`Self::narrow`].
@@ -162,9 +163,11 @@ impl<M: Machine> Cuda<M> {
         if tokens == 0 {
             return Ok(());
         }
+        let (x, scales) = self.narrowed(p.x, kind)?;
         let gemm = cuckoo_gemm {
             w,
-            x: self.narrowed(p.x, kind)?,
+            x,
+            scales,
             out: out.address(),
             tokens: tokens as u32,
             out_cols: out.cols as u32,
@@ -186,7 +189,7 @@ impl<M: Machine> Cuda<M> {
             Ok::<_, OpsError>(cuckoo_tensor_map { words: self.machine.tensor_map(&of)? })
         };
         let x_map = map(gemm.x, gemm.tokens, WIDE_TOKENS)?;
-        let args = cuckoo_gemm_mapped { x_map, w_map: map(w.values, w.rows, tile_rows)?, gemm, padding: [0; 2] };
+        let args = cuckoo_gemm_mapped { x_map, w_map: map(w.values, w.rows, tile_rows)?, gemm, padding: 0 };
         // SAFETY: as above; the maps are of the same two matrices.
         unsafe { self.launch(plan.kernel(kind), grid, extent, &args) }
     }

@@ -72,7 +72,7 @@ impl<M: Machine> Cuda<M> {
                 out_cols,
                 first_row: part.first_col as u32,
                 add: 1,
-                ..product(part.b.args, inner, out.memory.address() + row(out.cols))
+                ..product(part.b.args, inner, out.written() + row(out.cols))
             };
             // SAFETY: rows are in use in both buffers, columns were asserted, and there is room for what is between.
             unsafe {

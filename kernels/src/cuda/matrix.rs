@@ -11,8 +11,8 @@ use crate::quant::{IntBlock, IntFormat, Quant, int_blocks, small_scales, super_s
 
 /// Rows of a tile, which lie together.
 const TILE_ROWS: usize = 16;
-/// Most rows of a part: those of the most blocks that a grid has in its second direction.
-const ROWS_MAX: usize = 65_535 * 64;
+/// Most rows of a part: a tile for each block that a grid may have in its second direction.
+const ROWS_MAX: usize = 65_535 * TILE_ROWS;
 
 /// Matrices stacked by rows.
 pub struct Matrix<M: Machine> {
@@ -53,7 +53,7 @@ pub(super) struct Kind {
     minimums: bool,
     /// The product with a few rows of activations.
     pub(super) linear: &'static std::ffi::CStr,
-    /// The product with more.
+    /// The product with some more.
     pub(super) gemm: &'static std::ffi::CStr,
     /// The product with so many that the largest tiles keep a device busy.
     pub(super) gemm_wide: &'static std::ffi::CStr,

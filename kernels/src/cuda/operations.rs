@@ -20,21 +20,34 @@ use crate::ops::{
     Activation, DrawAhead, Heads, KvShape, Mask, MatrixSource, Ops, OpsError, Rope, RopePairs, StepLayout,
 };
 use crate::quant::Quant;
-use crate::routing::{Routed, Routing, route};
+use crate::routing::{Routed, Routing};
 use crate::sampling::{LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
 /// Threads of most blocks.
 pub(super) const THREADS: usize = 256;
+/// Neighbouring columns that a thread takes, where it takes several.
+const COLS_EACH: usize = 4;
+/// Columns of a row that shared memory holds on every GPU.
+const SHARED_COLS: usize = 24 << 10;
 
 impl<M: Machine> Buffer<M> {
     pub(super) fn begin(&mut self, rows: usize) {
         assert!(rows <= self.capacity, "{rows} rows do not fit a buffer of {}", self.capacity);
         self.rows = rows;
+        self.written();
     }
 
+    /// Where it is, to be read; or to be written, after [`Buffer::begin`].
     pub(super) fn address(&self) -> u64 {
+        self.memory.address()
+    }
+
+    /// Where it is, to be written: what is known of its contents holds no longer.
+    pub(super) fn written(&mut self) -> u64 {
+        self.contents.1 += 1;
+        self.maker = None;
         self.memory.address()
     }
 }
@@ -66,28 +79,20 @@ impl<M: Machine> Cuda<M> {
         unsafe { self.launch(kernel, grid, (THREADS, 0), args) }
     }
 
-    fn norm_heads_of(
-        &mut self,
-        (x, out): (u64, u64),
-        weight: &Vector<M>,
-        epsilon: f32,
-        (rows, stride): (usize, usize),
-        heads: Range<usize>,
-    ) -> Result<(), OpsError> {
-        let args = cuckoo_norm {
-            x,
-            weight: weight.memory.address(),
-            out,
-            rows: rows as u32,
-            cols: weight.len as u32,
-            heads: heads.len() as u32,
-            first_head: heads.start as u32,
-            stride: stride as u32,
-            epsilon,
-        };
-        let grid = [(rows * heads.len()).div_ceil(THREADS / WARP), 1, 1];
+    /// What is done to each value by itself, and may be wanted rounded: threads take columns of a row.
+    fn activation(&mut self, kernel: &'static CStr, args: &cuckoo_elementwise) -> Result<(), OpsError> {
+        let pieces = (args.cols as usize).div_ceil(COLS_EACH);
+        let threads = pieces.next_multiple_of(WARP).min(THREADS);
+        let grid = [args.rows as usize, pieces.div_ceil(threads), 1];
+        // SAFETY: callers give extents of buffers in use.
+        unsafe { self.launch(kernel, grid, (threads, 0), args) }
+    }
+
+    /// Norms by warps: of heads, or of rows too long to be shared.
+    fn norm_by_warps(&mut self, args: &cuckoo_norm) -> Result<(), OpsError> {
+        let grid = [(args.rows as usize * args.heads as usize).div_ceil(THREADS / WARP), 1, 1];
         // SAFETY: callers checked that the heads lie within rows of `stride` values.
-        unsafe { self.launch(c"cuckoo_norm_rows", grid, (THREADS, 0), &args) }
+        unsafe { self.launch(c"cuckoo_norm_heads", grid, (THREADS, 0), args) }
     }
 
     /// The address of a step's tokens, of which some may have been drawn here.
@@ -116,8 +121,19 @@ fn activation(of: Activation) -> (u32, f32, f32) {
     }
 }
 
-fn elementwise<M: Machine>(out: &Buffer<M>) -> cuckoo_elementwise {
-    cuckoo_elementwise { out: out.address(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
+fn norm<M: Machine>(weight: &Vector<M>, x: &Buffer<M>) -> cuckoo_norm {
+    cuckoo_norm {
+        weight: weight.memory.address(),
+        rows: x.rows as u32,
+        cols: weight.len as u32,
+        heads: 1,
+        stride: x.cols as u32,
+        ..Default::default()
+    }
+}
+
+fn elementwise<M: Machine>(out: &mut Buffer<M>) -> cuckoo_elementwise {
+    cuckoo_elementwise { out: out.written(), rows: out.rows as u32, cols: out.cols as u32, ..Default::default() }
 }
 
 impl<M: Machine> Memory for Cuda<M> {
@@ -154,7 +170,8 @@ impl<M: Machine> Memory for Cuda<M> {
         let memory = self.machine.allocate(bytes, "activations")?;
         self.needs.rows = self.needs.rows.max(rows);
         self.scratch.reserve(&mut self.machine, &self.needs)?;
-        Ok(Buffer { memory, capacity: rows, rows: 0, cols })
+        self.buffers += 1;
+        Ok(Buffer { memory, capacity: rows, rows: 0, cols, contents: (self.buffers, 0), maker: None })
     }
 
     fn low_rank(&mut self, parts: &[LowRankSource<'_>]) -> Result<LowRank<M>, OpsError> {
@@ -241,7 +258,14 @@ impl<M: Machine> Ops for Cuda<M> {
     fn norm(&mut self, x: &Buffer<M>, weight: &Vector<M>, epsilon: f32, out: &mut Buffer<M>) -> Result<(), OpsError> {
         assert!(x.cols == weight.len && out.cols == x.cols, "a factor for each column");
         out.begin(x.rows);
-        self.norm_heads_of((x.address(), out.address()), weight, epsilon, (x.rows, x.cols), 0..1)
+        let args = cuckoo_norm { x: x.address(), out: out.address(), epsilon, ..norm(weight, x) };
+        if x.cols > SHARED_COLS {
+            return self.norm_by_warps(&args);
+        }
+        let args = cuckoo_norm { rounded: self.leave_rounded(args.weight, out)?, ..args };
+        let threads = x.cols.div_ceil(COLS_EACH).next_multiple_of(WARP).min(THREADS);
+        // SAFETY: both have so many rows in use, and shared memory holds one of them.
+        unsafe { self.launch(c"cuckoo_norm_rows", [x.rows, 1, 1], (threads, (x.cols + 1) * size_of::<f32>()), &args) }
     }
 
     fn linear(&mut self, x: &Buffer<M>, w: &Matrix<M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -289,7 +313,10 @@ impl<M: Machine> Ops for Cuda<M> {
         x: &mut Buffer<M>,
     ) -> Result<(), OpsError> {
         assert!(heads.end * weight.len <= x.cols, "heads lie within a row");
-        self.norm_heads_of((x.address(), x.address()), weight, epsilon, (x.rows, x.cols), heads)
+        let (count, first_head) = (heads.len() as u32, heads.start as u32);
+        let args = cuckoo_norm { heads: count, first_head, epsilon, ..norm(weight, x) };
+        let at = x.written();
+        self.norm_by_warps(&cuckoo_norm { x: at, out: at, ..args })
     }
 
     fn layer_norm(
@@ -346,12 +373,16 @@ impl<M: Machine> Ops for Cuda<M> {
         assert_eq!(gate_up.cols, 2 * out.cols, "a row is a gate and as many values");
         out.begin(gate_up.rows);
         let (kind, a, b) = activation(of);
-        self.elementwise(c"cuckoo_gate", &cuckoo_elementwise { x: gate_up.address(), kind, a, b, ..elementwise(out) })
+        let args = cuckoo_elementwise { x: gate_up.address(), kind, a, b, ..elementwise(out) };
+        let rounded = self.leave_rounded(args.out, out)?;
+        self.activation(c"cuckoo_gate", &cuckoo_elementwise { rounded, ..args })
     }
 
     fn activate(&mut self, of: Activation, x: &mut Buffer<M>) -> Result<(), OpsError> {
         let (kind, a, b) = activation(of);
-        self.elementwise(c"cuckoo_activate", &cuckoo_elementwise { kind, a, b, ..elementwise(x) })
+        let args = cuckoo_elementwise { kind, a, b, ..elementwise(x) };
+        let rounded = self.leave_rounded(args.out, x)?;
+        self.activation(c"cuckoo_activate", &cuckoo_elementwise { rounded, ..args })
     }
 
     fn zero(&mut self, rows: usize, out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -360,8 +391,7 @@ impl<M: Machine> Ops for Cuda<M> {
     }
 
     fn route(&mut self, logits: &Buffer<M>, routing: &Routing) -> Result<Vec<Vec<Routed>>, OpsError> {
-        let values = self.values_of(logits)?;
-        Ok(values.chunks_exact(logits.cols).map(|row| route(row, routing)).collect())
+        self.choose(logits, routing)
     }
 
     fn scatter_add(&mut self, x: &Buffer<M>, to: &[(usize, f32)], out: &mut Buffer<M>) -> Result<(), OpsError> {
@@ -370,7 +400,7 @@ impl<M: Machine> Ops for Cuda<M> {
         let (numbers, weights): (Vec<u32>, Vec<f32>) = to.iter().map(|(row, weight)| (*row as u32, *weight)).unzip();
         let args = cuckoo_rows {
             x: x.address(),
-            out: out.address(),
+            out: out.written(),
             numbers: self.scratch.numbers.holding(&mut self.machine, &numbers, "rows")?,
             weights: self.scratch.weights.holding(&mut self.machine, &weights, "weights of rows")?,
             count: to.len() as u32,
@@ -414,7 +444,7 @@ impl<M: Machine> Ops for Cuda<M> {
 
     fn normalize(&mut self, x: &mut Buffer<M>) -> Result<(), OpsError> {
         let args =
-            cuckoo_norm { out: x.address(), rows: x.rows as u32, cols: x.cols as u32, heads: 1, ..Default::default() };
+            cuckoo_norm { out: x.written(), rows: x.rows as u32, cols: x.cols as u32, heads: 1, ..Default::default() };
         // SAFETY: rows in use.
         unsafe { self.launch(c"cuckoo_normalize_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], (THREADS, 0), &args) }
     }

@@ -2,10 +2,10 @@
 
 use std::ffi::CStr;
 
-use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_quantize};
+use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_rounded};
 use super::machine::Machine;
 use super::matrix::{Kind, Matrix, Part, Weights, segments};
-use super::operations::{THREADS, WARP};
+use super::operations::THREADS;
 use super::{Buffer, Cuda};
 use crate::ops::{ACTIVATION_BLOCK, OpsError, SEGMENT_BLOCKS};
 use crate::quant::Quant;
@@ -21,28 +21,17 @@ pub(super) struct Product<'a, M: Machine> {
     pub(super) add: bool,
 }
 
-/// Activations as integers: addresses on the machine. See `cuckoo_quantize`.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Quantized {
-    q: u64,
-    factors: u64,
-    halves: u64,
-}
-
 /// How a product with integers is cut into what blocks of threads compute. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tiling {
     /// 16 rows by all tokens, of which there are 8 at most: a tile of `mma` has room for 8, so fewer are no less work, and weights
-    /// are read as fast as they come. `cuda/gemv_integers.cu`.
+    /// are read as fast as they come. `cuda/gemv_integers.cu`, like the next.
     Few,
-    /// 64 rows by 32 tokens. `cuda/gemm_integers.cu`, like the next.
-    Some,
-    /// 128 rows by so many tokens, 64 or 128. Two or three times fewer instructions than the one before.
+    /// 32 rows by 16 tokens, or 64 by 32.
+    Some(usize),
+    /// 128 rows by so many tokens, 64 or 128, with fewer instructions each. `cuda/gemm_integers.cu`.
     Wide(usize),
 }
-
-/// Bytes of scales and sums of a block of rounded activations: as one, and as two halves.
-pub(super) const FACTOR_BYTES: usize = 16;
 
 /// Most tokens that are few.
 pub(super) const FEW_TOKENS: usize = 8;
@@ -50,8 +39,8 @@ pub(super) const FEW_TOKENS: usize = 8;
 const BUSY_BLOCKS: usize = 128;
 /// Bytes that a block of threads gets from every GPU without asking for more.
 const SHARED_BYTES: usize = 48 << 10;
-/// Segments that a block of few tokens takes at once: one for each warp.
-const FEW_SEGMENTS: usize = 8;
+/// Warps of a block.
+const WARPS: usize = THREADS / WARP;
 
 impl Tiling {
     /// For a product of `rows` rows of weights and `tokens` of activations.
@@ -59,18 +48,19 @@ impl Tiling {
         let wide = |each: usize| Self::Wide(each).grid(rows, tokens).iter().product::<usize>() >= BUSY_BLOCKS;
         match tokens {
             0..=FEW_TOKENS => Self::Few,
-            9..=32 => Self::Some,
+            9..=16 => Self::Some(16),
+            17..=32 => Self::Some(32),
             // Two planes of 128 tokens do not fit.
             65.. if planes == 1 && wide(128) => Self::Wide(128),
             _ if wide(64) => Self::Wide(64),
-            _ => Self::Some,
+            _ => Self::Some(32),
         }
     }
 
     fn grid(self, rows: usize, tokens: usize) -> [usize; 3] {
         match self {
-            Self::Few => [rows.div_ceil(16), 1, 1],
-            Self::Some => [tokens.div_ceil(32), rows.div_ceil(64), 1],
+            Self::Few => [1, rows.div_ceil(16), 1],
+            Self::Some(each) => [tokens.div_ceil(each), rows.div_ceil(2 * each), 1],
             Self::Wide(each) => [tokens.div_ceil(each), rows.div_ceil(128), 1],
         }
     }
@@ -78,56 +68,35 @@ impl Tiling {
     fn kernel(self, kind: &Kind) -> &'static CStr {
         match self {
             Self::Few => kind.linear,
-            Self::Some => kind.gemm,
+            Self::Some(_) => kind.gemm,
             Self::Wide(_) => kind.gemm_wide,
         }
     }
 
     /// `tile` of the kernel's arguments, and the bytes that its threads share.
     fn shared(self, cols: usize, tokens: usize, planes: usize) -> (usize, usize) {
-        // As `Chunk` of gemv_integers.cu has it: codes, factors, sums.
-        let bytes = |segments: usize| {
+        // As `Chunk` of gemv_integers.cu has it: codes and factors.
+        let activations = |segments: usize, tokens: usize| {
             let blocks = segments * SEGMENT_BLOCKS;
             planes * tokens * ((blocks + 1) * ACTIVATION_BLOCK + (blocks + 2) * 8)
-                + segments * tokens * 16 * size_of::<f32>()
         };
         match self {
             Self::Few => {
-                let all = segments(cols).next_multiple_of(FEW_SEGMENTS);
-                let fits = (FEW_SEGMENTS..=all).rev().step_by(FEW_SEGMENTS).find(|n| bytes(*n) <= SHARED_BYTES);
+                let sums = |segments: usize| segments * tokens * 16 * size_of::<f32>();
+                let bytes = |segments: usize| activations(segments, tokens) + sums(segments);
+                let all = segments(cols).next_multiple_of(WARPS);
+                let fits = (WARPS..=all).rev().step_by(WARPS).find(|n| bytes(*n) <= SHARED_BYTES);
                 let fits = fits.expect("eight segments of eight tokens in two planes fit");
                 (fits, bytes(fits))
             }
-            Self::Some => (0, SHARED_BYTES),
+            // A warp for each of a tile's segments; what they leave is less than what they had.
+            Self::Some(each) => (each, activations(WARPS / (each / 8), each)),
             Self::Wide(each) => (each, SHARED_BYTES),
         }
     }
 }
 
 impl<M: Machine> Cuda<M> {
-    /// Activations as integers.
-    fn quantize(&mut self, x: &Buffer<M>, planes: usize) -> Result<Quantized, OpsError> {
-        let (machine, blocks) = (&mut self.machine, x.rows * x.cols / ACTIVATION_BLOCK);
-        let q = self.scratch.codes.at_least(machine, planes * x.rows * x.cols, "rounded activations")?;
-        let each = planes * blocks * FACTOR_BYTES;
-        let factors = self.scratch.scales.at_least(machine, each, "scales and sums of activations")?;
-        let halves = factors + each as u64 / 2;
-        let args = cuckoo_quantize {
-            x: x.address(),
-            q,
-            factors,
-            halves,
-            rows: x.rows as u32,
-            cols: x.cols as u32,
-            planes: planes as u32,
-            padding: 0,
-        };
-        let grid = [blocks.div_ceil(THREADS / WARP), 1, 1];
-        // SAFETY: `x` has so many rows and columns in use, and the scratch was asked to have room for them.
-        unsafe { self.launch(c"cuckoo_quantize_rows", grid, (THREADS, 0), &args)? };
-        Ok(Quantized { q, factors, halves })
-    }
-
     pub(super) fn product(&mut self, p: &Product<'_, M>, out: &mut Buffer<M>) -> Result<(), OpsError> {
         let (x, w) = (p.x, p.w);
         assert_eq!(x.cols, w.cols, "activations and weights have the same number of columns");
@@ -138,12 +107,18 @@ impl<M: Machine> Cuda<M> {
             out.begin(x.rows);
         }
         let any = w.parts.iter().any(|part| matches!(part.weights, Weights::Integers { .. }));
-        let quantized = if any { self.quantize(x, p.planes)? } else { Quantized::default() };
+        let quantized = if any { self.rounded(x, p.planes as u32)? } else { cuckoo_rounded::default() };
         self.narrow(x, w)?;
         w.parts.iter().try_for_each(|part| self.part(p, part, quantized, out))
     }
 
-    fn part(&mut self, p: &Product<'_, M>, part: &Part<M>, x: Quantized, out: &Buffer<M>) -> Result<(), OpsError> {
+    fn part(
+        &mut self,
+        p: &Product<'_, M>,
+        part: &Part<M>,
+        x: cuckoo_rounded,
+        out: &mut Buffer<M>,
+    ) -> Result<(), OpsError> {
         let (tokens, out_cols) = (p.x.rows, out.cols as u32);
         let (first_row, add) = (part.first_row as u32, u32::from(p.add));
         match &part.weights {
@@ -153,7 +128,7 @@ impl<M: Machine> Cuda<M> {
                     w: *args,
                     q: x.q,
                     factors: if kind.halves { x.halves } else { x.factors },
-                    out: out.address(),
+                    out: out.written(),
                     tokens: tokens as u32,
                     planes: p.planes as u32,
                     out_cols,
@@ -172,7 +147,7 @@ impl<M: Machine> Cuda<M> {
                 let args = cuckoo_linear_floats {
                     w: *args,
                     x: p.x.address(),
-                    out: out.address(),
+                    out: out.written(),
                     tokens: tokens as u32,
                     out_cols,
                     first_row,

@@ -19,10 +19,12 @@ use super::operations::{THREADS, WARP};
 use super::scratch::Held;
 use super::{Buffer, Cuda};
 use crate::ops::{DrawAhead, OpsError};
-use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, Noise, SampleRequest, Sampled, Scale};
+use crate::sampling::{self, Candidate, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
 /// Memory for changed rows, or for exponentials: more of them take turns.
 const ROWS_BYTES: usize = 64 << 20;
+/// Blocks in the second dimension of a grid at most.
+const GRID_MAX: usize = 65_535;
 /// Threads for a row at most.
 const ROW_THREADS: usize = 512;
 /// What they share: `sampling::Shared` of `cuda/select.cuh`.
@@ -39,7 +41,7 @@ fn threads(cols: usize) -> usize {
 
 /// How many rows of so many bytes take a turn together.
 fn together(row_bytes: usize) -> usize {
-    (ROWS_BYTES / row_bytes.max(1)).max(1)
+    (ROWS_BYTES / row_bytes.max(1)).clamp(1, GRID_MAX)
 }
 
 /// What a place for a token says.
@@ -95,10 +97,8 @@ impl Lists {
             allowed: self.words(p.allowed_tokens.iter().copied().filter(here)),
             biases: self.pairs(biases),
             seen: self.pairs(seen.map(|(token, count)| (*token, *count))),
-            repeated: self.pairs(
-                sampling::repetitions(p, history).filter(|(token, _)| here(token)).map(|(t, by)| (t, by.to_bits())),
-            ),
-            bad: self.set(sampling::completions(p, history).filter(here)),
+            repeated: self.pairs(r.repetitions().filter(|(token, _)| here(token)).map(|(t, by)| (t, by.to_bits()))),
+            bad: self.set(r.completions().filter(here)),
             forbidden: self.set(r.forbidden.iter().copied().filter(here)),
             repetition: p.repetition_penalty,
             presence: p.presence_penalty,
@@ -115,18 +115,35 @@ fn draw(r: &SampleRequest<'_>, cols: usize, to: usize, logits: u64) -> cuckoo_dr
     let halves = |v: u64| [v as u32, (v >> 32) as u32];
     let warm = p.temperature > 0.0;
     let temperature = if warm { f64::from(p.temperature) } else { 0.0 };
-    let excludes = p.xtc_probability > 0.0 && Noise { seed: r.seed, position: r.position }.coin(p.xtc_probability);
     cuckoo_draw {
         logits,
         temperature,
         top_p: if p.top_p < 1.0 { sampling::part_of(p.top_p) } else { 1.0 },
-        xtc: if excludes { sampling::part_of(p.xtc_threshold) } else { -1.0 },
+        xtc: if r.excludes_top_choices() { sampling::part_of(p.xtc_threshold) } else { -1.0 },
         seed: halves(r.seed),
         position: halves(r.position),
         top_k: if (p.top_k as usize) < cols { p.top_k } else { 0 },
         to: to as u32,
-        least: if warm && p.min_p > 0.0 { sampling::least(p) } else { f32::NEG_INFINITY },
-        sharpness: if warm { Scale::new(0.0, temperature).sharpness } else { 1.0 },
+        least: if warm && p.min_p > 0.0 { p.least_difference() } else { f32::NEG_INFINITY },
+        sharpness: if warm { p.sharpness() } else { 1.0 },
+        near: near(sampling::part_of(p.top_p), cols),
+        padding: 0,
+    }
+}
+
+/// How probable a token must be, as a logarithm of a multiple of the most probable one's, for top-p to look at it: as many as there
+/// are that are less probable together have less than what may be left out of all. Minus infinity where the rounding of weights
+/// to whole numbers is not small beside that.
+fn near(top_p: f64, cols: usize) -> f32 {
+    /// Far more than weights are rounded by, as fractions of themselves.
+    const MARGIN: f64 = 1e-3;
+    // The most probable token's weight; all weigh no less.
+    let (whole, count) = (f64::from(2f32.powi(40)), cols as f64);
+    let spare = 1.0 - top_p;
+    if spare * whole * MARGIN > 2.0 * (count + 2.0) {
+        (libm::log(spare / count) - 2.0 * MARGIN) as f32
+    } else {
+        f32::NEG_INFINITY
     }
 }
 

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, cast_slice};
 
 use super::machine::{Machine, Piece};
-use super::products::FACTOR_BYTES;
+use super::rounding::FACTOR_BYTES;
 use crate::ops::{ACTIVATION_BLOCK, OpsError};
 
 /// How much of it there may be, and how work is shared out. No result depends on it.
@@ -65,6 +65,8 @@ scratch! {
     bf16,
     /// Activations as halves.
     f16,
+    /// What rows of halves have to be multiplied by.
+    f16_scales,
     /// What is between the two products of adapters.
     inner,
     /// Sums of splits.
@@ -105,6 +107,8 @@ scratch! {
     answers,
     /// Exponentials of logits.
     exponentials,
+    /// Experts that rows chose.
+    routed,
 }
 
 /// The largest step that buffers, matrices and adapters so far allow.

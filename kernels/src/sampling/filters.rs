@@ -39,8 +39,7 @@ pub(super) fn survivors(
     if p.min_p > 0.0 {
         kept = Some(probable(kept, logits, most, p));
     }
-    // The coin is thrown wherever it could matter, and nowhere else.
-    if p.xtc_probability > 0.0 && noise.coin(p.xtc_probability) {
+    if noise.excludes(p) {
         kept = Some(without_top_choices(in_order(kept, logits), Scale::new(most.logit, temperature), p.xtc_threshold));
     }
     kept
@@ -135,17 +134,9 @@ impl PartialEq for Distance {
 
 impl Eq for Distance {}
 
-/// How far below the highest a logit may be by min-p: `temperature * ln(min_p)`, rounded up to `f32`, so that a token stays
-/// where the difference of its logit and the highest, in `f32`, is at least this.
-pub(crate) fn least(p: &SamplingParams) -> f32 {
-    let exact = libm::log(f64::from(p.min_p)) * f64::from(p.temperature);
-    let near = exact as f32;
-    if f64::from(near) < exact { near.next_up() } else { near }
-}
-
 /// Min-p.
 fn probable(kept: Option<Vec<Candidate>>, logits: &[f32], most: Candidate, p: &SamplingParams) -> Vec<Candidate> {
-    let least = least(p);
+    let least = p.least_difference();
     let keep = |c: &Candidate| c.logit - most.logit >= least;
     let kept: Vec<Candidate> = match kept {
         Some(mut kept) => {

@@ -26,27 +26,29 @@ pub(super) fn adjusted<'a>(logits: &'a [f32], request: &SampleRequest<'_>) -> Co
     if p.penalizes() && !history.output.is_empty() {
         penalize(logits.to_mut(), p, history);
     }
-    for (token, penalty) in repetitions(p, history) {
+    for (token, penalty) in request.repetitions() {
         if (token as usize) < logits.len() {
             logits.to_mut()[token as usize] -= penalty;
         }
     }
-    forbid(&mut logits, completions(p, history));
+    forbid(&mut logits, request.completions());
     forbid(&mut logits, request.forbidden.iter().copied());
     logits
 }
 
-/// DRY's penalties, where it is in force. No token comes twice.
-pub(crate) fn repetitions(p: &SamplingParams, history: &TokenHistory) -> impl Iterator<Item = (u32, f32)> {
-    p.dry.iter().flat_map(|dry| dry::penalties(dry, &history.tokens))
-}
+impl SampleRequest<'_> {
+    /// DRY's penalties, where it is in force. No token comes twice.
+    pub fn repetitions(&self) -> impl Iterator<Item = (u32, f32)> {
+        self.params.dry.iter().flat_map(|dry| dry::penalties(dry, &self.history.tokens))
+    }
 
-/// The tokens that would complete a bad word now.
-pub(crate) fn completions(p: &SamplingParams, history: &TokenHistory) -> impl Iterator<Item = u32> {
-    p.bad_words.iter().filter_map(|word| {
-        let (last, before) = word.split_last()?;
-        history.tokens.ends_with(before).then_some(*last)
-    })
+    /// The tokens that would complete a bad word now.
+    pub fn completions(&self) -> impl Iterator<Item = u32> {
+        self.params.bad_words.iter().filter_map(|word| {
+            let (last, before) = word.split_last()?;
+            self.history.tokens.ends_with(before).then_some(*last)
+        })
+    }
 }
 
 /// Forbids all tokens but these, if any of these can be drawn.

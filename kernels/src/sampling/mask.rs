@@ -14,7 +14,7 @@ impl TokenMask {
     }
 
     /// See [`TokenMask::from_words`].
-    pub(crate) fn words(&self) -> &[u32] {
+    pub fn words(&self) -> &[u32] {
         &self.words
     }
 

@@ -9,18 +9,16 @@ const BUCKETS: usize = 29 * BUCKETS_EACH as usize + 1;
 
 /// The distribution of logits at a temperature, as multiples of the most probable token's probability.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scale {
+pub(super) struct Scale {
     /// The highest logit.
     most: f32,
-    /// One over the temperature, in `f32`.
-    pub(crate) sharpness: f32,
+    sharpness: f32,
 }
 
 impl Scale {
     /// With `most` as the highest logit.
-    pub(crate) fn new(most: f32, temperature: f64) -> Self {
-        // Finite, so that the best token keeps its zero however small the temperature is.
-        Self { most, sharpness: ((1.0 / temperature) as f32).min(f32::MAX) }
+    pub(super) fn new(most: f32, temperature: f64) -> Self {
+        Self { most, sharpness: sharpness(temperature) }
     }
 
     /// Logarithm of a token's probability, below the highest.
@@ -34,6 +32,11 @@ impl Scale {
     }
 }
 
+/// One over the temperature. Finite, so that the best token keeps its zero however small the temperature is.
+pub(super) fn sharpness(temperature: f64) -> f32 {
+    ((1.0 / temperature) as f32).min(f32::MAX)
+}
+
 /// `v * 2^40` for `v` from 0 to 1, rounded to nearest, ties to even.
 fn whole(v: f32) -> u64 {
     /// A sum with this has the whole number in its low bits, rounded as sums are.
@@ -41,13 +44,13 @@ fn whole(v: f32) -> u64 {
     (f64::from(v) + ROUND).to_bits() - ROUND.to_bits()
 }
 
-/// How much `part` of a sum of weights is, rounded up. Parts are taken to be between 0 and 2.
+/// How much `part` of a sum of weights is, rounded up.
 pub(super) fn share(part: f32, total: u64) -> u64 {
     (part_of(part) * total as f64).ceil() as u64
 }
 
-/// A part as it is multiplied: whatever is no number is none.
-pub(crate) fn part_of(part: f32) -> f64 {
+/// A part of all probability as sums of weights are multiplied by it: from 0 to 2, and 0 where it is no number.
+pub fn part_of(part: f32) -> f64 {
     f64::from(part.clamp(0.0, 2.0).max(0.0))
 }
 

@@ -166,15 +166,33 @@ fn a_row_is_the_same_in_every_company() {
     }
 }
 
+/// Where halves end: rows of up to 60000, and more than there are halves for, beside rows of ones.
+#[test]
+fn large_activations_fit_halves() {
+    let (rows, cols, tokens) = (24, 96, 70);
+    let weights: Vec<u16> = values(13, rows * cols).iter().map(|v| narrow(Narrow::F16, *v)).collect();
+    let exact: Vec<f32> = weights.iter().map(|v| wide(Narrow::F16, *v)).collect();
+    let sizes = [1.0, 3e4, 6e4, 1e5, 3e9, 1e30];
+    let size = |i: usize| sizes[i / cols % sizes.len()];
+    let x: Vec<f32> = values(14, tokens * cols).iter().enumerate().map(|(i, v)| v * size(i)).collect();
+    for (name, mut ops) in machines() {
+        let (got, _) = product(&mut ops, &x, &[source(Narrow::F16, cols, &weights)], None);
+        for (token, (got, x)) in got.chunks_exact(rows).zip(x.chunks_exact(cols)).enumerate() {
+            let whole = distance(got, x, &exact, cols, None);
+            assert!(whole < 2f64.powi(-11), "{name}: row {token}: {whole:e}");
+        }
+    }
+}
+
 #[test]
 fn a_broken_row_breaks_no_other() {
     let (rows, cols, tokens) = (20, 96, 70);
-    let weights: Vec<u16> = values(9, rows * cols).iter().map(|v| narrow(Narrow::Bf16, *v)).collect();
     let mut x = values(10, tokens * cols);
     x[33 * cols + 40] = f32::NAN;
     x[50 * cols] = f32::INFINITY;
-    for (name, mut ops) in machines() {
-        let (got, _) = product(&mut ops, &x, &[source(Narrow::Bf16, cols, &weights)], None);
+    for (kind, (name, mut ops)) in KINDS.into_iter().flat_map(|kind| machines().into_iter().map(move |m| (kind, m))) {
+        let weights: Vec<u16> = values(9, rows * cols).iter().map(|v| narrow(kind, *v)).collect();
+        let (got, _) = product(&mut ops, &x, &[source(kind, cols, &weights)], None);
         for (token, row) in got.chunks_exact(rows).enumerate() {
             assert!(row.iter().all(|v| v.is_finite() != (token == 33 || token == 50)), "{name}: {token}");
         }
@@ -258,4 +276,16 @@ fn what_the_accelerator_cannot_load_is_an_error() {
     for of in broken {
         assert!(matches!(machine.tensor_map(&of), Err(OpsError::Fault(_))), "{of:?}");
     }
+}
+
+#[test]
+fn a_map_of_another_machine_is_a_fault() {
+    let mut ops = Cuda::new(Emulator::new(0, 1).unwrap());
+    let mut args = cuckoo_gemm_mapped { x_map: cuckoo_tensor_map { words: [0; 16] }, ..bytemuck::Zeroable::zeroed() };
+    (args.gemm.tokens, args.gemm.w.rows, args.gemm.w.cols) = (1, 1, 32);
+    let plan = Plan::of(90, 1, 128, 128);
+    // SAFETY: the map is refused before anything is read or written.
+    let result = unsafe { ops.launch(plan.kernel(Narrow::Bf16), [1; 3], (plan.threads, plan.shared_bytes), &args) };
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("a tensor map that this machine has not made"), "{message}");
 }

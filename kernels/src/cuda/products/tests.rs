@@ -19,7 +19,7 @@ fn product(
     (w, x, planes): (&Matrix<Emulator>, &Buffer<Emulator>, usize),
     (out, add): (&mut Buffer<Emulator>, bool),
 ) {
-    let x = (cuda.quantize(x, planes).unwrap(), x.rows);
+    let x = (cuda.rounded(x, planes as u32).unwrap(), x.rows);
     let Weights::Integers { kind, args, .. } = &w.parts[0].weights else { panic!("weights in integers") };
     let args = cuckoo_linear_integers {
         w: *args,
@@ -55,7 +55,7 @@ fn check(quant: Quant, (rows, cols): (usize, usize), planes: usize, counts: &[us
         let w = cuda.matrix(&[w.source()]).unwrap();
         for &tokens in counts {
             let x = upload(&mut cuda, &x[..tokens * cols], cols);
-            for tiling in [Tiling::Few, Tiling::Some, Tiling::Wide(64), Tiling::Wide(128)] {
+            for tiling in [Tiling::Few, Tiling::Some(16), Tiling::Some(32), Tiling::Wide(64), Tiling::Wide(128)] {
                 if tiling == Tiling::Few && tokens > FEW_TOKENS || tiling == Tiling::Wide(128) && planes == 2 {
                     continue;
                 }
@@ -105,14 +105,14 @@ fn tiles_are_as_large_as_keeps_a_device_busy() {
     let facts = [
         ((4096, 1, 1), Tiling::Few),
         ((128_256, 8, 2), Tiling::Few),
-        ((4096, 9, 1), Tiling::Some),
-        ((28_672, 32, 1), Tiling::Some),
+        ((4096, 9, 1), Tiling::Some(16)),
+        ((28_672, 32, 1), Tiling::Some(32)),
         ((28_672, 64, 1), Tiling::Wide(64)),
-        ((4096, 64, 1), Tiling::Some),
+        ((4096, 64, 1), Tiling::Some(32)),
         ((4096, 256, 1), Tiling::Wide(64)),
         ((4096, 2048, 1), Tiling::Wide(128)),
         ((4096, 2048, 2), Tiling::Wide(64)),
-        ((64, 2048, 2), Tiling::Some),
+        ((64, 2048, 2), Tiling::Some(32)),
     ];
     for ((rows, tokens, planes), tiling) in facts {
         assert_eq!(Tiling::of(rows, tokens, planes), tiling, "{rows} rows by {tokens} tokens in {planes} planes");
@@ -124,7 +124,7 @@ fn activations_of_few_tokens_fit_whatever_their_width() {
     for cols in (32..40_000).step_by(32) {
         for (tokens, planes) in [(1, 1), (1, 2), (3, 1), (8, 1), (8, 2)] {
             let (segments_each, bytes) = Tiling::Few.shared(cols, tokens, planes);
-            assert!(segments_each % FEW_SEGMENTS == 0 && segments_each > 0 && bytes <= SHARED_BYTES, "{cols} columns");
+            assert!(segments_each % WARPS == 0 && segments_each > 0 && bytes <= SHARED_BYTES, "{cols} columns");
         }
     }
 }

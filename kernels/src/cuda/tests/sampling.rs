@@ -9,7 +9,7 @@ use crate::sampling::{
 use bytemuck::cast_slice;
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     fn bits(&mut self) -> u64 {
@@ -32,7 +32,7 @@ impl Random {
         (self.bits() >> 40) as f32 / (1 << 24) as f32
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
 
@@ -49,7 +49,7 @@ impl Random {
     }
 
     /// Logits of one of several kinds.
-    fn row(&mut self, kind: usize, cols: usize) -> Vec<f32> {
+    pub(super) fn row(&mut self, kind: usize, cols: usize) -> Vec<f32> {
         let spread = self.pick(&[0.5, 3.0, 8.0]);
         let value = |r: &mut Self| ((0..4).map(|_| r.unit()).sum::<f32>() - 2.0) * 2.0 * spread;
         (0..cols)
@@ -156,11 +156,11 @@ impl Asked {
     }
 }
 
-fn orders() -> Vec<Cuda<Emulator>> {
+pub(super) fn orders() -> Vec<Cuda<Emulator>> {
     [0, 1, 7].into_iter().filter_map(|order| Emulator::new(order, 2)).map(Cuda::new).collect()
 }
 
-fn upload(ops: &mut Cuda<Emulator>, rows: &[Vec<f32>]) -> Buffer<Emulator> {
+pub(super) fn upload(ops: &mut Cuda<Emulator>, rows: &[Vec<f32>]) -> Buffer<Emulator> {
     let mut buffer = ops.buffer(rows.len(), rows[0].len()).unwrap();
     ops.machine.write(&mut buffer.memory, 0, cast_slice(&rows.concat())).unwrap();
     buffer.begin(rows.len());
@@ -189,7 +189,7 @@ fn agree(rows: &[Vec<f32>], asked: &[Asked]) {
             assert_eq!(Ok(*got), expected[*i], "{}: {request:?}", ops.describe());
         }
         let mut kept = vec![0u32; drawn.len()];
-        ops.scratch.drawn.read(&mut ops.machine, bytemuck::cast_slice_mut(&mut kept)).unwrap();
+        ops.scratch.drawn.read(&mut ops.machine, 0, bytemuck::cast_slice_mut(&mut kept)).unwrap();
         assert_eq!(kept, drawn.iter().map(|s| s.token).collect::<Vec<_>>());
         let after = ops.read(&logits).unwrap();
         assert_eq!(cast_slice::<f32, u8>(&after), cast_slice::<f32, u8>(&rows.concat()), "logits are not changed");
