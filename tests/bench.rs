@@ -44,6 +44,16 @@ fn a_device_is_measured() {
 }
 
 #[test]
+fn a_gpu_that_is_not_there_is_said_before_a_model_is_looked_for() {
+    if cuckoo_kernels::cuda::gpus().is_ok() {
+        return;
+    }
+    let output = cuckoo().args(["bench", "device", "--device", "cuda:0", "--model", "/nowhere"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("no GPU can be used"), "{said}");
+}
+
+#[test]
 fn depth_is_before_what_is_timed() {
     let model = weights();
     let small = ["device", "--model", model.to_str().unwrap(), "--prompt", "4", "--generate", "2", "--no-limits"];

@@ -221,3 +221,31 @@ proptest! {
         accepted_is_sound(&header(3, tensors, keys, &[&noise]));
     }
 }
+
+#[test]
+fn tensors_can_be_written_when_the_file_is() {
+    let (small, large) = ([1.5f32, -2.0, 3.0], vec![7u8; 34 * 3]);
+    let bytes: Vec<u8> = small.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let given = GgufWriter::new()
+        .meta_u32("k", 9)
+        .tensor("first", &[3], GgmlType::F32, &bytes)
+        .tensor("second", &[32, 3], GgmlType::Q8_0, &large)
+        .tensor("third", &[3], GgmlType::F32, &bytes);
+    let promised = GgufWriter::new()
+        .meta_u32("k", 9)
+        .tensor("first", &[3], GgmlType::F32, &bytes)
+        .promise("second", &[32, 3], GgmlType::Q8_0)
+        .promise("third", &[3], GgmlType::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("promised.gguf");
+    let asked = std::cell::RefCell::new(Vec::new());
+    let fill = |name: &str, kind: GgmlType, count: u64, to: &mut dyn std::io::Write| {
+        asked.borrow_mut().push((name.to_owned(), kind, count));
+        to.write_all(if name == "second" { &large } else { &bytes })
+    };
+    promised.write_filling(&path, fill).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), given.to_bytes());
+    assert_eq!(asked.take(), [("second".to_owned(), GgmlType::Q8_0, 102), ("third".to_owned(), GgmlType::F32, 12)]);
+    let short = promised.write_filling(&path, |_, _, _, to| to.write_all(&[1])).unwrap_err();
+    assert_eq!(short.to_string(), "second has 102 bytes and 1 came");
+}

@@ -62,10 +62,14 @@ struct Measured {
     ceiling: Option<Ceiling>,
 }
 
-/// What is measured in turn: the processors with each number of threads, or one GPU.
+/// What is measured in turn.
 fn devices(args: &BenchDeviceArgs) -> anyhow::Result<Vec<DeviceKind>> {
     let all = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let kinds = Devices::survey(&[args.device], all, args.numerics)?.kinds;
+    in_turn(Devices::survey(&[args.device], all, args.numerics)?.kinds, args)
+}
+
+/// The processors with each number of threads, or one GPU without what only processors have.
+fn in_turn(kinds: Vec<DeviceKind>, args: &BenchDeviceArgs) -> anyhow::Result<Vec<DeviceKind>> {
     match &kinds[..] {
         [DeviceKind::Cpu { .. }] if args.threads.is_empty() => Ok(kinds),
         [DeviceKind::Cpu { .. }] => {
@@ -364,5 +368,46 @@ impl Report {
                 self.costs.weight_bytes as f64 / 1e6
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::Parser;
+    use cuckoo_kernels::cuda::{Gpu, Profile};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BenchDeviceArgs,
+    }
+
+    fn args(words: &[&str]) -> BenchDeviceArgs {
+        Line::try_parse_from([&["x"], words].concat()).unwrap().args
+    }
+
+    fn gpu(ordinal: usize) -> DeviceKind {
+        let name = "some card".to_owned();
+        let gpu =
+            Gpu { ordinal, name, capability: (9, 0), multiprocessors: 132, memory_bytes: 1 << 37, driver: 13_000 };
+        DeviceKind::Cuda(gpu, Profile::Exact)
+    }
+
+    #[test]
+    fn processors_take_turns_by_threads_and_a_gpu_is_alone() {
+        let cpu = |threads| DeviceKind::Cpu { threads };
+        assert_eq!(in_turn(vec![cpu(8)], &args(&[])).unwrap(), [cpu(8)]);
+        assert_eq!(in_turn(vec![cpu(8)], &args(&["--threads", "1,2"])).unwrap(), [cpu(1), cpu(2)]);
+        assert_eq!(in_turn(vec![gpu(0)], &args(&["--device", "cuda:0"])).unwrap(), [gpu(0)]);
+    }
+
+    #[test]
+    fn what_only_processors_have_is_refused_for_a_gpu() {
+        let refused = |kinds, words: &[&str]| in_turn(kinds, &args(words)).unwrap_err().to_string();
+        assert!(refused(vec![gpu(0)], &["--threads", "2"]).contains("--threads is for processors"));
+        assert!(refused(vec![gpu(0)], &["--profile"]).contains("--profile is for processors"));
+        assert!(refused(vec![gpu(0), gpu(1)], &["--device", "cuda"]).contains("name it, e.g. --device cuda:0"));
     }
 }

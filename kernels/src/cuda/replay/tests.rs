@@ -69,3 +69,29 @@ fn only_so_many_graphs_are_kept_and_sequences_remembered() {
     // More came in turn than are remembered, so none was known; the last one comes again and is.
     assert_eq!(replay.replays(), 0);
 }
+
+#[test]
+fn rounds_are_of_what_was_gathered_and_run_that_often() {
+    let Some(machine) = Emulator::new(0, 1) else { return };
+    let mut cuda = Cuda::new(Replay::new(machine));
+    let table = [1.0f32; 32];
+    let source = MatrixSource { quant: Quant::F32, rows: 1, cols: 32, data: bytemuck::cast_slice(&table) };
+    let matrix = cuda.matrix(&[source]).unwrap();
+    let mut x = cuda.buffer(1, 32).unwrap();
+    cuda.embed(&matrix, &[0], &mut x).unwrap();
+    cuda.wait().unwrap();
+    assert_eq!(cuda.machine().time_replays(3).unwrap(), Replayed::default(), "nothing was gathered");
+    for _ in 0..2 {
+        cuda.scale(2.0, None, &mut x).unwrap();
+    }
+    let brief = cuda.buffer(1, 32).unwrap();
+    drop(brief);
+    // A buffer is memory that is asked for, before which everything runs: what comes now is what is timed.
+    for _ in 0..2 {
+        cuda.scale(2.0, None, &mut x).unwrap();
+    }
+    let replayed = cuda.machine().time_replays(3).unwrap();
+    assert_eq!((replayed.launches, replayed.rounds.len()), (2, 3));
+    // Twice before, and one round more than was timed.
+    assert_eq!(cuda.read(&x).unwrap(), [2f32.powi(2 + 2 * 4); 32]);
+}
