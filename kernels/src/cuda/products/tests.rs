@@ -19,13 +19,13 @@ fn product(
     (w, x, planes): (&Matrix<Emulator>, &Buffer<Emulator>, usize),
     (out, add): (&mut Buffer<Emulator>, bool),
 ) {
-    let x = (cuda.quantize(x, planes).unwrap(), x.rows);
+    let x = (cuda.rounded(x, planes as u32).unwrap(), x.rows);
     let Weights::Integers { kind, args, .. } = &w.parts[0].weights else { panic!("weights in integers") };
     let args = cuckoo_linear_integers {
         w: *args,
         q: x.0.q,
         factors: if kind.halves { x.0.halves } else { x.0.factors },
-        out: out.address(),
+        out: out.written(),
         tokens: x.1 as u32,
         planes: planes as u32,
         out_cols: out.cols as u32,
