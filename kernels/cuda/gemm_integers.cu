@@ -10,7 +10,7 @@
 // tokens by 32 columns a warp issues one mma and 12 instructions that the contract wants (16 with minimums): a subtraction, a product
 // of scales and a fma for each sum. So FP32 units decide, not tensor cores: on an H200 33.5e12 lanes a second are at best 33.5e12 / 3
 // * 64 = 700 TOP/s, or 530 with minimums. What is besides them is shared out: unpacking by the tokens of a warp, activations by its
-// rows. Compiled for 9.0 the largest tile takes 22 instructions an mma in all in Q4_0, 25 in Q4_K: about 370 and 330 TOP/s.
+// rows. Compiled for 9.0 the largest tile takes 22 instructions an mma in all in Q4_0, 28 in Q4_K: 390 and 310 TOP/s. Not measured yet.
 // Bytes from the cache: R rows by T tokens read R / 2 of weights (4 bits) and T of activations a column, at most 8 a clock.
 //
 // Source: our own. Weights as the wide operand is the swap of A and B of kernels for few tokens (Marlin's, CUTLASS').
@@ -234,7 +234,7 @@ __device__ __forceinline__ void product(const cuckoo_linear_integers& a) {
   extern "C" __global__ void __launch_bounds__(256, 1)                                                                    \
   cuckoo_gemm_wide_##bits##_##scales##_##halves##_##minimums(const __grid_constant__ cuckoo_linear_integers a) {          \
     using F = Format<bits, Scales::scales, halves, minimums>;                                                             \
-    if (a.tile == 128) gemm_integers::product<F, gemm_integers::Most>(a);                                                           \
-    else gemm_integers::product<F, gemm_integers::Many>(a);                                                                         \
+    if (a.tile == 128) gemm_integers::product<F, gemm_integers::Most>(a);                                                 \
+    else gemm_integers::product<F, gemm_integers::Many>(a);                                                               \
   }
 CUCKOO_FORMATS(CUCKOO_GEMM_WIDE)

@@ -1,17 +1,20 @@
-// Products of quantized weights with up to 8 tokens: out[t][r] = w[r] . x[t], to the bit as gemm_integers.cu has them.
+// Products of quantized weights with up to 32 tokens: out[t][r] = w[r] . x[t], to the bit as gemm_integers.cu has them.
 //
-// Method. A block of 8 warps has 16 rows; its warps take segments of 256 columns in turns, so a matrix of 4096 rows has 256 blocks. A
+// Method. integers.cuh says how a tile meets a step. A block of 8 warps has 16 rows and up to 8 tokens, or 32 rows and 16 tokens, or 64
+// and 32; warps take its tiles of 16 rows, and the segments of each in turns. So a matrix of 4096 rows has 256 blocks, or 128 or 64. A
 // warp reads its weights straight into registers, in the order in which `mma` takes them (weights.cuh), every load of a warp one
-// piece of 256 or 512 bytes, marked as read once. Registers of a step are loaded with the next segment's as soon as they have been
-// used, so a whole segment is always on its way, across barriers too. Activations are in shared memory, `tile` segments at once;
-// rows are padded so that tokens lie in different banks. Sums of segments are left in shared memory, and a thread for each row and
-// token adds them up in order. Up to 4 tokens are columns 0, 2, 4 and 6 of `mma`, so that a lane has one token, not two.
+// piece of 256 or 512 bytes, marked as read once. Registers of a step are loaded with later ones as soon as they have been used, so
+// as many bytes are always on their way, across barriers too. Activations are in shared memory, some segments at once; rows are
+// padded so that tokens lie in different banks. Sums of segments are left in shared memory, and a thread for each row and token adds
+// them up in order. Up to 4 tokens are columns 0, 2, 4 and 6 of `mma`, so that a lane has one token, not two.
 //
-// Least bytes of R rows and C columns: R C (bits + 8 * bytes of scales / 32) / 8, all of it once. Little's law on an H200: 4.8 TB/s
-// times about 0.7 us are 3.4 MB, 25 KB for each of 132 multiprocessors. Two blocks of 8 warps with a segment of 16 rows each have
-// 16 * (2 KB + 256 bytes of scales) = 36 KB in flight, in 4 bits. Activations from the cache: T tokens cost T / 9 of the weights.
-// Instructions: of 512 weights a warp's step is 2 loads, 2 of shared memory, 6 to unpack, 1 mma, 2 to 8 for scales, and 3 or 4 for
-// each of 2 or 4 sums: 20 to 35, at most 2.2 a weight where there is time for 3.9 while 4.5 bits of it arrive.
+// Least bytes of R rows and C columns: R C (bits + 8 * bytes of scales / 32) / 8, all of it once; 2 R C T operations. Little's law on
+// an H200: 4.8 TB/s times about 0.7 us are 3.4 MB, 25 KB for each of 132 multiprocessors. Two blocks of 8 warps with a segment of 16
+// rows each have 16 * (2 KB + 256 bytes of scales) = 36 KB in flight, in 4 bits. Activations from the cache: a block reads T tokens
+// for R of its rows, in bytes 2 T / R of its weights, so 1/8 for one token, at most 1.
+// Instructions, as compiled for 9.0: of 512 weights a step takes 31 (Q4_0) to 43 (Q4_K) for up to 4 tokens, 42 to 60 for 8, 75 to 98
+// for 16, 108 to 145 for 32; that is 2 to 2.7 a weight, at most 9. An H200 has time for 3.9 while 4.5 bits of a weight arrive, so
+// bandwidth decides up to 8 tokens, and is shared by half at 32. None of it was measured yet.
 //
 // Why tensor cores for one token: with dp4a a sum would be spread over the lanes that read a row together, and the contract's chain
 // of fma goes through every block of it. Here `mma` sends a row's sums to the lane that has the chain.

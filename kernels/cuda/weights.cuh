@@ -147,7 +147,7 @@ __device__ __forceinline__ float byte_of(uint32_t word, unsigned i, float less) 
 // In superblocks a scale is d * sc and a minimum -(dmin * m), exact in a float; sc is stored 128 above what it is.
 template <class F>
 __device__ __forceinline__ BlockScales<F> unpack(const LaneScales<F>& scales, const Supers& supers) {
-  BlockScales<F> out;
+  BlockScales<F> out = {};
 #pragma unroll
   for (unsigned row = 0; row < 2; row++) {
 #pragma unroll

@@ -28,15 +28,15 @@ REST = 64
 
 #: What is planted: name, file, what stands there, what is put there instead, and which probe sees it.
 DEFECTS = [
-    ("no barrier before sums are added up", "gemv_integers.cu", "    __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)",
-     "    if (threadIdx.x < TILE_ROWS * a.tokens)", "linear"),
-    ("one segment too few", "gemv_integers.cu", "segment < many; segment++) total", "segment + 1 < many; segment++) total", "linear"),
+    ("no barrier before sums are added up", "gemv_integers.cu", "    __syncthreads();\n#pragma unroll\n    for (unsigned i = 0; i < S::TOTALS",
+     "#pragma unroll\n    for (unsigned i = 0; i < S::TOTALS", "linear"),
+    ("one segment too few", "gemv_integers.cu", "segment < many; segment++) totals", "segment + 1 < many; segment++) totals", "linear"),
     ("nibbles swapped", "weights.cuh", "a[2 + row] = F::UNIT == 16 ? word & 0xf0f0f0f0u", "a[2 + row] = F::UNIT == 16 ? word << 4 & 0xf0f0f0f0u", "linear"),
     ("a row too many is written", "integers.cuh", "if (row >= a.w.rows || token >= a.tokens)", "if (token >= a.tokens)", "linear"),
     ("the large number is forgotten", "integers.cuh", "__int_as_float(dots[g][row * 2 + token]) - WHOLE",
      "__int_as_float(dots[g][row * 2 + token])", "linear"),
-    ("a barrier that only some threads reach", "gemv_integers.cu", "    __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)",
-     "    if (threadIdx.x < 100) __syncthreads();\n    if (threadIdx.x < TILE_ROWS * a.tokens)", "linear"),
+    ("a barrier that only some threads reach", "gemv_integers.cu", "    cp_async_wait<0>();\n    __syncthreads();",
+     "    cp_async_wait<0>();\n    if (threadIdx.x < 100) __syncthreads();", "linear"),
     ("a shuffle that some lanes do not take part in", "platform.cuh", "__shfl_xor_sync(ALL_LANES, v, apart);",
      "threadIdx.x == 3 ? 0 : __shfl_xor_sync(ALL_LANES, v, apart);", "norm"),
     ("a fold that stops early", "platform.cuh", "apart > 0; apart /= 2) v", "apart > 1; apart /= 2) v", "norm"),
@@ -46,26 +46,30 @@ DEFECTS = [
      "__shfl_xor_sync(1u, v, apart)", "norm"),
     ("activations are read before they have come", "gemv_integers.cu", "    cp_async_wait<0>();\n", "", "linear"),
     ("weights of the segment before", "gemv_integers.cu", "if (more || !last) load(step);", "if (more && !last) load(step);", "linear"),
-    ("a stage is read before it has come", "gemm_integers.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", "gemm"),
-    ("nobody waits for a stage", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n", "", "gemm"),
+    ("a segment too many is read", "gemv_integers.cu", "weights.segment(first + segment + S::WAYS < mine, meet)", "weights.segment(true, meet)",
+     "linear"),
+    ("activations are replaced that others still read", "gemv_integers.cu", "    if (first > 0) __syncthreads();\n", "", "some"),
+    ("sums are left where activations still are", "gemv_integers.cu", "      if (!S::FEW) __syncthreads();", "      ;", "some"),
+    ("a tile too many is read", "gemv_integers.cu", "tile * TILE_ROWS < a.w.rows ? per_row : 0", "per_row", "some"),
+    ("tokens of a lane swapped", "gemv_integers.cu", "row_of(2 * t + i) * chunk", "row_of(2 * t + EACH - 1 - i) * chunk", "some"),
+    ("halves of a block swapped", "integers.cuh", "mma_s8_k32(dots[0], codes, x, zeros);", "mma_s8_k32(dots[0], codes, {x[1], x[0]}, zeros);", "some"),
+    ("a product that only some lanes take part in", "gemv_integers.cu", "            add_step(codes, scales",
+     "            if (lane < 31) add_step(codes, scales", "some"),
+    ("a stage is read before it has come", "gemm_integers.cu", "cp_async_wait<STAGES - 2>();", "cp_async_wait<STAGES - 1>();", "wide"),
+    ("nobody waits for a stage", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n", "", "wide"),
     ("no barrier after a stage has come", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
-     "    cp_async_wait<STAGES - 2>();\n", "gemm"),
+     "    cp_async_wait<STAGES - 2>();\n", "wide"),
     ("a stage is filled that others still read", "gemm_integers.cu", "    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
-     "    if (unit + STAGES - 1 < units) loader.copy(writing, (unit + STAGES - 1) / L::UNITS * S::K, "
-     "(unit + STAGES - 1) % L::UNITS * L::STEPS);\n    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n", "gemm"),
-    ("a group that is never ended", "gemm_integers.cu", "    cp_async_commit();\n    move(writing);", "    move(writing);", "gemm"),
-    ("fragments swapped", "gemm_integers.cu", "const uint32_t b[2] = {words.x, words.y};", "const uint32_t b[2] = {words.y, words.x};", "gemm"),
-    ("rows of a tile swapped", "weights.cuh", "a[row] = F::UNIT == 16 ? word << 4", "a[1 - row] = F::UNIT == 16 ? word << 4", "gemm"),
-    ("tokens of a lane swapped", "gemm_integers.cu", "set(factors, 1, uint2{both.z, both.w});", "set(factors, 1, uint2{both.x, both.y});", "gemm"),
-    ("the end of a segment is forgotten", "gemm_integers.cu", "if (unit % L::UNITS == L::UNITS - 1) {", "if (unit + 1 == units) {", "gemm"),
-    ("a sum that goes on in the next segment", "gemm_integers.cu", "{ sums.sum[m][n][i][j] = 0.0f; });", "{});", "gemm"),
-    ("segments are joined before they are there", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k == 0) {", "    if (warp.k == 0) {", "gemm"),
-    ("sums are left where others still read", "gemm_integers.cu", "    __syncthreads();\n    if (warp.k > 0) for_each",
-     "    if (warp.k > 0) for_each", "gemm"),
-    ("a token too many is read", "gemm_integers.cu", "left = token < a.tokens && block < blocks", "left = block < blocks", "gemm"),
-    ("a tile too many is read", "gemm_integers.cu", "segments_left = tile * TILE_ROWS < a.w.rows && k < per_row", "segments_left = k < per_row", "gemm"),
-    ("a product that only some lanes take part in", "gemm_integers.cu", "add_step(codes[m], scales[m]", "if (warp.lane < 31) add_step(codes[m], scales[m]",
-     "gemm"),
+     "    if (unit + STAGES - 1 < units) loader.copy(writing, unit + STAGES - 1);\n    cp_async_wait<STAGES - 2>();\n    __syncthreads();\n",
+     "wide"),
+    ("a group that is never ended", "gemm_integers.cu", "    cp_async_commit();\n    move(writing);", "    move(writing);", "wide"),
+    ("fragments swapped", "gemm_integers.cu", "const uint32_t b[2] = {words.x, words.y};", "const uint32_t b[2] = {words.y, words.x};", "wide"),
+    ("rows of a tile swapped", "weights.cuh", "a[row] = F::UNIT == 16 ? word << 4", "a[1 - row] = F::UNIT == 16 ? word << 4", "wide"),
+    ("a token's scale for two", "gemm_integers.cu", "set(factors, 1, uint2{both.z, both.w});", "set(factors, 1, uint2{both.x, both.y});", "wide"),
+    ("the end of a segment is forgotten", "gemm_integers.cu", "if (unit % L::UNITS == L::UNITS - 1) {", "if (unit + 1 == units) {", "wide"),
+    ("a sum that goes on in the next segment", "gemm_integers.cu", "        sums.sum[m][n][i][j] = 0.0f;\n", "", "wide"),
+    ("a token too many is read", "gemm_integers.cu", "left = token < a.tokens && step < blocks", "left = step < blocks", "wide"),
+    ("a tile too many is copied", "gemm_integers.cu", "tile_inside = tile * TILE_ROWS < a.w.rows;", "tile_inside = true;", "wide"),
     # Products of the fast profile.
     ("no barrier before a row's largest is known", "gemm_floats.cu", "  __syncthreads();\n  for (unsigned i = 0; i < blockDim.x / WARP",
      "  for (unsigned i = 0; i < blockDim.x / WARP", "narrow_f16"),
@@ -209,9 +213,9 @@ def operands(rows, cols, tokens):
     return codes, x, expected
 
 
-def product(library, order, kernel, shared, tile, cols, tokens):
-    """40 rows in 4 bits by some rows of activations, in one block or one for each tile of rows."""
-    rows, blocks, grid = 40, cols // 32, (3, 1, 1) if kernel.startswith("cuckoo_linear") else (1, 1, 1)
+def product(library, order, kernel, grid, shared, tile, cols, tokens):
+    """40 rows in 4 bits by some rows of activations. Nothing may be read beyond their ends."""
+    rows, blocks = 40, cols // 32
     values, x, expected = operands(rows, cols, tokens)
     codes, scales = [0] * (3 * blocks * 256), [0] * (3 * blocks * 16)
     for r in range(rows):
@@ -235,13 +239,19 @@ def product(library, order, kernel, shared, tile, cols, tokens):
 
 def linear(library, order):
     """Three tokens, in two chunks of activations."""
-    return product(library, order, "cuckoo_linear_4_half_0_0", 12 << 10, 8, 2560, 3)
+    return product(library, order, "cuckoo_linear_4_half_0_0", (1, 3, 1), 12 << 10, 8, 2560, 3)
 
 
-def gemm(library, order):
-    """17 tokens, in two shapes of tiles."""
-    return product(library, order, "cuckoo_gemm_4_half_0_0", 48 << 10, 0, 1280, 17) or \
-        product(library, order, "cuckoo_gemm_wide_4_half_0_0", 48 << 10, 64, 1280, 17)
+def some(library, order):
+    """17 tokens, 16 or 32 in a block."""
+    return product(library, order, "cuckoo_gemm_4_half_0_0", (2, 2, 1), 48 << 10, 16, 1280, 17) or \
+        product(library, order, "cuckoo_gemm_4_half_0_0", (1, 1, 1), 48 << 10, 32, 1280, 17)
+
+
+def wide(library, order):
+    """17 tokens, 64 or 128 in a block."""
+    return product(library, order, "cuckoo_gemm_wide_4_half_0_0", (1, 1, 1), 48 << 10, 64, 1280, 17) or \
+        product(library, order, "cuckoo_gemm_wide_4_half_0_0", (1, 1, 1), 48 << 10, 128, 1280, 17)
 
 
 def norm(library, order):
@@ -359,7 +369,7 @@ def sample(library, order):
     return fault or ("" if list(tokens[0]) == expected else "another token")
 
 
-PROBES = {"linear": linear, "gemm": gemm, "norm": norm, "narrow_bf16": narrow_bf16, "narrow_f16": narrow_f16, "gemm_few": gemm_few,
+PROBES = {"linear": linear, "some": some, "wide": wide, "norm": norm, "narrow_bf16": narrow_bf16, "narrow_f16": narrow_f16, "gemm_few": gemm_few,
           "gemm_many": gemm_many, "gemm_hopper": gemm_hopper, "sample": sample}
 
 
