@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use super::args::{cuckoo_linear_floats, cuckoo_linear_integers, cuckoo_rounded};
 use super::machine::Machine;
 use super::matrix::{Kind, Matrix, Part, Weights, segments};
-use super::operations::THREADS;
+use super::operations::{THREADS, WARP};
 use super::{Buffer, Cuda};
 use crate::ops::{ACTIVATION_BLOCK, OpsError, SEGMENT_BLOCKS};
 use crate::quant::Quant;
