@@ -148,15 +148,15 @@ fn steps_that_are_begun_before_the_last_is_done_draw_the_same_tokens() {
                 5 => Sampling { typical_p: 0.9, ..plain },
                 _ => plain,
             };
-            // They come and go, so that steps of all kinds follow each other.
-            assign(i as usize, &prompt, prompt.len(), 12 + i * 7, &sampling)
+            // Plain ones stay longest, so that steps of all kinds follow each other.
+            assign(i as usize, &prompt, prompt.len(), if i < 3 { 30 + i } else { 6 }, &sampling)
         })
         .collect();
     let Some(cuda) = emulated() else { return };
     let (expected, never) = generated(Cpu::new(2), &files, assigns.clone());
     let (ahead, often) = generated(cuda, &files, assigns);
     assert_eq!(expected, ahead);
-    assert!(expected.iter().all(|tokens| tokens.len() >= 12));
+    assert!(expected.iter().all(|tokens| tokens.len() >= 6));
     assert!(never == 0 && often > 10, "{often} steps were begun while another ran");
 }
 
