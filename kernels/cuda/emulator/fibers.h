@@ -25,7 +25,11 @@ namespace emulator {
 
 constexpr unsigned LANES = 32;
 constexpr unsigned THREADS_MAX = 1024;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t STACK_BYTES = 256 << 10;  // with what lies between variables
+#else
 constexpr size_t STACK_BYTES = 64 << 10;
+#endif
 
 #if defined(__x86_64__) && !defined(CUCKOO_PORTABLE_FIBERS)
 // Stores the callee-saved registers on this stack and takes those of another.

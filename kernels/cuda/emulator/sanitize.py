@@ -14,7 +14,7 @@ import tempfile
 
 import mutants
 
-FLAGS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,vptr,object-size", "-fno-sanitize-recover=all",
+FLAGS = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,vptr,object-size", "-fno-sanitize-recover=all",
          "-fno-omit-frame-pointer", "-DCUCKOO_PORTABLE_FIBERS"]
 
 #: As in mutants.py, and what the report must say. All are planted in one copy: each is another probe's.
