@@ -142,17 +142,17 @@ fn other_checkpoints_compute_what_the_contract_says() {
 /// How a generation is run.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
-    threads: usize,
+    pub(crate) threads: usize,
     pub(crate) batch: u32,
     pub(crate) step_tokens: u32,
-    kv_blocks: u32,
-    kv_kind: KvKind,
+    pub(crate) kv_blocks: u32,
+    pub(crate) kv_kind: KvKind,
     /// Host memory for blocks whose room is needed.
-    spill_bytes: u64,
+    pub(crate) spill_bytes: u64,
     /// Steps planned before the first of them is computed.
-    in_flight: usize,
+    pub(crate) in_flight: usize,
     /// Guesses in one step.
-    drafts: u32,
+    pub(crate) drafts: u32,
 }
 
 pub(crate) const ALONE: Shape = Shape {

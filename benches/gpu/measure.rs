@@ -26,7 +26,9 @@ pub(crate) struct Effort {
 
 /// Operands together are this many times what the cache holds.
 const CACHES: u64 = 3;
-/// Sets of operands of what is small.
+/// Sets of operands: two at least, because a product finds activations rounded that it rounded the last time; and no more than these
+/// of what is small.
+const SETS_MIN: usize = 2;
 const SETS_MAX: usize = 128;
 /// Fewer samples have no median.
 const SAMPLES_MIN: usize = 3;
@@ -74,7 +76,7 @@ impl Effort {
     pub(crate) fn sets(&self, op: &Op) -> usize {
         match op {
             Op::CopyOut { .. } => 1,
-            _ => ((CACHES * self.l2_bytes).div_ceil(op.cost().bytes.max(1)) as usize).clamp(1, SETS_MAX),
+            _ => ((CACHES * self.l2_bytes).div_ceil(op.cost().bytes.max(1)) as usize).clamp(SETS_MIN, SETS_MAX),
         }
     }
 
@@ -147,6 +149,9 @@ fn launches<M: Clock>(cuda: &mut Card<M>, work: &mut Work<Card<M>>, effort: &Eff
     let first = cuda.machine().time_replays(1)?;
     let one = first.rounds.first().copied().unwrap_or_default();
     let (each, samples) = effort.plan(one, work.sets);
+    // So that nothing is left of the first set that its turn would find: each turn does all of its work, in every round.
+    work.launch(cuda, work.sets - 1)?;
+    cuda.wait()?;
     for i in 0..each {
         work.launch(cuda, i % work.sets)?;
     }

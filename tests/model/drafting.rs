@@ -8,7 +8,7 @@ use super::*;
 use crate::families::values;
 
 /// A draft model's file.
-pub(super) struct DraftFiles {
+pub(crate) struct DraftFiles {
     pub(super) files: ModelFiles,
     pub(super) spec: ArchSpec,
 }

@@ -105,6 +105,25 @@ DEFECTS = [
     ("a border that forgets what is before it", "select.cuh", "s->left = goal - before;", "s->left = goal;", "sample"),
     ("bins that are not cleared", "select.cuh", "s->bins[i] = 0;\n  __syncthreads();", "s->bins[i] = 0;", "sample"),
     ("the second of a heat is forgotten", "sampling.cu", "second >= to_beat ? ~0u : leader", "leader", "sample"),
+    ("keys and values are read before they have come", "attention.cu", "        cp_async_wait<S::SLOTS - 2>();\n", "", "attention"),
+    ("an item too early", "attention.cu", "cp_async_wait<S::SLOTS - 2>();", "cp_async_wait<S::SLOTS - 1>();", "attention"),
+    ("no barrier after an item has come", "attention.cu", "        __syncthreads();\n      } else {", "      } else {", "attention"),
+    ("the highest score before all warps have theirs", "attention.cu", "    meet();\n", "", "attention"),
+    ("a row that sees one too many", "attention.cu", "a.causal ? past : tile.span_end", "a.causal ? past + 1 : tile.span_end", "attention"),
+    ("a window that begins too late", "attention.cu", "0 : past - a.window,", "0 : past - a.window + 1,", "attention"),
+    ("values that nobody sees", "attention.cu", "const bool all = whole.begin <= begin && whole.end >= begin + KV_BLOCK;",
+     "const bool all = true;", "attention"),
+    ("sums that are not rescaled", "attention.cu", "if (factor == 1.0f) continue;", "continue;", "attention"),
+    ("totals that are not rescaled", "attention.cu", "total = total * rescale[query(lane) * S::CHUNK + b] + totals",
+     "total = total + totals", "attention"),
+    ("the slot of another item", "attention.cu", "return slots + newest * SLOT_BYTES;", "return slots;", "attention"),
+    ("a split that forgets those before it", "attention.cu", "fmaf(sums[r][i][e], new_factor, old * factor)",
+     "fmaf(sums[r][i][e], new_factor, 0.0f)", "attention"),
+    ("a row is normed before it is there", "norm.cu", "  __syncthreads();\n  if (threadIdx.x < WARP) {", "  if (threadIdx.x < WARP) {", "norm"),
+    ("a row is multiplied before it is known by what", "norm.cu", "  __syncthreads();\n  const float inverse = row[a.cols];",
+     "  const float inverse = row[a.cols];", "norm"),
+    ("layers of a block are mixed up", "kv_copy.cu", "uint64_t(layer) * a.cache_blocks +", "uint64_t(layer) +", "pack"),
+    ("a plane that is left out", "kv_copy.cu", "plane < 4; plane++", "plane < 3; plane++", "pack"),
 ]
 
 Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
@@ -113,9 +132,23 @@ Integers = type("Integers", (ctypes.Structure,), {"_fields_": [
 Linear = type("Linear", (ctypes.Structure,), {"_fields_": [
     ("w", Integers), ("q", ctypes.c_uint64), ("factors", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
     [(name, ctypes.c_uint32) for name in ["tokens", "planes", "out_cols", "first_row", "add", "tile"]]})
+Rounded = type("Rounded", (ctypes.Structure,), {"_fields_": [
+    ("q", ctypes.c_uint64), ("factors", ctypes.c_uint64), ("halves", ctypes.c_uint64)] +
+    [(name, ctypes.c_uint32) for name in ["rows", "cols", "planes", "padding"]]})
 Norm = type("Norm", (ctypes.Structure,), {"_fields_": [
-    ("x", ctypes.c_uint64), ("weight", ctypes.c_uint64), ("out", ctypes.c_uint64)] +
+    ("x", ctypes.c_uint64), ("weight", ctypes.c_uint64), ("out", ctypes.c_uint64), ("rounded", Rounded)] +
     [(name, ctypes.c_uint32) for name in ["rows", "cols", "heads", "first_head", "stride"]] + [("epsilon", ctypes.c_float)]})
+Kv = type("Kv", (ctypes.Structure,), {"_fields_": [
+    (name, ctypes.c_uint64) for name in ["keys", "values", "key_scales", "value_scales"]] +
+    [(name, ctypes.c_uint32) for name in ["kind", "scale_block", "kv_heads", "dim"]]})
+Attention = type("Attention", (ctypes.Structure,), {"_fields_": [
+    (name, ctypes.c_uint64) for name in ["tiles", "blocks", "qkv"]] + [("kv", Kv)] +
+    [(name, ctypes.c_uint64) for name in ["sinks", "parts", "out"]] + [("rounded", Rounded)] +
+    [(name, ctypes.c_uint32) for name in ["query_heads", "heads_each", "window", "causal"]] +
+    [("scale", ctypes.c_float), ("softcap", ctypes.c_float)]})
+KvCopy = type("KvCopy", (ctypes.Structure,), {"_fields_": [
+    ("planes", ctypes.c_uint64 * 4), ("packed", ctypes.c_uint64), ("blocks", ctypes.c_uint64), ("bytes", ctypes.c_uint32 * 4)] +
+    [(name, ctypes.c_uint32) for name in ["layers", "cache_blocks", "count", "back"]]})
 
 Draw = type("Draw", (ctypes.Structure,), {"_fields_": [
     ("logits", ctypes.c_uint64), ("temperature", ctypes.c_double), ("top_p", ctypes.c_double), ("xtc", ctypes.c_double),
@@ -261,8 +294,8 @@ def norm(library, order):
     keep = [aligned(ctypes.c_float, values), aligned(ctypes.c_float, [3.0] * cols),
             aligned(ctypes.c_float, [-1.0] * (rows * cols))]
     place = [k[2] for k in keep]
-    args = Norm(*place, rows, cols, 1, 0, cols, 0.0)
-    fault = library.launch("cuckoo_norm_rows", (1, 1, 1), 256, 0, args, order)
+    args = Norm(*place, Rounded(), rows, cols, 1, 0, cols, 0.0)
+    fault = library.launch("cuckoo_norm_rows", (rows, 1, 1), 64, 4 * (cols + 1), args, order)
     if fault:
         return fault
     return "" if list(keep[2][0]) == [v * 1.5 for v in values] else "another result"
@@ -369,8 +402,67 @@ def sample(library, order):
     return fault or ("" if list(tokens[0]) == expected else "another token")
 
 
+def attend(library, order, kernel, threads, shared, first, rows, window):
+    """Rows of 4 query heads from position `first` on, over all splits in order. Scores are 0 or -200, so that weights are 1 or 0."""
+    dim, heads, past = 48, 4, first + rows
+    blocks = -(-past // 16)
+    half = lambda v: struct.unpack("<H", struct.pack("<e", v))[0]
+    score = lambda p: 0 if p % 3 == 0 and p >= 40 else -200
+    # What comes after the last position may be anything.
+    nan = float("nan")
+    key = lambda p, d: nan if p >= past else (p * 5 + d * 3) % 9 - 4 if d + 1 < dim else \
+        score(p) - sum((p * 5 + c * 3) % 9 - 4 for c in range(dim - 1))
+    value = lambda p, d: nan if p >= past else (p * 7 + d * 3) % 31 - 15
+    keys = [half(key(b * 16 + p, d)) for b in range(blocks) for d in range(dim) for p in range(16)]
+    values = [half(value(b * 16 + p, d)) for b in range(blocks) for p in range(16) for d in range(dim)]
+    tile = [0, rows, first, 0, past, max(first + 1 - window, 0) // 256 if window else 0, -(-past // 256), 2**32 - 1]
+    keep = [aligned(ctypes.c_uint32, tile), aligned(ctypes.c_uint32, list(range(blocks))),
+            aligned(ctypes.c_float, [1.0] * (rows * (heads + 2) * dim)), guarded(ctypes.c_uint16, keys),
+            guarded(ctypes.c_uint16, values), aligned(ctypes.c_float, [-1.0] * (rows * heads * dim + 64))]
+    place = [k[2] for k in keep]
+    kv = Kv(place[3], place[4], 0, 0, 0, 16, 1, dim)
+    args = Attention(*place[:3], kv, 0, 0, place[5], Rounded(), heads, heads, window, 1, 1.0, 0.0)
+    fault = library.launch(kernel, (1, 1, 1), threads, shared, args, order)
+    if fault:
+        return fault
+    rounded, expected = (lambda v: ctypes.c_float(v).value), []
+    for p in range(first, past):
+        sees = range(max(p + 1 - window, 0) if window else 0, p + 1)
+        best = max(score(s) for s in sees)
+        heavy = [s for s in sees if score(s) == best]
+        sums = [rounded(sum(value(s, d) for s in heavy) * rounded(1 / len(heavy))) for d in range(dim)]
+        expected.extend(sums * heads)
+    return "" if list(keep[5][0]) == expected + [-1.0] * 64 else "another result"
+
+
+def attention(library, order):
+    """A chunk of a prompt across the end of a split, and a decode row with a window."""
+    slot = 16896
+    wide = 2 * slot + 4 * 64 * (128 + 4 * 19 + 3 + 4)
+    narrow = 3 * slot + 4 * 8 * (48 + 16 * 19 + 3 + 16)
+    return attend(library, order, "cuckoo_attention_wide_128_f16", 256, wide, 250, 16, 0) or \
+        attend(library, order, "cuckoo_attention_narrow_f16", 128, narrow, 265, 1, 119) or \
+        attend(library, order, "cuckoo_attention_narrow_f16", 128, narrow, 521, 2, 0)
+
+
+def pack(library, order):
+    """Two blocks of three, of two layers, in planes of different lengths."""
+    layers, cache, blocks, sizes = 2, 3, [2, 0], [64, 48, 32, 16]
+    byte = lambda plane, layer, block, i: (plane * 67 + layer * 29 + block * 13 + i * 3) % 256
+    planes = [guarded(ctypes.c_uint8, [byte(n, layer, block, i) for layer in range(layers) for block in range(cache) for i in range(size)])
+              for n, size in enumerate(sizes)]
+    packed, table = aligned(ctypes.c_uint8, [0] * (layers * len(blocks) * sum(sizes) + 16)), aligned(ctypes.c_uint32, blocks)
+    args = KvCopy((ctypes.c_uint64 * 4)(*[p[2] for p in planes]), packed[2], table[2], (ctypes.c_uint32 * 4)(*sizes), layers, cache,
+                  len(blocks), 0)
+    fault = library.launch("cuckoo_kv_pack", (layers, len(blocks), 1), 32, 0, args, order)
+    if fault:
+        return fault
+    expected = [byte(n, layer, block, i) for block in blocks for layer in range(layers) for n, size in enumerate(sizes) for i in range(size)]
+    return "" if list(packed[0]) == expected + [0] * 16 else "another result"
+
+
 PROBES = {"linear": linear, "some": some, "wide": wide, "norm": norm, "narrow_bf16": narrow_bf16, "narrow_f16": narrow_f16, "gemm_few": gemm_few,
-          "gemm_many": gemm_many, "gemm_hopper": gemm_hopper, "sample": sample}
+          "gemm_many": gemm_many, "gemm_hopper": gemm_hopper, "sample": sample, "attention": attention, "pack": pack}
 
 
 def seen(defect, folder):

@@ -304,3 +304,6 @@ pub(super) fn kernel_of(kind: KvKind) -> usize {
         KvKind::Q8_0 => 2,
     }
 }
+
+#[cfg(test)]
+mod tests;

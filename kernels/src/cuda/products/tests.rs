@@ -25,7 +25,7 @@ fn product(
         w: *args,
         q: x.0.q,
         factors: if kind.halves { x.0.halves } else { x.0.factors },
-        out: out.address(),
+        out: out.written(),
         tokens: x.1 as u32,
         planes: planes as u32,
         out_cols: out.cols as u32,
