@@ -12,7 +12,7 @@
 // A tile either goes through its splits in order and joins them as it goes, or leaves the sums of one split for
 // `cuckoo_attention_join`: src/cuda/attention.rs decides, and no bit depends on it.
 //
-// Minimum bytes: each tile's keys and values once (2 dim values a position), queries and results once. Parts are 8 (dim + 4) bytes a
+// Minimum bytes: each tile's keys and values once (2 dim values a position), queries and results once. Parts: 8 (dim + 4) bytes a
 // row, query head and split. FLOPs: 4 dim for each query head, row and position that it sees.
 //
 // What it can reach. Every product is rounded in f32 in the contract's order, which tensor cores do not do, so the ceiling is the

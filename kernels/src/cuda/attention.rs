@@ -88,7 +88,8 @@ impl Shape {
     }
 
     fn shared_bytes(&self, dim: usize) -> usize {
-        // As `Tile` of attention.cu has it: a query, weights and what is known of KV blocks, what was joined, what it sees and where it goes.
+        // As `Tile` of attention.cu has it: a query, its weights and what is known of KV blocks, what was joined, what it sees
+        // and where it goes.
         let floats = self.queries * (self.query_floats.max(dim) + self.chunk * (KV_BLOCK_TOKENS + 3) + 3 + self.chunk);
         self.slots * SLOT_BYTES + floats * size_of::<f32>()
     }
