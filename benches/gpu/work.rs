@@ -194,7 +194,7 @@ impl<O: Ops> Work<O> {
             _ => return Ok(()),
         };
         self.layout = Layout::new(sequences, rows, depth);
-        self.rope = Some(ops.rope_table(&rope(heads, depth.min(POSITIONS).max(1)))?);
+        self.rope = Some(ops.rope_table(&rope(heads, depth.clamp(1, POSITIONS)))?);
         let blocks = self.layout.blocks.len();
         let shape = KvShape { layers, kv_heads: heads.kv, head_dim: heads.dim, blocks, kind };
         self.kv = Some((ops.kv_cache(shape)?, shape));
