@@ -25,8 +25,14 @@ mod fatbin {
     const PTX: &str = "80";
 
     pub(super) fn build() {
-        println!("cargo:rerun-if-changed=cuda");
         println!("cargo:rerun-if-env-changed=CUDA_HOME");
+        // Whoever adds a kernel adds it to the emulator's registry; the tools beside the kernels are nothing to this.
+        for path in ["cuda/emulator/registry.cpp", "cuda/nvcc.options", "cuda/sm90"] {
+            println!("cargo:rerun-if-changed={path}");
+        }
+        for path in files(Path::new("cuda"), &["cu", "cuh", "h"]) {
+            println!("cargo:rerun-if-changed={}", path.display());
+        }
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where"));
         let nvcc = nvcc().unwrap_or_else(|| {
             panic!(
@@ -35,8 +41,7 @@ mod fatbin {
         });
         // One unit, so that there is one file and one module.
         let unit = out.join("kernels.cu");
-        let mut sources = sources(Path::new("cuda"));
-        sources.extend(self::sources(Path::new("cuda/sm90")));
+        let sources = ["cuda", "cuda/sm90"].map(|folder| files(Path::new(folder), &["cu"])).concat();
         let include = |path: &PathBuf| format!("#include {:?}\n", fs::canonicalize(path).expect("it was listed"));
         fs::write(&unit, sources.iter().map(include).collect::<String>()).expect("cargo's folder can be written");
         let options = fs::read_to_string("cuda/nvcc.options").expect("it is beside the kernels");
@@ -51,12 +56,13 @@ mod fatbin {
         assert!(done.success(), "{} failed", nvcc.display());
     }
 
-    /// The kernels of a folder, in order of their names.
-    fn sources(folder: &Path) -> Vec<PathBuf> {
+    /// Files of a folder that end so, in order of their names.
+    fn files(folder: &Path, endings: &[&str]) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("it can be read").path());
-        let mut sources: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
-        sources.sort();
-        sources
+        let ends = |path: &PathBuf| path.extension().is_some_and(|end| endings.iter().any(|e| end == *e));
+        let mut files: Vec<PathBuf> = entries.filter(ends).collect();
+        files.sort();
+        files
     }
 
     /// The compiler of CUDA_HOME, else of PATH, else where `toolchain.py install` puts it.

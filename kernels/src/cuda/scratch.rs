@@ -162,7 +162,9 @@ impl<M: Machine> Held<M> {
     pub(super) fn at_least(&mut self, machine: &mut M, bytes: usize, what: &'static str) -> Result<u64, OpsError> {
         if self.memory.as_ref().map_or(0, Piece::bytes) < bytes {
             // Given back before more is asked for.
-            self.memory.take().map(|memory| machine.release(memory));
+            if let Some(memory) = self.memory.take() {
+                machine.release(memory);
+            }
             self.holds.clear();
             let bytes =
                 if bytes < GROWTH_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(GROWTH_BYTES) };
