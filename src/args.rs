@@ -70,6 +70,7 @@ impl Common {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub(crate) enum Verb {
     /// Run everything on this machine: a scheduler, a miner and both doors
     Up(UpArgs),

@@ -145,10 +145,10 @@ mod gpu {
     use cuckoo_kernels::Quant;
     use cuckoo_kernels::cuda::{Cuda, Driver, Gpu, Profile, Replay};
 
+    use super::super::command::Args;
+    use super::super::models::{self, Ceilings, FORMATS, PLAN, SHAPES};
+    use super::super::table;
     use super::*;
-    use crate::command::Args;
-    use crate::models::{self, Ceilings, FORMATS, PLAN, SHAPES};
-    use crate::table;
 
     /// All of it. How many things are wrong or could not be measured.
     pub(crate) fn on_gpu(gpu: &Gpu, args: &Args) -> anyhow::Result<usize> {

@@ -24,6 +24,7 @@ use super::{DeviceKind, DraftConfig};
 use crate::forward::LoadError;
 
 /// Messages of the executor.
+#[allow(clippy::large_enum_variant, reason = "nearly all are steps, and mailboxes hold two")]
 pub(super) enum ExecutorMsg {
     /// Compute, draw, and tell `reply_to`.
     Run {

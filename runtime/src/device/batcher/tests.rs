@@ -30,8 +30,10 @@ impl Actor for Held {
         message: ExecutorMsg,
         to: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        let ExecutorMsg::Run { plan, masks, reply_to } = message;
-        Ok(to.send((plan, masks, reply_to)).await?)
+        match message {
+            ExecutorMsg::Run { plan, masks, reply_to } => Ok(to.send((plan, masks, reply_to)).await?),
+            ExecutorMsg::Finish => Ok(()),
+        }
     }
 }
 
