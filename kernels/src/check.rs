@@ -96,6 +96,16 @@ impl Case {
         cases
     }
 
+    /// A few that need everything: products, sums, exponentials, attention, draws. They take some hundredths of a second.
+    pub const QUICK: [Self; 6] = [
+        Self::Norms,
+        Self::Activations,
+        Self::Linear(Quant::Q8_0),
+        Self::Linear(Quant::Q4_K),
+        Self::Attention(KvKind::F16, 64),
+        Self::Sampling,
+    ];
+
     /// Computes it on `ops` and by the contract.
     pub fn check<O: Ops>(self, ops: &mut O) -> Result<(), Wrong> {
         let expected = self.run(&mut Exact::new())?;
@@ -128,6 +138,17 @@ impl Case {
             Self::Logprobs => logprobs(ops),
         }
     }
+}
+
+/// Refuses a device that gets any of [`Case::QUICK`] wrong: before it is given a model, and others its results.
+pub fn refuse_unsound<O: Ops>(ops: &mut O) -> Result<(), OpsError> {
+    for case in Case::QUICK {
+        if let Err(wrong) = case.check(ops) {
+            let why = format!("{case}: {wrong}; `cuckoo doctor` checks everything");
+            return Err(OpsError::Fault(format!("this device does not compute what it should: {why}")));
+        }
+    }
+    Ok(())
 }
 
 /// Numbers between -1 and 1 that have no pattern, the same everywhere: the high bits of a multiplicative sequence.
@@ -406,5 +427,8 @@ mod tests {
         let mut oracle = crate::Reference::new(crate::reference::Rounding::AsBackends);
         let wrong = Case::Norms.check(&mut oracle).unwrap_err().to_string();
         assert!(wrong.contains("values differ from the contract; the first is"), "{wrong}");
+        let refused = refuse_unsound(&mut oracle).unwrap_err().to_string();
+        assert!(refused.contains("this device does not compute what it should: norms: "), "{refused}");
+        assert!(refuse_unsound(&mut Cpu::new(1)).is_ok());
     }
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+#[cfg(feature = "cuda")]
+use cuckoo_kernels::check::refuse_unsound;
 #[cfg(not(feature = "cuda"))]
 use cuckoo_kernels::cuda::NoGpu;
 #[cfg(feature = "cuda")]
@@ -61,8 +63,9 @@ impl ExecutorArgs {
             DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(*threads), self)?),
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda(gpu, profile) => {
-                let machine = Replay::new(Driver::new(gpu)?);
-                Box::new(Engine::load(Cuda::with_profile(machine, *profile), self)?)
+                let mut cuda = Cuda::with_profile(Replay::new(Driver::new(gpu)?), *profile);
+                refuse_unsound(&mut cuda)?;
+                Box::new(Engine::load(cuda, self)?)
             }
             #[cfg(not(feature = "cuda"))]
             DeviceKind::Cuda(..) => return Err(OpsError::Fault(NoGpu::NotBuilt.to_string()).into()),
