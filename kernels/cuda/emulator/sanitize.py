@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the probes of mutants.py on kernels that the address and undefined-behaviour sanitizers watch: what `compute-sanitizer
+"""Runs the probes of probes.py on kernels that the address and undefined-behaviour sanitizers watch: what `compute-sanitizer
 memcheck` does on a GPU. It says the line that reads or writes what is not its own, is misaligned, or shifts and overflows where C++
 does not allow it. Then defects of that kind are planted, to show that they are reported.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-import mutants
+import probes
 
 FLAGS = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,vptr,object-size", "-fno-sanitize-recover=all",
          "-fno-omit-frame-pointer", "-DCUCKOO_PORTABLE_FIBERS"]
@@ -29,11 +29,11 @@ DEFECTS = [
 
 RUN = """
 import sys; sys.path.insert(0, {here!r})
-import mutants
-mutants.REST = 0
-library = mutants.Library({library!r})
+import probes
+probes.REST = 0
+library = probes.Library({library!r})
 for order in [0, 1, 7]:
-    print(mutants.PROBES[{probe!r}](library, order) or "sound", flush=True)
+    print(probes.PROBES[{probe!r}](library, order) or "sound", flush=True)
 """
 
 
@@ -51,7 +51,7 @@ def watched(library, probe):
     runtime = [subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
                for name in ["libasan.so", "libubsan.so"]]
     env = dict(os.environ, LD_PRELOAD=":".join(runtime), PYTHONMALLOC="malloc", ASAN_OPTIONS="detect_leaks=0")
-    script = RUN.format(here=str(mutants.HERE), library=str(library), probe=probe)
+    script = RUN.format(here=str(probes.HERE), library=str(library), probe=probe)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300)
     results = done.stdout.splitlines()
     sound = done.returncode == 0 and results == ["sound"] * 3
@@ -64,21 +64,21 @@ def main():
     with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         folders = [pathlib.Path(name) / kind for kind in ["sound", "planted"]]
         for folder in folders:
-            shutil.copytree(mutants.HERE.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(probes.HERE.parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
         planted(folders[1])
-        libraries = list(pool.map(lambda folder: mutants.Library.compile(folder, *FLAGS), folders))
-        jobs = [pool.submit(watched, libraries[0], probe) for probe in mutants.PROBES]
+        libraries = list(pool.map(lambda folder: probes.Library.compile(folder, *FLAGS), folders))
+        jobs = [pool.submit(watched, libraries[0], probe) for probe in probes.PROBES]
         jobs += [pool.submit(watched, libraries[1], defect[4]) for defect in DEFECTS]
-        for probe, job in zip(mutants.PROBES, jobs):
+        for probe, job in zip(probes.PROBES, jobs):
             sound, said = job.result()
             failed += not sound
             print(f"{'sound   ' if sound else 'BROKEN  '} {probe}{'' if sound else chr(10) + said}")
-        for defect, job in zip(DEFECTS, jobs[len(mutants.PROBES):]):
+        for defect, job in zip(DEFECTS, jobs[len(probes.PROBES):]):
             said = job.result()[1]
             failed += defect[5] not in said
             line = next((line.strip() for line in said.splitlines() if defect[5] in line), said)
             print(f"{'reported' if defect[5] in said else 'MISSED  '} {defect[0]}: {line}")
-    print(f"{len(mutants.PROBES)} probes, {len(DEFECTS)} defects, {failed} failures")
+    print(f"{len(probes.PROBES)} probes, {len(DEFECTS)} defects, {failed} failures")
     sys.exit(1 if failed else 0)
 
 

@@ -1,6 +1,7 @@
 //! Draws and log-probabilities of the kernels against those of the host, over random requests.
 
 use super::*;
+pub(super) use crate::cpu::tests::Random;
 use crate::memory::Memory;
 use crate::ops::{Ops, OpsError};
 use crate::sampling::{
@@ -8,17 +9,8 @@ use crate::sampling::{
 };
 use bytemuck::cast_slice;
 
-/// SplitMix64.
-pub(super) struct Random(pub(super) u64);
-
+/// What requests are made of.
 impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
     fn below(&mut self, n: usize) -> usize {
         (self.bits() % n as u64) as usize
     }
