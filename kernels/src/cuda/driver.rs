@@ -33,8 +33,8 @@ pub struct Driver {
     description: String,
     architecture: u32,
     multiprocessors: u32,
-    /// Memory of the host that copies go to which nobody waits for; as much as were on their way at once.
-    pinned: Vec<PinnedHostSlice<u8>>,
+    /// Where copies went that are done; as many as were on their way at once.
+    done: Vec<HostCopy>,
 }
 
 struct Kernel {
@@ -69,6 +69,20 @@ impl Piece for DeviceMemory {
     }
 }
 
+/// A copy to locked memory of the host that nobody waited for yet. The event that such memory brings along is recorded only by
+/// those who track events, so it has one of its own.
+pub struct HostCopy {
+    to: PinnedHostSlice<u8>,
+    arrived: CudaEvent,
+}
+
+impl Drop for HostCopy {
+    fn drop(&mut self) {
+        // Memory is not given back while something is copied to it. After an error nothing is.
+        let _ = self.arrived.synchronize();
+    }
+}
+
 /// An error of the driver in words.
 pub(super) fn told(error: DriverError) -> String {
     let name = error.error_name().ok().and_then(|name| name.to_str().ok());
@@ -76,9 +90,8 @@ pub(super) fn told(error: DriverError) -> String {
     format!("{} ({})", text.unwrap_or("unknown error"), name.unwrap_or("no name"))
 }
 
-/// Errors after which a context answers nothing but the same error: CUDA's own documentation of `CUresult` says of them that the
-/// process must be started afresh.
-const FATAL: [CUresult; 13] = [
+/// Errors after which this process gets nothing more from the GPU: a context that met one answers with it ever after.
+const FATAL: [CUresult; 12] = [
     CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
     CUresult::CUDA_ERROR_LAUNCH_TIMEOUT,
     CUresult::CUDA_ERROR_ASSERT,
@@ -91,7 +104,6 @@ const FATAL: [CUresult; 13] = [
     CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
     CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED,
     CUresult::CUDA_ERROR_EXTERNAL_DEVICE,
-    CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE,
 ];
 
 fn failed(what: &str) -> impl Fn(DriverError) -> OpsError {
@@ -113,8 +125,8 @@ impl Driver {
         let (major, minor) = gpu.capability;
         let description = format!("cuda {}, {} (sm_{major}{minor})", gpu.ordinal, gpu.name);
         let (architecture, multiprocessors) = (10 * major + minor, gpu.multiprocessors);
-        let (kernels, pinned) = (HashMap::new(), Vec::new());
-        let mut driver = Self { stream, module, kernels, description, architecture, multiprocessors, pinned };
+        let (kernels, done) = (HashMap::new(), Vec::new());
+        let mut driver = Self { stream, module, kernels, description, architecture, multiprocessors, done };
         let translated = driver.is_translated(c"cuckoo_norm_rows")?;
         if translated {
             driver.description += ", translated by the driver";
@@ -175,6 +187,15 @@ impl Driver {
             != attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)? / 10)
     }
 
+    /// Room for a copy of so many bytes.
+    fn host_copy(&self, bytes: usize) -> Result<HostCopy, OpsError> {
+        let context = self.stream.context();
+        // SAFETY: it is written by the copy before anybody reads it.
+        let to = unsafe { context.alloc_pinned_with_flags(bytes, 0) }.map_err(failed("memory of the host"))?;
+        let arrived = context.new_event(None).map_err(failed("an event"))?;
+        Ok(HostCopy { to, arrived })
+    }
+
     fn kernel(&mut self, name: &'static CStr) -> Result<&mut Kernel, OpsError> {
         if !self.kernels.contains_key(name) {
             let text = name.to_str().expect("kernels have plain names");
@@ -187,7 +208,7 @@ impl Driver {
 
 impl Machine for Driver {
     type Memory = DeviceMemory;
-    type Pending = PinnedHostSlice<u8>;
+    type Pending = HostCopy;
 
     fn describe(&self) -> String {
         self.description.clone()
@@ -268,23 +289,22 @@ impl Machine for Driver {
         self.wait()
     }
 
-    fn read_ahead(&mut self, from: &DeviceMemory, bytes: usize) -> Result<PinnedHostSlice<u8>, OpsError> {
+    fn read_ahead(&mut self, from: &DeviceMemory, bytes: usize) -> Result<HostCopy, OpsError> {
         assert!(bytes <= from.bytes, "there are as many");
-        let fits = self.pinned.iter().position(|pinned| pinned.len() >= bytes);
-        let mut to = match fits {
-            Some(at) => self.pinned.swap_remove(at),
-            // SAFETY: it is written by the copy before anybody reads it.
-            None => unsafe { self.stream.context().alloc_pinned_with_flags(bytes.next_power_of_two(), 0) }
-                .map_err(failed("memory of the host"))?,
+        let fits = self.done.iter().position(|copy| copy.to.len() >= bytes);
+        let mut copy = match fits {
+            Some(at) => self.done.swap_remove(at),
+            None => self.host_copy(bytes.next_power_of_two())?,
         };
-        self.stream.memcpy_dtoh(&from.slice.slice(..bytes), &mut to).map_err(failed("copying from the GPU"))?;
-        Ok(to)
+        self.stream.memcpy_dtoh(&from.slice.slice(..bytes), &mut copy.to).map_err(failed("copying from the GPU"))?;
+        copy.arrived.record(&self.stream).map_err(failed("copying from the GPU"))?;
+        Ok(copy)
     }
 
-    fn finish(&mut self, pending: PinnedHostSlice<u8>, to: &mut [u8]) -> Result<(), OpsError> {
-        // Waits for the copy, which was recorded with it.
-        to.copy_from_slice(&pending.as_slice().map_err(failed("computing"))?[..to.len()]);
-        self.pinned.push(pending);
+    fn finish(&mut self, pending: HostCopy, to: &mut [u8]) -> Result<(), OpsError> {
+        pending.arrived.synchronize().map_err(failed("computing"))?;
+        to.copy_from_slice(&pending.to.as_slice().map_err(failed("computing"))?[..to.len()]);
+        self.done.push(pending);
         Ok(())
     }
 
@@ -293,7 +313,7 @@ impl Machine for Driver {
     }
 
     unsafe fn launch(&mut self, kernel: &'static CStr, extent: Extent, args: &[u8]) -> Result<(), OpsError> {
-        let stream = self.stream.clone();
+        let stream = self.stream.cu_stream();
         let name = kernel.to_str().expect("kernels have plain names");
         let kernel = self.kernel(kernel)?;
         if extent.shared_bytes > kernel.shared_bytes {
@@ -305,8 +325,7 @@ impl Machine for Driver {
         let (function, mut params) = (kernel.function.cu_function(), [args.as_ptr().cast_mut().cast()]);
         // SAFETY: function and stream are there; the driver reads `args`, the one parameter of the kernel, before this returns.
         // What the kernel then does to which memory is the caller's promise.
-        let done =
-            unsafe { launch_kernel(function, (x, y, z), block, extent.shared_bytes, stream.cu_stream(), &mut params) };
+        let done = unsafe { launch_kernel(function, (x, y, z), block, extent.shared_bytes, stream, &mut params) };
         done.map_err(failed(name))
     }
 }
