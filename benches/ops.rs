@@ -1,6 +1,10 @@
 //! Every hot operation of the CPU backend at the shapes of a real model (135 million parameters), one thread. It never
 //! judges: it prints times, GB/s of what an operation must move at least, and products or values a second.
 
+#[path = "gpu/data.rs"]
+#[allow(dead_code, reason = "weights are drawn in other formats here")]
+mod data;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -11,25 +15,12 @@ use cuckoo_kernels::sampling::{LogprobRequest, SampleRequest, SamplingParams, To
 use cuckoo_kernels::{Cpu, KvKind, Memory, Ops, Quant};
 use half::f16;
 
+use self::data::Random;
+
 const HIDDEN: usize = 576;
 const FFN: usize = 1536;
 const VOCABULARY: usize = 49152;
 const HEADS: Heads = Heads { query: 9, kv: 3, dim: 64 };
-
-/// Numbers without a pattern that a processor could learn (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z ^ (z >> 29)
-    }
-
-    fn value(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
 
 /// A matrix and its bytes in a file.
 fn matrix(ops: &mut Cpu, quant: Quant, rows: usize, cols: usize) -> (Matrix, usize) {

@@ -3,13 +3,16 @@
 
 use std::collections::VecDeque;
 use std::process::Stdio;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cuckoo_kernels::check::Case;
-use cuckoo_kernels::cuda::{Cuda, Emulator, Replay};
+use cuckoo_kernels::cuda::{Cuda, Emulator, Gpu, Profile, Replay};
 use cuckoo_kernels::{Cpu, KvKind, Ops};
 use cuckoo_models::ModelFiles;
-use cuckoo_runtime::{Batch, BatchLimits, Engine, KvPlan, STEPS_IN_FLIGHT_MAX};
+use cuckoo_runtime::{
+    Available, Batch, BatchLimits, BatchWish, DeviceKind, Engine, KvPlan, Room, STEPS_IN_FLIGHT_MAX, plan_on,
+};
 use cuckoo_wire::message::{Assign, Sampling, WeightsHash};
 
 use crate::model::drafting::write_tiny;
@@ -85,21 +88,34 @@ fn seven_sequences_are_decoded_as_on_the_cpu() {
     generation_agrees(7, 10, 7);
 }
 
+/// Tokens that a tiny model knows.
+const TINY_TOKENS: u32 = 320;
+
+/// The batch of [`generated`].
+const TINY: BatchLimits = BatchLimits {
+    sequences_max: 5,
+    step_tokens_max: 24,
+    step_target: Duration::MAX,
+    drafts_max: 0,
+    kv_blocks: 64,
+    kv_kind: KvKind::F16,
+    spill_bytes: 0,
+    context_tokens: 512,
+};
+
 /// What a batch of a tiny model generates, two steps at the device at once where that may be; and how many were begun so.
 fn generated<O: Ops>(backend: O, files: &ModelFiles, assigns: Vec<Assign>) -> (Vec<Vec<u32>>, usize) {
-    let spec = files.spec().unwrap();
-    let limits = BatchLimits {
-        sequences_max: 5,
-        step_tokens_max: 24,
-        step_target: Duration::MAX,
-        drafts_max: 0,
-        kv_blocks: 64,
-        kv_kind: KvKind::F16,
-        spill_bytes: 0,
-        context_tokens: 512,
-    };
-    let mut engine = Engine::new(backend, files, &spec, limits).unwrap();
-    let mut batch = Batch::with_kv(limits, WeightsHash([0; 32]), &KvPlan::new(&spec, &limits));
+    stepped(Engine::new(backend, files, &files.spec().unwrap(), TINY).unwrap(), files, assigns, &mut || ())
+}
+
+/// The same by an engine of that batch, with a look after each step.
+fn stepped<O: Ops>(
+    mut engine: Engine<O>,
+    files: &ModelFiles,
+    assigns: Vec<Assign>,
+    look: &mut dyn FnMut(),
+) -> (Vec<Vec<u32>>, usize) {
+    let mut batch = Batch::with_kv(TINY, WeightsHash([0; 32]), &KvPlan::new(&files.spec().unwrap(), &TINY));
     let mut outputs = vec![Vec::new(); assigns.len()];
     assigns.into_iter().for_each(|assign| batch.assign(assign));
     let (mut begun, mut count) = (VecDeque::new(), 0);
@@ -123,6 +139,7 @@ fn generated<O: Ops>(backend: O, files: &ModelFiles, assigns: Vec<Assign>) -> (V
             None if !planned => break,
             None => {}
         }
+        look();
         for item in batch.take_news() {
             outputs[item.sequence.0 as usize].extend(item.tokens);
         }
@@ -130,28 +147,67 @@ fn generated<O: Ops>(backend: O, files: &ModelFiles, assigns: Vec<Assign>) -> (V
     (outputs, count)
 }
 
-#[test]
-fn steps_that_are_begun_before_the_last_is_done_draw_the_same_tokens() {
+/// Requests for a tiny model: plain ones; one that looks at the tokens before it, which nobody plans ahead
+/// of; one that wants log-probabilities; one with a sampler that is the host's.
+fn requests() -> Vec<Assign> {
+    let one = |i: u32| {
+        let prompt: Vec<u32> = (0..7 + i * 9).map(|t| (t * 37 + i * 11) % TINY_TOKENS).collect();
+        let plain = Sampling { temperature: 0.9, top_p: 0.95, seed: Some(2 * u64::from(i)), ..Sampling::default() };
+        let sampling = match i {
+            3 => Sampling { repetition_penalty: 1.2, ..plain },
+            4 => Sampling { seed: Some(9), ..plain },
+            5 => Sampling { typical_p: 0.9, ..plain },
+            _ => plain,
+        };
+        // Plain ones stay longest, so that steps of all kinds follow each other.
+        assign(i as usize, &prompt, prompt.len(), if i < 3 { 30 + i } else { 6 }, &sampling)
+    };
+    (0..6).map(one).collect()
+}
+
+fn tiny() -> ModelFiles {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    write_tiny(&path, "llama", &(0..320).map(|i| format!("t{i}")).collect::<Vec<_>>());
-    let files = ModelFiles::open(&path).unwrap();
-    // Plain ones; one that looks at the tokens before it, which nobody plans ahead of; one that wants log-probabilities; one
-    // with a sampler that is the host's.
-    let assigns: Vec<Assign> = (0..6u32)
-        .map(|i| {
-            let prompt: Vec<u32> = (0..7 + i * 9).map(|t| (t * 37 + i * 11) % 320).collect();
-            let plain = Sampling { temperature: 0.9, top_p: 0.95, seed: Some(2 * u64::from(i)), ..Sampling::default() };
-            let sampling = match i {
-                3 => Sampling { repetition_penalty: 1.2, ..plain },
-                4 => Sampling { seed: Some(9), ..plain },
-                5 => Sampling { typical_p: 0.9, ..plain },
-                _ => plain,
-            };
-            // Plain ones stay longest, so that steps of all kinds follow each other.
-            assign(i as usize, &prompt, prompt.len(), if i < 3 { 30 + i } else { 6 }, &sampling)
-        })
-        .collect();
+    write_tiny(&path, "llama", &(0..TINY_TOKENS).map(|i| format!("t{i}")).collect::<Vec<_>>());
+    ModelFiles::open(&path).unwrap()
+}
+
+/// What is counted before anything is loaded is what loading takes of a GPU, to the byte; what steps take beside it is far below
+/// the half GiB that is left for it; and all of it is given back.
+#[test]
+fn a_model_takes_of_a_gpu_what_was_planned() {
+    let (files, Some(emulator)) = (tiny(), Emulator::new(0, 2)) else { return };
+    let spec = files.spec().unwrap();
+    let taken = emulator.taken();
+    let taken = || taken.load(Ordering::Relaxed);
+    let wish = BatchWish {
+        sequences_max: TINY.sequences_max,
+        step_tokens_max: TINY.step_tokens_max,
+        step_target: TINY.step_target,
+        drafts_max: TINY.drafts_max,
+        kv_bytes_max: KvPlan::new(&spec, &TINY).device_bytes(),
+        kv_kind: TINY.kv_kind,
+        spill_bytes: TINY.spill_bytes,
+        context_tokens_max: None,
+    };
+    let (name, memory_bytes) = ("emulated".to_owned(), 1 << 34);
+    let gpu = Gpu { ordinal: 0, name, capability: (8, 0), multiprocessors: 3, memory_bytes, driver: 13_000 };
+    let room = Room { device: Available::UNKNOWN, host: Some(Available::UNKNOWN) };
+    let kind = DeviceKind::Cuda(gpu, Profile::Exact);
+    let (limits, plan) = plan_on(&kind, ((&files, &spec), None, &[]), &wish, room).unwrap();
+    assert_eq!(limits, TINY);
+    let mut most = 0;
+    let engine = Engine::new(Cuda::new(Replay::new(emulator)), &files, &spec, limits).unwrap();
+    assert_eq!(taken(), plan.on_device(), "{plan:?}");
+    stepped(engine, &files, requests(), &mut || most = taken().max(most));
+    let beside = most - plan.on_device();
+    assert!((1..8 << 20).contains(&beside), "{beside} bytes beside what was planned");
+    assert_eq!(taken(), 0);
+}
+
+#[test]
+fn steps_that_are_begun_before_the_last_is_done_draw_the_same_tokens() {
+    let (files, assigns) = (tiny(), requests());
     let Some(cuda) = emulated() else { return };
     let (expected, never) = generated(Cpu::new(2), &files, assigns.clone());
     let (ahead, often) = generated(cuda, &files, assigns);

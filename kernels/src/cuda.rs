@@ -37,6 +37,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+use self::attention::StepLists;
 pub use self::counting::Sizes;
 pub use self::data_sheet::DataSheet;
 #[cfg(feature = "cuda")]
@@ -61,6 +62,7 @@ pub struct Cuda<M: Machine> {
     machine: M,
     profile: Profile,
     scratch: Scratch<M>,
+    steps: StepLists<M>,
     needs: Needs,
     bounds: Bounds,
     ahead: Ahead<M>,
@@ -106,6 +108,7 @@ impl<M: Machine> Cuda<M> {
             machine,
             profile,
             scratch: Scratch::default(),
+            steps: StepLists::default(),
             needs: Needs::default(),
             bounds: Bounds::default(),
             ahead: Ahead::default(),
@@ -118,6 +121,11 @@ impl<M: Machine> Cuda<M> {
     #[cfg(test)]
     pub(crate) fn bounded(self, bounds: Bounds) -> Self {
         Self { bounds, ..self }
+    }
+
+    /// The machine, without anything that was taken of its memory.
+    pub fn into_machine(self) -> M {
+        self.machine
     }
 
     /// What runs the kernels.

@@ -4,7 +4,10 @@
 use std::cmp::Reverse;
 use std::ffi::CStr;
 
-use super::args::{cuckoo_attention, cuckoo_kv_rows, cuckoo_rope_store, cuckoo_rounded, cuckoo_tile};
+mod laid;
+
+pub(super) use self::laid::StepLists;
+use super::args::{cuckoo_attention, cuckoo_rope_store, cuckoo_rounded, cuckoo_tile};
 use super::kv_cache::KvCache;
 use super::machine::{Machine, Piece};
 use super::operations::WARP;
@@ -175,34 +178,6 @@ fn tiles(step: &StepLayout<'_>, heads: Heads, mask: &Mask, [narrow, wide]: [&Sha
     tiles
 }
 
-/// Rows of a step by the KV blocks where they stand.
-fn groups(step: &StepLayout<'_>) -> Vec<cuckoo_kv_rows> {
-    let mut groups = Vec::new();
-    for span in step.spans {
-        let mut first = 0;
-        while first < span.rows {
-            let position = span.first_position + first;
-            let rows = (KV_BLOCK_TOKENS - position % KV_BLOCK_TOKENS).min(span.rows - first);
-            groups.push(cuckoo_kv_rows {
-                first_row: (span.first_row + first) as u32,
-                rows: rows as u32,
-                position: position as u32,
-                block: step.blocks[span.first_block + position / KV_BLOCK_TOKENS],
-            });
-            first += rows;
-        }
-    }
-    groups
-}
-
-/// Checks a step's block tables.
-fn check_tables(step: &StepLayout<'_>, cache_blocks: usize) {
-    assert!(step.blocks.iter().all(|b| (*b as usize) < cache_blocks), "every block is in the cache");
-    for span in step.spans {
-        assert!(span.first_block + span.blocks() <= step.blocks.len(), "a table names a block for each position");
-    }
-}
-
 impl<M: Machine> Cuda<M> {
     /// [`crate::ops::Ops::rope_store`].
     pub(super) fn store(
@@ -215,11 +190,10 @@ impl<M: Machine> Cuda<M> {
         cache.check(step, heads, qkv);
         let last = step.spans.iter().map(|s| s.first_position + s.rows).max().unwrap_or(0);
         assert!(table.is_none_or(|t| last <= t.positions && 2 * t.pairs <= heads.dim), "every position has its turns");
-        check_tables(step, cache.blocks());
-        let groups = groups(step);
+        let laid = self.steps.laid(&mut self.machine, step, cache)?;
         let args = cuckoo_rope_store {
             turns: table.map_or(0, |t| t.memory.address()),
-            groups: self.scratch.rows.holding(&mut self.machine, &groups, "the rows of a step")?,
+            groups: laid.rows(),
             qkv: qkv.written(),
             kv: cache.args(layer),
             query_heads: heads.query as u32,
@@ -227,7 +201,7 @@ impl<M: Machine> Cuda<M> {
             halves: u32::from(table.is_some_and(|t| t.halves)),
             padding: 0,
         };
-        let grid = [groups.len(), heads.query + 2 * heads.kv, 1];
+        let grid = [laid.groups(), heads.query + 2 * heads.kv, 1];
         let kernels = [c"cuckoo_rope_store_f16", c"cuckoo_rope_store_bf16", c"cuckoo_rope_store_q8_0"];
         let turned = heads.dim * KV_BLOCK_TOKENS * size_of::<u16>();
         // SAFETY: rows, heads and blocks were checked against the cache and the buffer.
@@ -249,20 +223,16 @@ impl<M: Machine> Cuda<M> {
         out.begin(qkv.rows);
         let wide = WIDE.iter().find(|(most, _)| heads.dim <= *most).map_or(&WIDE[WIDE.len() - 1].1, |(_, shape)| shape);
         let shapes = [&NARROW, wide];
-        let plan = Plan::new((step, heads), &mask, shapes, self.bounds);
-        check_tables(step, cache.blocks());
-        let tiles: Vec<cuckoo_tile> = [plan.narrow.as_slice(), &plan.wide, &plan.joins].concat();
-        // Layers with a window and layers without have lists of their own, which are sent once a step.
-        let scratch = &mut self.scratch;
-        let held = if mask.window.is_some() { &mut scratch.windowed_tiles } else { &mut scratch.tiles };
-        let first = held.holding(&mut self.machine, &tiles, "the tiles of an attention")?;
+        let laid = self.steps.laid(&mut self.machine, step, cache)?;
+        let planned = laid.planned(&mut self.machine, (step, heads), &mask, shapes, self.bounds)?;
+        let blocks = laid.tables();
         // Tiles of many queries do not round.
-        let rounds = plan.wide.is_empty() && heads.dim.is_multiple_of(ACTIVATION_BLOCK);
+        let rounds = planned.wide == 0 && heads.dim.is_multiple_of(ACTIVATION_BLOCK);
         let rounded = if rounds { self.leave_rounded(out.address(), out)? } else { cuckoo_rounded::default() };
-        let bytes = plan.part_rows * heads.query * part_floats(heads.dim) * size_of::<f32>();
+        let bytes = planned.part_rows * heads.query * part_floats(heads.dim) * size_of::<f32>();
         let args = cuckoo_attention {
-            tiles: first,
-            blocks: self.scratch.blocks.holding(&mut self.machine, step.blocks, "the block tables of a step")?,
+            tiles: planned.tiles,
+            blocks,
             qkv: qkv.address(),
             kv: cache.args(layer),
             sinks: sinks.map_or(0, |s| s.memory.address()),
@@ -277,8 +247,8 @@ impl<M: Machine> Cuda<M> {
             softcap: mask.softcap.unwrap_or(0.0),
         };
         let group = heads.query / heads.kv;
-        let mut tiles = first;
-        for (shape, count) in shapes.into_iter().zip([plan.narrow.len(), plan.wide.len()]) {
+        let mut tiles = planned.tiles;
+        for (shape, count) in shapes.into_iter().zip([planned.narrow, planned.wide]) {
             let heads_each = shape.heads_each(heads);
             let args = cuckoo_attention { tiles, heads_each: heads_each as u32, ..args };
             tiles += (count * size_of::<cuckoo_tile>()) as u64;
@@ -288,11 +258,10 @@ impl<M: Machine> Cuda<M> {
             // room for every part.
             unsafe { self.launch(shape.kernels[kernel_of(cache.kind())], grid, extent, &args)? }
         }
-        let rows = plan.joins.iter().map(|tile| tile.rows as usize).max().unwrap_or(0);
         // SAFETY: as above; what is joined was left by the launches before.
         unsafe {
             let args = cuckoo_attention { tiles, ..args };
-            self.launch(c"cuckoo_attention_join", [plan.joins.len(), heads.query, rows], (WARP, 0), &args)
+            self.launch(c"cuckoo_attention_join", [planned.joins, heads.query, planned.join_rows], (WARP, 0), &args)
         }
     }
 }

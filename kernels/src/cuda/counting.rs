@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use super::attention::StepLists;
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use super::rounding::Rounding;
 use super::sampling::Ahead;
@@ -35,7 +36,8 @@ impl Piece for CountedPiece {
     }
 }
 
-fn rounded(bytes: usize) -> u64 {
+/// What a piece of so many bytes takes.
+pub(super) fn rounded(bytes: usize) -> u64 {
     (bytes as u64).max(1).next_multiple_of(GRANULE)
 }
 
@@ -121,6 +123,7 @@ impl Clone for Sizes {
             machine: self.machine.clone(),
             profile: self.profile,
             scratch: self.scratch.clone(),
+            steps: StepLists::default(),
             needs: self.needs,
             bounds: self.bounds,
             ahead: Ahead::default(),

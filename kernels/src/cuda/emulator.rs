@@ -1,8 +1,11 @@
 //! The kernels' sources on the CPU (`cuda/emulator/`): slow, deterministic, and strict about what threads may do.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::counting::rounded;
 use super::launches::Launches;
 use super::machine::{Extent, Machine, Piece, TiledMatrix};
 use super::replay::{Capture, Clock};
@@ -32,6 +35,7 @@ pub struct Emulator {
     order: u32,
     host_threads: u32,
     architecture: u32,
+    taken: Arc<AtomicU64>,
     /// What it ran.
     #[cfg(test)]
     pub(super) launched: Vec<&'static CStr>,
@@ -46,6 +50,14 @@ const TENSOR_MAP_MARK: u64 = 0x7061_6d74;
 pub struct HostMemory {
     units: Box<[Unit]>,
     bytes: usize,
+    /// Of the emulator whose it is.
+    taken: Arc<AtomicU64>,
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(rounded(self.bytes), Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -74,6 +86,7 @@ impl Emulator {
             order,
             host_threads,
             architecture: 80,
+            taken: Arc::default(),
             #[cfg(test)]
             launched: Vec::new(),
         })
@@ -83,6 +96,11 @@ impl Emulator {
     #[must_use]
     pub fn with_architecture(self, architecture: u32) -> Self {
         Self { architecture, ..self }
+    }
+
+    /// Bytes that are taken of its memory at any time, as a GPU's driver would count them.
+    pub fn taken(&self) -> Arc<AtomicU64> {
+        self.taken.clone()
     }
 
     /// `exp` and `log` of numbers, as kernels compute them.
@@ -136,7 +154,8 @@ impl Machine for Emulator {
         let count = bytes.div_ceil(256).max(1);
         units.try_reserve_exact(count).map_err(|_| OpsError::OutOfMemory { what, bytes })?;
         units.resize(count, Unit([0; 256]));
-        Ok(HostMemory { units: units.into_boxed_slice(), bytes })
+        self.taken.fetch_add(rounded(bytes), Ordering::Relaxed);
+        Ok(HostMemory { units: units.into_boxed_slice(), bytes, taken: self.taken.clone() })
     }
 
     fn write(&mut self, to: &mut HostMemory, at: usize, bytes: &[u8]) -> Result<(), OpsError> {

@@ -18,9 +18,9 @@ pub enum Profile {
     /// Nothing: every result is the contract's, bit for bit.
     #[default]
     Exact,
-    /// Products with weights of bfloat16 or halves are those of tensor cores: activations are rounded to the weights' kind, sums are
-    /// in `f32`, in an order of the hardware's own within 16 columns. A row's result still does not
-    /// depend on the rows beside it. See `NUMERICS.md`.
+    /// Products with weights of bfloat16 or halves are those of tensor cores: activations are rounded to the weights' kind, sums
+    /// are in `f32`, in an order of the hardware's own within 16 columns. A row's result still does not depend on the rows
+    /// beside it. See `NUMERICS.md`.
     Fast,
 }
 

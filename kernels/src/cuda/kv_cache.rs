@@ -51,6 +51,11 @@ impl<M: Machine> KvCache<M> {
         Ok(Self { shape, planes: [plane(keys)?, plane(values)?, plane(key_scales)?, plane(value_scales)?] })
     }
 
+    /// Where it is, which no other cache is.
+    pub(super) fn address(&self) -> u64 {
+        self.planes[0].address()
+    }
+
     pub(super) fn blocks(&self) -> usize {
         self.shape.blocks
     }

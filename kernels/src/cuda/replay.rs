@@ -127,7 +127,11 @@ impl<M: Capture> Replay<M> {
 
     /// # Safety
     /// As [`Machine::launch`] of each.
-    unsafe fn run(&mut self, mut launches: Launches) -> Result<(), OpsError> {
+    unsafe fn run(&mut self, launches: Launches) -> Result<(), OpsError> {
+        if launches.len() < GRAPH_LAUNCHES_MIN {
+            // SAFETY: the caller's promise.
+            return unsafe { self.run_once(launches) };
+        }
         self.flushes += 1;
         let print = launches.fingerprint();
         if let Some(known) = self.graphs.get_mut(&print).filter(|known| known.launches == launches) {
@@ -136,16 +140,13 @@ impl<M: Capture> Replay<M> {
             // SAFETY: these are the launches that were kept; the caller's promise.
             return unsafe { self.machine.replay(&known.graph) };
         }
-        if launches.len() < GRAPH_LAUNCHES_MIN || !self.seen.contains(&print) {
+        if !self.seen.contains(&print) {
             self.seen.push_back(print);
             if self.seen.len() > SEEN_MAX {
                 self.seen.pop_front();
             }
             // SAFETY: the caller's promise.
-            let done = unsafe { launches.run(&mut self.machine) };
-            launches.clear();
-            self.gathered = launches; // for its memory
-            return done;
+            return unsafe { self.run_once(launches) };
         }
         if self.graphs.len() >= GRAPHS_MAX {
             let oldest = self.graphs.iter().min_by_key(|(_, known)| known.last_used).map(|(print, _)| *print);
@@ -159,6 +160,16 @@ impl<M: Capture> Replay<M> {
             self.graphs.insert(print, Known { launches, graph, last_used: self.flushes });
         }
         Ok(())
+    }
+
+    /// # Safety
+    /// As [`Machine::launch`] of each.
+    unsafe fn run_once(&mut self, mut launches: Launches) -> Result<(), OpsError> {
+        // SAFETY: the caller's promise.
+        let done = unsafe { launches.run(&mut self.machine) };
+        launches.clear();
+        self.gathered = launches; // for its memory
+        done
     }
 }
 

@@ -1,4 +1,4 @@
-//! Memory that operations use while they run: rounded activations, parts of attention, and what a step's rows are.
+//! Memory that operations use while they run: rounded activations, parts of attention, lists.
 
 use bytemuck::{Pod, cast_slice};
 
@@ -41,7 +41,7 @@ macro_rules! scratch {
 
         impl<M: Machine> Default for Scratch<M> {
             fn default() -> Self {
-                Self { $($name: Held { memory: None, holds: Vec::new() },)* }
+                Self { $($name: Held::default(),)* }
             }
         }
 
@@ -71,16 +71,8 @@ scratch! {
     inner,
     /// Sums of splits.
     parts,
-    /// Tiles of attention without a window.
-    tiles,
-    /// Tiles of attention with one.
-    windowed_tiles,
     /// Blocks of the KV cache on their way.
     staging,
-    /// Rows of a step.
-    rows,
-    /// Block tables of a step.
-    blocks,
     /// Numbers of rows, or tokens.
     numbers,
     /// Weights of rows.
@@ -144,8 +136,14 @@ impl<M: Machine> Scratch<M> {
 /// One use of memory.
 pub(super) struct Held<M: Machine> {
     memory: Option<M::Memory>,
-    /// What was written last, so that the layout of a step is not sent for every layer.
+    /// What was written last, so that nothing is sent twice.
     holds: Vec<u8>,
+}
+
+impl<M: Machine> Default for Held<M> {
+    fn default() -> Self {
+        Self { memory: None, holds: Vec::new() }
+    }
 }
 
 impl<M: Machine> Clone for Held<M>
@@ -170,7 +168,17 @@ impl<M: Machine> Held<M> {
                 if bytes < GROWTH_BYTES { bytes.next_power_of_two() } else { bytes.next_multiple_of(GROWTH_BYTES) };
             self.memory = Some(machine.allocate(bytes, what)?);
         }
-        Ok(self.memory.as_ref().map_or(0, Piece::address))
+        Ok(self.address())
+    }
+
+    /// Where it is; none where nothing was needed yet.
+    pub(super) fn address(&self) -> u64 {
+        self.memory.as_ref().map_or(0, Piece::address)
+    }
+
+    /// Whether these values were written last.
+    pub(super) fn has<T: Pod>(&self, values: &[T]) -> bool {
+        self.holds == cast_slice::<T, u8>(values)
     }
 
     /// Copies to the machine what nobody looks up again.

@@ -63,9 +63,10 @@ impl ExecutorArgs {
             DeviceKind::Cpu { threads } => Box::new(Engine::load(Cpu::new(*threads), self)?),
             #[cfg(feature = "cuda")]
             DeviceKind::Cuda(gpu, profile) => {
-                let mut cuda = Cuda::with_profile(Replay::new(Driver::new(gpu)?), *profile);
-                refuse_unsound(&mut cuda)?;
-                Box::new(Engine::load(cuda, self)?)
+                // Memory that the check needed is no model's, whose own was counted without it.
+                let mut checked = Cuda::new(Replay::new(Driver::new(gpu)?));
+                refuse_unsound(&mut checked)?;
+                Box::new(Engine::load(Cuda::with_profile(checked.into_machine(), *profile), self)?)
             }
             #[cfg(not(feature = "cuda"))]
             DeviceKind::Cuda(..) => return Err(OpsError::Fault(NoGpu::NotBuilt.to_string()).into()),

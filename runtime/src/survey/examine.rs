@@ -1,6 +1,6 @@
 //! Whether a device computes what it should, and how fast it copies.
 
-use cuckoo_kernels::check::Case;
+use cuckoo_kernels::check::{Case, wrongs};
 use cuckoo_kernels::cuda::Copies;
 use cuckoo_kernels::ops::OpsError;
 use cuckoo_kernels::{Cpu, Ops};
@@ -48,13 +48,8 @@ fn on_gpu(_: &cuckoo_kernels::cuda::Gpu) -> Result<Examined, OpsError> {
 }
 
 fn checked<O: Ops>(ops: &mut O) -> Examined {
-    let cases = Case::all();
-    let of = |case: &Case, wrong: Result<(), _>| wrong.err().map(|why| (case.to_string(), format!("{why}")));
-    let mut wrong = Vec::new();
-    for case in &cases {
-        wrong.extend(of(case, case.check(ops)));
-    }
-    Examined { backend: ops.describe(), free_bytes: 0, checks: cases.len(), wrong, copies: None }
+    let wrong = wrongs(ops).into_iter().map(|(case, why)| (case.to_string(), why.to_string())).collect();
+    Examined { backend: ops.describe(), free_bytes: 0, checks: Case::all().len(), wrong, copies: None }
 }
 
 #[cfg(test)]
