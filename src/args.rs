@@ -10,7 +10,7 @@ use cuckoo_kernels::KvKind;
 use cuckoo_kernels::cuda::Profile;
 use cuckoo_runtime::DeviceChoice;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
-use cuckoo_wire::message::Price;
+use cuckoo_wire::message::{Price, RequestId};
 use cuckoo_wire::{Address, PeerId};
 
 pub(crate) use self::generation::{GenerationArgs, Shape};
@@ -87,6 +87,8 @@ pub(crate) enum Verb {
     Models(ModelsVerb),
     /// Show balances and the last entries
     Wallet(WalletArgs),
+    /// Say why a request went to the miner that it went to
+    Explain(ExplainArgs),
     /// Measure this machine, or an endpoint
     #[command(subcommand)]
     Bench(BenchVerb),
@@ -292,6 +294,14 @@ pub(crate) struct WalletArgs {
     /// How many entries
     #[arg(long, default_value = "10")]
     pub(crate) entries: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The request's id, as answers have it: req_…, chatcmpl-… or cmpl-…
+    pub(crate) request: RequestId,
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 #[derive(Debug, Subcommand)]

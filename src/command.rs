@@ -3,6 +3,7 @@
 mod ask;
 mod bench;
 mod doctor;
+mod explain;
 mod generate;
 mod mine;
 mod models;
@@ -32,6 +33,7 @@ pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
         Verb::Chat(args) => ask::chat(&cli.common, args).await,
         Verb::Models(verb) => models::run(&cli.common, verb).await,
         Verb::Wallet(args) => wallet::run(&cli.common, args).await,
+        Verb::Explain(args) => explain::run(&cli.common, args).await,
         Verb::Bench(verb) => bench::run(&cli.common, verb, began).await,
         Verb::Doctor => doctor::run(&cli.common).await,
     }
