@@ -8,6 +8,7 @@ mod generate;
 mod mine;
 mod models;
 mod schedule;
+mod simulate;
 mod up;
 mod wallet;
 
@@ -34,6 +35,7 @@ pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
         Verb::Models(verb) => models::run(&cli.common, verb).await,
         Verb::Wallet(args) => wallet::run(&cli.common, args).await,
         Verb::Explain(args) => explain::run(&cli.common, args).await,
+        Verb::Simulate(args) => simulate::run(&cli.common, &args),
         Verb::Bench(verb) => bench::run(&cli.common, verb, began).await,
         Verb::Doctor => doctor::run(&cli.common).await,
     }

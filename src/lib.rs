@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod simulation;
 
 pub use client::{Client, ClientError, Delta, Embeddings, Generation, Request};
 pub use cuckoo_wire::message::{
