@@ -35,6 +35,8 @@ mod model;
 mod network;
 /// The official Python client, for the modules that ask it.
 mod openai;
+/// The market on a virtual clock, with faults from a seed.
+mod simulation;
 /// Structured output: every schema, regex, choice and grammar of a table, and the real model.
 mod structured;
 /// Style and direction: sizes of files and functions, banned words, who depends on whom.

@@ -15,8 +15,8 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
 pub use board::{
-    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Placement, Quote, Reasons, Replica, ReplicaKey, Steps,
-    Tenant, Ticket, Turned, WAITING_MAX,
+    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
+    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, objective,
 };
 use explanations::Explanations;
 

@@ -35,7 +35,7 @@ mod tools;
 mod words;
 
 pub use dispatcher::{
-    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Placement, Quote, Reasons, Replica, ReplicaKey, Steps,
-    Tenant, Ticket, Turned, WAITING_MAX,
+    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
+    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, objective,
 };
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

@@ -2,9 +2,11 @@
 
 mod accounts;
 mod events;
+mod losses;
 mod ours;
 mod rivals;
 mod stream;
+mod summary;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use stream::{Place, Stage, Stream};
 
 use super::chance::{Chance, mixed};
 use super::fleet::{Frame, Hardware, SimMiner};
-use super::report::{Report, Seen, Spread, is_good, jain};
+use super::report::Report;
 use super::rival::Rule;
 use super::workload::{Job, STOP};
 
@@ -145,42 +147,6 @@ impl<'a> Market<'a> {
         market
     }
 
-    /// Everything that is known beforehand: requests, and faults while they come.
-    fn begin(&mut self, chance: &mut Chance) {
-        for (request, job) in self.scenario.jobs.iter().enumerate() {
-            self.events.at(job.at_us, Event::Arrives { request });
-        }
-        for miner in 0..self.miners.len() {
-            self.events.after(0, Event::Connects { miner, link: miner as u64 });
-        }
-        self.events.after(EXPIRY_US, Event::Expires);
-        let until_us = self.scenario.jobs.last().map_or(0, |job| job.at_us) as f64;
-        let Faults { kills, freezes, partitions, scheduler_kills, departures } = self.scenario.faults;
-        for (request, job) in self.scenario.jobs.iter().enumerate() {
-            if chance.unit() < departures {
-                self.events.at(job.at_us + chance.until_next(3e6) as u64, Event::Leaves { request });
-            }
-        }
-        for (kind, a_minute) in [kills, freezes, partitions, scheduler_kills].into_iter().enumerate() {
-            let mut at = 0.0;
-            while a_minute > 0.0 {
-                at += chance.until_next(60e6 / a_minute);
-                if at >= until_us {
-                    break;
-                }
-                let miner = chance.below(self.miners.len() as u64) as usize;
-                let for_us = chance.between(50e3, 10e6) as u64;
-                let event = match kind {
-                    0 => Event::Killed { miner, for_us: for_us + 1_000_000 },
-                    1 => Event::Frozen { miner, for_us },
-                    2 => Event::CutOff { miner, for_us },
-                    _ => Event::SchedulerKilled,
-                };
-                self.events.at(at as u64, event);
-            }
-        }
-    }
-
     fn run(&mut self) -> Result<(), String> {
         while self.left > 0 {
             let event = self.events.next().ok_or_else(|| format!("{} requests never end", self.left))?;
@@ -246,102 +212,6 @@ impl<'a> Market<'a> {
             Event::SchedulerBack => self.scheduler_back(),
             Event::Expires => self.expires(),
         }
-    }
-
-    /// The scheduler will miss a miner, which comes back on another connection.
-    fn breaks(&mut self, miner: usize, for_us: u64) {
-        let link = self.miners[miner].link;
-        self.events.after(DETECTION_US, Event::Missed { miner, link });
-        self.events.after(for_us.max(DETECTION_US) + 1, Event::Restarts { miner });
-    }
-
-    fn restarts(&mut self, miner: usize) -> Result<(), String> {
-        self.links_made += 1;
-        let link = self.links_made;
-        self.miners[miner].reset(link);
-        let latency = self.miners[miner].latency_us;
-        self.events.after(3 * latency, Event::Connects { miner, link });
-        Ok(())
-    }
-
-    fn connects(&mut self, miner: usize, link: u64) -> Result<(), String> {
-        if self.miners[miner].link != link {
-            return Ok(());
-        }
-        if !self.is_up {
-            self.events.after(200_000, Event::Connects { miner, link });
-            return Ok(());
-        }
-        // A newer connection of a miner takes the place of an older one that nobody has missed yet.
-        if let Some(older) = self.links[miner] {
-            self.missed(miner, older)?;
-        }
-        self.links[miner] = Some(link);
-        match &mut self.placing {
-            Placing::Ours(ours) => ours.offer(link, &self.miners[miner]),
-            Placing::Rivals(rivals) => rivals.joins(miner),
-        }
-        self.place()
-    }
-
-    fn missed(&mut self, miner: usize, link: u64) -> Result<(), String> {
-        if self.links[miner] != Some(link) {
-            return Ok(());
-        }
-        self.links[miner] = None;
-        match &mut self.placing {
-            Placing::Ours(ours) => ours.lose(link),
-            Placing::Rivals(rivals) => rivals.leaves(miner),
-        }
-        let lost: Vec<usize> = (0..self.streams.len()).filter(|at| self.streams[*at].is_on(miner, link)).collect();
-        lost.into_iter().try_for_each(|request| self.lost(request))
-    }
-
-    /// A request's placement is over without its end.
-    fn lost(&mut self, request: usize) -> Result<(), String> {
-        let Some(place) = self.streams[request].place.take() else { return Ok(()) };
-        self.placed.remove(&place.sequence);
-        let now = self.now();
-        if let Placing::Ours(ours) = &mut self.placing {
-            ours.ended(&place, self.streams[request].since_placed, true, now);
-        }
-        let stream = &mut self.streams[request];
-        stream.moves += 1;
-        stream.lost_at.get_or_insert(self.events.now());
-        self.submit(request)
-    }
-
-    fn scheduler_killed(&mut self) -> Result<(), String> {
-        if !self.is_up {
-            return Ok(());
-        }
-        self.placed.clear();
-        self.is_up = false;
-        self.links.iter_mut().for_each(|link| *link = None);
-        for stream in &mut self.streams {
-            // What was accepted is in the journal; where it was is not.
-            if stream.place.take().is_some() {
-                stream.moves += 1;
-                stream.lost_at.get_or_insert(self.events.now());
-            }
-        }
-        match &mut self.placing {
-            Placing::Ours(ours) => **ours = Ours::new(self.chance.number()),
-            Placing::Rivals(rivals) => rivals.forget(),
-        }
-        for miner in 0..self.miners.len() {
-            if self.miners[miner].is_up {
-                self.events.after(self.miners[miner].latency_us, Event::Restarts { miner });
-            }
-        }
-        self.events.after(RESTART_US, Event::SchedulerBack);
-        Ok(())
-    }
-
-    fn scheduler_back(&mut self) -> Result<(), String> {
-        self.is_up = true;
-        let open: Vec<usize> = (0..self.streams.len()).filter(|at| self.streams[*at].stage == Stage::Open).collect();
-        open.into_iter().try_for_each(|request| self.submit(request))
     }
 
     fn arrives(&mut self, request: usize) -> Result<(), String> {
@@ -594,55 +464,5 @@ impl<'a> Market<'a> {
 
     fn now(&self) -> Duration {
         Duration::from_micros(self.events.now())
-    }
-
-    fn report(&self) -> Report {
-        let scenario = self.scenario;
-        let done: Vec<(&Job, Seen)> = scenario
-            .jobs
-            .iter()
-            .zip(&self.streams)
-            .filter(|(_, stream)| stream.stage == Stage::Done)
-            .map(|(job, stream)| (job, stream.seen(job)))
-            .collect();
-        let spread = |of: &dyn Fn(&Seen) -> f64| Spread::of(done.iter().map(|(_, seen)| of(seen)).collect());
-        let good = done.iter().filter(|(job, seen)| is_good(job, seen)).count();
-        let (tokens, cost) = done.iter().fold((0, 0), |(t, c), (_, seen)| (t + u64::from(seen.output), c + seen.cost));
-        let seconds = self.streams.iter().map(|stream| stream.last_us).max().unwrap_or(0) as f64 / 1e6;
-        let looked_up = self.miners.iter().map(SimMiner::looked_up).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-        let busy: u64 = self.miners.iter().map(|miner| miner.busy_us).sum();
-        Report {
-            rule: scenario.rule.name(),
-            seed: scenario.seed,
-            requests: scenario.jobs.len(),
-            finished: done.len(),
-            turned_away: scenario.jobs.len() - done.len(),
-            good,
-            goodput: good as f64 / scenario.jobs.len().max(1) as f64,
-            seconds,
-            tokens,
-            ttft_ms: spread(&|seen| seen.ttft_ms),
-            itl_ms: spread(&|seen| seen.itl_ms),
-            stall_ms: spread(&|seen| seen.stall_ms),
-            cached: looked_up.1 as f64 / looked_up.0.max(1) as f64,
-            cost_per_mtok: cost as f64 * 1e6 / tokens.max(1) as f64,
-            busy: busy as f64 / 1e6 / seconds.max(1e-6) / self.miners.len().max(1) as f64,
-            income: self.accounts.income(&scenario.miners),
-            fairness: jain(&self.served()),
-            moves: self.streams.iter().map(|stream| u64::from(stream.moves)).sum(),
-            recovery_ms: Spread::of(self.recoveries.clone()),
-            digest: format!("{:016x}", self.digest),
-        }
-    }
-
-    /// What each tenant got in time, of what it asked.
-    fn served(&self) -> Vec<f64> {
-        let mut tenants = std::collections::BTreeMap::<u64, (f64, f64)>::new();
-        for (job, stream) in self.scenario.jobs.iter().zip(&self.streams) {
-            let (asked, got) = tenants.entry(job.tenant).or_default();
-            *asked += 1.0;
-            *got += f64::from(u8::from(stream.stage == Stage::Done && is_good(job, &stream.seen(job))));
-        }
-        tenants.values().map(|(asked, got)| got / asked).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! What came of a simulation.
 
+use cuckoo_scheduler::{Objective, objective};
 use serde::Serialize;
 
 use super::workload::Job;
@@ -54,10 +55,13 @@ pub struct Report {
     pub finished: usize,
     /// Those that were turned away, or waited for too long.
     pub turned_away: usize,
-    /// Those that gave their first token and their tokens in time: both as their kind wants it.
+    /// Those that gave their first token and their tokens in time: both as their class aims at.
     pub good: usize,
     /// The share of all that were good.
     pub goodput: f64,
+    /// The same by class: how many there were, how many were good, and of the others how many had their first token late and
+    /// how many the rest too slowly.
+    pub classes: Vec<ClassReport>,
     /// Seconds until the last ended.
     pub seconds: f64,
     /// Tokens of output that were asked for to the end.
@@ -86,13 +90,48 @@ pub struct Report {
     pub digest: String,
 }
 
+/// What became of the requests of one class.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ClassReport {
+    /// Its name.
+    pub class: &'static str,
+    /// Requests in all.
+    pub requests: usize,
+    /// Those that were good.
+    pub good: usize,
+    /// Those whose first token was late.
+    pub late: usize,
+    /// Those whose first token was in time, and the rest too slow.
+    pub slow: usize,
+}
+
+impl ClassReport {
+    /// Of all classes that there are requests of.
+    pub(super) fn all<'a>(requests: impl Iterator<Item = (&'a Job, Option<Seen>)>) -> Vec<Self> {
+        let mut classes =
+            vec![("interactive", Self::default()), ("standard", Self::default()), ("batch", Self::default())];
+        for (job, seen) in requests {
+            let class = &mut classes[job.class as usize].1;
+            class.requests += 1;
+            let Some(seen) = seen else { continue };
+            let is_late = seen.ttft_ms > objective(job.class).ttft_ms;
+            class.late += usize::from(is_late);
+            class.good += usize::from(is_good(job, &seen));
+            class.slow += usize::from(!is_late && !is_good(job, &seen));
+        }
+        let named = classes.into_iter().map(|(class, report)| Self { class, ..report });
+        named.filter(|report| report.requests > 0).collect()
+    }
+}
+
 /// Jain, Chiu and Hawe 1984.
 pub(super) fn jain(shares: &[f64]) -> f64 {
     let (sum, squares) = (shares.iter().sum::<f64>(), shares.iter().map(|share| share * share).sum::<f64>());
     if squares > 0.0 { sum * sum / (shares.len() as f64 * squares) } else { 1.0 }
 }
 
-/// Whether a request got what its kind wants.
+/// Whether a request got what its class aims at.
 pub(super) fn is_good(job: &Job, seen: &Seen) -> bool {
-    seen.ttft_ms <= job.ttft_ms && seen.itl_ms <= job.itl_ms
+    let Objective { ttft_ms, itl_ms, .. } = objective(job.class);
+    seen.ttft_ms <= ttft_ms && seen.itl_ms <= itl_ms
 }

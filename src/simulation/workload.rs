@@ -35,10 +35,6 @@ pub struct Job {
     pub max_new: u32,
     /// Key of its draws.
     pub seed: u64,
-    /// What it wants: the first token, in milliseconds.
-    pub ttft_ms: f64,
-    /// And the time between tokens, on the average.
-    pub itl_ms: f64,
 }
 
 impl Job {
@@ -133,10 +129,10 @@ fn turn(chance: &mut Chance, talk: &mut Talk) -> Job {
     let said = (said as u64).clamp(4, 6_000);
     talk.known.extend((0..said).map(|at| word(seed ^ at << 16)));
     let output = (output as u32).clamp(2, 400);
-    let (class, ttft_ms, itl_ms) = match talk.kind {
-        Kind::Chat => (ServiceClass::Standard, 2_000.0, 100.0),
-        Kind::Agent => (ServiceClass::Interactive, 1_000.0, 80.0),
-        Kind::Document => (ServiceClass::Batch, 30_000.0, 500.0),
+    let class = match talk.kind {
+        Kind::Chat => ServiceClass::Standard,
+        Kind::Agent => ServiceClass::Interactive,
+        Kind::Document => ServiceClass::Batch,
     };
     let job = Job {
         at_us: talk.at_us,
@@ -146,8 +142,6 @@ fn turn(chance: &mut Chance, talk: &mut Talk) -> Job {
         output,
         max_new: 512,
         seed,
-        ttft_ms,
-        itl_ms,
     };
     talk.known.extend(job.answer());
     talk.turns -= 1;
@@ -215,8 +209,6 @@ pub fn read_trace(from: impl BufRead) -> Result<Vec<Job>, TraceError> {
             output: output_length,
             max_new: output_length.max(512),
             seed: mixed(at as u64),
-            ttft_ms: 5_000.0,
-            itl_ms: 150.0,
         });
     }
     jobs.sort_by_key(|job| job.at_us);

@@ -30,6 +30,7 @@ use cuckoo_wire::message::{FoundBy, Offer, Price, ReplicaId, ServiceClass, Task,
 pub use fleet::Replica;
 use pool::Pool;
 pub use prefix_index::BlockName;
+pub use score::{Objective, objective};
 
 /// Requests that may wait, all models together.
 pub const WAITING_MAX: usize = 4_096;
@@ -317,6 +318,9 @@ impl Board {
     /// Requests that have waited for too long, and why nobody took them. They wait no longer.
     pub fn expire(&mut self, now: Duration) -> Vec<(Ticket, Turned)> {
         let late: Vec<_> = self.pools.values_mut().flat_map(|pool| pool.expire(now)).collect();
+        // Whoever waits for a replica that nothing is heard of goes elsewhere after a while.
+        let waiting = self.pools.iter().filter(|(_, pool)| pool.has_waiting()).map(|(weights, _)| *weights);
+        self.changed.extend(waiting);
         self.waiting -= late.len();
         late.iter().for_each(|(ticket, _)| _ = self.tickets.remove(ticket));
         let mut late = late;

@@ -20,6 +20,11 @@ const RING_WALK_MAX: usize = 8;
 /// How often placements are expected to be lost before anything is known, and how much one outcome counts.
 const LOSS_PRIOR: f64 = 0.02;
 const LOSS_SHARE: f64 = 0.05;
+/// How far apart the ends of a replica's requests are before any has ended, and how much one counts.
+const END_PRIOR_MS: f64 = 500.0;
+const END_SHARE: f64 = 0.1;
+/// How much one step's rows of prompts count.
+const PROMPT_ROWS_SHARE: f64 = 0.05;
 /// The first token is expected within so many times what was foreseen, in 95 of 100 cases, before anything is known.
 const LATE_PRIOR: f64 = 1.5;
 
@@ -37,6 +42,13 @@ pub struct Replica {
     /// The request that its room is kept for: it has a sequence free, and too few blocks.
     pub(super) kept_for: Option<Ticket>,
     pub(super) time: StepTime,
+    /// Requests that wait for it though others have room.
+    pub(super) preferred: u32,
+    /// Milliseconds from the end of one of its requests to that of the next.
+    pub(super) end_ms: Mean,
+    pub(super) last_end: Duration,
+    /// Rows of a step that are of prompts.
+    pub(super) prompt_rows: Mean,
     /// How late first tokens are, as a multiple of what was foreseen.
     pub(super) late: Quantile,
     /// The share of placements that are lost.
@@ -114,6 +126,11 @@ impl Replica {
         !self.draining && !self.suspect && self.kept_for.is_none() && self.has_sequence()
     }
 
+    /// How long until it has room for one more than those who wait for it already, in milliseconds.
+    pub(super) fn room_in_ms(&self) -> f64 {
+        f64::from(self.preferred + 1) * self.end_ms.value()
+    }
+
     fn load(&self) -> f64 {
         self.running.len() as f64 / self.offer.window.sequences.max(1) as f64
     }
@@ -189,6 +206,10 @@ impl Fleet {
             suspect: false,
             kept_for: None,
             time,
+            preferred: 0,
+            end_ms: Mean::new(END_SHARE, END_PRIOR_MS),
+            last_end: Duration::ZERO,
+            prompt_rows: Mean::new(PROMPT_ROWS_SHARE, 0.0),
             late: Quantile::new(0.95, LATE_PRIOR),
             losses: Mean::new(LOSS_SHARE, LOSS_PRIOR),
             network_ms,

@@ -1,28 +1,32 @@
 //! One model: its replicas, what they have cached, and who waits for them.
 
+mod pick;
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use cuckoo_wire::message::{FoundBy, Offer, ServiceClass};
+use cuckoo_wire::message::{Offer, ServiceClass};
 
-use super::fleet::{Fleet, Runs, mixed};
+use self::pick::Pick;
+use super::fleet::Fleet;
 use super::prefix_index::PrefixIndex;
 use super::queue::{Queue, Waits};
 use super::rates::{Mean, StepTime};
-use super::score::{self, Foreseen, Outlook};
-use super::{Considered, Ended, Need, Placement, Reasons, ReplicaKey, Steps, Ticket, Turned};
+use super::score;
+use super::{Ended, Need, Placement, ReplicaKey, Steps, Ticket, Turned};
 
 /// Waiting requests that are considered at a time; bounds the work of one event.
 const CONSIDERED_MAX: usize = 64;
-/// Replicas that are considered for their caches, and by chance.
-const BY_PREFIX: usize = 4;
-const BY_CHANCE: usize = 4;
-/// Replicas that are looked at in one go where none of these can take a request.
-const SEARCHED_MAX: u32 = 64;
 /// How long a request waits where no replica could ever take it: a miner may be restarting.
 const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
 /// How soon the search for one goes on.
 const SEARCH_PAUSE: Duration = Duration::from_millis(100);
+/// Ends of requests that are further apart say that there was nothing to do.
+const END_MAX_MS: f64 = 5_000.0;
+/// Ends that are remembered.
+const ENDED_MAX: usize = 256;
+/// Requests that are passed over at a time because they wait for somebody else.
+const PASSED_MAX: usize = 16;
 /// What an output is thought to have before any has ended, in tokens, and how much one counts.
 const OUTPUT_PRIOR: f64 = 128.0;
 const OUTPUT_SHARE: f64 = 0.02;
@@ -56,6 +60,9 @@ pub(super) struct Pool {
     /// What was charged for those that run: who, and for how much output.
     charged: HashMap<Ticket, (Waits, f64)>,
     output: Mean,
+    /// Where the newest requests ended, in no order: who finishes more is met here more often.
+    ended_on: Vec<u32>,
+    ended: usize,
     /// Steps of all replicas together.
     time: StepTime,
     drained: Drained,
@@ -74,15 +81,8 @@ struct Request {
     is_suited: bool,
     /// The replica whose room is kept for it.
     kept: Option<u32>,
-}
-
-/// What became of a request that was considered.
-enum Pick {
-    Placed(Box<Placement>),
-    /// It goes on waiting.
-    Waits,
-    /// No replica there is will ever take it.
-    Unserved,
+    /// The replica that it waits for though others have room.
+    preferred: Option<u32>,
 }
 
 /// Tokens a second, over the last whole period.
@@ -104,6 +104,8 @@ impl Default for Pool {
             parked: BTreeSet::new(),
             charged: HashMap::new(),
             output: Mean::new(OUTPUT_SHARE, OUTPUT_PRIOR),
+            ended_on: Vec::new(),
+            ended: 0,
             time: StepTime::default(),
             drained: Drained { since: Duration::ZERO, tokens: 0, rate: DRAIN_PRIOR },
         }
@@ -140,6 +142,8 @@ impl Pool {
             if steps.steps > 0 {
                 let each_ms = steps.took.as_secs_f64() * 1e3 / f64::from(steps.steps);
                 replica.time.observe(steps.rows / steps.steps, replica.context, each_ms);
+                let decoding = replica.running.len() as f64;
+                replica.prompt_rows.observe((f64::from(steps.rows) / f64::from(steps.steps) - decoding).max(0.0));
                 all.observe(steps.rows / steps.steps, replica.context, each_ms);
             }
         });
@@ -153,6 +157,7 @@ impl Pool {
             class: need.class,
             has_begun: need.has_begun,
             since: now,
+            late_from: now + Duration::from_secs_f64(score::objective(need.class).ttft_ms / 1e3),
             work: u64::from(need.tokens) + output as u64 + 1,
         };
         let patience = patience(need.class);
@@ -164,7 +169,8 @@ impl Pool {
         let deadline = now + patience.min(UNSERVED_PATIENCE);
         self.deadlines.insert((deadline, ticket));
         self.queue.put(waits);
-        let request = Request { need, waits, deadline, cursor: 0, searched: 0, is_suited: false, kept: None };
+        let request =
+            Request { need, waits, deadline, cursor: 0, searched: 0, is_suited: false, kept: None, preferred: None };
         self.requests.insert(ticket, request);
         Ok(())
     }
@@ -181,6 +187,9 @@ impl Pool {
     fn leave(&mut self, ticket: Ticket) -> Option<Request> {
         let request = self.requests.remove(&ticket)?;
         self.deadlines.remove(&(request.deadline, ticket));
+        if let Some(preferred) = request.preferred {
+            self.fleet.change(preferred, |replica| replica.preferred = replica.preferred.saturating_sub(1));
+        }
         if let Some(kept) = request.kept {
             self.fleet.change(kept, |replica| replica.kept_for = replica.kept_for.filter(|for_it| *for_it != ticket));
         }
@@ -199,8 +208,16 @@ impl Pool {
     /// `id` is `None` where its replica has gone.
     pub(super) fn ended(&mut self, id: Option<u32>, ticket: Ticket, end: Ended, now: Duration) {
         if let Some(id) = id {
+            match self.ended_on.len() < ENDED_MAX {
+                true => self.ended_on.push(id),
+                false => self.ended_on[self.ended % ENDED_MAX] = id,
+            }
+            self.ended += 1;
             self.fleet.change(id, |replica| {
                 let Some(runs) = replica.running.remove(&ticket) else { return };
+                let since = now.saturating_sub(replica.last_end).as_secs_f64() * 1e3;
+                replica.end_ms.observe(since.min(END_MAX_MS));
+                replica.last_end = now;
                 if runs.foreseen.is_some() {
                     replica.prefilling -= u64::from(runs.uncached);
                 }
@@ -218,132 +235,19 @@ impl Pool {
     pub(super) fn place(&mut self, now: Duration, chance: &mut u64, placed: &mut Vec<Placement>) {
         let mut passed = Vec::new();
         let may_place = |fleet: &Fleet| fleet.has_room() || fleet.len() == 0;
-        while passed.len() < CONSIDERED_MAX && may_place(&self.fleet) {
-            let Some(waits) = self.queue.take() else { break };
+        let mut preferring = 0;
+        while passed.len() < CONSIDERED_MAX && preferring < PASSED_MAX && may_place(&self.fleet) {
+            let Some(waits) = self.queue.take(now) else { break };
             match self.pick(waits, now, chance) {
                 Pick::Placed(placement) => placed.push(*placement),
-                Pick::Waits => passed.push(waits),
+                Pick::Waits => {
+                    preferring += usize::from(self.requests.get(&waits.ticket).is_some_and(|r| r.preferred.is_some()));
+                    passed.push(waits);
+                }
                 Pick::Unserved => _ = self.parked.insert(waits.ticket),
             }
         }
         passed.into_iter().for_each(|waits| self.queue.put(waits));
-    }
-
-    fn pick(&mut self, waits: Waits, now: Duration, chance: &mut u64) -> Pick {
-        let Some(request) = self.requests.get(&waits.ticket) else { return Pick::Waits };
-        if !self.fleet.computes(&request.need.model) {
-            return Pick::Unserved;
-        }
-        let mut found = self.candidates(request, chance);
-        if found.is_empty() {
-            found = self.search(waits.ticket);
-        }
-        let Some(request) = self.requests.get(&waits.ticket) else { return Pick::Waits };
-        if found.is_empty() {
-            let is_unserved = !request.is_suited && request.searched >= self.fleet.ids();
-            return if is_unserved { Pick::Unserved } else { Pick::Waits };
-        }
-        Pick::Placed(Box::new(self.choose(waits, found, now)))
-    }
-
-    /// A handful of replicas that can take it now.
-    fn candidates(&self, request: &Request, chance: &mut u64) -> Vec<(u32, FoundBy)> {
-        let need = &request.need;
-        let mut found: Vec<(u32, FoundBy)> = Vec::with_capacity(BY_PREFIX + BY_CHANCE + 2);
-        let can = |id: u32| self.fleet.get(id).is_some_and(|r| r.suits(need) && r.has_room(need));
-        found.extend(request.kept.filter(|id| can(*id)).map(|id| (id, FoundBy::Kept)));
-        let is_free = |id: u32| can(id) && self.fleet.get(id).is_some_and(|r| r.kept_for.is_none());
-        let add = |found: &mut Vec<(u32, FoundBy)>, id: u32, by: FoundBy| {
-            if found.iter().all(|(other, _)| *other != id) && is_free(id) {
-                found.push((id, by));
-            }
-        };
-        let most = found.len() + BY_PREFIX;
-        self.index.deepest(&need.chain, next(chance), |id| {
-            add(&mut found, id, FoundBy::Prefix);
-            found.len() < most
-        });
-        if let Some(id) = need.chain.first().and_then(|first| self.fleet.on_ring(*first, need)) {
-            add(&mut found, id, FoundBy::Ring);
-        }
-        let open = self.fleet.open(&need.model);
-        match open.len() <= 2 * BY_CHANCE {
-            true => open.iter().for_each(|id| add(&mut found, *id, FoundBy::Chance)),
-            false => (0..BY_CHANCE).for_each(|_| {
-                add(&mut found, open[(next(chance) % open.len() as u64) as usize], FoundBy::Chance);
-            }),
-        }
-        found
-    }
-
-    /// Looks on for a replica where those at hand would not do: at so many, from where it stopped. Keeps the room of one
-    /// that only lacks blocks.
-    fn search(&mut self, ticket: Ticket) -> Vec<(u32, FoundBy)> {
-        let Some(request) = self.requests.get_mut(&ticket) else { return Vec::new() };
-        let (mut found, mut lacks_blocks) = (Vec::new(), None);
-        let ids = self.fleet.ids();
-        for _ in 0..SEARCHED_MAX.min(ids) {
-            let id = request.cursor % ids;
-            (request.cursor, request.searched) = (id + 1, request.searched.saturating_add(1));
-            let Some(replica) = self.fleet.get(id).filter(|replica| replica.suits(&request.need)) else { continue };
-            request.is_suited = true;
-            let is_others = replica.kept_for.is_some_and(|other| other != ticket);
-            if !is_others && replica.has_room(&request.need) {
-                found.push((id, FoundBy::Search));
-            } else if !is_others && replica.has_sequence() {
-                let better =
-                    |other: u32| self.fleet.get(other).is_none_or(|other| other.blocks_free() < replica.blocks_free());
-                lacks_blocks = lacks_blocks.filter(|other| !better(*other)).or(Some(id));
-            }
-        }
-        if found.is_empty() && request.kept.is_none() {
-            request.kept = lacks_blocks;
-            if let Some(id) = lacks_blocks {
-                self.fleet.change(id, |replica| replica.kept_for = Some(ticket));
-            }
-        }
-        found
-    }
-
-    /// The cheapest of those that give what the class asks for, or of all.
-    fn choose(&mut self, waits: Waits, found: Vec<(u32, FoundBy)>, now: Duration) -> Placement {
-        let request = self.leave(waits.ticket).expect("it was looked at");
-        let need = &request.need;
-        let output = self.output_of(need);
-        let lowest = self.fleet.quote(&need.model).lowest_ask;
-        let lowest_cost = lowest.map_or(0.0, |ask| score::cost_at(need, output, &ask));
-        let outlook = Outlook { output, lowest_cost };
-        let mut candidates: Vec<(u32, Foreseen, Considered)> = found
-            .into_iter()
-            .filter_map(|(id, found_by)| {
-                let replica = self.fleet.get(id)?;
-                let cached_tokens = self.index.hit(id, &need.chain) as u32 * replica.offer.block_tokens;
-                let foreseen = score::foresee(replica, need, cached_tokens, &outlook);
-                let Foreseen { terms, ttft_p95_ms, itl_ms, meets, .. } = foreseen;
-                let key = replica.key;
-                let considered = Considered { key, cached_tokens, terms, ttft_p95_ms, itl_ms, meets, found_by };
-                Some((id, foreseen, considered))
-            })
-            .collect();
-        candidates.sort_by(|(_, a, _), (_, b, _)| {
-            b.meets.cmp(&a.meets).then_with(|| a.terms.total().total_cmp(&b.terms.total()))
-        });
-        let (id, foreseen, considered) = candidates[0];
-        let replica = self.fleet.get(id).expect("it is a candidate");
-        let (key, blocks, ask) = (replica.key, replica.blocks(need), replica.ask());
-        let uncached = need.tokens.saturating_sub(considered.cached_tokens);
-        let served_tokens = self.queue.counter(waits.tenant, waits.class);
-        self.fleet.assign(id, waits.ticket, blocks, Runs { uncached, foreseen: Some((now, foreseen.ttft_ms)) });
-        self.queue.charge(waits.tenant, waits.class, i64::from(uncached) + output as i64);
-        self.charged.insert(waits.ticket, (waits, output));
-        let reasons = Reasons {
-            waited: now.saturating_sub(waits.since),
-            waiting: self.queue.len() as u32,
-            replicas: self.fleet.len(),
-            served_tokens,
-            candidates: candidates.into_iter().map(|(_, _, considered)| considered).collect(),
-        };
-        Placement { ticket: waits.ticket, key, blocks, ask, reasons }
     }
 
     /// Those whose time is over. Of a request that nobody could be found for yet it is found out, a few replicas at a time,
@@ -375,6 +279,11 @@ impl Pool {
         late
     }
 
+    /// Whether anybody waits who may be placed.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.queue.len() > 0
+    }
+
     /// When what waits now will have been served, at the rate of late.
     pub(super) fn retry_after(&self) -> Duration {
         let seconds = (self.queue.work() as f64 / self.drained.rate).ceil() as u64;
@@ -395,10 +304,4 @@ impl Drained {
             *self = Self { since: now, tokens: 0, rate: rate.max(1.0) };
         }
     }
-}
-
-/// The next of a sequence of numbers that look random.
-fn next(chance: &mut u64) -> u64 {
-    *chance = chance.wrapping_add(1);
-    mixed(*chance)
 }

@@ -14,6 +14,8 @@ use super::{ServiceClass, Tenant, Ticket};
 
 /// How much later a request counts as having come, for each token of its work, in microseconds.
 const AGE_PER_TOKEN_US: u64 = 2_000;
+/// Of so many turns of a tenant that has requests in time, one goes to one that is late.
+const LATE_TURNS: u32 = 4;
 /// Shares of the classes where all have requests waiting: interactive, standard, batch.
 const WEIGHTS: [u64; 3] = [8, 4, 1];
 /// Tenants that wait for nothing are forgotten when there are so many, if they got no more than who is served.
@@ -30,6 +32,8 @@ pub(super) struct Waits {
     /// Its stream has begun: it has lost its miner.
     pub(super) has_begun: bool,
     pub(super) since: Duration,
+    /// When it can no longer be in time.
+    pub(super) late_from: Duration,
     /// Tokens to compute, as far as can be foreseen; at least 1.
     pub(super) work: u64,
 }
@@ -52,12 +56,43 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Class {
     counter: u64,
-    waiting: HashMap<Tenant, BTreeMap<(u64, Ticket), Waits>>,
+    waiting: HashMap<Tenant, Own>,
     /// Tenants that wait, by counter.
     order: BTreeSet<(u64, Tenant)>,
     counters: HashMap<Tenant, u64>,
     /// The counter of the tenant that was served last.
     floor: u64,
+}
+
+/// What waits of one tenant.
+#[derive(Debug, Default)]
+struct Own {
+    in_time: BTreeMap<(u64, Ticket), Waits>,
+    /// Those that are late already: for them it matters less. They wait for those that are not, but for one turn in
+    /// [`LATE_TURNS`].
+    late: BTreeMap<(u64, Ticket), Waits>,
+    turns: u32,
+}
+
+impl Own {
+    fn is_empty(&self) -> bool {
+        self.in_time.is_empty() && self.late.is_empty()
+    }
+
+    fn take(&mut self, now: Duration) -> Option<Waits> {
+        while let Some(first) = self.in_time.first_entry().filter(|first| first.get().late_from <= now) {
+            let (place, request) = first.remove_entry();
+            self.late.insert(place, request);
+        }
+        self.turns += 1;
+        let late_first = self.turns % LATE_TURNS == 0 || self.in_time.is_empty();
+        let next = if late_first { self.late.pop_first() } else { None };
+        next.or_else(|| self.in_time.pop_first()).map(|(_, request)| request)
+    }
+
+    fn remove(&mut self, place: &(u64, Ticket)) -> bool {
+        self.in_time.remove(place).or_else(|| self.late.remove(place)).is_some()
+    }
 }
 
 impl Queue {
@@ -87,12 +122,12 @@ impl Queue {
     }
 
     /// Takes the next.
-    pub(super) fn take(&mut self) -> Option<Waits> {
+    pub(super) fn take(&mut self, now: Duration) -> Option<Waits> {
         let next = match self.begun.pop_first() {
             Some((_, request)) => request,
             None => {
                 let waiting = self.classes.iter_mut().filter(|class| !class.order.is_empty());
-                waiting.min_by_key(|class| class.counter)?.take()?
+                waiting.min_by_key(|class| class.counter)?.take(now)?
             }
         };
         self.left(&next);
@@ -157,26 +192,25 @@ impl Class {
             self.order.insert((*counter, tenant));
             self.forget();
         }
-        self.waiting.entry(tenant).or_default().insert(place_of(&request), request);
+        self.waiting.entry(tenant).or_default().in_time.insert(place_of(&request), request);
     }
 
-    fn take(&mut self) -> Option<Waits> {
+    fn take(&mut self, now: Duration) -> Option<Waits> {
         let (_, tenant) = *self.order.first()?;
-        let requests = self.waiting.get_mut(&tenant)?;
-        let (_, request) = requests.pop_first()?;
+        let request = self.waiting.get_mut(&tenant)?.take(now)?;
         self.leave_if_empty(tenant);
         Some(request)
     }
 
     fn remove(&mut self, request: &Waits) -> bool {
         let Some(requests) = self.waiting.get_mut(&request.tenant) else { return false };
-        let found = requests.remove(&place_of(request)).is_some();
+        let found = requests.remove(&place_of(request));
         self.leave_if_empty(request.tenant);
         found
     }
 
     fn leave_if_empty(&mut self, tenant: Tenant) {
-        if self.waiting.get(&tenant).is_some_and(BTreeMap::is_empty) {
+        if self.waiting.get(&tenant).is_some_and(Own::is_empty) {
             self.waiting.remove(&tenant);
             self.order.remove(&(self.counters[&tenant], tenant));
         }
@@ -214,12 +248,13 @@ mod tests {
 
     fn waits(ticket: u64, tenant: u64, class: ServiceClass, work: u64) -> Waits {
         let since = Duration::from_millis(ticket);
-        Waits { ticket: Ticket(ticket), tenant: Tenant(tenant), class, has_begun: false, since, work }
+        let late_from = Duration::MAX;
+        Waits { ticket: Ticket(ticket), tenant: Tenant(tenant), class, has_begun: false, since, late_from, work }
     }
 
     /// Serves the next, wholly.
     fn serve(queue: &mut Queue) -> Waits {
-        let next = queue.take().expect("somebody waits");
+        let next = queue.take(Duration::ZERO).expect("somebody waits");
         queue.charge(next.tenant, next.class, next.work as i64);
         next
     }
@@ -270,6 +305,17 @@ mod tests {
     }
 
     #[test]
+    fn who_is_late_waits_for_who_is_not_but_not_for_ever() {
+        let mut queue = Queue::default();
+        let now = Duration::from_secs(10);
+        (0..10).for_each(|n| queue.put(Waits { late_from: now, ..waits(n, 1, ServiceClass::Standard, 50) }));
+        (10..20).for_each(|n| queue.put(waits(n, 1, ServiceClass::Standard, 50)));
+        let order: Vec<u64> = (0..20).filter_map(|_| queue.take(now)).map(|r| r.ticket.0).collect();
+        assert_eq!(order[..8], [10, 11, 12, 0, 13, 14, 15, 1]);
+        assert_eq!((order.len(), &order[13..]), (20, &[3, 4, 5, 6, 7, 8, 9][..]));
+    }
+
+    #[test]
     fn short_requests_pass_long_ones_for_a_while() {
         let mut queue = Queue::default();
         queue.put(waits(0, 1, ServiceClass::Standard, 5_000));
@@ -311,7 +357,7 @@ mod tests {
                         queue.put(request);
                         inside.push(request);
                     }
-                    2 => match queue.take() {
+                    2 => match queue.take(Duration::ZERO) {
                         Some(taken) => {
                             let at = inside.iter().position(|r| *r == taken);
                             prop_assert!(at.is_some());
@@ -326,7 +372,7 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), inside.len());
             }
-            prop_assert_eq!(std::iter::from_fn(|| queue.take()).count(), inside.len());
+            prop_assert_eq!(std::iter::from_fn(|| queue.take(Duration::ZERO)).count(), inside.len());
         }
     }
 }

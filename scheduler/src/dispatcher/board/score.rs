@@ -7,11 +7,11 @@ use super::fleet::Replica;
 
 /// What a class asks for, and what it gives for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Objective {
+pub struct Objective {
     /// The first token, in milliseconds.
-    pub(super) ttft_ms: f64,
+    pub ttft_ms: f64,
     /// Between tokens, in milliseconds.
-    pub(super) itl_ms: f64,
+    pub itl_ms: f64,
     /// What twice the lowest price is worth, in milliseconds of the whole answer.
     double_price_ms: f64,
 }
@@ -19,11 +19,12 @@ pub(super) struct Objective {
 /// Finding out that a miner is gone takes so long.
 const DETECTION_MS: f64 = 300.0;
 
-pub(super) fn objective(class: ServiceClass) -> Objective {
+/// What is aimed at for requests of a class: no promise, but the line between in time and late.
+pub fn objective(class: ServiceClass) -> Objective {
     match class {
-        ServiceClass::Interactive => Objective { ttft_ms: 1_000.0, itl_ms: 100.0, double_price_ms: 500.0 },
-        ServiceClass::Standard => Objective { ttft_ms: 5_000.0, itl_ms: 250.0, double_price_ms: 5_000.0 },
-        ServiceClass::Batch => Objective { ttft_ms: 600_000.0, itl_ms: 5_000.0, double_price_ms: 300_000.0 },
+        ServiceClass::Interactive => Objective { ttft_ms: 1_000.0, itl_ms: 80.0, double_price_ms: 500.0 },
+        ServiceClass::Standard => Objective { ttft_ms: 2_000.0, itl_ms: 100.0, double_price_ms: 5_000.0 },
+        ServiceClass::Batch => Objective { ttft_ms: 30_000.0, itl_ms: 500.0, double_price_ms: 60_000.0 },
     }
 }
 
@@ -47,12 +48,29 @@ pub(super) struct Foreseen {
     pub(super) meets: bool,
 }
 
+impl Foreseen {
+    /// What is compared, the smaller the better: whether it misses what the class aims at, then what it costs.
+    pub(super) fn rank(&self) -> (bool, f32) {
+        (!self.meets, self.terms.total())
+    }
+
+    /// The same, after so many milliseconds of waiting for room.
+    pub(super) fn wait(&mut self, ms: f64, class: ServiceClass) {
+        self.terms.queue += ms as f32;
+        self.ttft_ms += ms;
+        self.ttft_p95_ms += ms;
+        self.meets &= self.ttft_p95_ms <= objective(class).ttft_ms;
+    }
+}
+
 /// A request on a replica that has `cached` tokens of it.
 pub(super) fn foresee(replica: &Replica, need: &Need, cached: u32, outlook: &Outlook) -> Foreseen {
     let uncached = f64::from(need.tokens.saturating_sub(cached).max(1));
     let running = replica.running.len() as u32;
     let prefill_ms = replica.time.prefill_ms();
-    let itl_ms = replica.time.step_ms(running + 1, replica.context + u64::from(need.tokens));
+    // Steps have rows of others' prompts too, as many as of late.
+    let rows = running + 1 + replica.prompt_rows.value() as u32;
+    let itl_ms = replica.time.step_ms(rows, replica.context + u64::from(need.tokens));
     let (queue, prefill) = (replica.prefilling as f64 * prefill_ms, uncached * prefill_ms);
     // Everybody there waits while the prompt is computed, and a row longer for each token.
     let slower = uncached * replica.time.row_ms() + outlook.output * replica.time.row_ms();

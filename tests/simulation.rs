@@ -1,0 +1,96 @@
+//! The market on a virtual clock: what must hold whatever breaks, from many seeds; and that a seed is all it takes to see
+//! a run again.
+
+use std::io::Cursor;
+use std::process::Stdio;
+
+use cuckoo::simulation::{Faults, HARDWARE, Job, Report, Rule, Scenario, Workload, read_trace, run, write_trace};
+use serde_json::Value;
+
+use crate::support::cuckoo;
+
+const BAD_DAY: Faults = Faults { kills: 6.0, freezes: 6.0, partitions: 6.0, scheduler_kills: 2.0, departures: 0.1 };
+
+fn jobs(seed: u64, requests: usize) -> Vec<Job> {
+    Workload { requests, per_second: 15.0, tenants: 7 }.draw(seed)
+}
+
+fn simulated(seed: u64, rule: Rule, faults: Faults) -> Report {
+    let miners = (0..8).map(|at| HARDWARE[at % 4]).collect();
+    run(&Scenario { seed, rule, miners, jobs: jobs(seed, 80), faults })
+        .unwrap_or_else(|violation| panic!("{violation}"))
+}
+
+#[test]
+fn whatever_breaks_every_request_ends_with_its_own_tokens_and_is_paid_once() {
+    let reports: Vec<Report> = (0..25).map(|seed| simulated(seed, Rule::Cuckoo, BAD_DAY)).collect();
+    let moves: u64 = reports.iter().map(|report| report.moves).sum();
+    assert!(moves > 50, "{moves}: miners were lost while they computed");
+    assert!(reports.iter().all(|report| report.finished + report.turned_away == report.requests));
+    let finished: usize = reports.iter().map(|report| report.finished).sum();
+    assert!(finished * 10 > 25 * 80 * 8, "{finished}: who does not leave is answered");
+}
+
+#[test]
+fn rules_of_others_keep_what_must_be_kept_too() {
+    for rule in Rule::ALL {
+        let report = simulated(3, rule, Faults { scheduler_kills: 0.0, ..BAD_DAY });
+        assert!(report.finished > 0 && report.rule == rule.name());
+    }
+}
+
+#[test]
+fn a_seed_is_all_it_takes() {
+    let twice = [0, 1].map(|_| simulated(11, Rule::Cuckoo, BAD_DAY));
+    assert_eq!(twice[0], twice[1]);
+    assert_ne!(twice[0].digest, simulated(12, Rule::Cuckoo, BAD_DAY).digest);
+    let quiet = simulated(11, Rule::Cuckoo, Faults::default());
+    assert_eq!((quiet.finished, quiet.turned_away, quiet.moves), (80, 0, 0));
+}
+
+#[test]
+fn the_command_prints_the_same_bytes_again() {
+    let printed = |more: &[&str]| {
+        let mut command = cuckoo();
+        command.args(["simulate", "--json", "--requests", "60", "--seed", "5", "--faults", "2"]).args(more);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let rules = ["--rule", "cuckoo", "--rule", "p2c"];
+    let first = printed(&rules);
+    assert_eq!(first.stdout, printed(&rules).stdout, "{}", String::from_utf8_lossy(&first.stderr));
+    let lines = String::from_utf8(first.stdout).unwrap();
+    let reports: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named: Vec<_> = reports.iter().map(|report| report["rule"].as_str().unwrap()).collect();
+    assert_eq!((named, reports[0]["requests"].as_u64()), (vec!["cuckoo", "p2c"], Some(60)));
+    let unknown = printed(&["--rule", "best"]);
+    let why = String::from_utf8_lossy(&unknown.stderr);
+    assert!(!unknown.status.success() && why.contains("'best'") && why.contains("llm-d"), "{why}");
+}
+
+#[test]
+fn a_trace_is_read_as_it_was_written() {
+    let jobs = jobs(9, 200);
+    let mut written = Vec::new();
+    write_trace(&mut written, &jobs).unwrap();
+    let read = read_trace(Cursor::new(&written)).unwrap();
+    assert_eq!(read.len(), jobs.len());
+    for (read, job) in read.iter().zip(&jobs) {
+        let facts = |job: &Job| (job.at_us / 1_000, job.prompt.len(), job.output);
+        assert_eq!(facts(read), facts(job));
+    }
+    let shared = |jobs: &[Job], tokens: usize| {
+        let firsts: std::collections::HashSet<&[u32]> =
+            jobs.iter().filter(|job| job.prompt.len() >= tokens).map(|job| &job.prompt[..tokens]).collect();
+        firsts.len()
+    };
+    assert_eq!(shared(&read, 1_024), shared(&jobs, 1_024), "as many prompts begin alike");
+    for (line, word) in [
+        ("{}", "timestamp"),
+        (r#"{"timestamp":1,"input_length":600,"output_length":5,"hash_ids":[1]}"#, "1 hashes for 600 tokens"),
+        (r#"{"timestamp":1,"input_length":0,"output_length":5,"hash_ids":[]}"#, "make no request"),
+        (r#"{"timestamp":1,"input_length":9,"output_length":0,"hash_ids":[1]}"#, "make no request"),
+    ] {
+        let error = read_trace(Cursor::new(line)).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains("line 1"), "{error}");
+    }
+}
