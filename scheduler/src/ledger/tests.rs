@@ -8,6 +8,7 @@ use ractor::{ActorProcessingErr, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use super::books::tests::failover;
+use super::write::tests::finished;
 use super::*;
 
 /// Stands for the scheduler: hears which child failed.
@@ -48,7 +49,7 @@ struct Opened {
 async fn open(dir: &Path) -> Opened {
     let (sender, failures) = mpsc::channel(1);
     let (owner, _) = Actor::spawn(None, Owner, sender).await.unwrap();
-    Opened { ledger: LedgerHandle::open(dir, owner.get_cell()).await.unwrap(), failures, owner }
+    Opened { ledger: LedgerHandle::open(dir, None, PeerId([1; 32]), owner.get_cell()).await.unwrap(), failures, owner }
 }
 
 /// A ledger, and a developer who has `nano`.
@@ -80,7 +81,7 @@ async fn five_hundred_at_once_settle_to_the_unit() {
             let ledger = ledger.clone();
             tokio::spawn(async move {
                 ledger.hold(request(n), &client, 84_000).await.unwrap();
-                ledger.settle(Settlement { request: request(n), ..failover(0) }).await.unwrap()
+                ledger.settle(Settlement { request: request(n), ..failover(0) }, finished()).await.unwrap()
             })
         })
         .collect();
@@ -133,7 +134,7 @@ async fn a_crash_gives_back_what_was_held() {
     while Arc::strong_count(&ledger.store) > 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(ledger.release(request(1)).await, Err(LedgerError::Stopped));
+    assert_eq!(ledger.release(request(1), finished()).await, Err(LedgerError::Stopped));
     drop(ledger);
     let Opened { ledger, .. } = open(dir.path()).await;
     assert_eq!(available(&ledger, client).await, 10_000);
@@ -153,7 +154,7 @@ async fn a_hold_that_nobody_waits_for_is_given_back() {
     }
     // The release stands behind the hold in the actor's mailbox, and this behind both.
     ledger.hold(request(2), &client, 10_000).await.unwrap();
-    assert_eq!(ledger.release(request(1)).await, Ok(6_000), "as the first time");
+    assert_eq!(ledger.release(request(1), finished()).await, Ok(6_000), "as the first time");
 }
 
 #[tokio::test]
@@ -162,9 +163,9 @@ async fn what_nobody_waits_for_is_done_too() {
     let (Opened { ledger, .. }, client) = with_client(dir.path(), 200_000).await;
     ledger.hold(request(1), &client, 84_000).await.unwrap();
     ledger.hold(request(2), &client, 84_000).await.unwrap();
-    ledger.settle_later(Settlement { request: request(1), ..failover(0) });
-    ledger.release_later(request(2));
-    ledger.release_later(request(3));
+    ledger.settle_later(Settlement { request: request(1), ..failover(0) }, finished());
+    ledger.release_later(request(2), finished());
+    ledger.release_later(request(3), finished());
     ledger.hold(request(4), &client, 140_000).await.unwrap();
     assert_eq!(available(&ledger, client).await, 0);
     assert_eq!(ledger.totals().await.unwrap().requests, 1);
@@ -176,11 +177,11 @@ async fn a_broken_invariant_stops_the_ledger() {
     let (Opened { ledger, mut failures, .. }, client) = with_client(dir.path(), 100_000).await;
     ledger.hold(request(1), &client, 84_000).await.unwrap();
     let wrong = Settlement { request: request(1), max_tokens: 10, ..failover(0) };
-    let error = ledger.settle(wrong).await.unwrap_err();
+    let error = ledger.settle(wrong, finished()).await.unwrap_err();
     assert!(matches!(&error, LedgerError::Store(StoreError::Broken(b)) if b.invariant.starts_with("I5")), "{error}");
     assert_eq!(Refusal::from(error).code, RefusalCode::Internal);
     assert!(failures.recv().await.unwrap().contains("I5"), "the owner hears of it");
-    assert_eq!(ledger.release(request(1)).await, Err(LedgerError::Stopped));
+    assert_eq!(ledger.release(request(1), finished()).await, Err(LedgerError::Stopped));
     ledger.trial_balance().await.unwrap();
 }
 
