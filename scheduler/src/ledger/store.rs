@@ -27,6 +27,8 @@ mod step;
 pub(super) mod stub;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+pub(super) use suite::patiently;
 
 pub use any::AnyStore;
 pub use postgres::{NoUrl, PostgresStore, PostgresUrl};

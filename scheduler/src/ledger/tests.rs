@@ -49,7 +49,13 @@ struct Opened {
 async fn open(dir: &Path) -> Opened {
     let (sender, failures) = mpsc::channel(1);
     let (owner, _) = Actor::spawn(None, Owner, sender).await.unwrap();
-    Opened { ledger: LedgerHandle::open(dir, None, PeerId([1; 32]), owner.get_cell()).await.unwrap(), failures, owner }
+    let start = async || match LedgerHandle::open(dir, None, PeerId([1; 32]), owner.get_cell()).await {
+        Err(LedgerError::Store(e)) => Err(e),
+        other => Ok(other.unwrap()),
+    };
+    let ledger = super::store::patiently(start).await.unwrap();
+    crate::adopt::all(&ledger).await.unwrap();
+    Opened { ledger, failures, owner }
 }
 
 /// A ledger, and a developer who has `nano`.
@@ -139,7 +145,7 @@ async fn a_crash_gives_back_what_was_held() {
     let Opened { ledger, .. } = open(dir.path()).await;
     assert_eq!(available(&ledger, client).await, 10_000);
     let again = ledger.hold(request(1), &client, 6_000).await;
-    assert_eq!(again, Err(HoldError::Ledger(Rejection::AlreadyReleased(request(1)).into())));
+    assert_eq!(again, Err(HoldError::Ledger(Refused::Fenced(request(1)).into())), "it was taken over to be ended");
     assert_eq!(ledger.trial_balance().await.unwrap().holds_open, 0);
 }
 

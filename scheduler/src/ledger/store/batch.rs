@@ -89,6 +89,13 @@ pub(super) struct Rows {
     pub(super) blob: Vec<u8>,
 }
 
+impl Rows {
+    /// One without slices. It is never empty: an empty one would be bound as NULL.
+    fn blob() -> Vec<u8> {
+        vec![0]
+    }
+}
+
 impl<'a> Changes<'a> {
     /// Lets books and journal decide, and notes what changes. Each write has its own answer.
     ///
@@ -216,7 +223,7 @@ impl<'a> Changes<'a> {
 
     /// `[request, first segment, opened_ms, spec's place from 1, its length]` each, without those that ended at once.
     pub(super) fn opened_rows(&self, journal: &Journal, at_ms: i64) -> Option<Rows> {
-        let (mut list, mut blob) = (Vec::new(), Vec::new());
+        let (mut list, mut blob) = (Vec::new(), Rows::blob());
         for (request, spec) in &self.opened {
             let row = journal.row(request)?;
             list.push(json!([hex(&request.0), row.first_segment, at_ms, blob.len() + 1, spec.len()]));
@@ -227,7 +234,7 @@ impl<'a> Changes<'a> {
 
     /// `[request, ended_ms, output's place from 1, its length, ending's place, its length]` each.
     pub(super) fn ended_rows(&self, journal: &Journal, at_ms: i64) -> Option<Rows> {
-        let (mut list, mut blob) = (Vec::new(), Vec::new());
+        let (mut list, mut blob) = (Vec::new(), Rows::blob());
         for request in &self.ended {
             let row = journal.row(request)?;
             let output = to_bytes(&row.tokens);

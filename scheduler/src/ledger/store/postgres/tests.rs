@@ -105,7 +105,8 @@ async fn two_processes_are_not_one_scheduler() {
     let place = OnServer::make().await;
     let first = place.reopen().await;
     all(&first, &[write(deposit(1, 1, 1_000))]).await;
-    assert!(matches!(place.open(peer(ME)).await, Err(StoreError::InUse { .. })), "the data directory is in use");
+    let twice = PostgresStore::open(&place.url(), &place.dir.path().join(peer(ME).to_string()), peer(ME)).await;
+    assert!(matches!(twice, Err(StoreError::InUse { .. })), "the data directory is in use");
     // A copy of the data directory, on another machine.
     let copy = PostgresStore::open(&place.url(), &place.dir.path().join("copy"), peer(ME)).await.unwrap();
     let lost = StoreError::LeaseLost(peer(ME));
@@ -123,7 +124,7 @@ async fn schedulers_that_write_at_once_keep_every_unit() {
     all(&stores[0], &[write(deposit(1, 1, 30 * 84_000))]).await;
     let id = |n: u8, store: usize| RequestId([n + 100 * store as u8; 16]);
     let work = async |store: &PostgresStore, which: usize| {
-        let mut held = 0;
+        let mut held = 0_u64;
         for n in 0..40_u8 {
             let request = id(n, which);
             let opened = store.commit(&[Write::open(request, client(1), 84_000, Vec::new())], 1).await.unwrap();
@@ -142,9 +143,9 @@ async fn schedulers_that_write_at_once_keep_every_unit() {
     let (a, b) = tokio::join!(work(&stores[0], 0), work(&stores[1], 1));
     // Each costs 60,000 of the 84,000 that it holds: the developer has money for 41 and 42 holds at most.
     assert!((40..=42).contains(&(a + b)), "{a} and {b} were paid");
-    let paid = i64::from(a + b);
+    let paid = (a + b) as i64;
     let trial = stores[0].trial_balance().await.unwrap();
-    assert_eq!(trial.totals.requests, (a + b) as u64);
+    assert_eq!(trial.totals.requests, a + b);
     for store in &stores {
         assert_eq!(balance_of(store, Account::Client(client(1))).await, 30 * 84_000 - paid * 60_000);
         assert_eq!(balance_of(store, Account::MinerPending(peer(2))).await, paid * 36_080);

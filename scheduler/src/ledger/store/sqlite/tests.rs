@@ -7,11 +7,11 @@ use sqlx::AssertSqlSafe;
 use super::super::super::books::tests::{deposit, failover, hold, peer, request};
 use super::super::super::books::{Command, Outcome};
 use super::super::super::write::tests::{append, write};
-use super::super::suite::{ME, all, commit, history};
+use super::super::suite::{ME, all, commit, history, patiently};
 use super::*;
 
 async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
-    SqliteStore::open(dir, peer(ME)).await
+    patiently(async || SqliteStore::open(dir, peer(ME)).await).await
 }
 
 #[tokio::test]
@@ -133,13 +133,13 @@ async fn a_ledger_from_before_the_journal_gets_one() {
 async fn one_process_has_the_ledger_and_another_scheduler_may_have_it_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path()).await.unwrap();
-    let second = open(dir.path()).await.err().unwrap();
+    let second = SqliteStore::open(dir.path(), peer(ME)).await.err().unwrap();
     assert_eq!(second, StoreError::InUse { path: dir.path().join(LOCK_FILE) });
     all(&first, &[write(deposit(1, 1, 100)), super::super::super::write::tests::open(1, 10), append(1, 1, 0, &[4, 5])])
         .await;
     drop(first);
     // With a new key it is another scheduler; whoever wrote before is gone, for only one process can have the file.
-    let other = SqliteStore::open(dir.path(), peer(99)).await.unwrap();
+    let other = patiently(async || SqliteStore::open(dir.path(), peer(99)).await).await.unwrap();
     assert_eq!(other.take_over(Takeover::Earlier).await.unwrap(), []);
     let taken = other.take_over(Takeover::Expired).await.unwrap();
     assert_eq!(taken.iter().map(|r| (r.request, r.tokens.clone())).collect::<Vec<_>>(), [(request(1), vec![4, 5])]);
