@@ -7,6 +7,7 @@ use super::super::write::{Done, Rejected, Write};
 use super::{Kept, PostgresStore, Reopened, SqliteStore, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance};
 
 /// A ledger, wherever it is.
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum AnyStore {
     /// In a file, for one scheduler.
     Sqlite(SqliteStore),
