@@ -91,10 +91,11 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Reads what runs here, for a connection that is to write.
+    /// Reads what runs here, for a connection that is to write. A connection that was given up may still be at its commit:
+    /// it has the lock that this one waits for, so what is read is what it left.
     async fn load(&self, mut connection: SqliteConnection) -> Result<Writer, StoreError> {
         let (id, run) = self.run;
-        let mut tx = connection.begin().await.map_err(|e| self.error(e))?;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.error(e))?;
         let journal = journal::load(&mut tx, self.me, id).await.map_err(|f| self.explain(f))?;
         tx.rollback().await.map_err(|e| self.error(e))?;
         Ok(Writer { connection, id, run, journal })

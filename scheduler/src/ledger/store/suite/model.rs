@@ -175,6 +175,11 @@ proptest! {
     ) {
         run::<InFile>(batches);
     }
+}
+
+proptest! {
+    // Tables are made for each, which takes a server longer.
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn a_server_does_what_books_and_journal_do(
