@@ -179,9 +179,9 @@ mod tests {
 
     use ractor::rpc::CallResult;
 
-    use super::super::books::tests::{client, deposit, hold};
+    use super::super::books::tests::{client, deposit, hold, request};
     use super::super::store::stub::Stub;
-    use super::super::write::tests::{release, write};
+    use super::super::write::tests::{append, open, release, write};
     use super::super::{Command, Outcome};
     use super::*;
 
@@ -227,6 +227,28 @@ mod tests {
         assert_eq!(sizes.iter().sum::<usize>(), 701);
         assert_eq!(sizes.iter().max(), Some(&LEDGER_BATCH_MAX));
         assert!(sizes.len() <= 6, "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn tokens_of_thousands_of_streams_are_one_batch() {
+        let (store, actor) = start().await;
+        ask(&actor, deposit(1, 1, 1_000)).await.unwrap();
+        actor.cast(LedgerMsg::Apply(open(1, 10), None)).unwrap();
+        for first in 0..5_000 {
+            actor.cast(LedgerMsg::Apply(append(1, 1, first, &[first]), None)).unwrap();
+        }
+        ask(&actor, deposit(2, 1, 1_000)).await.unwrap();
+        let sizes: Vec<usize> = store.batches.lock().iter().map(Vec::len).collect();
+        assert_eq!((sizes.iter().sum::<usize>(), sizes.iter().max()), (5_003, Some(&LEDGER_WRITES_MAX)), "{sizes:?}");
+        assert_eq!(store.journal.lock().row(&request(1)).unwrap().tokens, (0..5_000).collect::<Vec<u32>>());
+        // What is long waits for the next one.
+        for n in 10..30 {
+            let spec = vec![1; crate::journal::SPEC_BYTES_MAX];
+            actor.cast(LedgerMsg::Apply(Write::open(request(n), client(1), 1, spec), None)).unwrap();
+        }
+        ask(&actor, deposit(3, 1, 1_000)).await.unwrap();
+        let sizes: Vec<usize> = store.batches.lock().iter().skip(sizes.len()).map(Vec::len).collect();
+        assert_eq!(sizes, [8, 8, 5]);
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ pub(super) mod stub;
 #[cfg(test)]
 mod suite;
 #[cfg(test)]
-pub(super) use suite::patiently;
+pub(super) use suite::{OnServer, Place, patiently};
 
 pub use any::AnyStore;
 pub use postgres::{NoUrl, PostgresStore, PostgresUrl};

@@ -8,6 +8,7 @@ use ractor::{ActorProcessingErr, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use super::books::tests::failover;
+use super::store::{OnServer, Place, patiently};
 use super::write::tests::finished;
 use super::*;
 
@@ -47,14 +48,20 @@ struct Opened {
 }
 
 async fn open(dir: &Path) -> Opened {
+    let opened = open_in(dir, None).await;
+    crate::adopt::all(&opened.ledger).await.unwrap();
+    opened
+}
+
+/// A ledger as it was left.
+async fn open_in(dir: &Path, database: Option<&PostgresUrl>) -> Opened {
     let (sender, failures) = mpsc::channel(1);
     let (owner, _) = Actor::spawn(None, Owner, sender).await.unwrap();
-    let start = async || match LedgerHandle::open(dir, None, PeerId([1; 32]), owner.get_cell()).await {
+    let start = async || match LedgerHandle::open(dir, database, PeerId([1; 32]), owner.get_cell()).await {
         Err(LedgerError::Store(e)) => Err(e),
         other => Ok(other.unwrap()),
     };
-    let ledger = super::store::patiently(start).await.unwrap();
-    crate::adopt::all(&ledger).await.unwrap();
+    let ledger = patiently(start).await.unwrap();
     Opened { ledger, failures, owner }
 }
 
@@ -128,20 +135,23 @@ async fn nobody_overspends_by_being_quick() {
     assert_eq!(available(&ledger, client).await, 500);
 }
 
-#[tokio::test]
-async fn a_crash_gives_back_what_was_held() {
-    let dir = tempfile::tempdir().unwrap();
-    let (Opened { ledger, owner, .. }, client) = with_client(dir.path(), 10_000).await;
-    ledger.hold(request(1), &client, 6_000).await.unwrap();
-    assert_eq!(available(&ledger, client).await, 4_000);
-    // No message is handled any more and nothing is closed in order.
+/// Ends everything at once: no message is handled any more and nothing is closed in order.
+async fn crash(Opened { ledger, owner, .. }: Opened) {
     ledger.actor.kill();
     owner.kill();
     while Arc::strong_count(&ledger.store) > 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(ledger.release(request(1), finished()).await, Err(LedgerError::Stopped));
-    drop(ledger);
+}
+
+#[tokio::test]
+async fn a_crash_gives_back_what_was_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, client) = with_client(dir.path(), 10_000).await;
+    opened.ledger.hold(request(1), &client, 6_000).await.unwrap();
+    assert_eq!(available(&opened.ledger, client).await, 4_000);
+    crash(opened).await;
     let Opened { ledger, .. } = open(dir.path()).await;
     assert_eq!(available(&ledger, client).await, 10_000);
     let again = ledger.hold(request(1), &client, 6_000).await;
@@ -216,4 +226,62 @@ async fn refusals_say_what_developers_can_use() {
     assert_eq!(refusal.code, RefusalCode::Unavailable);
     assert!(!refusal.message.contains('/'), "no path leaves the machine: {}", refusal.message);
     assert_eq!(Refusal::from(LedgerError::Stopped).code, RefusalCode::Unavailable);
+}
+
+/// A request runs, its scheduler ends without a word, and the next one goes on where it was.
+async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
+    let opened = open_in(dir, database).await;
+    let key = opened.ledger.create_key("test", 100_000).await.unwrap();
+    let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();
+    opened.ledger.open_request(request(1), &client, 84_000, vec![4, 2]).await.unwrap();
+    opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100]).await.unwrap();
+    crash(opened).await;
+
+    let Opened { ledger, .. } = open_in(dir, database).await;
+    let mut taken = ledger.adopt().await.unwrap();
+    assert_eq!(ledger.adopt().await.unwrap(), []);
+    let Reopened { spec, tokens, epoch, .. } = taken.pop().unwrap();
+    assert_eq!((spec, tokens, epoch), (vec![4, 2], vec![7; 100], Epoch(2)));
+    let late = ledger.append(request(1), Epoch::FIRST, 100, vec![9]).await.unwrap_err();
+    assert_eq!(late, LedgerError::Refused(Refused::Fenced(request(1))));
+    assert_eq!(Refusal::from(late).code, RefusalCode::Unavailable);
+    ledger.append(request(1), epoch, 100, vec![8; 50]).await.unwrap();
+    // A developer comes back, and asks for it as if nobody ran it.
+    let claimed = ledger.claim(request(1)).await.unwrap().unwrap();
+    assert_eq!((claimed.epoch, claimed.tokens.len()), (Epoch(3), 150));
+    ledger.append(request(1), claimed.epoch, 150, vec![6; 100]).await.unwrap();
+    let end = End { epoch: claimed.epoch, ..finished() };
+    ledger.settle(Settlement { request: request(1), ..failover(0) }, end).await.unwrap();
+    assert_eq!(ledger.claim(request(1)).await.unwrap(), None, "it has ended");
+    let kept = ledger.request(request(1)).await.unwrap().unwrap();
+    assert_eq!(kept.tokens, [vec![7; 100], vec![8; 50], vec![6; 100]].concat());
+    assert_eq!(available(&ledger, client).await, 40_000);
+    ledger.trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_in_a_file_goes_on_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    goes_on_after_a_crash(dir.path(), None).await;
+}
+
+#[tokio::test]
+async fn a_request_on_a_server_goes_on_after_a_crash() {
+    let place = OnServer::make().await;
+    goes_on_after_a_crash(place.dir.path(), Some(&place.url())).await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_no_longer_its_scheduler_stops() {
+    let place = OnServer::make().await;
+    let Opened { ledger, mut failures, .. } = open_in(place.dir.path(), Some(&place.url())).await;
+    let pepper = place.dir.path().join("ledger.pepper");
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(pepper, other.path().join("ledger.pepper")).unwrap();
+    let copy = open_in(other.path(), Some(&place.url())).await;
+    // Nobody writes; it hears of it when its lease is due.
+    let why = failures.recv().await.unwrap();
+    assert!(why.contains("another process runs as scheduler"), "{why}");
+    assert_eq!(ledger.hold(request(1), &ClientId([1; 8]), 0).await, Err(HoldError::Ledger(LedgerError::Stopped)));
+    copy.ledger.create_key("test", 5).await.unwrap();
 }

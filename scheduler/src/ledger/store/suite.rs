@@ -17,7 +17,7 @@ use crate::journal::{Journal, Refused};
 mod model;
 
 /// Somewhere to keep a ledger, which is empty at first.
-pub(super) trait Place: Sized {
+pub(in super::super) trait Place: Sized {
     type Store: Store;
     async fn make() -> Self;
     /// A process's first step. Where only one may be, the one before must be gone.
@@ -65,13 +65,13 @@ pub(in super::super) async fn patiently<T>(open: impl AsyncFn() -> Result<T, Sto
     open().await
 }
 
-pub(super) struct OnServer {
+pub(in super::super) struct OnServer {
     pub(super) schema: String,
-    pub(super) dir: tempfile::TempDir,
+    pub(in super::super) dir: tempfile::TempDir,
 }
 
 impl OnServer {
-    pub(super) fn url(&self) -> PostgresUrl {
+    pub(in super::super) fn url(&self) -> PostgresUrl {
         postgres::server::shared().url(&self.schema)
     }
 }
