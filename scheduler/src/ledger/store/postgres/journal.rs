@@ -93,6 +93,7 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     let owners: BTreeSet<i64> = due(&mut tx, which, *lease, None).await?.iter().map(|due| due.owner).collect();
     step::reached("takeover: begun");
     if owners.is_empty() {
+        tx.rollback().await?;
         return Ok(Vec::new());
     }
     // Whoever owns these writes nothing until this has ended, and whatever it wrote before is seen.
@@ -232,7 +233,10 @@ pub(super) async fn read(connection: &mut PgConnection, request: RequestId) -> R
                FROM request AS r JOIN hold AS h ON h.request = r.request JOIN account AS a ON a.id = h.client \
                JOIN scheduler AS s ON s.id = r.owner WHERE r.request = $1";
     let found = sqlx::query(sql).bind(request.0.as_slice()).fetch_optional(&mut *tx).await?;
-    let Some(row) = found else { return Ok(None) };
+    let Some(row) = found else {
+        tx.rollback().await?;
+        return Ok(None);
+    };
     let mut kept = rows::kept(&row)?;
     if kept.ending.is_none() {
         let mut outputs = HashMap::from([(request, Output { from: row.int(16)?, tokens: Vec::new() })]);
