@@ -155,7 +155,8 @@ async fn write_journal(
         step::reached("batch: requests are opened");
     }
     if let Some(ended) = changes.ended_rows(journal, at_ms) {
-        let sql = "UPDATE request SET ended_ms = j.value ->> 1, output = substr(?2, j.value ->> 2, j.value ->> 3), \
+        // By its index: SQLite would go through all that is open, and for each of them through the list.
+        let sql = "UPDATE request INDEXED BY sqlite_autoindex_request_1 SET ended_ms = j.value ->> 1, output = substr(?2, j.value ->> 2, j.value ->> 3), \
                    ending = substr(?2, j.value ->> 4, j.value ->> 5) FROM json_each(?1) AS j \
                    WHERE request = unhex(j.value ->> 0) AND ended_ms IS NULL AND owner = ?3";
         let written = sqlx::query(sql).bind(ended.list).bind(ended.blob).bind(owner).execute(&mut *tx).await?;

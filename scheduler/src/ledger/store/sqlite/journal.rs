@@ -154,8 +154,8 @@ pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure>
     let sql = "DELETE FROM segment WHERE owner = ?1 AND seq < ?2";
     sqlx::query(sql).bind(*id).bind(journal.first_needed()).execute(&mut *tx).await?;
     // Who is gone and has nothing open left needs no log.
-    let sql = "DELETE FROM segment WHERE owner <> ?1 AND NOT EXISTS \
-               (SELECT 1 FROM request AS r WHERE r.owner = segment.owner AND r.ended_ms IS NULL)";
+    let sql = "DELETE FROM segment WHERE owner IN (SELECT s.id FROM scheduler AS s WHERE s.id <> ?1 AND NOT EXISTS \
+               (SELECT 1 FROM request AS r WHERE r.owner = s.id AND r.ended_ms IS NULL))";
     sqlx::query(sql).bind(*id).execute(&mut *tx).await?;
     step::reached("tend: old segments are gone");
     let until = at_ms.saturating_sub(i64::try_from(ENDED_KEPT.as_millis()).unwrap_or(i64::MAX));
