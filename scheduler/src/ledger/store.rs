@@ -221,7 +221,7 @@ pub enum StoreError {
         detail: String,
     },
     /// A database server cannot be reached, or does not do what it is asked.
-    #[error("the store at {url} cannot be used ({detail}): requests are taken again once it can")]
+    #[error("the store at {url} cannot be used ({detail}): check it; requests are taken again once it answers")]
     Away {
         /// Where, without its password.
         url: String,
