@@ -37,7 +37,7 @@ const SCHEMA_VERSION: i64 = 1;
 /// Locked for as long as a process is the scheduler whose data directory this is in.
 const LOCK_FILE: &str = "store.lock";
 /// A server that does not answer for so long is away.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// The same for a new connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// What the server is to do about a scheduler that stands still inside a transaction, or waits for one that does; in
