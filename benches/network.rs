@@ -169,7 +169,8 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
         clock.tick().await;
         let end = (index + 1 == tokens).then_some(End::Length);
         let item = |a: &Assign| StepItem::new(a.sequence, index as u32, vec![28 + (index % 100) as u32], end.clone());
-        let step = Step { window, batch: STREAMS as u32, blocks_used: 1, items: assigned.iter().map(item).collect() };
+        let items = assigned.iter().map(item).collect();
+        let step = Step { window, batch: STREAMS as u32, blocks_used: 1, items, ..Step::default() };
         sent.lock().await.push(Instant::now());
         replica.send(&ReplicaFrame::Step(step)).await.expect("sent");
     }

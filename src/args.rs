@@ -12,7 +12,7 @@ use cuckoo_kernels::cuda::Profile;
 use cuckoo_runtime::DeviceChoice;
 use cuckoo_scheduler::ledger::{NoUrl, PostgresUrl};
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
-use cuckoo_wire::message::Price;
+use cuckoo_wire::message::{Price, RequestId};
 use cuckoo_wire::{Address, PeerId};
 
 pub(crate) use self::generation::{GenerationArgs, Shape};
@@ -89,6 +89,10 @@ pub(crate) enum Verb {
     Models(ModelsVerb),
     /// Show balances and the last entries
     Wallet(WalletArgs),
+    /// Run a market on a virtual clock, from a seed
+    Simulate(SimulateArgs),
+    /// Say why a request went to the miner that it went to
+    Explain(ExplainArgs),
     /// Measure this machine, or an endpoint
     #[command(subcommand)]
     Bench(BenchVerb),
@@ -298,6 +302,49 @@ pub(crate) struct WalletArgs {
     /// How many entries
     #[arg(long, default_value = "10")]
     pub(crate) entries: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// The request's id, as answers have it: req_…, chatcmpl-… or cmpl-…
+    pub(crate) request: RequestId,
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// Who places requests: all, or some of cuckoo, rr, p2c, sglang, dynamo, llm-d, aibrix, aibrix-vtc, gonka, openrouter,
+    /// parallax, horde
+    #[arg(long = "rule", value_name = "RULE", default_value = "cuckoo")]
+    pub(crate) rules: Vec<String>,
+    /// The first seed
+    #[arg(long, default_value = "1")]
+    pub(crate) seed: u64,
+    /// How many seeds, one after the other
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seeds: u64,
+    /// Miners of all kinds of hardware
+    #[arg(long, default_value = "20")]
+    pub(crate) miners: usize,
+    /// Requests of a run
+    #[arg(long, default_value = "2000")]
+    pub(crate) requests: usize,
+    /// Requests a second, on the average
+    #[arg(long, default_value = "20")]
+    pub(crate) rate: f64,
+    /// Accounts that ask
+    #[arg(long, default_value = "20")]
+    pub(crate) tenants: u64,
+    /// Faults: 0 for none, 1 for a bad day
+    #[arg(long, default_value = "0")]
+    pub(crate) faults: f64,
+    /// Read requests from a trace (Mooncake's JSON lines) rather than drawing them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Write the requests as a trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_trace: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    ApiKey, Call, CallDelta, ChatMessage, Constraint, Embed, FinishReason, Generate, ModelInfo, Prompt, Refusal, Reply,
-    RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
+    ApiKey, Call, CallDelta, ChatMessage, Constraint, Embed, Explanation, FinishReason, Generate, ModelInfo, Prompt,
+    Refusal, Reply, RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
 
@@ -180,6 +180,15 @@ impl Client {
         let mut replies = self.call(&Call::Wallet { api_key, entries_max }).await?;
         match self.reply(&mut replies).await? {
             Reply::Wallet(wallet) => Ok(wallet),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Why a request of this API key's account went where it went.
+    pub async fn explain(&self, api_key: ApiKey, request: RequestId) -> Result<Explanation, ClientError> {
+        let mut replies = self.call(&Call::Explain { api_key, request }).await?;
+        match self.reply(&mut replies).await? {
+            Reply::Explained(explanation) => Ok(explanation),
             _ => Err(unexpected()),
         }
     }

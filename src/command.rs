@@ -3,10 +3,12 @@
 mod ask;
 mod bench;
 mod doctor;
+mod explain;
 mod generate;
 mod mine;
 mod models;
 mod schedule;
+mod simulate;
 mod up;
 mod wallet;
 
@@ -32,6 +34,8 @@ pub(crate) async fn run(cli: Cli, began: Instant) -> anyhow::Result<()> {
         Verb::Chat(args) => ask::chat(&cli.common, args).await,
         Verb::Models(verb) => models::run(&cli.common, verb).await,
         Verb::Wallet(args) => wallet::run(&cli.common, args).await,
+        Verb::Explain(args) => explain::run(&cli.common, args).await,
+        Verb::Simulate(args) => simulate::run(&cli.common, &args),
         Verb::Bench(verb) => bench::run(&cli.common, verb, began).await,
         Verb::Doctor => doctor::run(&cli.common).await,
     }

@@ -21,10 +21,12 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod simulation;
 
 pub use client::{Client, ClientError, Delta, Embeddings, Generation, Request};
 pub use cuckoo_wire::message::{
-    ApiKey, CallDelta, ChatMessage, Constraint, Embed, EmbedInput, FinishReason, ModelInfo, Price, Prompt, Refusal,
-    RefusalCode, RequestId, Sampling, Tool, ToolCall, ToolChoice, Tools, Usage, Wallet, WalletEntry,
+    ApiKey, CallDelta, Candidate, ChatMessage, Constraint, Embed, EmbedInput, Explanation, FinishReason, FoundBy,
+    ModelInfo, PlacementReasons, Price, Prompt, Refusal, RefusalCode, RequestId, Sampling, ServiceClass, Terms, Tool,
+    ToolCall, ToolChoice, Tools, Usage, Wallet, WalletEntry,
 };
 pub use cuckoo_wire::{Address, Identity, IdentityError, PeerId};

@@ -309,6 +309,18 @@ fn the_market_of_one_is_usable_from_the_same_machine() {
     let tokens = scored["logprobs"].as_array().unwrap();
     assert_eq!(tokens.len() as u64, scored["completion_tokens"].as_u64().unwrap());
     assert!(tokens.iter().all(|t| t["rank"] == 1 && t["top"].as_array().unwrap().len() == 2), "{scored}");
+    let request = scored["request"].as_str().unwrap();
+    let why = text(&run(home, &["explain", request]));
+    let said = ["placement 1", "class standard", "taken", "1 replicas", "its cache", "TTFT p95"];
+    assert!(said.iter().all(|word| why.contains(word)), "{why}");
+    let why: Value = serde_json::from_str(&text(&run(home, &["explain", request, "--json"]))).unwrap();
+    let (placement, taken) = (&why["placements"][0], &why["placements"][0]["candidates"][0]);
+    assert_eq!(placement["prompt_tokens"], scored["prompt_tokens"], "{why}");
+    let cached = taken["cached_tokens"].as_u64().unwrap();
+    assert!(cached > 0 && cached.is_multiple_of(16), "the same question was asked before: {why}");
+    fails_with(&run(home, &["explain", "req_00000000000000000000000000000000"]), &["not known here"]);
+    fails_with(&run(home, &["explain", "me"]), &["names no request"]);
+    fails_with(&run(home, &["explain", request, "--api-key", "ck_live_wrong"]), &["API key"]);
     fails_with(&run(home, &["ask", "hi", "--json-schema", "/nowhere/s.json"]), &["/nowhere/s.json"]);
     fails_with(&run(home, &["ask", "hi", "--regex", "("]), &["regex"]);
     fails_with(&run(home, &["ask", "hi", "--top-p", "3"]), &["top_p"]);

@@ -137,7 +137,7 @@ impl FakeMiner {
 
     pub(crate) async fn step(&mut self, items: Vec<StepItem>) {
         let window = Window { sequences: 4, blocks: 10_000 };
-        let step = Step { window, batch: 1, blocks_used: 1, items };
+        let step = Step { window, batch: 1, blocks_used: 1, items, ..Step::default() };
         // A closed connection is what some tests are after.
         let _ = self.replica.send(&ReplicaFrame::Step(step)).await;
     }

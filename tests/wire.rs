@@ -70,10 +70,11 @@ fn calls_have_these_bytes() {
             echo: true,
             constraint: Some(Constraint::Regex("a".into())),
             tools: Some(tools.clone()),
+            class: ServiceClass::Batch,
         })
     };
     let tail = format!(
-        "{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001 01020161 01010166000102 7b7d01030166 01"
+        "{SAMPLING}0101780105010 1c0843d02010901010179 0101013a01020001 01020161 01010166000102 7b7d01030166 01 02"
     )
     .replace(' ', "");
     snapshot(&generate(chat), &format!(
@@ -91,6 +92,44 @@ fn calls_for_vectors_have_these_bytes() {
     let embed =
         Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
     snapshot(&Call::Embed(embed), "0303016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
+}
+
+#[test]
+fn explanations_have_these_bytes() {
+    let request = RequestId([9; 16]);
+    let id = "09".repeat(16);
+    snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0304016b{id}"));
+    let terms = Terms { network: 1.0, risk: -0.5, ..Terms::default() };
+    let candidate = Candidate {
+        miner: PeerId([8; 32]),
+        replica: ReplicaId(3),
+        cached_tokens: 300,
+        terms,
+        ttft_p95_ms: 1.0,
+        itl_ms: 1.0,
+        meets: true,
+        found_by: FoundBy::Ring,
+    };
+    let placement = PlacementReasons {
+        waited_ms: 1.0,
+        waiting: 4,
+        replicas: 5,
+        class: ServiceClass::Interactive,
+        served_tokens: 6,
+        prompt_tokens: 7,
+        candidates: vec![candidate],
+    };
+    let terms = format!("0000803f{}000000bf", "0".repeat(40));
+    snapshot(
+        &Reply::Explained(Explanation { request, placements: vec![placement] }),
+        &format!("0308{id}010000803f040500060701{}03ac02{terms}0000803f0000803f0101", "08".repeat(32)),
+    );
+    for text in [format!("req_{id}"), format!("chatcmpl-{id}"), format!("cmpl-{id}"), id] {
+        assert_eq!(text.parse(), Ok(request));
+    }
+    for text in ["", "req_09", "req_zz090909090909090909090909090909", "0909090909090909090909090909090g"] {
+        assert!(text.parse::<RequestId>().is_err(), "{text}");
+    }
 }
 
 #[test]
@@ -114,8 +153,9 @@ fn replies_have_these_bytes() {
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
     snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "03020101020304050607");
-    let refusal = Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()) };
-    snapshot(&Reply::Refused(refusal), "03030b016d010170");
+    let refusal =
+        Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()), retry_after_s: Some(7) };
+    snapshot(&Reply::Refused(refusal), "03030b016d0101700107");
     let info = ModelInfo {
         name: "m".into(),
         context_tokens: 1,
@@ -160,22 +200,34 @@ fn a_miners_messages_have_these_bytes() {
     snapshot(&ReplicaFrame::Offer(offer), &format!("030001{weights}0310c0843d0204ac020101{adapter}"));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
-    let step = Step { window: Window { sequences: 1, blocks: 2 }, batch: 3, blocks_used: 4, items: ends };
+    let step = Step {
+        window: Window { sequences: 1, blocks: 2 },
+        batch: 3,
+        blocks_used: 4,
+        steps: 5,
+        rows: 6,
+        took_us: 7,
+        cached: vec![8],
+        evicted: vec![9, 300],
+        items: ends,
+    };
     snapshot(
         &ReplicaFrame::Step(step),
-        "030101020304 03 010201030000 00 01020103010000 00 010201030103016600 00".replace(' ', "").as_str(),
+        "030101020304 050607 0108 0209ac02 03 010201030000 00 01020103010000 00 010201030103016600 00"
+            .replace(' ', "")
+            .as_str(),
     );
     let logprobs = vec![Logprobs { logprob: -1.0, rank: 2, top: vec![(300, -0.5)] }];
     let item = StepItem { prompt_logprobs: logprobs.clone(), logprobs, ..item(None) };
     let entry = "01000080bf0201ac02000000bf";
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
-        &format!("030100000000010102010300{entry}{entry}"),
+        &format!("0301000000000000000000010102010300{entry}{entry}"),
     );
     let embedded = StepItem::new(SequenceId(1), 0, vec![], Some(End::Embedded(vec![1.0])));
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![embedded], ..Step::default() }),
-        "03010000000001010000010401 0000803f 0000".replace(' ', "").as_str(),
+        "0301000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
     snapshot(&ReplicaFrame::Drain, "0302");
 }
@@ -184,7 +236,7 @@ fn a_miners_messages_have_these_bytes() {
 fn messages_to_a_miner_have_these_bytes() {
     snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "03000173");
     let refusal = Refusal::new(RefusalCode::NotAllowed, "no");
-    snapshot(&ToMiner::Refused(refusal), "030108026e6f00");
+    snapshot(&ToMiner::Refused(refusal), "030108026e6f0000");
     let (replica, sequence) = (ReplicaId(1), SequenceId(2));
     let assign = Assign {
         replica,
@@ -258,7 +310,7 @@ proptest! {
         let _ = decode::<Call>(&bytes).map(|c| match c {
             Call::Generate(g) => _ = g.check(),
             Call::Embed(e) => _ = e.check(),
-            Call::Models | Call::Wallet { .. } => {}
+            Call::Models | Call::Wallet { .. } | Call::Explain { .. } => {}
         });
         let _ = decode::<Reply>(&bytes);
         let _ = decode::<ToMiner>(&bytes).map(|m| match m {

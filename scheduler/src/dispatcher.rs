@@ -1,25 +1,28 @@
 //! The actor around the [`Board`]: requests and windows come in as messages, assignments go out to miners' links.
 
 pub(crate) mod board;
+mod explanations;
 pub(crate) mod progress;
-mod score;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::message::{Assign, Encode, Offer, Price, Refusal, RefusalCode, Window};
+use cuckoo_wire::message::{
+    Assign, Candidate, Encode, Explanation, Offer, PlacementReasons, Price, Refusal, RefusalCode, RequestId, Step,
+};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
-pub use board::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use board::{
+    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Placement, Quote, Reasons, Replica, ReplicaKey, Steps,
+    Tenant, Ticket, Turned, WAITING_MAX,
+};
+use explanations::Explanations;
 
 use crate::gateway::miner::{MinerLink, Running};
+use crate::ledger::ClientId;
 
-/// How long a request waits for a replica that could take it.
-const WAIT_MAX: Duration = Duration::from_secs(120);
-/// How long a request waits where no replica could ever take it: a miner may be restarting.
-const UNSERVED_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often waiting requests are looked through for those that waited too long.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// A dispatcher that does not answer within this is not well.
@@ -30,8 +33,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum DispatcherMsg {
     /// A replica is there.
     Offer(ReplicaKey, Offer, Arc<MinerLink>),
-    /// It accepts more.
-    Grant(ReplicaKey, Window),
+    /// It has computed, or accepts more.
+    Stepped(ReplicaKey, Step),
     /// It accepts nothing more.
     Drain(ReplicaKey),
     /// It is gone.
@@ -42,6 +45,12 @@ pub(crate) enum DispatcherMsg {
     Submit(Submission),
     /// Not this any more.
     Withdraw(Ticket),
+    /// A placed request has its first token.
+    Answered(ReplicaKey, Ticket),
+    /// A placed request runs no longer.
+    Ended(ReplicaKey, Ticket, Ended),
+    /// Why did a client's request go where it went?
+    Explain(RequestId, ClientId, RpcReplyPort<Option<Explanation>>),
     /// How does a model stand?
     Quote(Computes, RpcReplyPort<Quote>),
     /// Does anybody get on with what is assigned?
@@ -73,15 +82,55 @@ impl Order {
 /// A request on its way to the board.
 pub(crate) struct Submission {
     pub(crate) ticket: Ticket,
+    pub(crate) request: RequestId,
+    pub(crate) client: ClientId,
     pub(crate) need: Need,
     pub(crate) order: Order,
     pub(crate) reply: oneshot::Sender<Result<Placed, Refusal>>,
+}
+
+impl From<ClientId> for Tenant {
+    fn from(client: ClientId) -> Self {
+        Self(u64::from_le_bytes(client.0))
+    }
 }
 
 /// A request that runs on a miner.
 pub(crate) struct Placed {
     pub(crate) running: Running,
     pub(crate) ask: Price,
+    pub(crate) seat: Seat,
+}
+
+/// A request's place on a replica, as the board knows it: it is told how that goes on, and of its end when this is
+/// dropped.
+pub(crate) struct Seat {
+    dispatcher: ActorRef<DispatcherMsg>,
+    key: ReplicaKey,
+    ticket: Ticket,
+    ended: Ended,
+}
+
+impl Seat {
+    /// The miner has said something, of so many tokens of output.
+    pub(crate) fn heard(&mut self, tokens: u32) {
+        if self.ended.is_lost {
+            self.ended.is_lost = false;
+            let _ = self.dispatcher.cast(DispatcherMsg::Answered(self.key, self.ticket));
+        }
+        self.ended.output += tokens;
+    }
+
+    /// The miner has failed.
+    pub(crate) fn lost(mut self) {
+        self.ended.is_lost = true;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let _ = self.dispatcher.cast(DispatcherMsg::Ended(self.key, self.ticket, self.ended));
+    }
 }
 
 pub(crate) struct Dispatcher;
@@ -89,7 +138,10 @@ pub(crate) struct Dispatcher;
 pub(crate) struct State {
     board: Board,
     links: HashMap<ReplicaKey, Arc<MinerLink>>,
-    waiting: HashMap<Ticket, (Submission, Instant)>,
+    waiting: HashMap<Ticket, Submission>,
+    explanations: Explanations,
+    /// When the board's time began.
+    start: Instant,
     metrics: Arc<crate::metrics::Metrics>,
 }
 
@@ -111,14 +163,28 @@ impl DispatcherHandle {
         let _ = self.0.cast(message);
     }
 
-    /// Waits until the request runs somewhere. Dropping this takes it off the board.
-    pub(crate) async fn place(&self, ticket: Ticket, need: Need, order: Order) -> Result<Placed, Refusal> {
+    /// Waits until a client's request runs somewhere. Dropping this takes it off the board.
+    pub(crate) async fn place(
+        &self,
+        (request, client): (RequestId, ClientId),
+        ticket: Ticket,
+        need: Need,
+        order: Order,
+    ) -> Result<Placed, Refusal> {
         let (reply, placed) = oneshot::channel();
         let waiting = Waiting { ticket, dispatcher: self };
-        self.tell(DispatcherMsg::Submit(Submission { ticket, need, order, reply }));
+        self.tell(DispatcherMsg::Submit(Submission { ticket, request, client, need, order, reply }));
         let outcome = placed.await.unwrap_or_else(|_| Err(going_down()));
         std::mem::forget(waiting);
         outcome
+    }
+
+    /// Why a client's request went where it went, where that is known.
+    pub(crate) async fn explain(&self, request: RequestId, client: ClientId) -> Option<Explanation> {
+        match self.0.call(|reply| DispatcherMsg::Explain(request, client, reply), None).await {
+            Ok(ractor::rpc::CallResult::Success(explanation)) => explanation,
+            _ => None,
+        }
     }
 
     /// How a model stands.
@@ -161,22 +227,33 @@ impl Actor for Dispatcher {
         metrics: Arc<crate::metrics::Metrics>,
     ) -> Result<State, ActorProcessingErr> {
         me.send_interval(EXPIRY_INTERVAL, || DispatcherMsg::Expire);
-        Ok(State { board: Board::default(), links: HashMap::new(), waiting: HashMap::new(), metrics })
+        Ok(State {
+            board: Board::new(rand::random()),
+            links: HashMap::new(),
+            waiting: HashMap::new(),
+            explanations: Explanations::default(),
+            start: Instant::now(),
+            metrics,
+        })
     }
 
     async fn handle(
         &self,
-        _me: ActorRef<DispatcherMsg>,
+        me: ActorRef<DispatcherMsg>,
         message: DispatcherMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
+        let now = state.start.elapsed();
         match message {
             DispatcherMsg::Offer(key, offer, link) => {
                 tracing::info!(miner = %link.peer().short(), replica = key.replica.0, "replica offered");
+                state.board.offer(key, offer, link.round_trip());
                 state.links.insert(key, link);
-                state.board.offer(key, offer);
             }
-            DispatcherMsg::Grant(key, window) => state.board.grant(key, window),
+            DispatcherMsg::Stepped(key, step) => {
+                state.board.stepped(key, facts(&step));
+                state.board.grant(key, step.window);
+            }
             DispatcherMsg::Drain(key) => state.board.drain(key),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
@@ -186,10 +263,16 @@ impl Actor for Dispatcher {
                 state.links.retain(|key, _| key.link != link);
                 state.board.lose_link(link);
             }
-            DispatcherMsg::Submit(submission) => state.submit(submission),
+            DispatcherMsg::Submit(submission) => state.submit(submission, now),
             DispatcherMsg::Withdraw(ticket) => {
                 state.waiting.remove(&ticket);
                 state.board.withdraw(ticket);
+            }
+            DispatcherMsg::Answered(key, ticket) => state.board.answered(key, ticket, now),
+            DispatcherMsg::Ended(key, ticket, end) => state.board.ended(key, ticket, end, now),
+            DispatcherMsg::Explain(request, client, reply) => {
+                let _ = reply.send(state.explanations.of(request, client));
+                return Ok(());
             }
             DispatcherMsg::Quote(model, reply) => {
                 let _ = reply.send(state.board.quote(&model));
@@ -201,9 +284,9 @@ impl Actor for Dispatcher {
                 let _ = reply.send(progress::verdict(&replicas, Instant::now()));
                 return Ok(());
             }
-            DispatcherMsg::Expire => state.expire(Instant::now()),
+            DispatcherMsg::Expire => state.expire(now),
         }
-        state.place();
+        state.place(now, &me);
         state.metrics.waiting.set(state.board.waiting() as i64);
         state.metrics.replicas.set(state.links.len() as i64);
         Ok(())
@@ -211,62 +294,94 @@ impl Actor for Dispatcher {
 }
 
 impl State {
-    fn submit(&mut self, submission: Submission) {
+    fn submit(&mut self, submission: Submission, now: Duration) {
         if submission.reply.is_closed() {
             return;
         }
-        match self.board.submit(submission.ticket, submission.need) {
-            true => _ = self.waiting.insert(submission.ticket, (submission, Instant::now())),
-            false => {
-                let refusal = Refusal::new(
-                    RefusalCode::QueueFull,
-                    format!("{WAITING_MAX} requests are waiting already: try again in a few seconds"),
-                );
+        match self.board.submit(submission.ticket, submission.need.clone(), now) {
+            Ok(()) => _ = self.waiting.insert(submission.ticket, submission),
+            Err(why) => {
+                let refusal = self.refusal(&submission.need, why);
                 let _ = submission.reply.send(Err(refusal));
             }
         }
     }
 
-    fn place(&mut self) {
-        for placement in self.board.place() {
-            let (mut submission, _) = self.waiting.remove(&placement.ticket).expect("the board places who waits");
-            let link = self.links.get(&placement.key).expect("the board places on offered replicas");
+    fn place(&mut self, now: Duration, me: &ActorRef<DispatcherMsg>) {
+        for placement in self.board.place(now) {
+            let (key, ticket) = (placement.key, placement.ticket);
+            let mut submission = self.waiting.remove(&ticket).expect("the board places who waits");
+            let link = self.links.get(&key).expect("the board places on offered replicas").clone();
             submission.order.place(&placement);
             let running = link.give(submission.order);
+            // Lost until it is heard of.
+            let ended = Ended { output: 0, is_lost: true };
+            let seat = Seat { dispatcher: me.clone(), key, ticket, ended };
+            let reasons = self.reasons(&submission.need, placement.reasons);
+            self.explanations.add(submission.request, submission.client, reasons);
             // If nobody waits for it any more, dropping it cancels it on the miner.
-            let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask }));
+            let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask, seat }));
         }
     }
 
-    fn expire(&mut self, now: Instant) {
-        let late: Vec<Ticket> = self
-            .waiting
-            .iter()
-            .filter(|(_, (submission, since))| {
-                let patience = if self.board.is_served(&submission.need) { WAIT_MAX } else { UNSERVED_WAIT_MAX };
-                now.duration_since(*since) > patience
+    /// Why a request went where it went, in words that its developer may read.
+    fn reasons(&self, need: &Need, reasons: Reasons) -> PlacementReasons {
+        let told = |c: Considered| {
+            Some(Candidate {
+                miner: self.links.get(&c.key)?.peer(),
+                replica: c.key.replica,
+                cached_tokens: c.cached_tokens,
+                terms: c.terms,
+                ttft_p95_ms: c.ttft_p95_ms as f32,
+                itl_ms: c.itl_ms as f32,
+                meets: c.meets,
+                found_by: c.found_by,
             })
-            .map(|(ticket, _)| *ticket)
-            .collect();
-        for ticket in late {
-            self.board.withdraw(ticket);
-            let Some((submission, _)) = self.waiting.remove(&ticket) else { continue };
-            let quote = self.board.quote(&submission.need.model);
-            let _ = submission.reply.send(Err(no_capacity(&submission.need, &quote)));
+        };
+        PlacementReasons {
+            waited_ms: reasons.waited.as_secs_f32() * 1e3,
+            waiting: reasons.waiting,
+            replicas: reasons.replicas,
+            class: need.class,
+            served_tokens: reasons.served_tokens,
+            prompt_tokens: need.tokens,
+            candidates: reasons.candidates.into_iter().filter_map(told).collect(),
         }
+    }
+
+    fn expire(&mut self, now: Duration) {
+        for (ticket, why) in self.board.expire(now) {
+            let Some(submission) = self.waiting.remove(&ticket) else { continue };
+            let refusal = self.refusal(&submission.need, why);
+            let _ = submission.reply.send(Err(refusal));
+        }
+    }
+
+    fn refusal(&self, need: &Need, why: Turned) -> Refusal {
+        let why = match why {
+            Turned::Busy(after) => {
+                let seconds = after.as_secs() as u32;
+                let message = format!("all miners of this model are busy: try again in {seconds} s");
+                return Refusal { retry_after_s: Some(seconds), ..Refusal::new(RefusalCode::QueueFull, message) };
+            }
+            Turned::Unserved => "no miner serves this model now".to_owned(),
+            Turned::Unsuited => match self.board.quote(&need.model).lowest_ask {
+                Some(ask) if !ask.within(&need.limit) => format!(
+                    "no miner serves this model at the price allowed; the lowest ask is {} in and {} out (nano-credits \
+                     per million tokens)",
+                    ask.input_per_mtok, ask.output_per_mtok
+                ),
+                _ => "no miner of this model has room for so long a request".to_owned(),
+            },
+        };
+        Refusal::new(RefusalCode::NoCapacity, format!("{why}: try again later"))
     }
 }
 
-fn no_capacity(need: &Need, quote: &Quote) -> Refusal {
-    let why = match quote {
-        Quote { replicas: 0, .. } => "no miner serves this model now".to_owned(),
-        Quote { lowest_ask: Some(ask), .. } if !ask.within(&need.limit) => format!(
-            "no miner serves this model at the price allowed; the lowest ask is {} in and {} out (nano-credits per million tokens)",
-            ask.input_per_mtok, ask.output_per_mtok
-        ),
-        _ => "all miners of this model were busy for too long".to_owned(),
-    };
-    Refusal::new(RefusalCode::NoCapacity, format!("{why}: try again later"))
+fn facts(step: &Step) -> Steps<'_> {
+    let Step { steps, rows, took_us, blocks_used, cached, evicted, .. } = step;
+    let took = Duration::from_micros(*took_us);
+    Steps { steps: *steps, rows: *rows, took, blocks_used: *blocks_used, cached, evicted }
 }
 
 fn going_down() -> Refusal {

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::EMBED_VALUES_MAX;
 use cuckoo_wire::message::{
-    Embed, EmbedInput, Encode, End, FinishReason, Price, Refusal, RefusalCode, ReplicaId, Reply, SequenceId, Task,
+    Embed, EmbedInput, Encode, End, FinishReason, Price, Refusal, RefusalCode, ReplicaId, Reply, RequestId, SequenceId,
+    ServiceClass, Task,
 };
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
@@ -24,7 +25,7 @@ use crate::catalog::Model;
 use crate::dispatcher::{Need, Order, Placed};
 use crate::gateway::miner::News;
 use crate::hold::{Delivered, Hold};
-use crate::ledger::Attempt;
+use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
 use crate::serve::{ATTEMPTS_MAX, Ending, PROGRESS_MAX, send_all, unknown_model};
 
@@ -55,7 +56,7 @@ impl Market {
         let total: u32 = texts.iter().map(|text| text.len() as u32).sum();
         let hold = Hold::open(self, &client, limit, (total, 0)).await?;
         let texts = texts.into_iter().enumerate().collect();
-        let work = Arc::new(Work { market: self.clone(), model, dims, limit });
+        let work = Arc::new(Work { market: self.clone(), model, dims, limit, request: hold.request(), client });
         Ok(Embedding { hold, work, texts, total, attempts: Vec::new(), migrations: 0 })
     }
 }
@@ -105,13 +106,13 @@ fn text_tokens(model: &Model, path: &str, input: EmbedInput) -> Result<Vec<u32>,
     };
     let (got, context, vocab) = (tokens.len(), model.context_tokens(), model.tokenizer().vocab_len());
     if got > context as usize {
-        return Err(Refusal {
-            code: RefusalCode::ContextLengthExceeded,
-            message: format!(
+        return Err(Refusal::at(
+            RefusalCode::ContextLengthExceeded,
+            path,
+            format!(
                 "{path} has {got} tokens and this model takes at most {context}: shorten the text, or cut it in parts"
             ),
-            param: Some(path.to_owned()),
-        });
+        ));
     }
     match tokens.iter().find(|token| **token as usize >= vocab) {
         Some(token) => {
@@ -140,6 +141,8 @@ struct Work {
     model: Arc<Model>,
     dims: usize,
     limit: Price,
+    request: RequestId,
+    client: ClientId,
 }
 
 /// A text's vector, and what it cost to get it.
@@ -221,12 +224,21 @@ impl Work {
                 tokens: tokens.len() as u32,
                 max_new: 0,
                 limit: self.limit,
+                tenant: self.client.into(),
+                class: ServiceClass::Standard,
+                has_begun: false,
+                chain: Arc::new([]),
+                not_on: None,
             };
             // Where, and under which name, is decided by the placement.
             let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.clone(), blocks: 0 };
             let ticket = self.market.next_ticket();
-            let placed = self.market.dispatcher().place(ticket, need, Order::Encode(encode)).await?;
-            let Placed { mut running, ask } = placed;
+            let placed = self
+                .market
+                .dispatcher()
+                .place((self.request, self.client), ticket, need, Order::Encode(encode))
+                .await?;
+            let Placed { mut running, ask, mut seat } = placed;
             let news = tokio::time::timeout(PROGRESS_MAX, running.next()).await;
             let vector = match news {
                 Ok(Some(news)) => self.vector(news),
@@ -235,9 +247,18 @@ impl Work {
             };
             match vector {
                 Ok(vector) => {
-                    return Ok(Made { index, vector, tokens: need.tokens, miner: running.miner(), ask, losses });
+                    seat.heard(0);
+                    return Ok(Made {
+                        index,
+                        vector,
+                        tokens: tokens.len() as u32,
+                        miner: running.miner(),
+                        ask,
+                        losses,
+                    });
                 }
                 Err(lost) => {
+                    seat.lost();
                     tracing::info!(index, why = lost, "placement of a text lost");
                     why = lost;
                 }

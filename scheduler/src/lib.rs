@@ -36,5 +36,8 @@ mod text;
 mod tools;
 mod words;
 
-pub use dispatcher::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use dispatcher::{
+    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Placement, Quote, Reasons, Replica, ReplicaKey, Steps,
+    Tenant, Ticket, Turned, WAITING_MAX,
+};
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

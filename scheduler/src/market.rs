@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::NANO_PER_CREDIT;
-use cuckoo_wire::message::{ApiKey, ModelInfo, Price, Refusal, RefusalCode, Wallet};
+use cuckoo_wire::message::{ApiKey, Explanation, ModelInfo, Price, Refusal, RefusalCode, RequestId, Wallet};
 use tokio::sync::Semaphore;
 
 use crate::catalog::CatalogHandle;
@@ -122,6 +122,17 @@ impl Market {
             accounts.push(Account::Client(self.client_of(key).await?));
         }
         self.0.ledger.wallet(accounts, entries.min(WALLET_ENTRIES_MAX)).await.map_err(Refusal::from)
+    }
+
+    /// Why a request went where it went; only whoever paid for it is told.
+    pub(crate) async fn explain(&self, key: &ApiKey, request: RequestId) -> Result<Explanation, Refusal> {
+        let client = self.client_of(key).await?;
+        self.0.dispatcher.explain(request, client).await.ok_or_else(|| {
+            Refusal::invalid(
+                "request",
+                format!("{request} is not known here: it is not of this account, was placed nowhere, or is long ago"),
+            )
+        })
     }
 
     pub(crate) fn metrics_text(&self) -> String {

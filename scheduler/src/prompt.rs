@@ -58,13 +58,13 @@ pub(crate) fn room(model: &Model, prompt_tokens: u32, asked: Option<u32>) -> Res
             Some(asked) => format!("{needed} tokens ({prompt_tokens} in the prompt, {asked} for the completion)"),
             None => format!("{prompt_tokens} tokens in the prompt and at least one for the completion"),
         };
-        return Err(Refusal {
-            code: RefusalCode::ContextLengthExceeded,
-            message: format!(
+        return Err(Refusal::at(
+            RefusalCode::ContextLengthExceeded,
+            "messages",
+            format!(
                 "this model's context is {context} tokens, but you asked for {wanted}: shorten the prompt or ask for less"
             ),
-            param: Some("messages".to_owned()),
-        });
+        ));
     }
     Ok(asked.unwrap_or(context - prompt_tokens))
 }

@@ -16,18 +16,20 @@ use std::time::{Duration, Instant};
 
 use cuckoo_models::Syntax;
 use cuckoo_models::tools::Event;
+use cuckoo_wire::BlockHash;
+use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{
     Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
-    SequenceId, Task, TokenLogprobs, Usage,
+    SequenceId, ServiceClass, Task, TokenLogprobs, Usage,
 };
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
-use crate::dispatcher::{Need, Order, Placed};
+use crate::dispatcher::{BlockName, Computes, Need, Order, Placed, Seat};
 use crate::gateway::miner::News;
 use crate::hold::{Delivered, Hold};
-use crate::ledger::Attempt;
+use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
 use crate::prompt;
 use crate::spell::{self, Speller};
@@ -109,6 +111,8 @@ impl Market {
             speller,
             echo,
             cache_salt: client.cache_salt(),
+            client,
+            class: request.class,
             sampling: request.sampling,
             constraint: held.constraint,
             judge: held.judge,
@@ -143,11 +147,8 @@ async fn held(market: &Market, model: &Arc<Model>, request: &Generate) -> Result
 
 pub(crate) fn unknown_model(name: &str, market: &Market) -> Refusal {
     let known: Vec<String> = market.catalog().all().iter().map(|m| m.name().to_owned()).collect();
-    Refusal {
-        code: RefusalCode::ModelNotFound,
-        message: format!("the model '{}' does not exist here; there is: {}", name.escape_debug(), known.join(", ")),
-        param: Some("model".to_owned()),
-    }
+    let message = format!("the model '{}' does not exist here; there is: {}", name.escape_debug(), known.join(", "));
+    Refusal::at(RefusalCode::ModelNotFound, "model", message)
 }
 
 /// A request that has been paid for and runs.
@@ -168,6 +169,8 @@ struct Job {
     /// The prompt's text, where it is to be sent back.
     echo: Option<String>,
     cache_salt: [u8; 16],
+    client: ClientId,
+    class: ServiceClass,
     constraint: Option<Constraint>,
     judge: Option<Judge>,
     output: Output,
@@ -219,11 +222,12 @@ impl Job {
     async fn attempt(&mut self, replies: &mpsc::Sender<Reply>) -> Outcome {
         let market = self.hold.market().clone();
         let (need, assign) = self.assignment();
+        let whose = (self.hold.request(), self.client);
         let placed = tokio::select! {
             () = replies.closed() => return Outcome::Ended(Ending::Gone),
-            placed = market.dispatcher().place(market.next_ticket(), need, Order::Assign(assign)) => placed,
+            placed = market.dispatcher().place(whose, market.next_ticket(), need, Order::Assign(assign)) => placed,
         };
-        let Placed { mut running, ask } = match placed {
+        let Placed { mut running, ask, mut seat } = match placed {
             Ok(placed) => placed,
             Err(refusal) => return Outcome::Ended(Ending::Failed(refusal)),
         };
@@ -235,12 +239,17 @@ impl Job {
             };
             let news = match news {
                 Ok(Some(news)) => news,
-                Ok(None) => return Outcome::Lost("the miner was lost".to_owned()),
-                Err(_) => return Outcome::Lost("the miner made no progress".to_owned()),
+                Ok(None) => return lost(seat, "the miner was lost".to_owned()),
+                Err(_) => return lost(seat, "the miner made no progress".to_owned()),
             };
             let taken = news.tokens.len() as u32;
-            if let Some(outcome) = self.accept(news, replies).await {
-                return outcome;
+            if taken > 0 {
+                seat.heard(taken);
+            }
+            match self.accept(news, replies).await {
+                None => {}
+                Some(Outcome::Lost(why)) => return lost(seat, why),
+                Some(outcome) => return outcome,
             }
             running.credit(taken);
         }
@@ -255,6 +264,11 @@ impl Job {
             tokens: self.tokens.len() as u32,
             max_new: left,
             limit: self.limit,
+            tenant: self.client.into(),
+            class: self.class,
+            has_begun: self.accepted() > 0,
+            chain: chain(&self.model, &self.cache_salt, &self.tokens),
+            not_on: None,
         };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {
@@ -407,6 +421,19 @@ impl Job {
         let delivered = Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations };
         self.hold.settle(&self.model, delivered).await
     }
+}
+
+/// A miner has failed, and the board hears of it.
+fn lost(seat: Seat, why: String) -> Outcome {
+    seat.lost();
+    Outcome::Lost(why)
+}
+
+/// Names of the KV blocks of `tokens`, as miners name them.
+fn chain(model: &Model, salt: &[u8; 16], tokens: &[u32]) -> Arc<[BlockName]> {
+    let Computes { weights, adapter } = model.computes();
+    let root = BlockHash::root(&weights.0, adapter.as_ref().map(|adapter| &adapter.0), salt);
+    BlockHash::chain(root, tokens, BLOCK_TOKENS).map(BlockHash::short).collect()
 }
 
 fn not_allowed() -> Outcome {

@@ -25,7 +25,7 @@ pub(super) async fn connect(home: &Home, target: &Target) -> anyhow::Result<(Cli
     Ok((client, key))
 }
 
-fn paying(key: Option<ApiKey>) -> anyhow::Result<ApiKey> {
+pub(super) fn paying(key: Option<ApiKey>) -> anyhow::Result<ApiKey> {
     key.context("no API key for this scheduler: give one with --api-key, or in CUCKOO_API_KEY")
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use cuckoo::{ApiKey, Client, Constraint, FinishReason, Prompt, Request, Usage};
+use cuckoo::{ApiKey, Client, Constraint, FinishReason, Prompt, Request, RequestId, Usage};
 use cuckoo_wire::limits::CONSTRAINT_BYTES_MAX;
 use cuckoo_wire::message::{TokenLogprob, TokenLogprobs};
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ pub(super) struct Answer {
     pub(super) text: String,
     first_token: Duration,
     total: Duration,
+    request: RequestId,
     reason: FinishReason,
     usage: Usage,
     logprobs: Vec<TokenLogprobs>,
@@ -64,7 +65,8 @@ pub(super) async fn stream(
     let total = began.elapsed();
     let reason = generation.finish_reason().unwrap_or(FinishReason::Stop);
     let usage = generation.usage().cloned().unwrap_or_default();
-    Ok(Answer { text, first_token: first_token.unwrap_or(total), total, reason, usage, logprobs })
+    let (request, first_token) = (generation.request(), first_token.unwrap_or(total));
+    Ok(Answer { text, first_token, total, request, reason, usage, logprobs })
 }
 
 /// What the output must look like, read from the files that were named.
@@ -110,7 +112,7 @@ impl Answer {
                 FinishReason::ToolCalls => "tool_calls",
             };
             let mut line = json!({
-                "event": "answer", "text": self.text, "finish_reason": reason,
+                "event": "answer", "request": self.request.to_string(), "text": self.text, "finish_reason": reason,
                 "prompt_tokens": u.prompt_tokens, "completion_tokens": u.completion_tokens,
                 "ttft_ms": ttft_ms, "tokens_per_second": self.tokens_per_second(),
                 "total_ms": self.total.as_secs_f64() * 1e3,
@@ -126,7 +128,7 @@ impl Answer {
         self.logprobs.iter().for_each(|token| eprintln!("{}", row(token)));
         let amount = |nano: u64| credits(i64::try_from(nano).unwrap_or(i64::MAX));
         eprintln!(
-            "\n{} + {} tokens · first after {:.0} ms · {:.1} tokens/s · cost {} credits: the miner earned {}, the author {}, the network {}",
+            "\n{} + {} tokens · first after {:.0} ms · {:.1} tokens/s · cost {} credits: the miner earned {}, the author {}, the network {}\n{}",
             u.prompt_tokens,
             u.completion_tokens,
             ttft_ms,
@@ -135,6 +137,7 @@ impl Answer {
             amount(u.miner),
             amount(u.author),
             amount(u.network),
+            self.request,
         );
     }
 }

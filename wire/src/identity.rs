@@ -189,13 +189,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+pub(crate) fn unhex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     let digits = text.as_bytes();
-    if digits.len() != 64 {
+    if digits.len() != 2 * BYTES {
         return None;
     }
     let digit = |c: u8| (c as char).to_digit(16);
-    let mut out = [0; 32];
+    let mut out = [0; BYTES];
     for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
     }

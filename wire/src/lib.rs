@@ -16,12 +16,14 @@ pub mod limits;
 pub mod message;
 
 mod address;
+mod block_hash;
 mod frame;
 mod identity;
 mod quic;
 mod verifier;
 
 pub use address::{Address, AddressError};
+pub use block_hash::BlockHash;
 pub use frame::{FrameError, FrameReader, FrameWriter, decode, encode};
 pub use identity::{Identity, IdentityError, PeerId, PublicKey, Signature};
 pub use quic::{Admission, Close, QuicError, Role, connect, listen, local_endpoint, peer_of, role_of};

@@ -140,8 +140,15 @@ pub(crate) const LOGPROBS_BYTES_MAX: usize = 4 + TOKEN_BYTES + 1 + TOP_LOGPROBS_
 /// The same on the way to a developer, with texts: id, length, text, kind, number, and rank and length once.
 const TEXT_LOGPROBS_BYTES_MAX: usize =
     TOKEN_BYTES + 1 + (1 + TOP_LOGPROBS_MAX) * (TOKEN_BYTES + 2 + TOKEN_TEXT_BYTES_MAX + 1 + 5);
+/// Tokens of a KV block, where prefixes are to be found by their blocks: names of blocks of another length mean nothing to
+/// a scheduler.
+pub const BLOCK_TOKENS: usize = 16;
+/// Names of blocks that a step tells of as cached, and as evicted; more are told of by the next.
+pub const BLOCK_NEWS_MAX: usize = 1_024;
+/// Bytes of such a name at most, as a postcard varint.
+const BLOCK_NAME_BYTES: usize = 10;
 /// Bytes of the items of a step; more are sent as several steps.
-pub const STEP_ITEMS_BYTES_MAX: usize = MINER_FRAME_BYTES_MAX - 64;
+pub const STEP_ITEMS_BYTES_MAX: usize = MINER_FRAME_BYTES_MAX - 128 - 2 * BLOCK_NEWS_MAX * BLOCK_NAME_BYTES;
 
 // Any single item fits a step: id (10), index (5), three lengths, and a reason of some 130 bytes.
 const _: () = assert!(

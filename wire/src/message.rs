@@ -9,16 +9,20 @@ mod check;
 mod constraint;
 mod defaults;
 mod embedding;
+mod explain;
 mod logprobs;
 mod price;
 mod print;
+mod refusal;
 mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
 pub use check::Invalid;
 pub use constraint::{CallConstraint, Constraint};
 pub use embedding::{Embed, EmbedInput, Encode, Task};
+pub use explain::{Candidate, Explanation, FoundBy, PlacementReasons, ServiceClass, Terms};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
+pub use refusal::{Refusal, RefusalCode};
 pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
 
 // ---------------------------------------------------------------- words that both legs use
@@ -90,46 +94,6 @@ pub struct Sampling {
     pub allowed_token_ids: BTreeSet<u32>,
 }
 
-/// Why something was not done, in terms that stay the same across versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// For programs.
-    pub code: RefusalCode,
-    /// For people: what was wrong and what to do.
-    pub message: String,
-    /// The field at fault, by its name in the HTTP interface.
-    pub param: Option<String>,
-}
-
-/// The kinds of refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum RefusalCode {
-    /// A value is out of range or makes no sense.
-    InvalidRequest,
-    /// Prompt and output do not fit the model's context.
-    ContextLengthExceeded,
-    /// No such API key.
-    InvalidApiKey,
-    /// The account cannot pay for the worst case.
-    InsufficientCredit,
-    /// No such model.
-    ModelNotFound,
-    /// Too many requests are waiting.
-    QueueFull,
-    /// No miner could take the request in time.
-    NoCapacity,
-    /// Miners failed and nobody could go on.
-    MinerFailed,
-    /// The peer may not use this door.
-    NotAllowed,
-    /// The developer took nothing for too long.
-    Stalled,
-    /// The scheduler is going down or its disk failed.
-    Unavailable,
-    /// A bug.
-    Internal,
-}
-
 // ---------------------------------------------------------------- developer → scheduler
 
 /// The one frame that a developer's stream begins with.
@@ -149,6 +113,13 @@ pub enum Call {
     },
     /// Make vectors of texts. Answered by [`Reply::Accepted`], [`Reply::Embedding`]…, [`Reply::Finished`].
     Embed(Embed),
+    /// Why did a request of the caller's account go where it went? Answered by [`Reply::Explained`].
+    Explain {
+        /// Whose request it was.
+        api_key: ApiKey,
+        /// Which.
+        request: RequestId,
+    },
 }
 
 /// One request for tokens.
@@ -188,6 +159,8 @@ pub struct Generate {
     pub constraint: Option<Constraint>,
     /// What the model may call, where the prompt is a chat.
     pub tools: Option<Tools>,
+    /// How urgent it is.
+    pub class: ServiceClass,
 }
 
 /// What ends a repetition where a request does not say, as in llama.cpp.
@@ -273,6 +246,8 @@ pub enum Reply {
         /// Its vector.
         vector: Vec<f32>,
     },
+    /// Why a request went where it went.
+    Explained(Explanation),
 }
 
 /// Why output ended.
@@ -368,6 +343,17 @@ pub struct Step {
     pub batch: u32,
     /// KV blocks in use.
     pub blocks_used: u64,
+    /// Steps that were computed since the frame before.
+    pub steps: u32,
+    /// Their rows.
+    pub rows: u32,
+    /// How long they took together, in microseconds.
+    pub took_us: u64,
+    /// Names that came into its cache ([`crate::BlockHash::short`]) and are still there, at most
+    /// [`crate::limits::BLOCK_NEWS_MAX`].
+    pub cached: Vec<u64>,
+    /// Names that left it, at most as many.
+    pub evicted: Vec<u64>,
     /// Sequences with news.
     pub items: Vec<StepItem>,
 }

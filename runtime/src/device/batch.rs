@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_wire::limits::REPLICA_SEQUENCES_MAX;
+use cuckoo_wire::limits::{BLOCK_NEWS_MAX, BLOCK_TOKENS, REPLICA_SEQUENCES_MAX};
 use cuckoo_wire::message::{Assign, End, Logprobs, SequenceId, StepItem, WeightsHash, Window};
 
 pub use self::plan::{Draw, GuessedRow, Placeholder, Score, StepOutput, StepPlan};
@@ -44,6 +44,8 @@ use super::kv_plan::KvPlan;
 
 /// Sequences accepted beyond those that run, so that a freed slot is filled without waiting for a round trip.
 const SEQUENCES_AHEAD: u32 = 4;
+// Names of blocks mean something to a scheduler.
+const _: () = assert!(KV_BLOCK_TOKENS == BLOCK_TOKENS);
 /// Blocks granted to the scheduler for each that there is. It takes worst cases from the window: prompt and all the
 /// tokens that may ever come. Those who come in share and end early; two is what a batch survives with few preemptions.
 const BLOCKS_GRANTED_PER_BLOCK: u64 = 2;
@@ -206,6 +208,12 @@ impl Batch {
     /// any time.
     pub fn blocks_used(&self) -> u32 {
         self.blocks_by_group().next().unwrap_or(0)
+    }
+
+    /// Names of blocks that came into the cache, and those that left it, since they were taken last: at most
+    /// [`BLOCK_NEWS_MAX`] each.
+    pub fn take_block_news(&mut self) -> (Vec<u64>, Vec<u64>) {
+        self.cache.take_news(BLOCK_NEWS_MAX)
     }
 
     /// The same for each group of layers: the first is the one that sees most.

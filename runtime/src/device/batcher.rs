@@ -97,10 +97,18 @@ pub(super) struct State {
     steps_void: usize,
     draining: Draining,
     watchdog: Watchdog,
-    /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
-    untold: bool,
+    /// Steps that no frame told of yet: long prompts take many before there is a token.
+    untold: Computed,
     /// What the log was last told.
     logged: BatchStats,
+}
+
+/// Steps that were computed.
+#[derive(Clone, Copy, Default)]
+struct Computed {
+    steps: u32,
+    rows: u32,
+    took: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -130,7 +138,7 @@ impl Actor for Batcher {
             steps_void: 0,
             draining: Draining::No,
             watchdog: Watchdog::new(now()),
-            untold: false,
+            untold: Computed::default(),
             logged: BatchStats::default(),
         })
     }
@@ -178,7 +186,7 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.news.clear();
-        self.untold = false;
+        self.untold = Computed::default();
         self.batch = Work::new(&self.args);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
@@ -225,8 +233,10 @@ impl State {
                 for span in &output.broken {
                     self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
                 }
+                let Computed { steps, rows, took: before } = self.untold;
+                let rows = rows + plan.tokens.len() as u32;
+                self.untold = Computed { steps: steps + 1, rows, took: before + took };
                 self.batch.apply(plan, output, took);
-                self.untold = true;
             }
         }
     }
@@ -256,7 +266,7 @@ impl State {
 
     /// Sends a step without news, if one was computed and nothing was sent since.
     fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
-        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold && self.unsent.is_none()) {
+        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold.steps > 0 && self.unsent.is_none()) {
             self.send_step(&outlet, Vec::new(), me);
         }
     }
@@ -273,9 +283,12 @@ impl State {
     fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
         let window = self.batch.window();
         self.announced = window;
-        self.untold = false;
+        let Computed { steps, rows, took } = std::mem::take(&mut self.untold);
         let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
-        self.send(outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
+        let (cached, evicted) = self.batch.take_block_news();
+        let took_us = took.as_micros() as u64;
+        let step = Step { window, batch, blocks_used, steps, rows, took_us, cached, evicted, items };
+        self.send(outlet, ReplicaFrame::Step(step), me);
     }
 
     fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {

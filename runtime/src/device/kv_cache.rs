@@ -20,15 +20,16 @@
 //! wanted again.
 
 mod groups;
-mod hash;
+mod news;
 mod order;
 mod spill;
 
 use std::collections::HashMap;
 
+pub use cuckoo_wire::BlockHash;
 pub use groups::HOLE;
 pub(super) use groups::{KvGroups, Table};
-pub use hash::BlockHash;
+use news::News;
 use order::Order;
 pub use spill::{KvCopy, KvWay};
 
@@ -44,6 +45,8 @@ pub struct KvCache {
     /// Where named blocks are. Never iterated, so its order decides nothing.
     index: HashMap<BlockHash, u32>,
     evictions: u64,
+    /// What is to be told of names; `None` where nobody asks.
+    news: Option<News>,
 }
 
 impl KvCache {
@@ -59,7 +62,18 @@ impl KvCache {
             // Twice the blocks: a table that is at most half full clears away its removed entries and never grows.
             index: HashMap::with_capacity(2 * total as usize),
             evictions: 0,
+            news: None,
         }
+    }
+
+    /// Remembers which names come and leave, until they are taken.
+    pub(super) fn with_news(self) -> Self {
+        Self { news: Some(News::default()), ..self }
+    }
+
+    /// Names that came and left, at most so many each: see [`News::take`].
+    pub(super) fn take_news(&mut self, most: usize) -> (Vec<u64>, Vec<u64>) {
+        self.news.as_mut().map(|news| news.take(most)).unwrap_or_default()
     }
 
     /// Takes one block, blank: an idle one that contains nothing, or else the least recently used. `None` if all are held.
@@ -76,6 +90,7 @@ impl KvCache {
         if let Some(name) = evicted {
             self.index.remove(&name);
             self.evictions += 1;
+            self.news.iter_mut().for_each(|news| news.left(name));
         }
         self.references[block as usize] = 1;
         Some((block, evicted))
@@ -107,6 +122,7 @@ impl KvCache {
         }
         self.names[at] = name;
         self.index.insert(name, block);
+        self.news.iter_mut().for_each(|news| news.came(name));
         block
     }
 

@@ -104,6 +104,14 @@ impl Work {
         }
     }
 
+    /// Nothing of a text is kept.
+    pub(super) fn take_block_news(&mut self) -> (Vec<u64>, Vec<u64>) {
+        match self {
+            Self::Generate(batch) => batch.take_block_news(),
+            Self::Embed(_) => Default::default(),
+        }
+    }
+
     pub(super) fn expected(&self, plan: &StepPlan) -> Option<Duration> {
         match self {
             Self::Generate(batch) => batch.expected(plan),

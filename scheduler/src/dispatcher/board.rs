@@ -1,19 +1,38 @@
 //! Which waiting request goes to which replica, decided: late binding by windows.
 //!
-//! Pure: offers, grants and requests come in; placements come out. Requests wait here and nowhere else; one is bound to
-//! a replica only when that replica's window has room, so a miner's batch fills as its slots free, across the network.
-//! Windows are cumulative: what was granted and what was taken only grow, and the difference is what is free.
+//! Pure: offers, grants, steps and requests come in, with the time; placements come out. Requests wait here and nowhere
+//! else; one is bound to a replica only when that replica's window has room, so a miner's batch fills as its slots free,
+//! across the network. Windows are cumulative: what was granted and what was taken only grow, and the difference is what is
+//! free.
+//!
+//! ```text
+//! submit ▶ queue: who is next ─▶ a few replicas: by prefix, by ring, by chance ─▶ the cheapest in milliseconds ▶ placement
+//!                                        ▲ windows, step times, caches, losses: what the replicas say
+//! ```
+//!
+//! Whatever the fleet's size, a pick looks at a handful of replicas. Chance is a generator whose seed is part of the state:
+//! the same events give the same placements.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+mod fleet;
+mod members;
+mod pool;
+mod prefix_index;
+mod queue;
+mod rates;
+mod score;
 
-use cuckoo_wire::message::{Assign, Offer, Price, ReplicaId, Task, WeightsHash, Window};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::score;
+use cuckoo_wire::message::{FoundBy, Offer, Price, ReplicaId, ServiceClass, Task, Terms, WeightsHash, Window};
+
+pub use fleet::Replica;
+use pool::Pool;
+pub use prefix_index::BlockName;
 
 /// Requests that may wait, all models together.
 pub const WAITING_MAX: usize = 4_096;
-/// Waiting requests of one model, or of one adapter, that are considered at a time; bounds the work of one event.
-const CONSIDERED_MAX: usize = 64;
 
 /// One miner's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +51,10 @@ pub struct ReplicaKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
+/// Who is served: requests of one account share its turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tenant(pub u64);
+
 /// What computes: weights, and perhaps an adapter of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Computes {
@@ -42,7 +65,7 @@ pub struct Computes {
 }
 
 /// What a request needs of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
     /// The model.
     pub model: Computes,
@@ -54,10 +77,20 @@ pub struct Need {
     pub max_new: u32,
     /// Highest acceptable ask.
     pub limit: Price,
+    /// Who asks.
+    pub tenant: Tenant,
+    /// How urgent it is.
+    pub class: ServiceClass,
+    /// Its stream has begun: it has lost its miner.
+    pub has_begun: bool,
+    /// Names of the blocks of its known tokens.
+    pub chain: Arc<[BlockName]>,
+    /// Not there.
+    pub not_on: Option<ReplicaKey>,
 }
 
 /// One decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
     /// Which request.
     pub ticket: Ticket,
@@ -67,17 +100,59 @@ pub struct Placement {
     pub blocks: u32,
     /// What it will be charged.
     pub ask: Price,
+    /// Why there.
+    pub reasons: Reasons,
 }
 
-/// A replica as the board sees it.
-#[derive(Clone, Debug)]
-pub struct Replica {
-    offer: Offer,
-    /// Granted so far.
-    granted: Window,
-    /// Assigned so far.
-    taken: Window,
-    draining: bool,
+/// Why a request went where it went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reasons {
+    /// How long it had waited.
+    pub waited: Duration,
+    /// Requests of the model that go on waiting.
+    pub waiting: u32,
+    /// Replicas of the model.
+    pub replicas: u32,
+    /// What its tenant had got when it was its turn, in tokens.
+    pub served_tokens: u64,
+    /// Who was considered; the first was taken.
+    pub candidates: Vec<Considered>,
+}
+
+/// A replica that was considered for a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Considered {
+    /// Which.
+    pub key: ReplicaKey,
+    /// Tokens of the prompt that it has cached.
+    pub cached_tokens: u32,
+    /// What it would cost.
+    pub terms: Terms,
+    /// When 95 % of first tokens would have come, in milliseconds.
+    pub ttft_p95_ms: f64,
+    /// Milliseconds between tokens.
+    pub itl_ms: f64,
+    /// Whether both are within what the class asks for.
+    pub meets: bool,
+    /// How it was found.
+    pub found_by: FoundBy,
+}
+
+/// What a replica says of the steps that it computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Steps<'a> {
+    /// How many.
+    pub steps: u32,
+    /// Their rows.
+    pub rows: u32,
+    /// How long they took together.
+    pub took: Duration,
+    /// KV blocks in use.
+    pub blocks_used: u64,
+    /// Names that came into its cache.
+    pub cached: &'a [BlockName],
+    /// Names that left it.
+    pub evicted: &'a [BlockName],
 }
 
 /// How one model stands.
@@ -91,200 +166,202 @@ pub struct Quote {
     pub context_tokens: u32,
 }
 
-/// All replicas and all waiting requests.
-#[derive(Debug, Default)]
-pub struct Board {
-    replicas: BTreeMap<ReplicaKey, Replica>,
-    waiting: BTreeMap<Computes, VecDeque<(Ticket, Need)>>,
-    waiting_count: usize,
+/// Why a request is not let in, or waits no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// No replica computes this.
+    Unserved,
+    /// None that suits: too dear, too small, or gone.
+    Unsuited,
+    /// Too many wait, or this one waited too long: so long until there may be room.
+    Busy(Duration),
 }
 
-impl Replica {
-    /// Sequences that run or wait on it.
-    pub fn sequences_in_use(&self) -> u64 {
-        let returned = self.granted.sequences - self.offer.window.sequences;
-        self.taken.sequences.saturating_sub(returned)
-    }
+/// All replicas and all waiting requests.
+#[derive(Debug)]
+pub struct Board {
+    pools: HashMap<WeightsHash, Pool>,
+    /// Where a replica is: its model, and its number there.
+    homes: BTreeMap<ReplicaKey, (WeightsHash, u32)>,
+    tickets: HashMap<Ticket, WeightsHash>,
+    /// Models of which something has changed since the last placements.
+    changed: BTreeSet<WeightsHash>,
+    waiting: usize,
+    chance: u64,
+}
 
-    /// Sequences that it accepts at once.
-    pub fn sequences_total(&self) -> u64 {
-        self.offer.window.sequences
-    }
-
-    /// Blocks that it accepts now.
-    pub fn blocks_free(&self) -> u64 {
-        self.granted.blocks - self.taken.blocks
-    }
-
-    /// What it asks.
-    pub fn ask(&self) -> Price {
-        self.offer.ask
-    }
-
-    /// Whether it has loaded the model, and the adapter if there is one.
-    fn has(&self, model: &Computes) -> bool {
-        self.offer.weights == model.weights
-            && model.adapter.is_none_or(|adapter| self.offer.adapters.contains(&adapter))
-    }
-
-    fn blocks(&self, need: &Need) -> u32 {
-        Assign::blocks_for(need.tokens, need.max_new, self.offer.block_tokens)
-    }
-
-    /// Whether it could ever take the request.
-    fn suits(&self, need: &Need) -> bool {
-        !self.draining
-            && self.has(&need.model)
-            && self.offer.task == need.task
-            && self.offer.ask.within(&need.limit)
-            && need.tokens + need.max_new <= self.offer.context_tokens
-            && u64::from(self.blocks(need)) <= self.offer.window.blocks
-    }
-
-    /// Whether it can take the request now.
-    fn has_room(&self, need: &Need) -> bool {
-        self.taken.sequences < self.granted.sequences && u64::from(self.blocks(need)) <= self.blocks_free()
+impl Default for Board {
+    fn default() -> Self {
+        Self::new(0)
     }
 }
 
 impl Board {
-    /// A replica is there.
-    pub fn offer(&mut self, key: ReplicaKey, offer: Offer) {
-        let granted = offer.window;
-        self.replicas.insert(key, Replica { offer, granted, taken: Window::default(), draining: false });
+    /// Empty. Boards of one seed to which the same happens do the same.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            pools: HashMap::new(),
+            homes: BTreeMap::new(),
+            tickets: HashMap::new(),
+            changed: BTreeSet::new(),
+            waiting: 0,
+            chance: fleet::mixed(seed),
+        }
+    }
+
+    /// A replica is there. `network` is the time to it and back.
+    pub fn offer(&mut self, key: ReplicaKey, offer: Offer, network: Duration) {
+        self.lose(key);
+        let weights = offer.weights;
+        let id = self.pools.entry(weights).or_default().join(key, offer, network);
+        self.homes.insert(key, (weights, id));
+        self.changed.insert(weights);
     }
 
     /// A replica accepts so much in all. Grants never shrink: an older one that arrives late changes nothing.
     pub fn grant(&mut self, key: ReplicaKey, window: Window) {
-        if let Some(replica) = self.replicas.get_mut(&key) {
-            replica.granted.sequences = replica.granted.sequences.max(window.sequences);
-            replica.granted.blocks = replica.granted.blocks.max(window.blocks);
+        self.at(key, |pool, id| pool.fleet.grant(id, window));
+    }
+
+    /// A replica has computed.
+    pub fn stepped(&mut self, key: ReplicaKey, steps: Steps<'_>) {
+        if let Some((weights, id)) = self.homes.get(&key)
+            && let Some(pool) = self.pools.get_mut(weights)
+        {
+            pool.stepped(*id, &steps);
         }
     }
 
     /// A replica takes nothing more.
     pub fn drain(&mut self, key: ReplicaKey) {
-        if let Some(replica) = self.replicas.get_mut(&key) {
-            replica.draining = true;
-        }
+        self.at(key, |pool, id| pool.fleet.drain(id));
+    }
+
+    /// A replica is not heard of, or is again: it gets nothing new meanwhile.
+    pub fn suspect(&mut self, key: ReplicaKey, suspect: bool) {
+        self.at(key, |pool, id| pool.fleet.suspect(id, suspect));
     }
 
     /// A replica is gone.
     pub fn lose(&mut self, key: ReplicaKey) {
-        self.replicas.remove(&key);
+        if let Some((weights, id)) = self.homes.remove(&key)
+            && let Some(pool) = self.pools.get_mut(&weights)
+        {
+            pool.lose(id);
+            self.changed.insert(weights);
+        }
     }
 
     /// A connection is gone with all its replicas.
     pub fn lose_link(&mut self, link: LinkId) {
-        self.replicas.retain(|key, _| key.link != link);
+        let bounds = [ReplicaId(0), ReplicaId(u32::MAX)].map(|replica| ReplicaKey { link, replica });
+        let gone: Vec<ReplicaKey> = self.homes.range(bounds[0]..=bounds[1]).map(|(key, _)| *key).collect();
+        gone.into_iter().for_each(|key| self.lose(key));
     }
 
-    /// A request waits. False if too many do already.
-    pub fn submit(&mut self, ticket: Ticket, need: Need) -> bool {
-        if self.waiting_count >= WAITING_MAX {
-            return false;
+    /// A request waits, or is turned away: where too many wait already, or it would wait for longer than its class does.
+    pub fn submit(&mut self, ticket: Ticket, need: Need, now: Duration) -> Result<(), Turned> {
+        let weights = need.model.weights;
+        let pool = self.pools.entry(weights).or_default();
+        if self.waiting >= WAITING_MAX {
+            return Err(Turned::Busy(pool.retry_after()));
         }
-        self.waiting.entry(need.model).or_default().push_back((ticket, need));
-        self.waiting_count += 1;
-        true
+        pool.submit(ticket, need, now)?;
+        self.tickets.insert(ticket, weights);
+        self.waiting += 1;
+        self.changed.insert(weights);
+        Ok(())
     }
 
     /// A request waits no longer. False if it did not wait.
     pub fn withdraw(&mut self, ticket: Ticket) -> bool {
-        for queue in self.waiting.values_mut() {
-            if let Some(at) = queue.iter().position(|(t, _)| *t == ticket) {
-                queue.remove(at);
-                self.waiting_count -= 1;
-                return true;
-            }
+        let Some(pool) = self.tickets.get(&ticket).and_then(|weights| self.pools.get_mut(weights)) else {
+            return false;
+        };
+        let did_wait = pool.withdraw(ticket);
+        if did_wait {
+            self.waiting -= 1;
+            self.changed.extend(self.tickets.remove(&ticket));
         }
-        false
+        did_wait
     }
 
-    /// Binds as many waiting requests as windows allow, oldest first. A request that only lacks blocks keeps the
-    /// replica it waits for from being filled by younger, smaller ones; one that no replica suits holds nobody up. A model and
-    /// its adapters share replicas, and so one order.
-    pub fn place(&mut self) -> Vec<Placement> {
-        let mut placed = Vec::new();
-        let mut models: Vec<WeightsHash> = self.waiting.keys().map(|model| model.weights).collect();
-        models.dedup();
-        for weights in models {
-            self.place_model(weights, &mut placed);
+    /// A placed request has given its first token.
+    pub fn answered(&mut self, key: ReplicaKey, ticket: Ticket, now: Duration) {
+        self.at(key, |pool, id| pool.answered(id, ticket, now));
+    }
+
+    /// A placed request runs no longer: it gave so many tokens, or was lost. To be said after its replica was lost, too.
+    pub fn ended(&mut self, key: ReplicaKey, ticket: Ticket, end: Ended, now: Duration) {
+        let Some(weights) = self.tickets.remove(&ticket) else { return };
+        let id = self.homes.get(&key).map(|(_, id)| *id);
+        if let Some(pool) = self.pools.get_mut(&weights) {
+            pool.ended(id, ticket, end, now);
         }
-        self.waiting.retain(|_, queue| !queue.is_empty());
-        self.waiting_count -= placed.len();
+    }
+
+    /// Binds as many waiting requests as windows allow. A request that only lacks blocks has the replica that it waits for
+    /// kept from being filled by smaller ones; one that no replica suits holds nobody up. A model and its adapters share
+    /// replicas, and so one order.
+    pub fn place(&mut self, now: Duration) -> Vec<Placement> {
+        let mut placed = Vec::new();
+        while let Some(weights) = self.changed.pop_first() {
+            if let Some(pool) = self.pools.get_mut(&weights) {
+                pool.place(now, &mut self.chance, &mut placed);
+            }
+        }
+        self.waiting -= placed.len();
         placed
     }
 
-    fn place_model(&mut self, weights: WeightsHash, placed: &mut Vec<Placement>) {
-        let mut spoken_for: HashSet<ReplicaKey> = HashSet::new();
-        let mut bound: HashSet<Ticket> = HashSet::new();
-        for (ticket, need) in &self.oldest(weights) {
-            let suited = self.replicas.iter().filter(|(key, r)| r.suits(need) && !spoken_for.contains(key));
-            match score::best(suited.clone().filter(|(_, r)| r.has_room(need))) {
-                Some(key) => {
-                    let replica = self.replicas.get_mut(&key).expect("chosen from the map");
-                    let blocks = replica.blocks(need);
-                    replica.taken.sequences += 1;
-                    replica.taken.blocks += u64::from(blocks);
-                    bound.insert(*ticket);
-                    placed.push(Placement { ticket: *ticket, key, blocks, ask: replica.offer.ask });
-                }
-                None => {
-                    let waits_for = score::best(suited);
-                    spoken_for.extend(waits_for);
-                }
-            }
-        }
-        let queues = self.waiting.iter_mut().filter(|(model, _)| model.weights == weights);
-        queues.for_each(|(_, queue)| queue.retain(|(ticket, _)| !bound.contains(ticket)));
-    }
-
-    /// The oldest waiting requests of a model and of each of its adapters, those of one that nobody has left out. Tickets
-    /// tell who came first.
-    fn oldest(&self, weights: WeightsHash) -> Vec<(Ticket, Need)> {
-        let offered = |model: &Computes| self.replicas.values().any(|replica| replica.has(model));
-        let queues: Vec<_> =
-            self.waiting.iter().filter(|(model, _)| model.weights == weights && offered(model)).collect();
-        let mut oldest: Vec<(Ticket, Need)> =
-            queues.iter().flat_map(|(_, queue)| queue.iter().take(CONSIDERED_MAX).copied()).collect();
-        if queues.len() > 1 {
-            oldest.sort_by_key(|(ticket, _)| *ticket);
-        }
-        oldest
-    }
-
-    /// Whether any replica could take the request, now or when it has room.
-    pub fn is_served(&self, need: &Need) -> bool {
-        self.replicas.values().any(|r| r.suits(need))
+    /// Requests that have waited for too long, and why nobody took them. They wait no longer.
+    pub fn expire(&mut self, now: Duration) -> Vec<(Ticket, Turned)> {
+        let late: Vec<_> = self.pools.values_mut().flat_map(|pool| pool.expire(now)).collect();
+        self.waiting -= late.len();
+        late.iter().for_each(|(ticket, _)| _ = self.tickets.remove(ticket));
+        let mut late = late;
+        late.sort_by_key(|(ticket, _)| *ticket);
+        late
     }
 
     /// How a model stands.
     pub fn quote(&self, model: &Computes) -> Quote {
-        let serving = self.replicas.values().filter(|r| r.has(model) && !r.draining);
-        serving.fold(Quote::default(), |q, r| Quote {
-            replicas: q.replicas + 1,
-            lowest_ask: Some(match q.lowest_ask {
-                Some(low) if total(&low) <= total(&r.offer.ask) => low,
-                _ => r.offer.ask,
-            }),
-            context_tokens: q.context_tokens.max(r.offer.context_tokens),
-        })
+        self.pools.get(&model.weights).map(|pool| pool.fleet.quote(model)).unwrap_or_default()
     }
 
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
-        self.waiting_count
+        self.waiting
     }
 
-    /// Replicas there are.
-    pub fn replicas(&self) -> impl Iterator<Item = (&ReplicaKey, &Replica)> {
-        self.replicas.iter()
+    /// Names of blocks that are known to be in caches, counted once for each replica.
+    pub fn blocks_known(&self) -> usize {
+        self.pools.values().map(|pool| pool.index.blocks()).sum()
+    }
+
+    /// Replicas there are, in no order.
+    pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.pools.values().flat_map(|pool| pool.fleet.all())
+    }
+
+    /// Does something to a replica after which others may be placed.
+    fn at(&mut self, key: ReplicaKey, act: impl FnOnce(&mut Pool, u32)) {
+        if let Some((weights, id)) = self.homes.get(&key)
+            && let Some(pool) = self.pools.get_mut(weights)
+        {
+            act(pool, *id);
+            self.changed.insert(*weights);
+        }
     }
 }
 
-fn total(price: &Price) -> u64 {
-    price.input_per_mtok.saturating_add(price.output_per_mtok)
+/// How a placement ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Tokens of output that it gave.
+    pub output: u32,
+    /// Whether the miner lost it.
+    pub is_lost: bool,
 }
 
 #[cfg(test)]

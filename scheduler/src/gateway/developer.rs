@@ -113,6 +113,10 @@ async fn answer(
             relay(writer, |replies| async move { market.embed(request, replies).await }).await
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
+        Some(Call::Explain { api_key, request }) => {
+            let reply = market.explain(&api_key, request).await.map_or_else(Reply::Refused, Reply::Explained);
+            finish(writer, reply).await
+        }
         Some(Call::Wallet { api_key, entries_max }) => {
             let reply = match market.wallet(peer, api_key.as_ref(), entries_max).await {
                 Ok(wallet) => Reply::Wallet(wallet),

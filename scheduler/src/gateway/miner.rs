@@ -83,6 +83,11 @@ impl MinerLink {
         self.peer
     }
 
+    /// How long a packet takes to it and back.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
     /// Sends an order and opens the channel of its news.
     pub(crate) fn give(self: &Arc<Self>, order: Order) -> Running {
         let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
@@ -381,11 +386,12 @@ struct ReplicaStream {
 }
 
 impl ReplicaStream {
-    fn step(&mut self, step: Step) -> Result<(), FrameError> {
+    fn step(&mut self, mut step: Step) -> Result<(), FrameError> {
         step.check().map_err(invalid)?;
         self.market.metrics().step(&self.link.peer, &step);
-        self.link.sequences.lock().split(self.key.replica, step.items, Instant::now()).map_err(invalid)?;
-        self.market.dispatcher().tell(DispatcherMsg::Grant(self.key, step.window));
+        let items = std::mem::take(&mut step.items);
+        self.link.sequences.lock().split(self.key.replica, items, Instant::now()).map_err(invalid)?;
+        self.market.dispatcher().tell(DispatcherMsg::Stepped(self.key, step));
         Ok(())
     }
 }

@@ -193,6 +193,9 @@ impl Step {
             () if self.items.len() > 2 * limits::REPLICA_SEQUENCES_MAX => {
                 Err(Invalid("a step names more sequences than a replica can run".to_owned()))
             }
+            () if self.cached.len().max(self.evicted.len()) > limits::BLOCK_NEWS_MAX => {
+                Err(Invalid(format!("a step tells of more than {} blocks", limits::BLOCK_NEWS_MAX)))
+            }
             () if self.items.iter().any(|i| i.tokens.len() > limits::STEP_TOKENS_MAX) => {
                 Err(Invalid(format!("a step item has more than {} tokens", limits::STEP_TOKENS_MAX)))
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ApiKey, Assign, ChatMessage, Generate, Prompt, ReplicaId, Sampling, SequenceId};
+use super::{ApiKey, Assign, ChatMessage, Generate, Prompt, ReplicaId, Sampling, SequenceId, ServiceClass};
 
 impl Default for Sampling {
     fn default() -> Self {
@@ -57,6 +57,7 @@ impl Generate {
             echo: false,
             constraint: None,
             tools: None,
+            class: ServiceClass::default(),
         }
     }
 }

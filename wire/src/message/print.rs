@@ -1,8 +1,9 @@
 //! How messages print, and small constructors. Keys and prompts never print: logs are read by people.
 
 use std::fmt;
+use std::str::FromStr;
 
-use super::{ApiKey, ChatMessage, EmbedInput, Prompt, Refusal, RefusalCode, RequestId, WeightsHash};
+use super::{ApiKey, ChatMessage, EmbedInput, Prompt, RequestId, WeightsHash};
 
 impl RequestId {
     /// A fresh one, not guessable.
@@ -14,6 +15,23 @@ impl RequestId {
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "req_{}", crate::identity::hex(&self.0))
+    }
+}
+
+/// A text that names no request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' names no request: expected req_, chatcmpl- or cmpl- and 32 hexadecimal digits, as an answer's id has them"
+)]
+pub struct NoRequest(String);
+
+impl FromStr for RequestId {
+    type Err = NoRequest;
+
+    /// Its own form, or that of the HTTP interface.
+    fn from_str(text: &str) -> Result<Self, NoRequest> {
+        let digits = ["req_", "chatcmpl-", "cmpl-"].iter().find_map(|prefix| text.strip_prefix(prefix)).unwrap_or(text);
+        crate::identity::unhex(digits).map(Self).ok_or_else(|| NoRequest(text.escape_debug().to_string()))
     }
 }
 
@@ -65,23 +83,3 @@ impl fmt::Debug for ChatMessage {
         write!(f, "ChatMessage({}, {} bytes, {} calls)", self.role, self.content.len(), self.calls.len())
     }
 }
-
-impl Refusal {
-    /// A refusal that names no field.
-    pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), param: None }
-    }
-
-    /// A value that cannot be used.
-    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
-        Self { code: RefusalCode::InvalidRequest, message: message.into(), param: Some(param.to_owned()) }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refusal {}

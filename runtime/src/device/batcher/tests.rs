@@ -3,6 +3,8 @@
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
 use cuckoo_wire::message::{Constraint, Encode, End, StepItem, Task};
 
+use cuckoo_wire::BlockHash;
+
 use super::*;
 use crate::device::tests::{LIMITS, no_tokenizer, offer};
 
@@ -220,7 +222,7 @@ async fn steps_of_a_lost_connection_are_nobodys() {
 
 #[test]
 fn news_are_cut_into_frames_that_fit() {
-    use cuckoo_wire::limits::{MINER_FRAME_BYTES_MAX, STEP_SCORES_MAX, TOP_LOGPROBS_MAX};
+    use cuckoo_wire::limits::{BLOCK_NEWS_MAX, MINER_FRAME_BYTES_MAX, STEP_SCORES_MAX, TOP_LOGPROBS_MAX};
     use cuckoo_wire::message::Logprobs;
     let most = Logprobs { logprob: -1.0, rank: u32::MAX, top: vec![(u32::MAX, -1.0); TOP_LOGPROBS_MAX] };
     let item = |id| StepItem {
@@ -234,13 +236,24 @@ fn news_are_cut_into_frames_that_fit() {
     while !news.is_empty() {
         let items = frameful(&mut news);
         let window = Window { sequences: u64::MAX, blocks: u64::MAX };
-        let step = Step { window, batch: u32::MAX, blocks_used: u64::MAX, items };
+        let names = vec![u64::MAX; BLOCK_NEWS_MAX];
+        let step = Step {
+            window,
+            batch: u32::MAX,
+            blocks_used: u64::MAX,
+            steps: u32::MAX,
+            rows: u32::MAX,
+            took_us: u64::MAX,
+            cached: names.clone(),
+            evicted: names,
+            items,
+        };
         assert!(cuckoo_wire::encode(&ReplicaFrame::Step(step.clone()), MINER_FRAME_BYTES_MAX).is_ok());
         assert!(step.check().is_ok());
         sent.extend(step.items);
         frames += 1;
     }
-    assert_eq!((frames, sent), (4, all), "five of them fit one");
+    assert_eq!((frames, sent), (5, all), "four of them fit one");
     assert!(frameful(&mut VecDeque::new()).is_empty());
 }
 
@@ -261,6 +274,28 @@ async fn a_long_prompt_is_seen_to_get_on() {
     let last = bench.plan().await;
     answer(last, 9);
     assert_eq!(bench.items().await[0].tokens, [9]);
+}
+
+#[tokio::test]
+async fn frames_tell_what_was_computed_and_what_is_cached() {
+    let mut bench = Bench::start(1).await;
+    bench.assign_sequence(1, 64, None);
+    let (mut steps, mut rows, mut took_us, mut cached) = (0, 0, 0, Vec::new());
+    loop {
+        let step = bench.plan().await;
+        answer(step, 9);
+        let Some(ReplicaFrame::Step(step)) = bench.frames.recv().await else { panic!("a step") };
+        (steps, rows, took_us) = (steps + step.steps, rows + step.rows, took_us + step.took_us);
+        cached.extend(step.cached);
+        assert!(step.evicted.is_empty());
+        if step.items.iter().any(|item| item.end.is_some()) {
+            break;
+        }
+    }
+    assert_eq!((steps, rows, took_us), (4, 64 + 3, 4_000), "a prompt and three tokens that were drawn");
+    let root = BlockHash::root(&offer().weights.0, None, &[0; 16]);
+    let names: Vec<u64> = BlockHash::chain(root, &[1; 64], KV_BLOCK_TOKENS).map(BlockHash::short).collect();
+    assert_eq!(cached, names, "as whoever has the prompt names it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,7 +87,11 @@ impl KvGroups {
         let group = |(number, plan): (usize, &GroupPlan)| Group {
             number,
             window: plan.window,
-            blocks: KvCache::new(plan.blocks),
+            blocks: match number {
+                // Chains are forgotten from their ends, and the first group sees most: what it has is what can be used.
+                0 => KvCache::new(plan.blocks).with_news(),
+                _ => KvCache::new(plan.blocks),
+            },
             host: HostPool::new(plan.host_blocks),
         };
         Self { groups: groups.iter().enumerate().map(group).collect(), copies: Vec::new(), copied: (0, 0) }
@@ -196,6 +200,11 @@ impl KvGroups {
         self.copied.0 += out;
         self.copied.1 += self.copies.len() as u64 - out;
         std::mem::take(&mut self.copies)
+    }
+
+    /// Names that came into the cache of the group that sees most, and those that left it: at most so many each.
+    pub(in crate::device) fn take_news(&mut self, most: usize) -> (Vec<u64>, Vec<u64>) {
+        self.groups.first_mut().map(|group| group.blocks.take_news(most)).unwrap_or_default()
     }
 
     /// Blocks copied to the host, and back from there, since the beginning.

@@ -275,7 +275,7 @@ fn step(reply: Option<Reply>) -> Step {
         }
         Some(Reply::Finished { reason, usage }) => Step::End { reason, usage },
         Some(Reply::Refused(refusal)) => Step::Failed(refusal),
-        Some(Reply::Models(_) | Reply::Wallet(_) | Reply::Embedding { .. }) => {
+        Some(Reply::Models(_) | Reply::Wallet(_) | Reply::Embedding { .. } | Reply::Explained(_)) => {
             Step::Failed(Refusal::new(RefusalCode::Internal, "the market answered another question: report this"))
         }
         None => Step::Failed(Refusal::new(RefusalCode::Internal, "the answer broke off without a reason: report this")),

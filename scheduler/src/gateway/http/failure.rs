@@ -81,6 +81,7 @@ impl From<Refusal> for Failure {
             RefusalCode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", Some(RETRY_SOON_S)),
         };
         let detail = Detail { message: refusal.message, kind: kind_of(status), param: refusal.param, code };
+        let retry_after_s = refusal.retry_after_s.map(u64::from).or(retry_after_s);
         Self { status, detail, retry_after_s, tokens_billed: false }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cuckoo_wire::limits;
-use cuckoo_wire::message::{ApiKey, Generate, Price, Prompt, Refusal, Sampling};
+use cuckoo_wire::message::{ApiKey, Generate, Price, Prompt, Refusal, Sampling, ServiceClass};
 use serde_json::{Map, Value};
 
 use super::decimal;
@@ -170,11 +170,30 @@ pub(super) fn translate(surface: Surface, body: Map<String, Value>, api_key: Api
         echo: show.echo,
         constraint,
         tools,
+        class: class(&mut fields, &mut ignored)?,
     };
     let names = Names { surface, constraint: field };
     generate.check().map_err(|refusal| names.rename(refusal))?;
     fields.rest(&mut ignored);
     Ok(Asked { generate, stream, include_usage, show, ignored, names })
+}
+
+/// OpenAI's words for how urgent a request is. `scale` is about a contract, and `auto` about a project's settings.
+fn class(fields: &mut Fields, ignored: &mut Ignored) -> Result<ServiceClass, Refusal> {
+    let field = "service_tier";
+    match fields.text(field)?.as_deref() {
+        None | Some("auto" | "default") => Ok(ServiceClass::Standard),
+        Some("priority") => Ok(ServiceClass::Interactive),
+        Some("flex") => Ok(ServiceClass::Batch),
+        Some("scale") => {
+            ignored.add(field);
+            Ok(ServiceClass::Standard)
+        }
+        Some(other) => Err(Refusal::invalid(
+            field,
+            format!("service_tier '{}' is not known: use auto, default, priority or flex", other.escape_debug()),
+        )),
+    }
 }
 
 /// A chat has `logprobs: true` and `top_logprobs: n`, a completion `logprobs: n`; either may have vLLM's `prompt_logprobs`.

@@ -220,11 +220,11 @@ async fn model(
     let id = id.map(|Path(id)| id).unwrap_or_default();
     match door.market.models().await.into_iter().find(|model| model.name == id) {
         Some(model) => Ok(Json(model.into())),
-        None => Err(Refusal {
-            code: RefusalCode::ModelNotFound,
-            message: format!("there is no model '{}': /v1/models lists those there are", id.escape_debug()),
-            param: Some("model".to_owned()),
-        }
+        None => Err(Refusal::at(
+            RefusalCode::ModelNotFound,
+            "model",
+            format!("there is no model '{}': /v1/models lists those there are", id.escape_debug()),
+        )
         .into()),
     }
 }

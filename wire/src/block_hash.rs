@@ -14,8 +14,8 @@ const CONTEXT: &str = "cuckoo 2026 kv block v1";
 pub struct BlockHash(u128);
 
 impl BlockHash {
-    /// Where a block has no name. No chain ever reaches it.
-    pub(super) const NONE: Self = Self(0);
+    /// A block without a name. No chain ever reaches it.
+    pub const NONE: Self = Self(0);
 
     /// Before the first block: what computes (weights, and the adapter if there is one), and who may share with whom.
     pub fn root(model: &[u8; 32], adapter: Option<&[u8; 32]>, salt: &[u8; 16]) -> Self {
@@ -44,8 +44,21 @@ impl BlockHash {
         Self(u128::from_le_bytes(bytes).max(1))
     }
 
-    #[cfg(test)]
-    pub(super) fn of(value: u128) -> Self {
+    /// What stands for it in a replica's news and in a scheduler's index: its first 64 bits.
+    pub fn short(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Names of all full blocks of `tokens`, in order.
+    pub fn chain(root: Self, tokens: &[u32], block_tokens: usize) -> impl Iterator<Item = Self> {
+        tokens.chunks_exact(block_tokens).scan(root, |name, block| {
+            *name = name.next(block);
+            Some(*name)
+        })
+    }
+
+    /// The name of this number, for tests of what does not care what names stand for.
+    pub fn of(value: u128) -> Self {
         Self(value.max(1))
     }
 }

@@ -1,0 +1,128 @@
+//! `cuckoo simulate`: the market on a virtual clock, with this project's rule or those of others.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+
+use anyhow::{Context, bail};
+use cuckoo::simulation::{
+    Faults, HARDWARE, Hardware, Job, Report, Rule, Scenario, Workload, read_trace, run as simulated, write_trace,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::{Common, SimulateArgs};
+
+pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
+    let rules = rules(&args.rules)?;
+    let bar = ProgressBar::new(args.seeds * rules.len() as u64).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {per_sec}, {eta} left").context("a progress bar")?,
+    );
+    let mut reports = Vec::new();
+    for seed in args.seed..args.seed + args.seeds {
+        let jobs = jobs(args, seed)?;
+        if let Some(path) = &args.write_trace {
+            let file = File::create(path).with_context(|| format!("{}", path.display()))?;
+            write_trace(BufWriter::new(file), &jobs).with_context(|| format!("{}", path.display()))?;
+        }
+        for rule in &rules {
+            let scenario = Scenario {
+                seed,
+                rule: *rule,
+                miners: fleet(args.miners),
+                jobs: jobs.clone(),
+                faults: faults(args.faults),
+            };
+            let report = simulated(&scenario)
+                .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))?;
+            bar.inc(1);
+            match common.json {
+                true => println!("{}", serde_json::to_string(&report)?),
+                false => reports.push(report),
+            }
+        }
+    }
+    bar.finish_and_clear();
+    if !common.json {
+        table(&reports, &rules);
+    }
+    Ok(())
+}
+
+/// As many faults as a bad day has, times `much`.
+fn faults(much: f64) -> Faults {
+    Faults {
+        kills: 2.0 * much,
+        freezes: 2.0 * much,
+        partitions: 2.0 * much,
+        scheduler_kills: 0.3 * much,
+        departures: (0.05 * much).min(0.5),
+    }
+}
+
+/// A market of all kinds of hardware: of ten miners, one of the fastest kind, two of the second, four of the third.
+fn fleet(miners: usize) -> Vec<Hardware> {
+    (0..miners).map(|at| HARDWARE[[2, 1, 3, 2, 0, 3, 2, 1, 3, 2][at % 10]]).collect()
+}
+
+fn jobs(args: &SimulateArgs, seed: u64) -> anyhow::Result<Vec<Job>> {
+    match &args.trace {
+        Some(path) => {
+            let file = File::open(path).with_context(|| format!("{}", path.display()))?;
+            read_trace(BufReader::new(file)).with_context(|| format!("{}", path.display()))
+        }
+        None => Ok(Workload { requests: args.requests, per_second: args.rate, tenants: args.tenants }.draw(seed)),
+    }
+}
+
+fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(Rule::ALL.to_vec());
+    }
+    let known = || Rule::ALL.map(Rule::name).join(", ");
+    let rule = |name: &String| Rule::ALL.into_iter().find(|rule| rule.name() == name);
+    names
+        .iter()
+        .map(|name| match rule(name) {
+            Some(rule) => Ok(rule),
+            None => bail!("there is no rule '{}': use all, or one of {}", name.escape_debug(), known()),
+        })
+        .collect()
+}
+
+fn table(reports: &[Report], rules: &[Rule]) {
+    println!(
+        "{:<11} {:>7} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>6} {:>9} {:>8} {:>7} {:>9}",
+        "rule",
+        "good",
+        "turned",
+        "TTFT p50",
+        "TTFT p99",
+        "ITL p50",
+        "ITL p99",
+        "cached",
+        "busy",
+        "cost/Mtok",
+        "fairness",
+        "moves",
+        "recovery"
+    );
+    for rule in rules {
+        let of: Vec<&Report> = reports.iter().filter(|report| report.rule == rule.name()).collect();
+        let mean = |f: &dyn Fn(&Report) -> f64| of.iter().map(|report| f(report)).sum::<f64>() / of.len().max(1) as f64;
+        println!(
+            "{:<11} {:>6.1}% {:>7.1}% {:>8.0}ms {:>8.0}ms {:>6.1}ms {:>6.1}ms {:>6.1}% {:>5.0}% {:>9.2} {:>8.3} {:>7.1} {:>7.0}ms",
+            rule.name(),
+            100.0 * mean(&|r| r.goodput),
+            100.0 * mean(&|r| r.turned_away as f64 / r.requests as f64),
+            mean(&|r| r.ttft_ms.p50),
+            mean(&|r| r.ttft_ms.p99),
+            mean(&|r| r.itl_ms.p50),
+            mean(&|r| r.itl_ms.p99),
+            100.0 * mean(&|r| r.cached),
+            100.0 * mean(&|r| r.busy),
+            mean(&|r| r.cost_per_mtok) / 1e9,
+            mean(&|r| r.fairness),
+            mean(&|r| r.moves as f64),
+            mean(&|r| r.recovery_ms.p99),
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! The market on a virtual clock: the same [`Board`](cuckoo_scheduler::Board), [`Batch`](cuckoo_runtime::Batch) with its KV
+//! cache, and [`Books`](cuckoo_scheduler::ledger::Books) as in production, with miners whose steps only take time, networks
+//! that only delay, and faults from a seed. The same seed gives the same bytes.
+//!
+//! ```text
+//! workload ─▶ market: Board, or a rival's rule ─ latency ▶ fleet: Batch ▶ a step's time
+//!                 ▲ tokens, windows, block news ◀─ latency ─┘
+//!                 └ what must always hold is checked on the way; report at the end
+//! ```
+
+mod chance;
+mod fleet;
+mod market;
+mod report;
+mod rival;
+mod workload;
+
+pub use chance::Chance;
+pub use fleet::{HARDWARE, Hardware};
+pub use market::{Faults, Scenario, Violation, run};
+pub use report::{Report, Spread};
+pub use rival::Rule;
+pub use workload::{Job, TraceError, Workload, read_trace, write_trace};

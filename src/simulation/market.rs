@@ -1,0 +1,648 @@
+//! One run: requests come, are placed, computed, lost, placed again and paid, in the order of a virtual clock.
+
+mod accounts;
+mod events;
+mod ours;
+mod rivals;
+mod stream;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use cuckoo_wire::message::{Assign, End, ReplicaId, SequenceId};
+
+use accounts::Accounts;
+use events::{Event, Events};
+use ours::Ours;
+use rivals::Rivals;
+use stream::{Place, Stage, Stream};
+
+use super::chance::{Chance, mixed};
+use super::fleet::{Frame, Hardware, SimMiner};
+use super::report::{Report, Seen, Spread, is_good, jain};
+use super::rival::Rule;
+use super::workload::{Job, STOP};
+
+/// A miner that is silent is found out after so long.
+const DETECTION_US: u64 = 300_000;
+/// How often waiting requests are looked through.
+const EXPIRY_US: u64 = 500_000;
+/// A scheduler that was killed is back after so long.
+const RESTART_US: u64 = 1_000_000;
+/// A run whose last request has not ended so long after it came never ends.
+const END_US: u64 = 3_600_000_000;
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Everything that is left to chance follows from it.
+    pub seed: u64,
+    /// Who places.
+    pub rule: Rule,
+    /// The fleet.
+    pub miners: Vec<Hardware>,
+    /// What is asked.
+    pub jobs: Vec<Job>,
+    /// What breaks.
+    pub faults: Faults,
+}
+
+/// Faults of the whole market in a minute, on the average.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// A miner's process is killed, and is started again after some seconds.
+    pub kills: f64,
+    /// A miner stops for 50 ms to 10 s.
+    pub freezes: f64,
+    /// A miner cannot be reached for 50 ms to 10 s.
+    pub partitions: f64,
+    /// The scheduler's process is killed.
+    pub scheduler_kills: f64,
+    /// The share of developers who leave before their answer is whole.
+    pub departures: f64,
+}
+
+/// Something that must never be, and was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("seed {seed}, at {at_us} µs: {what}")]
+pub struct Violation {
+    /// Where it is found again.
+    pub seed: u64,
+    /// When, by the virtual clock.
+    pub at_us: u64,
+    /// What.
+    pub what: String,
+}
+
+/// Runs to the end.
+///
+/// # Errors
+/// With the first thing that must never be.
+pub fn run(scenario: &Scenario) -> Result<Report, Violation> {
+    let mut market = Market::new(scenario);
+    let outcome = market.run();
+    outcome.map_err(|what| Violation { seed: scenario.seed, at_us: market.events.now(), what })?;
+    Ok(market.report())
+}
+
+/// Who places requests.
+enum Placing {
+    Ours(Box<Ours>),
+    Rivals(Box<Rivals>),
+}
+
+struct Market<'a> {
+    scenario: &'a Scenario,
+    events: Events,
+    chance: Chance,
+    miners: Vec<SimMiner>,
+    /// The connection of each miner as the scheduler knows it.
+    links: Vec<Option<u64>>,
+    links_made: u64,
+    sequences_made: u64,
+    streams: Vec<Stream>,
+    /// Which request a sequence is, while it is placed.
+    placed: HashMap<SequenceId, usize>,
+    left: usize,
+    placing: Placing,
+    accounts: Accounts,
+    /// Whether the scheduler runs.
+    is_up: bool,
+    recoveries: Vec<f64>,
+    digest: u64,
+}
+
+impl<'a> Market<'a> {
+    fn new(scenario: &'a Scenario) -> Self {
+        let chance = Chance::new(scenario.seed);
+        let mut latencies = chance.fork(2);
+        let miners: Vec<SimMiner> = (0..)
+            .zip(&scenario.miners)
+            .map(|(link, hardware)| SimMiner::new(*hardware, 2_000 + latencies.below(40_000), link))
+            .collect();
+        let placing = match scenario.rule {
+            Rule::Cuckoo => Placing::Ours(Box::new(Ours::new(scenario.seed))),
+            rule => Placing::Rivals(Box::new(Rivals::new(rule, &scenario.miners, chance.fork(3)))),
+        };
+        let mut market = Self {
+            scenario,
+            events: Events::default(),
+            chance: chance.fork(4),
+            links: vec![None; miners.len()],
+            links_made: miners.len() as u64,
+            miners,
+            sequences_made: 0,
+            placed: HashMap::new(),
+            streams: scenario.jobs.iter().map(|_| Stream::default()).collect(),
+            left: scenario.jobs.len(),
+            placing,
+            accounts: Accounts::new(&scenario.jobs),
+            is_up: true,
+            recoveries: Vec::new(),
+            digest: mixed(scenario.seed),
+        };
+        market.begin(&mut chance.fork(5));
+        market
+    }
+
+    /// Everything that is known beforehand: requests, and faults while they come.
+    fn begin(&mut self, chance: &mut Chance) {
+        for (request, job) in self.scenario.jobs.iter().enumerate() {
+            self.events.at(job.at_us, Event::Arrives { request });
+        }
+        for miner in 0..self.miners.len() {
+            self.events.after(0, Event::Connects { miner, link: miner as u64 });
+        }
+        self.events.after(EXPIRY_US, Event::Expires);
+        let until_us = self.scenario.jobs.last().map_or(0, |job| job.at_us) as f64;
+        let Faults { kills, freezes, partitions, scheduler_kills, departures } = self.scenario.faults;
+        for (request, job) in self.scenario.jobs.iter().enumerate() {
+            if chance.unit() < departures {
+                self.events.at(job.at_us + chance.until_next(3e6) as u64, Event::Leaves { request });
+            }
+        }
+        for (kind, a_minute) in [kills, freezes, partitions, scheduler_kills].into_iter().enumerate() {
+            let mut at = 0.0;
+            while a_minute > 0.0 {
+                at += chance.until_next(60e6 / a_minute);
+                if at >= until_us {
+                    break;
+                }
+                let miner = chance.below(self.miners.len() as u64) as usize;
+                let for_us = chance.between(50e3, 10e6) as u64;
+                let event = match kind {
+                    0 => Event::Killed { miner, for_us: for_us + 1_000_000 },
+                    1 => Event::Frozen { miner, for_us },
+                    2 => Event::CutOff { miner, for_us },
+                    _ => Event::SchedulerKilled,
+                };
+                self.events.at(at as u64, event);
+            }
+        }
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        while self.left > 0 {
+            let event = self.events.next().ok_or_else(|| format!("{} requests never end", self.left))?;
+            if self.events.now() > END_US + self.scenario.jobs.last().map_or(0, |job| job.at_us) {
+                return Err(format!("{} requests have not ended after an hour", self.left));
+            }
+            self.handle(event)?;
+        }
+        // What is under way arrives, and then nothing may be left anywhere.
+        let until = self.events.now() + 20_000_000;
+        while self.events.peek().is_some_and(|at| at <= until) {
+            if let Some(event) = self.events.next() {
+                self.handle(event)?;
+            }
+        }
+        self.accounts.check_closed()?;
+        match &self.placing {
+            Placing::Ours(ours) => ours.check_idle(),
+            Placing::Rivals(_) => Ok(()),
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Arrives { request } => self.arrives(request),
+            Event::Leaves { request } => self.leaves(request),
+            Event::Assigned { miner, link, request, assign } => self.assigned(miner, link, request, *assign),
+            Event::Cancelled { miner, link, sequence } => {
+                if self.miners[miner].link == link {
+                    self.miners[miner].cancel(sequence);
+                    self.tell(miner);
+                    self.launch(miner);
+                }
+                Ok(())
+            }
+            Event::Landed { miner, link } => self.landed(miner, link),
+            Event::Heard { miner, link, frame } => self.heard(miner, link, *frame),
+            Event::Connects { miner, link } => self.connects(miner, link),
+            Event::Killed { miner, for_us } => {
+                self.miners[miner].is_up = false;
+                self.breaks(miner, for_us);
+                Ok(())
+            }
+            Event::Frozen { miner, for_us } => {
+                let until = self.events.now() + for_us;
+                self.miners[miner].frozen_until_us = until;
+                if for_us > DETECTION_US {
+                    self.breaks(miner, for_us);
+                }
+                Ok(())
+            }
+            Event::CutOff { miner, for_us } => {
+                // What is sent meanwhile is sent again when it is over; where that takes too long, the link is given up.
+                self.miners[miner].cut_off_until_us = self.events.now() + for_us;
+                if for_us > DETECTION_US {
+                    self.breaks(miner, for_us);
+                }
+                Ok(())
+            }
+            Event::Missed { miner, link } => self.missed(miner, link),
+            Event::Restarts { miner } => self.restarts(miner),
+            Event::SchedulerKilled => self.scheduler_killed(),
+            Event::SchedulerBack => self.scheduler_back(),
+            Event::Expires => self.expires(),
+        }
+    }
+
+    /// The scheduler will miss a miner, which comes back on another connection.
+    fn breaks(&mut self, miner: usize, for_us: u64) {
+        let link = self.miners[miner].link;
+        self.events.after(DETECTION_US, Event::Missed { miner, link });
+        self.events.after(for_us.max(DETECTION_US) + 1, Event::Restarts { miner });
+    }
+
+    fn restarts(&mut self, miner: usize) -> Result<(), String> {
+        self.links_made += 1;
+        let link = self.links_made;
+        self.miners[miner].reset(link);
+        let latency = self.miners[miner].latency_us;
+        self.events.after(3 * latency, Event::Connects { miner, link });
+        Ok(())
+    }
+
+    fn connects(&mut self, miner: usize, link: u64) -> Result<(), String> {
+        if self.miners[miner].link != link {
+            return Ok(());
+        }
+        if !self.is_up {
+            self.events.after(200_000, Event::Connects { miner, link });
+            return Ok(());
+        }
+        // A newer connection of a miner takes the place of an older one that nobody has missed yet.
+        if let Some(older) = self.links[miner] {
+            self.missed(miner, older)?;
+        }
+        self.links[miner] = Some(link);
+        match &mut self.placing {
+            Placing::Ours(ours) => ours.offer(link, &self.miners[miner]),
+            Placing::Rivals(rivals) => rivals.joins(miner),
+        }
+        self.place()
+    }
+
+    fn missed(&mut self, miner: usize, link: u64) -> Result<(), String> {
+        if self.links[miner] != Some(link) {
+            return Ok(());
+        }
+        self.links[miner] = None;
+        match &mut self.placing {
+            Placing::Ours(ours) => ours.lose(link),
+            Placing::Rivals(rivals) => rivals.leaves(miner),
+        }
+        let lost: Vec<usize> = (0..self.streams.len()).filter(|at| self.streams[*at].is_on(miner, link)).collect();
+        lost.into_iter().try_for_each(|request| self.lost(request))
+    }
+
+    /// A request's placement is over without its end.
+    fn lost(&mut self, request: usize) -> Result<(), String> {
+        let Some(place) = self.streams[request].place.take() else { return Ok(()) };
+        self.placed.remove(&place.sequence);
+        let now = self.now();
+        if let Placing::Ours(ours) = &mut self.placing {
+            ours.ended(&place, self.streams[request].since_placed, true, now);
+        }
+        let stream = &mut self.streams[request];
+        stream.moves += 1;
+        stream.lost_at.get_or_insert(self.events.now());
+        self.submit(request)
+    }
+
+    fn scheduler_killed(&mut self) -> Result<(), String> {
+        if !self.is_up {
+            return Ok(());
+        }
+        self.placed.clear();
+        self.is_up = false;
+        self.links.iter_mut().for_each(|link| *link = None);
+        for stream in &mut self.streams {
+            // What was accepted is in the journal; where it was is not.
+            if stream.place.take().is_some() {
+                stream.moves += 1;
+                stream.lost_at.get_or_insert(self.events.now());
+            }
+        }
+        match &mut self.placing {
+            Placing::Ours(ours) => **ours = Ours::new(self.chance.number()),
+            Placing::Rivals(rivals) => rivals.forget(),
+        }
+        for miner in 0..self.miners.len() {
+            if self.miners[miner].is_up {
+                self.events.after(self.miners[miner].latency_us, Event::Restarts { miner });
+            }
+        }
+        self.events.after(RESTART_US, Event::SchedulerBack);
+        Ok(())
+    }
+
+    fn scheduler_back(&mut self) -> Result<(), String> {
+        self.is_up = true;
+        let open: Vec<usize> = (0..self.streams.len()).filter(|at| self.streams[*at].stage == Stage::Open).collect();
+        open.into_iter().try_for_each(|request| self.submit(request))
+    }
+
+    fn arrives(&mut self, request: usize) -> Result<(), String> {
+        let stream = &mut self.streams[request];
+        stream.last_us = self.events.now();
+        stream.stage = Stage::Open;
+        self.accounts.hold(request, &self.scenario.jobs[request])?;
+        if self.is_up { self.submit(request) } else { Ok(()) }
+    }
+
+    /// Asks for a place for a request, with what it has.
+    fn submit(&mut self, request: usize) -> Result<(), String> {
+        let (job, accepted, now) = (&self.scenario.jobs[request], self.streams[request].accepted, self.now());
+        match &mut self.placing {
+            Placing::Ours(ours) => {
+                if !ours.submit(request, job, accepted, now) {
+                    return self.turn_away(request);
+                }
+                self.place()
+            }
+            Placing::Rivals(rivals) => match rivals.choose(request, job, accepted) {
+                Some(miner) => self.assign(request, miner, None),
+                None => self.place(),
+            },
+        }
+    }
+
+    fn place(&mut self) -> Result<(), String> {
+        let now = self.now();
+        match &mut self.placing {
+            Placing::Ours(ours) => {
+                for (request, link, ticket) in ours.place(now) {
+                    let miner = self.links.iter().position(|known| *known == Some(link));
+                    let miner = miner.ok_or("a request was placed on a miner that is not there")?;
+                    self.assign(request, miner, Some(ticket))?;
+                }
+            }
+            Placing::Rivals(rivals) => {
+                for (request, miner) in rivals.polled(&self.links) {
+                    self.assign(request, miner, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, request: usize, miner: usize, ticket: Option<u64>) -> Result<(), String> {
+        let (job, stream) = (&self.scenario.jobs[request], &mut self.streams[request]);
+        let link = self.links[miner].ok_or("a request goes to a miner that is not there")?;
+        self.sequences_made += 1;
+        let sequence = SequenceId(self.sequences_made);
+        let tokens: Vec<u32> = job.prompt.iter().copied().chain((0..stream.accepted).map(|at| job.token(at))).collect();
+        let max_new = job.max_new - stream.accepted;
+        let assign = Assign {
+            prompt_tokens: job.prompt.len() as u32,
+            seed: job.seed,
+            stop_tokens: vec![STOP],
+            credit: u32::MAX,
+            cache_salt: ours::salt(job.tenant),
+            ..Assign::new(ReplicaId(1), sequence, tokens, max_new, 16)
+        };
+        stream.place = Some(Place { miner, link, sequence, ticket });
+        self.placed.insert(sequence, request);
+        stream.since_placed = 0;
+        self.accounts.attempt(request, miner, self.miners[miner].ask());
+        let latency = self.miners[miner].latency_us;
+        let assign = Box::new(assign);
+        self.events.after(latency, Event::Assigned { miner, link, request, assign });
+        Ok(())
+    }
+
+    fn assigned(&mut self, miner: usize, link: u64, request: usize, assign: Assign) -> Result<(), String> {
+        let there = &mut self.miners[miner];
+        if there.link != link || !there.is_up {
+            return Ok(());
+        }
+        match self.placing {
+            Placing::Ours(_) => {
+                if !there.assign(request, assign) {
+                    return Err("a window was overdrawn".to_owned());
+                }
+            }
+            Placing::Rivals(_) => there.waiting.push_back((request, assign)),
+        }
+        self.launch(miner);
+        Ok(())
+    }
+
+    fn launch(&mut self, miner: usize) {
+        let there = &mut self.miners[miner];
+        there.admit();
+        if let Some(took_us) = there.launch(&mut self.chance) {
+            let link = there.link;
+            self.events.after(took_us, Event::Landed { miner, link });
+        }
+    }
+
+    fn landed(&mut self, miner: usize, link: u64) -> Result<(), String> {
+        let there = &mut self.miners[miner];
+        if there.link != link || !there.is_up {
+            return Ok(());
+        }
+        if there.frozen_until_us > self.events.now() {
+            let until = there.frozen_until_us;
+            self.events.at(until, Event::Landed { miner, link });
+            return Ok(());
+        }
+        let jobs = &self.scenario.jobs;
+        let frame =
+            there.land(|request, position| jobs[request].token((position - jobs[request].prompt.len() as u64) as u32));
+        if let Some(frame) = frame {
+            self.send(miner, frame);
+        }
+        self.launch(miner);
+        Ok(())
+    }
+
+    fn tell(&mut self, miner: usize) {
+        if let Some(frame) = self.miners[miner].news() {
+            self.send(miner, frame);
+        }
+    }
+
+    /// Frames of a connection arrive in their order.
+    fn send(&mut self, miner: usize, frame: Frame) {
+        let there = &mut self.miners[miner];
+        let at = (self.events.now() + there.latency_us).max(there.cut_off_until_us).max(there.heard_us);
+        there.heard_us = at;
+        let link = there.link;
+        self.events.at(at, Event::Heard { miner, link, frame: Box::new(frame) });
+    }
+
+    fn heard(&mut self, miner: usize, link: u64, frame: Frame) -> Result<(), String> {
+        // Whoever is on a connection that was given up is not heard.
+        if self.links[miner] != Some(link) {
+            return Ok(());
+        }
+        match &mut self.placing {
+            Placing::Ours(ours) => ours.stepped(link, &frame),
+            Placing::Rivals(rivals) => rivals.stepped(miner, &frame),
+        }
+        for item in &frame.items {
+            // Those that were given up may still have news under way.
+            let Some(request) = self.placed.get(&item.sequence).copied() else { continue };
+            self.accept(request, miner, item.first, &item.tokens)?;
+            match &item.end {
+                None => {}
+                Some(End::Stop | End::Length) => self.finish(request)?,
+                Some(End::Failed(why)) => return Err(format!("a sequence failed without a fault: {why}")),
+                Some(other) => return Err(format!("a sequence ended with {other:?}")),
+            }
+        }
+        self.place()
+    }
+
+    fn accept(&mut self, request: usize, miner: usize, first: u32, tokens: &[u32]) -> Result<(), String> {
+        let (job, stream, now_us) = (&self.scenario.jobs[request], &mut self.streams[request], self.events.now());
+        if first != stream.since_placed {
+            return Err(format!("request {request} continues at {first} where {} was expected", stream.since_placed));
+        }
+        for token in tokens {
+            if *token != job.token(stream.accepted) {
+                return Err(format!("token {} of request {request} is not the one it always has", stream.accepted));
+            }
+            stream.accept(now_us);
+            self.digest = mixed(self.digest ^ mixed(now_us) ^ (request as u64) << 32 ^ u64::from(*token));
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        if let Some(lost) = stream.lost_at.take() {
+            self.recoveries.push((now_us - lost) as f64 / 1e3);
+        }
+        self.accounts.delivered(request, tokens.len() as u32);
+        let is_first = first == 0;
+        match &mut self.placing {
+            Placing::Ours(ours) if is_first => {
+                if let Some(place) = &self.streams[request].place {
+                    ours.answered(place, Duration::from_micros(now_us));
+                }
+            }
+            Placing::Rivals(rivals) if is_first => {
+                rivals.answered(request, miner, (now_us - job.at_us) as f64 / 1e3);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, request: usize) -> Result<(), String> {
+        let now = self.now();
+        let stream = &mut self.streams[request];
+        let Some(place) = stream.place.take() else { return Err("a request ended that is nowhere".to_owned()) };
+        stream.stage = Stage::Done;
+        self.placed.remove(&place.sequence);
+        if stream.accepted != self.scenario.jobs[request].output {
+            return Err(format!("request {request} ended after {} tokens", stream.accepted));
+        }
+        self.left -= 1;
+        stream.cost = self.accounts.settle(request, &self.scenario.jobs[request])?;
+        match &mut self.placing {
+            Placing::Ours(ours) => ours.ended(&place, stream.since_placed, false, now),
+            Placing::Rivals(rivals) => rivals.ended(request, place.miner),
+        }
+        Ok(())
+    }
+
+    /// Its developer is gone: what was delivered is paid, and nothing more is computed.
+    fn leaves(&mut self, request: usize) -> Result<(), String> {
+        if self.streams[request].stage != Stage::Open {
+            return Ok(());
+        }
+        let now = self.now();
+        if let Some(place) = self.streams[request].place.take() {
+            self.placed.remove(&place.sequence);
+            let Place { miner, link, sequence, .. } = place;
+            self.events.after(self.miners[miner].latency_us, Event::Cancelled { miner, link, sequence });
+            match &mut self.placing {
+                Placing::Ours(ours) => ours.ended(&place, self.streams[request].since_placed, false, now),
+                Placing::Rivals(rivals) => rivals.ended(request, miner),
+            }
+        } else {
+            match &mut self.placing {
+                Placing::Ours(ours) => ours.withdraw(request),
+                Placing::Rivals(rivals) => rivals.withdraw(request),
+            }
+        }
+        self.turn_away(request)
+    }
+
+    /// Nobody takes it; what it has is paid.
+    fn turn_away(&mut self, request: usize) -> Result<(), String> {
+        self.streams[request].stage = Stage::TurnedAway;
+        self.left -= 1;
+        self.accounts.settle(request, &self.scenario.jobs[request]).map(|_| ())
+    }
+
+    fn expires(&mut self) -> Result<(), String> {
+        let now = self.now();
+        self.events.after(EXPIRY_US, Event::Expires);
+        if let Placing::Ours(ours) = &mut self.placing
+            && self.is_up
+        {
+            for request in ours.expire(now) {
+                self.turn_away(request)?;
+            }
+        }
+        if self.is_up { self.place() } else { Ok(()) }
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.events.now())
+    }
+
+    fn report(&self) -> Report {
+        let scenario = self.scenario;
+        let done: Vec<(&Job, Seen)> = scenario
+            .jobs
+            .iter()
+            .zip(&self.streams)
+            .filter(|(_, stream)| stream.stage == Stage::Done)
+            .map(|(job, stream)| (job, stream.seen(job)))
+            .collect();
+        let spread = |of: &dyn Fn(&Seen) -> f64| Spread::of(done.iter().map(|(_, seen)| of(seen)).collect());
+        let good = done.iter().filter(|(job, seen)| is_good(job, seen)).count();
+        let (tokens, cost) = done.iter().fold((0, 0), |(t, c), (_, seen)| (t + u64::from(seen.output), c + seen.cost));
+        let seconds = self.streams.iter().map(|stream| stream.last_us).max().unwrap_or(0) as f64 / 1e6;
+        let looked_up = self.miners.iter().map(SimMiner::looked_up).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let busy: u64 = self.miners.iter().map(|miner| miner.busy_us).sum();
+        Report {
+            rule: scenario.rule.name(),
+            seed: scenario.seed,
+            requests: scenario.jobs.len(),
+            finished: done.len(),
+            turned_away: scenario.jobs.len() - done.len(),
+            good,
+            goodput: good as f64 / scenario.jobs.len().max(1) as f64,
+            seconds,
+            tokens,
+            ttft_ms: spread(&|seen| seen.ttft_ms),
+            itl_ms: spread(&|seen| seen.itl_ms),
+            stall_ms: spread(&|seen| seen.stall_ms),
+            cached: looked_up.1 as f64 / looked_up.0.max(1) as f64,
+            cost_per_mtok: cost as f64 * 1e6 / tokens.max(1) as f64,
+            busy: busy as f64 / 1e6 / seconds.max(1e-6) / self.miners.len().max(1) as f64,
+            income: self.accounts.income(&scenario.miners),
+            fairness: jain(&self.served()),
+            moves: self.streams.iter().map(|stream| u64::from(stream.moves)).sum(),
+            recovery_ms: Spread::of(self.recoveries.clone()),
+            digest: format!("{:016x}", self.digest),
+        }
+    }
+
+    /// What each tenant got in time, of what it asked.
+    fn served(&self) -> Vec<f64> {
+        let mut tenants = std::collections::BTreeMap::<u64, (f64, f64)>::new();
+        for (job, stream) in self.scenario.jobs.iter().zip(&self.streams) {
+            let (asked, got) = tenants.entry(job.tenant).or_default();
+            *asked += 1.0;
+            *got += f64::from(u8::from(stream.stage == Stage::Done && is_good(job, &stream.seen(job))));
+        }
+        tenants.values().map(|(asked, got)| got / asked).collect()
+    }
+}
