@@ -1,21 +1,20 @@
 //! The command line and the environment, and nothing but: the only place that reads either.
 
 mod generation;
+mod schedule;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use cuckoo_kernels::KvKind;
 use cuckoo_kernels::cuda::Profile;
 use cuckoo_runtime::DeviceChoice;
-use cuckoo_scheduler::ledger::{NoUrl, PostgresUrl};
+use cuckoo_wire::Address;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::{Price, RequestId};
-use cuckoo_wire::{Address, PeerId};
 
 pub(crate) use self::generation::{GenerationArgs, Shape};
+pub(crate) use self::schedule::{Doors, ScheduleArgs, StoreUrl};
 
 /// An open market for AI inference: miners earn per token, developers call one endpoint.
 #[derive(Debug, Parser)]
@@ -114,39 +113,6 @@ pub(crate) struct UpArgs {
     pub(crate) once: bool,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ScheduleArgs {
-    #[command(flatten)]
-    pub(crate) doors: Doors,
-    /// A model to offer: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file; may be repeated
-    #[arg(long = "model", value_name = "MODEL", default_value = "smollm2-135m-instruct")]
-    pub(crate) models: Vec<String>,
-    /// The ledger on a PostgreSQL server that this scheduler shares with others, postgresql://user:password@host/database
-    /// [default: a file in the home directory]
-    #[arg(long, env = "CUCKOO_STORE", value_name = "URL", hide_env_values = true, value_parser = store)]
-    pub(crate) store: Option<StoreUrl>,
-    /// Let only this miner in; may be repeated [default: any]
-    #[arg(long = "allow-miner", value_name = "PEER ID")]
-    pub(crate) allow_miners: Vec<PeerId>,
-}
-
-/// Where a scheduler can be reached.
-#[derive(Debug, Args)]
-pub(crate) struct Doors {
-    /// UDP address for miners and for the native QUIC interface
-    #[arg(long, env = "CUCKOO_QUIC", value_name = "ADDRESS:PORT")]
-    pub(crate) quic: Option<SocketAddr>,
-    /// TCP address for the OpenAI-compatible HTTP interface
-    #[arg(long, env = "CUCKOO_HTTP", value_name = "ADDRESS:PORT")]
-    pub(crate) http: Option<SocketAddr>,
-    /// Host name that miners elsewhere know this machine by; goes into the join string
-    #[arg(long, value_name = "HOST")]
-    pub(crate) public_host: Option<String>,
-    /// Test credit of the API key that is made on the first start
-    #[arg(long, value_name = "CREDITS", value_parser = credits, default_value = "1000")]
-    pub(crate) credit: Nano,
 }
 
 #[derive(Debug, Args)]
@@ -451,20 +417,6 @@ fn price(text: &str) -> Result<Nano, String> {
     }
 }
 
-/// Where a shared ledger is. A wrong one is told of later: clap would print it, with its password.
-#[derive(Clone, Debug)]
-pub(crate) struct StoreUrl(Result<PostgresUrl, NoUrl>);
-
-impl StoreUrl {
-    pub(crate) fn get(self) -> anyhow::Result<PostgresUrl> {
-        self.0.context("--store, or CUCKOO_STORE, is no address")
-    }
-}
-
-fn store(text: &str) -> Result<StoreUrl, std::convert::Infallible> {
-    Ok(StoreUrl(text.parse()))
-}
-
 fn percent(text: &str) -> Result<Bps, String> {
     let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
     u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())
@@ -506,17 +458,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_wrong_store_is_refused_without_its_password() {
-        let parse = |url| Cli::try_parse_from(["cuckoo", "schedule", "--store", url]).unwrap().verb;
-        let Verb::Schedule(right) = parse("postgresql://me:secret@h/x") else { panic!("another verb") };
-        assert!(!format!("{right:?}").contains("secret"));
-        right.store.unwrap().get().unwrap();
-        let Verb::Schedule(wrong) = parse("mysql://me:secret@h/x") else { panic!("another verb") };
-        let error = format!("{:#}", wrong.store.unwrap().get().unwrap_err());
-        assert!(error.contains("postgresql://user:password@host/database") && !error.contains("secret"), "{error}");
     }
 
     #[test]
