@@ -81,6 +81,7 @@ async fn scheduler(shelf: std::path::PathBuf, home: &std::path::Path) -> (Schedu
         quic: "127.0.0.1:0".parse().expect("an address"),
         http: None,
         ledger_dir: home.to_owned(),
+        database: None,
         shelf_dir: shelf,
         miners_allowed: None,
     };

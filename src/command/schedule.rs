@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use cuckoo_scheduler::ledger::PostgresUrl;
 use cuckoo_scheduler::{ScheduleConfig, Scheduler, schedule};
 use cuckoo_wire::Address;
 use cuckoo_wire::message::ApiKey;
 use serde_json::json;
 
 use super::{DRAIN_MAX, asked_to_stop, drain};
-use crate::args::{Common, Doors, ScheduleArgs};
+use crate::args::{Common, Doors, ScheduleArgs, StoreUrl};
 use crate::home::{Home, LastScheduler};
 use crate::provision;
 
@@ -26,6 +27,7 @@ pub(super) struct Started {
 }
 
 pub(super) async fn run(common: &Common, args: ScheduleArgs) -> anyhow::Result<()> {
+    let database = args.store.map(StoreUrl::get).transpose()?;
     let home = Home::open(common)?;
     let identity = home.identity()?;
     for model in &args.models {
@@ -35,7 +37,7 @@ pub(super) async fn run(common: &Common, args: ScheduleArgs) -> anyhow::Result<(
     let any = Ipv4Addr::UNSPECIFIED;
     let quic = args.doors.quic.unwrap_or(SocketAddr::from((any, QUIC_PORT)));
     let http = args.doors.http.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT)));
-    let mut started = start(&home, &args.doors, quic, http, allowed).await?;
+    let mut started = start(&home, &args.doors, quic, http, database, allowed).await?;
     started.announce(common.json);
     if !common.json {
         println!("  waiting for miners; Ctrl-C to stop");
@@ -54,6 +56,7 @@ pub(super) async fn start(
     doors: &Doors,
     quic: SocketAddr,
     http: SocketAddr,
+    database: Option<PostgresUrl>,
     miners_allowed: Option<std::collections::HashSet<cuckoo_wire::PeerId>>,
 ) -> anyhow::Result<Started> {
     let config = ScheduleConfig {
@@ -62,6 +65,7 @@ pub(super) async fn start(
         quic,
         http: Some(http),
         ledger_dir: home.ledger_dir(),
+        database,
         shelf_dir: home.models_dir(),
         miners_allowed,
     };

@@ -22,7 +22,7 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let quic = args.doors.quic.unwrap_or(local(port(QUIC_PORT)));
     let http = args.doors.http.unwrap_or(local(port(HTTP_PORT)));
-    let mut started = schedule::start(&home, &args.doors, quic, http, None).await?;
+    let mut started = schedule::start(&home, &args.doors, quic, http, None, None).await?;
     let mut to = started.scheduler.address().clone();
     if quic.ip().is_unspecified() {
         to.host = Ipv4Addr::LOCALHOST.to_string();

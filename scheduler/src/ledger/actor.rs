@@ -1,5 +1,5 @@
-//! The actor that writes the books: collects commands while a batch commits, commits them together, answers each.
-//! Decides nothing itself.
+//! The actor that writes books and journal: collects what is to be written while a batch commits, commits it together,
+//! answers each. Decides nothing itself.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -7,19 +7,25 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use super::{Command, LEDGER_BATCH_MAX, LEDGER_RETRY, LedgerError, Outcome, Store, StoreError, now_ms};
+use super::{
+    Done, LEDGER_BATCH_MAX, LEDGER_BYTES_MAX, LEDGER_RETRY, LEDGER_WRITES_MAX, LedgerError, Store, StoreError,
+    TEND_EVERY, Write, now_ms,
+};
+use crate::journal::Entry;
 
 /// Messages of the ledger.
 pub(super) enum LedgerMsg {
     /// Do this; answer when it is durable, where somebody waits.
-    Apply(Command, Option<Port>),
+    Apply(Write, Option<Port>),
     /// Commit what has arrived.
     Commit,
     /// The store may work again.
     Retry,
+    /// A second has passed.
+    Tend,
 }
 
-type Port = RpcReplyPort<Result<Outcome, LedgerError>>;
+type Port = RpcReplyPort<Result<Done, LedgerError>>;
 
 /// The actor over any store.
 pub(super) struct Ledger<S>(PhantomData<fn() -> S>);
@@ -34,7 +40,7 @@ impl<S> Default for Ledger<S> {
 pub(super) struct State<S> {
     store: Arc<S>,
     /// Arrived and not committed. Bounded: by the handle's places where somebody waits, by open holds where not.
-    pending: VecDeque<(Command, Option<Port>)>,
+    pending: VecDeque<(Write, Option<Port>)>,
     /// A `Commit` is on its way.
     committing: bool,
     /// A `Retry` is on its way.
@@ -46,7 +52,8 @@ impl<S: Store> Actor for Ledger<S> {
     type State = State<S>;
     type Arguments = Arc<S>;
 
-    async fn pre_start(&self, _: ActorRef<LedgerMsg>, store: Arc<S>) -> Result<State<S>, ActorProcessingErr> {
+    async fn pre_start(&self, me: ActorRef<LedgerMsg>, store: Arc<S>) -> Result<State<S>, ActorProcessingErr> {
+        me.send_after(TEND_EVERY, || LedgerMsg::Tend);
         Ok(State { store, pending: VecDeque::new(), committing: false, retrying: false })
     }
 
@@ -57,8 +64,8 @@ impl<S: Store> Actor for Ledger<S> {
         state: &mut State<S>,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LedgerMsg::Apply(command, port) => {
-                state.pending.push_back((command, port));
+            LedgerMsg::Apply(write, port) => {
+                state.pending.push_back((write, port));
                 state.schedule_commit(&me)
             }
             LedgerMsg::Commit => {
@@ -74,6 +81,18 @@ impl<S: Store> Actor for Ledger<S> {
             LedgerMsg::Retry => {
                 state.retrying = false;
                 state.schedule_commit(&me)
+            }
+            LedgerMsg::Tend => {
+                // One at a time: the next second begins when this one's work is done.
+                me.send_after(TEND_EVERY, || LedgerMsg::Tend);
+                match state.store.tend(now_ms()).await {
+                    Err(error) if is_final(&error) => Err(error.into()),
+                    Err(error) => {
+                        tracing::error!(%error, "the ledger's store could not be tended");
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                }
             }
         }
     }
@@ -104,36 +123,52 @@ impl<S: Store> State<S> {
     }
 
     async fn commit(&mut self) -> Result<Progress, ActorProcessingErr> {
-        let batch = self.pending.len().min(LEDGER_BATCH_MAX);
-        let (commands, ports): (Vec<Command>, Vec<Option<Port>>) = self.pending.drain(..batch).unzip();
-        let error = match self.store.commit(&commands, now_ms()).await {
-            Ok(outcomes) => {
-                for ((outcome, port), command) in outcomes.into_iter().zip(ports).zip(commands) {
-                    answer(port, outcome.map_err(LedgerError::Rejected), &command);
+        let batch = self.batch_len();
+        let (writes, ports): (Vec<Write>, Vec<Option<Port>>) = self.pending.drain(..batch).unzip();
+        let error = match self.store.commit(&writes, now_ms()).await {
+            Ok(answers) => {
+                for ((done, port), write) in answers.into_iter().zip(ports).zip(writes) {
+                    answer(port, done.map_err(LedgerError::from), &write);
                 }
                 return Ok(Progress::Done);
             }
             Err(error) => error,
         };
-        tracing::error!(%error, commands = batch, "the ledger could not commit");
+        tracing::error!(%error, writes = batch, "the ledger could not commit");
         // Everybody who waits is told at once; the others keep their order.
         let later = std::mem::take(&mut self.pending);
-        for (command, port) in commands.into_iter().zip(ports).chain(later) {
+        for (write, port) in writes.into_iter().zip(ports).chain(later) {
             match port {
-                Some(_) => answer(port, Err(LedgerError::Store(error.clone())), &command),
-                None => self.pending.push_back((command, None)),
+                Some(_) => answer(port, Err(LedgerError::Store(error.clone())), &write),
+                None => self.pending.push_back((write, None)),
             }
         }
-        if matches!(error, StoreError::Broken(_)) { Err(error.into()) } else { Ok(Progress::Failed) }
+        if is_final(&error) { Err(error.into()) } else { Ok(Progress::Failed) }
+    }
+
+    /// How many of what is pending are one transaction.
+    fn batch_len(&self) -> usize {
+        let (mut money, mut bytes) = (0, 0);
+        let fits = |(write, _): &&(Write, Option<Port>)| {
+            money += usize::from(write.money().is_some());
+            bytes += write.entry().map_or(0, Entry::weight);
+            money <= LEDGER_BATCH_MAX && bytes <= LEDGER_BYTES_MAX
+        };
+        self.pending.iter().take(LEDGER_WRITES_MAX).take_while(fits).count().max(1).min(self.pending.len())
     }
 }
 
-fn answer(port: Option<Port>, outcome: Result<Outcome, LedgerError>, command: &Command) {
-    match (port, outcome) {
+/// Whether this process must not go on after `error`.
+fn is_final(error: &StoreError) -> bool {
+    matches!(error, StoreError::Broken(_) | StoreError::LeaseLost(_))
+}
+
+fn answer(port: Option<Port>, done: Result<Done, LedgerError>, write: &Write) {
+    match (port, done) {
         // Who stopped waiting needs no answer.
-        (Some(port), outcome) => drop(port.send(outcome)),
+        (Some(port), done) => drop(port.send(done)),
         (None, Ok(_)) => {}
-        (None, Err(error)) => tracing::debug!(%error, ?command, "the ledger did not do what nobody waits for"),
+        (None, Err(error)) => tracing::debug!(%error, ?write, "the ledger did not do what nobody waits for"),
     }
 }
 
@@ -146,6 +181,8 @@ mod tests {
 
     use super::super::books::tests::{client, deposit, hold, request};
     use super::super::store::stub::Stub;
+    use super::super::write::tests::{append, open, release, write};
+    use super::super::{Command, Outcome};
     use super::*;
 
     async fn start() -> (Arc<Stub>, ActorRef<LedgerMsg>) {
@@ -155,8 +192,11 @@ mod tests {
     }
 
     async fn ask(actor: &ActorRef<LedgerMsg>, command: Command) -> Result<Outcome, LedgerError> {
-        match actor.call(|port| LedgerMsg::Apply(command, Some(port)), None).await.unwrap() {
-            CallResult::Success(answer) => answer,
+        match actor.call(|port| LedgerMsg::Apply(write(command), Some(port)), None).await.unwrap() {
+            CallResult::Success(answer) => answer.map(|done| match done {
+                Done::Money(outcome) => outcome,
+                Done::Appended => panic!("a command was answered as tokens are"),
+            }),
             other => panic!("{other:?}"),
         }
     }
@@ -190,12 +230,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn tokens_of_thousands_of_streams_are_one_batch() {
+        let (store, actor) = start().await;
+        ask(&actor, deposit(1, 1, 1_000)).await.unwrap();
+        actor.cast(LedgerMsg::Apply(open(1, 10), None)).unwrap();
+        for first in 0..5_000 {
+            actor.cast(LedgerMsg::Apply(append(1, 1, first, &[first]), None)).unwrap();
+        }
+        ask(&actor, deposit(2, 1, 1_000)).await.unwrap();
+        let sizes: Vec<usize> = store.batches.lock().iter().map(Vec::len).collect();
+        assert_eq!((sizes.iter().sum::<usize>(), sizes.iter().max()), (5_003, Some(&LEDGER_WRITES_MAX)), "{sizes:?}");
+        assert_eq!(store.journal.lock().row(&request(1)).unwrap().tokens, (0..5_000).collect::<Vec<u32>>());
+        // What is long waits for the next one.
+        for n in 10..30 {
+            let spec = vec![1; crate::journal::SPEC_BYTES_MAX];
+            actor.cast(LedgerMsg::Apply(Write::open(request(n), client(1), 1, spec), None)).unwrap();
+        }
+        ask(&actor, deposit(3, 1, 1_000)).await.unwrap();
+        let sizes: Vec<usize> = store.batches.lock().iter().skip(sizes.len()).map(Vec::len).collect();
+        assert_eq!(sizes, [8, 8, 5]);
+    }
+
+    #[tokio::test]
     async fn a_failed_commit_is_told_to_who_waits_and_retried_for_who_does_not() {
         let (store, actor) = start().await;
         ask(&actor, deposit(1, 1, 1_000)).await.unwrap();
         ask(&actor, hold(1, 1, 600)).await.unwrap();
         store.failures.lock().extend([full(), full()]);
-        actor.cast(LedgerMsg::Apply(Command::Release { request: request(1) }, None)).unwrap();
+        actor.cast(LedgerMsg::Apply(release(1), None)).unwrap();
         assert_eq!(ask(&actor, hold(2, 1, 100)).await, Err(LedgerError::Store(full())));
         assert_eq!(ask(&actor, hold(3, 1, 100)).await, Err(LedgerError::Store(full())));
         let released = async {

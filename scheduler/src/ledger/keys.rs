@@ -74,7 +74,10 @@ pub enum KeyError {
         path: PathBuf,
     },
     /// Not this ledger's pepper.
-    #[error("pepper file {path} is not the one that this ledger's API keys were made with: restore it from a backup")]
+    #[error(
+        "pepper file {path} is not the one that this ledger's API keys were made with: restore it from a backup, or copy it \
+         from a scheduler that shares the ledger"
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,

@@ -3,32 +3,74 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use cuckoo_wire::PeerId;
+use cuckoo_wire::limits::REPLY_FRAME_BYTES_MAX;
 use cuckoo_wire::message::{RequestId, Wallet};
 
 use super::account::{Account, ClientId};
-use super::books::{Broken, Command, Outcome, Rejection, Settled, Transfer};
+use super::books::{Broken, HoldState, Settled, Transfer};
+use super::write::{Done, Rejected, Write};
+use crate::journal::{Damaged, Ending, Epoch};
 
+mod any;
+mod batch;
+#[cfg(test)]
+mod crash;
+mod files;
+mod postgres;
+mod rows;
 mod sqlite;
+mod step;
 #[cfg(test)]
 pub(super) mod stub;
+#[cfg(test)]
+mod suite;
+#[cfg(test)]
+pub(super) use suite::{OnServer, Place, patiently};
 
-pub use sqlite::{SqliteStore, WALLET_ENTRIES_MAX};
+pub use any::AnyStore;
+pub use postgres::{NoUrl, PostgresStore, PostgresUrl};
+pub use sqlite::SqliteStore;
+
+/// Entries of a wallet.
+pub const WALLET_ENTRIES_MAX: u32 = 512;
+/// What an ended request leaves is kept so long, for developers who ask again.
+pub const ENDED_KEPT: Duration = Duration::from_hours(24);
+/// Requests that are taken over in one transaction.
+pub const TAKEOVER_MAX: usize = 64;
+/// A scheduler that shares a store with others and says nothing for so long is gone: its requests may be taken over.
+pub const LEASE_SECONDS: i64 = 5;
+/// Ended requests that are forgotten at a time.
+const FORGOTTEN_MAX: i64 = 1_000;
+/// Segments of a log before what is still needed of them is written anew, so that one long request does not keep
+/// everybody's tokens.
+const SEGMENTS_MAX: i64 = if cfg!(test) { 8 } else { 8_192 };
+
+// Two names of at most 80 bytes and 46 bytes of numbers make an entry, and the reply is to fit its frame.
+const _: () = assert!(WALLET_ENTRIES_MAX as usize * 208 + 16_384 <= REPLY_FRAME_BYTES_MAX);
 
 /// A ledger's durable side. Everything is integer nano-credits.
 pub trait Store: Send + Sync + 'static {
-    /// Applies `commands` in order, in one transaction that is durable when this returns. Each has its own outcome.
+    /// Applies `writes` in order, in one transaction that is durable when this returns. Each has its own answer.
     ///
     /// # Errors
-    /// Where nothing at all was written.
+    /// Where nothing at all was written, or the answer was lost: then the same may be tried again, and counts once.
     fn commit(
         &self,
-        commands: &[Command],
+        writes: &[Write],
         at_ms: i64,
-    ) -> impl Future<Output = Result<Vec<Result<Outcome, Rejection>>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Done, Rejected>>, StoreError>> + Send;
 
-    /// Requests whose hold is neither settled nor released.
-    fn open_holds(&self) -> impl Future<Output = Result<Vec<RequestId>, StoreError>> + Send;
+    /// Takes requests over, at most [`TAKEOVER_MAX`]: whoever had them is fenced off. None left is an empty list.
+    fn take_over(&self, which: Takeover) -> impl Future<Output = Result<Vec<Reopened>, StoreError>> + Send;
+
+    /// What is kept of a request; `None` if it was never opened, or has ended and is forgotten.
+    fn request(&self, request: RequestId) -> impl Future<Output = Result<Option<Kept>, StoreError>> + Send;
+
+    /// What must be done once in a while, every second: renews the lease, and forgets what nobody needs any more.
+    fn tend(&self, at_ms: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Balances of `accounts`, and of the entries that touch them the newest `entries_max`.
     fn wallet(&self, accounts: &[Account], entries_max: u32)
@@ -51,6 +93,51 @@ pub trait Store: Send + Sync + 'static {
 
     /// Keys that begin with `prefix`, or all for `None`, in the order in which they were made.
     fn keys(&self, prefix: Option<&str>) -> impl Future<Output = Result<Vec<StoredKey>, StoreError>> + Send;
+}
+
+/// Which requests are taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    /// What an earlier run of this scheduler left open. A request that this run opened is left alone.
+    Earlier,
+    /// What schedulers left open whose lease has run out. A store of one process knows that all others are gone.
+    Expired,
+    /// One, whoever has it. An ended or unknown one is none.
+    Request(RequestId),
+}
+
+/// An open request that was taken over: to be gone on with, or to be released.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reopened {
+    /// Which.
+    pub request: RequestId,
+    /// Whose.
+    pub client: ClientId,
+    /// What its first owner wrote down for this; empty if nobody can go on.
+    pub spec: Vec<u8>,
+    /// All tokens accepted until now.
+    pub tokens: Vec<u32>,
+    /// The right to write.
+    pub epoch: Epoch,
+}
+
+/// What is kept of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Whose.
+    pub client: ClientId,
+    /// Who runs it, or did at its end.
+    pub owner: PeerId,
+    /// Of the newest owner.
+    pub epoch: Epoch,
+    /// As it was opened with.
+    pub spec: Vec<u8>,
+    /// All accepted tokens.
+    pub tokens: Vec<u32>,
+    /// How it ended, if it has.
+    pub ending: Option<Ending>,
+    /// What became of its money.
+    pub hold: HoldState,
 }
 
 /// An API key as it is kept: its text cannot be had from this.
@@ -133,12 +220,29 @@ pub enum StoreError {
         /// What was found.
         detail: String,
     },
+    /// A database server cannot be reached, or does not do what it is asked.
+    #[error("the store at {url} cannot be used ({detail}): check it; requests are taken again once it answers")]
+    Away {
+        /// Where, without its password.
+        url: String,
+        /// What was seen.
+        detail: String,
+    },
+    /// Another process is this scheduler now.
+    #[error("another process runs as scheduler {0}: stop one of them, or give it a data directory of its own")]
+    LeaseLost(PeerId),
     /// The books do not agree with their postings.
     #[error("the books are out of balance: {0}; restore them from a backup")]
     OutOfBalance(String),
     /// A bug.
     #[error(transparent)]
     Broken(#[from] Broken),
+}
+
+impl From<Damaged> for StoreError {
+    fn from(e: Damaged) -> Self {
+        Self::OutOfBalance(e.to_string())
+    }
 }
 
 /// A transfer as written down.

@@ -8,6 +8,8 @@ use ractor::{ActorProcessingErr, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use super::books::tests::failover;
+use super::store::{OnServer, Place, patiently};
+use super::write::tests::finished;
 use super::*;
 
 /// Stands for the scheduler: hears which child failed.
@@ -46,9 +48,21 @@ struct Opened {
 }
 
 async fn open(dir: &Path) -> Opened {
+    let opened = open_in(dir, None).await;
+    crate::adopt::all(&opened.ledger).await.unwrap();
+    opened
+}
+
+/// A ledger as it was left.
+async fn open_in(dir: &Path, database: Option<&PostgresUrl>) -> Opened {
     let (sender, failures) = mpsc::channel(1);
     let (owner, _) = Actor::spawn(None, Owner, sender).await.unwrap();
-    Opened { ledger: LedgerHandle::open(dir, owner.get_cell()).await.unwrap(), failures, owner }
+    let start = async || match LedgerHandle::open(dir, database, PeerId([1; 32]), owner.get_cell()).await {
+        Err(LedgerError::Store(e)) => Err(e),
+        other => Ok(other.unwrap()),
+    };
+    let ledger = patiently(start).await.unwrap();
+    Opened { ledger, failures, owner }
 }
 
 /// A ledger, and a developer who has `nano`.
@@ -80,7 +94,7 @@ async fn five_hundred_at_once_settle_to_the_unit() {
             let ledger = ledger.clone();
             tokio::spawn(async move {
                 ledger.hold(request(n), &client, 84_000).await.unwrap();
-                ledger.settle(Settlement { request: request(n), ..failover(0) }).await.unwrap()
+                ledger.settle(Settlement { request: request(n), ..failover(0) }, finished()).await.unwrap()
             })
         })
         .collect();
@@ -121,24 +135,27 @@ async fn nobody_overspends_by_being_quick() {
     assert_eq!(available(&ledger, client).await, 500);
 }
 
-#[tokio::test]
-async fn a_crash_gives_back_what_was_held() {
-    let dir = tempfile::tempdir().unwrap();
-    let (Opened { ledger, owner, .. }, client) = with_client(dir.path(), 10_000).await;
-    ledger.hold(request(1), &client, 6_000).await.unwrap();
-    assert_eq!(available(&ledger, client).await, 4_000);
-    // No message is handled any more and nothing is closed in order.
+/// Ends everything at once: no message is handled any more and nothing is closed in order.
+async fn crash(Opened { ledger, owner, .. }: Opened) {
     ledger.actor.kill();
     owner.kill();
     while Arc::strong_count(&ledger.store) > 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(ledger.release(request(1)).await, Err(LedgerError::Stopped));
-    drop(ledger);
+    assert_eq!(ledger.release(request(1), finished()).await, Err(LedgerError::Stopped));
+}
+
+#[tokio::test]
+async fn a_crash_gives_back_what_was_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let (opened, client) = with_client(dir.path(), 10_000).await;
+    opened.ledger.hold(request(1), &client, 6_000).await.unwrap();
+    assert_eq!(available(&opened.ledger, client).await, 4_000);
+    crash(opened).await;
     let Opened { ledger, .. } = open(dir.path()).await;
     assert_eq!(available(&ledger, client).await, 10_000);
     let again = ledger.hold(request(1), &client, 6_000).await;
-    assert_eq!(again, Err(HoldError::Ledger(Rejection::AlreadyReleased(request(1)).into())));
+    assert_eq!(again, Err(HoldError::Ledger(Refused::Fenced(request(1)).into())), "it was taken over to be ended");
     assert_eq!(ledger.trial_balance().await.unwrap().holds_open, 0);
 }
 
@@ -153,7 +170,7 @@ async fn a_hold_that_nobody_waits_for_is_given_back() {
     }
     // The release stands behind the hold in the actor's mailbox, and this behind both.
     ledger.hold(request(2), &client, 10_000).await.unwrap();
-    assert_eq!(ledger.release(request(1)).await, Ok(6_000), "as the first time");
+    assert_eq!(ledger.release(request(1), finished()).await, Ok(6_000), "as the first time");
 }
 
 #[tokio::test]
@@ -162,9 +179,9 @@ async fn what_nobody_waits_for_is_done_too() {
     let (Opened { ledger, .. }, client) = with_client(dir.path(), 200_000).await;
     ledger.hold(request(1), &client, 84_000).await.unwrap();
     ledger.hold(request(2), &client, 84_000).await.unwrap();
-    ledger.settle_later(Settlement { request: request(1), ..failover(0) });
-    ledger.release_later(request(2));
-    ledger.release_later(request(3));
+    ledger.settle_later(Settlement { request: request(1), ..failover(0) }, finished());
+    ledger.release_later(request(2), finished());
+    ledger.release_later(request(3), finished());
     ledger.hold(request(4), &client, 140_000).await.unwrap();
     assert_eq!(available(&ledger, client).await, 0);
     assert_eq!(ledger.totals().await.unwrap().requests, 1);
@@ -176,11 +193,11 @@ async fn a_broken_invariant_stops_the_ledger() {
     let (Opened { ledger, mut failures, .. }, client) = with_client(dir.path(), 100_000).await;
     ledger.hold(request(1), &client, 84_000).await.unwrap();
     let wrong = Settlement { request: request(1), max_tokens: 10, ..failover(0) };
-    let error = ledger.settle(wrong).await.unwrap_err();
+    let error = ledger.settle(wrong, finished()).await.unwrap_err();
     assert!(matches!(&error, LedgerError::Store(StoreError::Broken(b)) if b.invariant.starts_with("I5")), "{error}");
     assert_eq!(Refusal::from(error).code, RefusalCode::Internal);
     assert!(failures.recv().await.unwrap().contains("I5"), "the owner hears of it");
-    assert_eq!(ledger.release(request(1)).await, Err(LedgerError::Stopped));
+    assert_eq!(ledger.release(request(1), finished()).await, Err(LedgerError::Stopped));
     ledger.trial_balance().await.unwrap();
 }
 
@@ -209,4 +226,62 @@ async fn refusals_say_what_developers_can_use() {
     assert_eq!(refusal.code, RefusalCode::Unavailable);
     assert!(!refusal.message.contains('/'), "no path leaves the machine: {}", refusal.message);
     assert_eq!(Refusal::from(LedgerError::Stopped).code, RefusalCode::Unavailable);
+}
+
+/// A request runs, its scheduler ends without a word, and the next one goes on where it was.
+async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
+    let opened = open_in(dir, database).await;
+    let key = opened.ledger.create_key("test", 100_000).await.unwrap();
+    let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();
+    opened.ledger.open_request(request(1), &client, 84_000, vec![4, 2]).await.unwrap();
+    opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100]).await.unwrap();
+    crash(opened).await;
+
+    let Opened { ledger, .. } = open_in(dir, database).await;
+    let mut taken = ledger.adopt().await.unwrap();
+    assert_eq!(ledger.adopt().await.unwrap(), []);
+    let Reopened { spec, tokens, epoch, .. } = taken.pop().unwrap();
+    assert_eq!((spec, tokens, epoch), (vec![4, 2], vec![7; 100], Epoch(2)));
+    let late = ledger.append(request(1), Epoch::FIRST, 100, vec![9]).await.unwrap_err();
+    assert_eq!(late, LedgerError::Refused(Refused::Fenced(request(1))));
+    assert_eq!(Refusal::from(late).code, RefusalCode::Unavailable);
+    ledger.append(request(1), epoch, 100, vec![8; 50]).await.unwrap();
+    // A developer comes back, and asks for it as if nobody ran it.
+    let claimed = ledger.claim(request(1)).await.unwrap().unwrap();
+    assert_eq!((claimed.epoch, claimed.tokens.len()), (Epoch(3), 150));
+    ledger.append(request(1), claimed.epoch, 150, vec![6; 100]).await.unwrap();
+    let end = End { epoch: claimed.epoch, ..finished() };
+    ledger.settle(Settlement { request: request(1), ..failover(0) }, end).await.unwrap();
+    assert_eq!(ledger.claim(request(1)).await.unwrap(), None, "it has ended");
+    let kept = ledger.request(request(1)).await.unwrap().unwrap();
+    assert_eq!(kept.tokens, [vec![7; 100], vec![8; 50], vec![6; 100]].concat());
+    assert_eq!(available(&ledger, client).await, 40_000);
+    ledger.trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_in_a_file_goes_on_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    goes_on_after_a_crash(dir.path(), None).await;
+}
+
+#[tokio::test]
+async fn a_request_on_a_server_goes_on_after_a_crash() {
+    let place = OnServer::make().await;
+    goes_on_after_a_crash(place.dir.path(), Some(&place.url())).await;
+}
+
+#[tokio::test]
+async fn a_process_that_is_no_longer_its_scheduler_stops() {
+    let place = OnServer::make().await;
+    let Opened { ledger, mut failures, .. } = open_in(place.dir.path(), Some(&place.url())).await;
+    let pepper = place.dir.path().join("ledger.pepper");
+    let other = tempfile::tempdir().unwrap();
+    std::fs::copy(pepper, other.path().join("ledger.pepper")).unwrap();
+    let copy = open_in(other.path(), Some(&place.url())).await;
+    // Nobody writes; it hears of it when its lease is due.
+    let why = failures.recv().await.unwrap();
+    assert!(why.contains("another process runs as scheduler"), "{why}");
+    assert_eq!(ledger.hold(request(1), &ClientId([1; 8]), 0).await, Err(HoldError::Ledger(LedgerError::Stopped)));
+    copy.ledger.create_key("test", 5).await.unwrap();
 }

@@ -6,7 +6,7 @@ use super::super::store::stub::Stub;
 use super::*;
 
 async fn open(dir: &Path) -> Result<Keys<SqliteStore>, KeyError> {
-    Keys::open(dir, Arc::new(SqliteStore::open(dir).await.unwrap())).await
+    Keys::open(dir, Arc::new(SqliteStore::open(dir, cuckoo_wire::PeerId([1; 32])).await.unwrap())).await
 }
 
 #[test]

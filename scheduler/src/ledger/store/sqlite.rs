@@ -1,10 +1,12 @@
 //! The store on SQLite: one writer, one transaction a batch, a few statements whatever the batch's size. Holds no
-//! balance in memory, so a commit that fails leaves nothing to undo but the transaction.
+//! balance in memory, and what runs only beside a connection that has not failed: a commit that fails leaves nothing to
+//! undo.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cuckoo_wire::PeerId;
 use cuckoo_wire::message::{RequestId, Wallet};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -12,16 +14,17 @@ use sqlx::{ConnectOptions, Connection, Sqlite, SqlitePool};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::super::account::Account;
-use super::super::books::{Broken, Command, Outcome, Rejection};
-use super::{Store, StoreError, StoredKey, Totals, TrialBalance};
+use super::super::books::Broken;
+use super::super::write::{Done, Rejected, Write};
+use super::rows::Failure;
+use super::{Kept, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
+use crate::journal::Journal;
 
 mod batch;
+mod journal;
 mod keys;
-mod rows;
 mod trial;
 mod wallet;
-
-pub use wallet::WALLET_ENTRIES_MAX;
 
 /// The database's name in the data directory.
 const FILE: &str = "ledger.db";
@@ -30,7 +33,9 @@ const LOCK_FILE: &str = "ledger.lock";
 /// See `schema.sql`.
 const APPLICATION_ID: i64 = 1_667_976_295;
 /// The tables' version that this program writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+/// The version that had no journal.
+const WITHOUT_JOURNAL: i64 = 1;
 /// How long a statement waits for a stranger's lock, such as a database shell's.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// The writer's page cache: transfer ids are random, so every insert lands on another page. Negative means KiB.
@@ -40,33 +45,60 @@ const CACHE_KIB: &str = "-65536";
 const CHECKPOINT_PAGES: &str = "8000";
 /// Connections for wallets, totals and trial balances; they never wait for the writer.
 const READERS: u32 = 2;
+
 /// A ledger in a directory.
 pub struct SqliteStore {
     path: PathBuf,
-    /// `None` after a failure: the next use connects anew, so that no half-open transaction is ever continued.
-    writer: Mutex<Option<SqliteConnection>>,
+    me: PeerId,
+    /// This scheduler's row and this process's run of it.
+    run: (i64, i64),
+    /// `None` after a failure: the next use connects anew and reads anew what runs, so that no half-open transaction is
+    /// ever continued.
+    writer: Mutex<Option<Writer>>,
     readers: SqlitePool,
     /// Unlocked when dropped.
     _lock: File,
 }
 
+/// The one connection that writes, and what is known because nobody else does.
+struct Writer {
+    connection: SqliteConnection,
+    /// This scheduler's row.
+    id: i64,
+    /// This process, among those that were this scheduler.
+    run: i64,
+    /// What runs here.
+    journal: Journal,
+}
+
 impl SqliteStore {
-    /// Opens the ledger in `dir`, or makes one there.
+    /// Opens the ledger in `dir` for scheduler `me`, or makes one there.
     ///
     /// # Errors
     /// If another process has it, the directory cannot be used, or the file is no ledger of this version.
-    pub async fn open(dir: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|e| unusable(dir, &e))?;
-        let lock = lock(&dir.join(LOCK_FILE))?;
+    pub async fn open(dir: &Path, me: PeerId) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(dir).map_err(|e| files::unusable(dir, &e))?;
+        let lock = files::lock(&dir.join(LOCK_FILE))?;
         let path = dir.join(FILE);
         let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY_WAIT).foreign_keys(true);
         let read_only = options.clone().read_only(true).disable_statement_logging();
         let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(read_only);
-        let store = Self { path, writer: Mutex::new(None), readers, _lock: lock };
-        let mut writer = store.connect().await?;
-        store.prepare(&mut writer).await?;
-        *store.writer.lock().await = Some(writer);
+        let mut store = Self { path, me, run: (0, 0), writer: Mutex::new(None), readers, _lock: lock };
+        let mut connection = store.connect().await?;
+        store.run = store.prepare(&mut connection).await?;
+        let writer = store.load(connection).await?;
+        *store.writer.get_mut() = Some(writer);
         Ok(store)
+    }
+
+    /// Reads what runs here, for a connection that is to write. A connection that was given up may still be at its commit:
+    /// it has the lock that this one waits for, so what is read is what it left.
+    async fn load(&self, mut connection: SqliteConnection) -> Result<Writer, StoreError> {
+        let (id, run) = self.run;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.error(e))?;
+        let journal = journal::load(&mut tx, self.me, id).await.map_err(|f| self.explain(f))?;
+        tx.rollback().await.map_err(|e| self.error(e))?;
+        Ok(Writer { connection, id, run, journal })
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -85,10 +117,11 @@ impl SqliteStore {
             .map_err(|e| self.error(e))
     }
 
-    /// Makes the tables in a new file; refuses a file of somebody else.
-    async fn prepare(&self, writer: &mut SqliteConnection) -> Result<(), StoreError> {
+    /// Makes the tables in a new file, or those that an older one lacks; refuses a file of somebody else. This process is
+    /// a new run of the scheduler from then on: its row and the run's number.
+    async fn prepare(&self, connection: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
         let e = |e| self.error(e);
-        let mut tx = writer.begin_with("BEGIN IMMEDIATE").await.map_err(e)?;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(e)?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *tx).await.map_err(e)?;
         let application: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *tx).await.map_err(e)?;
         let tables: i64 =
@@ -96,26 +129,37 @@ impl SqliteStore {
         let foreign = |detail: String| Err(StoreError::Foreign { path: self.path.clone(), detail });
         match (version, application) {
             (0, 0) if tables == 0 => {
-                sqlx::raw_sql(include_str!("../schema.sql")).execute(&mut *tx).await.map_err(e)?;
+                sqlx::raw_sql(include_str!("sqlite/schema.sql")).execute(&mut *tx).await.map_err(e)?;
             }
-            (SCHEMA_VERSION, APPLICATION_ID) => {}
+            (WITHOUT_JOURNAL | SCHEMA_VERSION, APPLICATION_ID) => {}
             (newer, APPLICATION_ID) => {
                 return foreign(format!("has ledger version {newer}; this program knows {SCHEMA_VERSION}: update it"));
             }
             _ => return foreign("is another program's database: use another data directory".to_owned()),
         }
-        tx.commit().await.map_err(e)
+        if version < SCHEMA_VERSION {
+            sqlx::raw_sql(include_str!("sqlite/journal.sql")).execute(&mut *tx).await.map_err(e)?;
+        }
+        step::reached("open: tables are made");
+        let run = journal::register(&mut tx, self.me).await.map_err(|f| self.explain(f))?;
+        if version == WITHOUT_JOURNAL {
+            journal::adopt_holds(&mut tx, run.0).await.map_err(|f| self.explain(f))?;
+        }
+        step::reached("open: registered");
+        tx.commit().await.map_err(e)?;
+        step::reached("open: committed");
+        Ok(run)
     }
 
     /// The writer, out of its slot: only who succeeds puts it back. A connection that failed, or whose user stopped
     /// waiting, is closed instead, and closing undoes its transaction.
-    async fn writer(&self) -> Result<(MutexGuard<'_, Option<SqliteConnection>>, SqliteConnection), StoreError> {
+    async fn writer(&self) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
         let mut slot = self.writer.lock().await;
-        let connection = match slot.take() {
-            Some(connection) => connection,
-            None => self.connect().await?,
+        let writer = match slot.take() {
+            Some(writer) => writer,
+            None => self.load(self.connect().await?).await?,
         };
-        Ok((slot, connection))
+        Ok((slot, writer))
     }
 
     async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
@@ -157,43 +201,31 @@ const SQLITE_FULL: u32 = 13;
 const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_NOTADB: u32 = 26;
 
-/// What can end a transaction.
-enum Failure {
-    Sql(sqlx::Error),
-    Store(StoreError),
-}
-
-impl From<sqlx::Error> for Failure {
-    fn from(e: sqlx::Error) -> Self {
-        Self::Sql(e)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(e: StoreError) -> Self {
-        Self::Store(e)
-    }
-}
-
-impl From<Broken> for Failure {
-    fn from(e: Broken) -> Self {
-        Self::Store(StoreError::Broken(e))
-    }
-}
-
 impl Store for SqliteStore {
-    async fn commit(&self, commands: &[Command], at_ms: i64) -> Result<Vec<Result<Outcome, Rejection>>, StoreError> {
-        let (mut slot, mut connection) = self.writer().await?;
-        let done = batch::commit(&mut connection, commands, at_ms).await.map_err(|f| self.explain(f))?;
-        *slot = Some(connection);
+    async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
+        let (mut slot, mut writer) = self.writer().await?;
+        let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
+        *slot = Some(writer);
         Ok(done)
     }
 
-    async fn open_holds(&self) -> Result<Vec<RequestId>, StoreError> {
+    async fn take_over(&self, which: Takeover) -> Result<Vec<Reopened>, StoreError> {
+        let (mut slot, mut writer) = self.writer().await?;
+        let taken = journal::take_over(&mut writer, which).await.map_err(|f| self.explain(f))?;
+        *slot = Some(writer);
+        Ok(taken)
+    }
+
+    async fn request(&self, request: RequestId) -> Result<Option<Kept>, StoreError> {
         let mut reader = self.reader().await?;
-        let rows = sqlx::query_scalar("SELECT request FROM hold WHERE state = 'open' ORDER BY request");
-        let requests: Vec<Vec<u8>> = rows.fetch_all(&mut *reader).await.map_err(|e| self.error(e))?;
-        requests.into_iter().map(|r| rows::request(&r).map_err(|f| self.explain(f))).collect()
+        journal::read(&mut reader, request).await.map_err(|f| self.explain(f))
+    }
+
+    async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
+        let (mut slot, mut writer) = self.writer().await?;
+        journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
+        *slot = Some(writer);
+        Ok(())
     }
 
     async fn wallet(&self, accounts: &[Account], entries_max: u32) -> Result<Wallet, StoreError> {
@@ -203,7 +235,7 @@ impl Store for SqliteStore {
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         let mut reader = self.reader().await?;
-        rows::totals(&mut reader).await.map_err(|f| self.explain(f))
+        trial::totals(&mut reader).await.map_err(|f| self.explain(f))
     }
 
     async fn trial_balance(&self) -> Result<TrialBalance, StoreError> {
@@ -212,16 +244,16 @@ impl Store for SqliteStore {
     }
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        let (mut slot, mut connection) = self.writer().await?;
-        let pinned = keys::pin_pepper(&mut connection, fingerprint).await.map_err(|f| self.explain(f))?;
-        *slot = Some(connection);
+        let (mut slot, mut writer) = self.writer().await?;
+        let pinned = keys::pin_pepper(&mut writer.connection, fingerprint).await.map_err(|f| self.explain(f))?;
+        *slot = Some(writer);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
-        let (mut slot, mut connection) = self.writer().await?;
-        keys::add(&mut connection, key).await.map_err(|f| self.explain(f))?;
-        *slot = Some(connection);
+        let (mut slot, mut writer) = self.writer().await?;
+        keys::add(&mut writer.connection, key).await.map_err(|f| self.explain(f))?;
+        *slot = Some(writer);
         Ok(())
     }
 
@@ -229,21 +261,6 @@ impl Store for SqliteStore {
         let mut reader = self.reader().await?;
         keys::list(&mut reader, prefix).await.map_err(|f| self.explain(f))
     }
-}
-
-/// Locks `path` against other processes until the file is dropped.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|e| unusable(path, &e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(unusable(path, &e)),
-    }
-}
-
-fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
-    StoreError::Unusable { path: path.to_owned(), detail: error.to_string() }
 }
 
 #[cfg(test)]

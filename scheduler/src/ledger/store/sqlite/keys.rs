@@ -4,8 +4,8 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::super::account::Account;
-use super::super::StoredKey;
-use super::{Failure, rows};
+use super::super::rows::{self, Failure};
+use super::super::{StoredKey, step};
 
 /// Whether `fingerprint` is the one that is kept, now or from before.
 pub(super) async fn pin_pepper(connection: &mut SqliteConnection, fingerprint: &[u8; 32]) -> Result<bool, Failure> {
@@ -23,6 +23,7 @@ pub(super) async fn add(connection: &mut SqliteConnection, key: &StoredKey) -> R
         .bind(Account::Client(key.client).to_string())
         .fetch_one(&mut *tx)
         .await?;
+    step::reached("key: the account is made");
     sqlx::query("INSERT INTO api_key (hash, prefix, client, label, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)")
         .bind(key.hash.as_slice())
         .bind(key.prefix.as_str())
@@ -31,7 +32,10 @@ pub(super) async fn add(connection: &mut SqliteConnection, key: &StoredKey) -> R
         .bind(key.created_ms)
         .execute(&mut *tx)
         .await?;
-    Ok(tx.commit().await?)
+    step::reached("key: written");
+    tx.commit().await?;
+    step::reached("key: committed");
+    Ok(())
 }
 
 pub(super) async fn list(connection: &mut SqliteConnection, prefix: Option<&str>) -> Result<Vec<StoredKey>, Failure> {
@@ -43,15 +47,5 @@ pub(super) async fn list(connection: &mut SqliteConnection, prefix: Option<&str>
         Some(prefix) => sqlx::query(by_prefix).bind(prefix),
         None => sqlx::query(all),
     };
-    let rows = query.fetch_all(connection).await?;
-    let key = |row: &_| {
-        Ok(StoredKey {
-            hash: rows::bytes(rows::get(row, 0)?)?,
-            prefix: rows::get(row, 1)?,
-            client: rows::client(rows::get(row, 2)?)?,
-            label: rows::get(row, 3)?,
-            created_ms: rows::get(row, 4)?,
-        })
-    };
-    rows.iter().map(key).collect()
+    query.fetch_all(connection).await?.iter().map(rows::key).collect()
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use futures_util::TryStreamExt;
 use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 
 use super::super::super::account::Account;
-use super::super::super::books::{Kind, Transfer, TransferId};
-use super::super::{GENESIS, Posting, Totals, TrialBalance};
-use super::{Failure, rows};
+use super::super::rows::{self, Columns, Failure};
+use super::super::{GENESIS, Posting, Totals, TrialBalance, batch};
+use crate::journal::{Output, Segment};
 
 pub(super) async fn balance(connection: &mut SqliteConnection) -> Result<TrialBalance, Failure> {
     // One snapshot, however long this takes; the writer goes on meanwhile.
@@ -17,6 +17,8 @@ pub(super) async fn balance(connection: &mut SqliteConnection) -> Result<TrialBa
     let accounts = accounts(&mut tx).await?;
     let (postings, chain) = check_postings(&mut tx, &accounts).await?;
     let holds_open = check_holds(&mut tx).await?;
+    check_requests(&mut tx).await?;
+    check_outputs(&mut tx).await?;
     let totals = check_totals(&mut tx).await?;
     tx.rollback().await?;
     let deposited = accounts.values().find(|a| a.account == Account::ExtDeposit).map_or(0, |a| -a.balance);
@@ -33,11 +35,11 @@ async fn accounts(tx: &mut SqliteConnection) -> Result<HashMap<i64, Kept>, Failu
     let mut accounts = HashMap::new();
     let mut found = sqlx::query("SELECT id, name, balance FROM account").fetch(tx);
     while let Some(row) = found.try_next().await? {
-        let kept = Kept { account: rows::account(rows::get(&row, 1)?)?, balance: rows::get(&row, 2)? };
+        let kept = Kept { account: rows::account(row.text(1)?)?, balance: row.int(2)? };
         if kept.balance < 0 && !kept.account.is_external() {
             return Err(rows::out_of_balance(format!("{} has {} nano-credits", kept.account, kept.balance)));
         }
-        accounts.insert(rows::get(&row, 0)?, kept);
+        accounts.insert(row.int(0)?, kept);
     }
     Ok(accounts)
 }
@@ -46,17 +48,17 @@ async fn accounts(tx: &mut SqliteConnection) -> Result<HashMap<i64, Kept>, Failu
 async fn check_postings(tx: &mut SqliteConnection, accounts: &HashMap<i64, Kept>) -> Result<(u64, [u8; 32]), Failure> {
     let mut sums: HashMap<i64, i128> = HashMap::new();
     let (mut seq, mut chain) = (0_i64, GENESIS);
-    let sql = "SELECT seq, transfer, kind, request, debit, credit, amount, at_ms, chain FROM posting ORDER BY seq";
+    let sql = "SELECT seq, transfer, kind, request, amount, at_ms, debit, credit, chain FROM posting ORDER BY seq";
     let mut found = sqlx::query(sql).fetch(tx);
     while let Some(row) = found.try_next().await? {
         seq += 1;
-        let (debit, credit): (i64, i64) = (rows::get(&row, 4)?, rows::get(&row, 5)?);
-        let posting = posting(&row, accounts, debit, credit)?;
+        let (debit, credit) = (row.int(6)?, row.int(7)?);
+        let posting: Posting = rows::posting(&row, name(accounts, debit)?, name(accounts, credit)?)?;
         if posting.seq != seq {
             return Err(rows::out_of_balance(format!("posting {seq} is missing")));
         }
         chain = posting.chain(&chain);
-        let written: [u8; 32] = rows::bytes(rows::get(&row, 8)?)?;
+        let written: [u8; 32] = rows::bytes(row.blob(8)?)?;
         if chain != written {
             return Err(rows::out_of_balance(format!("posting {seq} does not continue the chain")));
         }
@@ -77,22 +79,8 @@ async fn check_postings(tx: &mut SqliteConnection, accounts: &HashMap<i64, Kept>
     Ok((seq.unsigned_abs(), chain))
 }
 
-fn posting(row: &SqliteRow, accounts: &HashMap<i64, Kept>, debit: i64, credit: i64) -> Result<Posting, Failure> {
-    let name = |id| {
-        let kept = accounts.get(&id).ok_or_else(|| rows::out_of_balance(format!("account {id} is missing")))?;
-        Ok::<_, Failure>(kept.account)
-    };
-    let kind: &str = rows::get(row, 2)?;
-    let request: Option<&[u8]> = rows::get(row, 3)?;
-    let transfer = Transfer {
-        id: TransferId(rows::bytes(rows::get(row, 1)?)?),
-        kind: Kind::from_name(kind).ok_or_else(|| rows::out_of_balance(format!("a posting is for '{kind}'")))?,
-        request: request.map(rows::request).transpose()?,
-        debit: name(debit)?,
-        credit: name(credit)?,
-        amount: rows::get(row, 6)?,
-    };
-    Ok(Posting { seq: rows::get(row, 0)?, at_ms: rows::get(row, 7)?, transfer })
+fn name(accounts: &HashMap<i64, Kept>, id: i64) -> Result<Account, Failure> {
+    accounts.get(&id).map(|kept| kept.account).ok_or_else(|| rows::out_of_balance(format!("account {id} is missing")))
 }
 
 /// Every hold took in its amount, and gave it out exactly once in the way that its row says. How many are open.
@@ -123,9 +111,55 @@ async fn check_totals(tx: &mut SqliteConnection) -> Result<Totals, Failure> {
                coalesce(sum(network), 0) FROM hold WHERE state = 'settled'";
     let row = sqlx::query(sql).fetch_one(&mut *tx).await?;
     let summed = Totals { requests: rows::unsigned(&row, 0)?, split: rows::split(&row, 1)? };
-    let kept = rows::totals(tx).await?;
+    let kept = totals(tx).await?;
     if summed != kept {
         return Err(rows::out_of_balance(format!("the totals are {kept:?}, the holds add up to {summed:?}")));
     }
     Ok(kept)
+}
+
+/// The one row of sums.
+pub(super) async fn totals(tx: &mut SqliteConnection) -> Result<Totals, Failure> {
+    let sql = "SELECT requests, cost, miner, author, network FROM total WHERE id = 1";
+    rows::totals(&sqlx::query(sql).fetch_one(tx).await?)
+}
+
+/// A request is open in the journal exactly if its hold is.
+async fn check_requests(tx: &mut SqliteConnection) -> Result<(), Failure> {
+    let sql = "SELECT lower(hex(h.request)) FROM hold AS h LEFT JOIN request AS r ON r.request = h.request WHERE \
+               CASE h.state WHEN 'open' THEN r.request IS NULL OR r.ended_ms IS NOT NULL \
+               ELSE r.request IS NOT NULL AND r.ended_ms IS NULL END LIMIT 1";
+    match sqlx::query_scalar::<_, String>(sql).fetch_optional(tx).await? {
+        Some(request) => Err(rows::out_of_balance(format!("req_{request} is not in the journal as its hold is"))),
+        None => Ok(()),
+    }
+}
+
+/// Outputs have no gaps, and nobody was billed for a token that is not there.
+async fn check_outputs(tx: &mut SqliteConnection) -> Result<(), Failure> {
+    let open = "SELECT request, owner, first_segment FROM request WHERE ended_ms IS NULL";
+    let mut outputs: HashMap<i64, HashMap<_, Output>> = HashMap::new();
+    for row in sqlx::query(open).fetch_all(&mut *tx).await? {
+        let output = Output { from: row.int(2)?, tokens: Vec::new() };
+        outputs.entry(row.int(1)?).or_default().insert(rows::request(row.blob(0)?)?, output);
+    }
+    {
+        let mut segments = sqlx::query("SELECT owner, seq, body FROM segment ORDER BY owner, seq").fetch(&mut *tx);
+        while let Some(row) = segments.try_next().await? {
+            if let Some(outputs) = outputs.get_mut(&row.int(0)?) {
+                Segment::from_bytes(row.blob(2)?)?.replay(row.int(1)?, outputs)?;
+            }
+        }
+    }
+    let ended = "SELECT r.request, r.output, h.completion_tokens, length(r.spec) > 0 FROM request AS r \
+                 JOIN hold AS h ON h.request = r.request WHERE r.ended_ms IS NOT NULL";
+    let mut ended = sqlx::query(ended).fetch(tx);
+    while let Some(row) = ended.try_next().await? {
+        let (logged, billed) = (batch::output(row.blob(1)?)?.len() as u64, rows::unsigned(&row, 2)?);
+        if row.flag(3)? && billed > logged {
+            let request = rows::request(row.blob(0)?)?;
+            return Err(rows::out_of_balance(format!("{request} paid {billed} tokens and its output has {logged}")));
+        }
+    }
+    Ok(())
 }

@@ -68,6 +68,5 @@ CREATE TABLE pepper (
   fingerprint BLOB NOT NULL CHECK (length(fingerprint) = 32)
 ) STRICT;
 
--- "ckLg", so that another program's database is not taken for a ledger.
+-- "ckLg", so that another program's database is not taken for a ledger. `journal.sql` sets the version.
 PRAGMA application_id = 1667976295;
-PRAGMA user_version = 1;
