@@ -157,10 +157,8 @@ impl<'a> Market<'a> {
         }
         // What is under way arrives, and then nothing may be left anywhere.
         let until = self.events.now() + 20_000_000;
-        while self.events.peek().is_some_and(|at| at <= until) {
-            if let Some(event) = self.events.next() {
-                self.handle(event)?;
-            }
+        while let Some(event) = self.events.next_until(until) {
+            self.handle(event)?;
         }
         self.accounts.check_closed()?;
         match &self.placing {

@@ -93,7 +93,7 @@ impl Workload {
         // Each conversation has several turns, so fewer begin.
         let mean_us = 1e6 / self.per_second * MEAN_TURNS;
         while jobs.len() < self.requests {
-            at_us += chance.until_next(mean_us) * if (at_us / WAVE_US) as u64 % 2 == 0 { 0.67 } else { 2.0 };
+            at_us += chance.until_next(mean_us) * if ((at_us / WAVE_US) as u64).is_multiple_of(2) { 0.67 } else { 2.0 };
             let mut talk = begin(&mut chance, self.tenants, at_us as u64);
             while talk.turns > 0 && jobs.len() < self.requests {
                 jobs.push(turn(&mut chance, &mut talk));

@@ -51,8 +51,10 @@ impl Events {
         self.at(self.now_us + us, event);
     }
 
-    pub(super) fn peek(&self) -> Option<u64> {
-        self.order.peek().map(|Reverse((at, _))| *at)
+    /// The next, unless it is later.
+    pub(super) fn next_until(&mut self, until_us: u64) -> Option<Event> {
+        let Reverse((at, _)) = self.order.peek()?;
+        if *at <= until_us { self.next() } else { None }
     }
 
     pub(super) fn next(&mut self) -> Option<Event> {

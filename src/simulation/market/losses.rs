@@ -24,12 +24,11 @@ impl Market<'_> {
             }
         }
         for (kind, a_minute) in [kills, freezes, partitions, scheduler_kills].into_iter().enumerate() {
-            let mut at = 0.0;
-            while a_minute > 0.0 {
-                at += chance.until_next(60e6 / a_minute);
-                if at >= until_us {
-                    break;
-                }
+            if a_minute <= 0.0 {
+                continue;
+            }
+            let mut at = chance.until_next(60e6 / a_minute);
+            while at < until_us {
                 let miner = chance.below(self.miners.len() as u64) as usize;
                 let for_us = chance.between(50e3, 10e6) as u64;
                 let event = match kind {
@@ -39,6 +38,7 @@ impl Market<'_> {
                     _ => Event::SchedulerKilled,
                 };
                 self.events.at(at as u64, event);
+                at += chance.until_next(60e6 / a_minute);
             }
         }
     }

@@ -85,7 +85,7 @@ impl Own {
             self.late.insert(place, request);
         }
         self.turns += 1;
-        let late_first = self.turns % LATE_TURNS == 0 || self.in_time.is_empty();
+        let late_first = self.turns.is_multiple_of(LATE_TURNS) || self.in_time.is_empty();
         let next = if late_first { self.late.pop_first() } else { None };
         next.or_else(|| self.in_time.pop_first()).map(|(_, request)| request)
     }

@@ -62,10 +62,10 @@ impl StepTime {
         let gain = px.map(|p| p / (forgetting + dot(&x, &px)));
         // A step that somebody's laptop slept through says nothing of the next.
         let error = took_ms.clamp(known / 8.0, known * 8.0) * scale - dot(&self.theta, &x);
-        for at in 0..3 {
-            self.theta[at] += gain[at] * error;
-            for other in 0..3 {
-                self.covariance[at][other] = (self.covariance[at][other] - gain[at] * px[other]) / forgetting;
+        for ((theta, row), gain) in self.theta.iter_mut().zip(&mut self.covariance).zip(gain) {
+            *theta += gain * error;
+            for (entry, px) in row.iter_mut().zip(px) {
+                *entry = (*entry - gain * px) / forgetting;
             }
         }
     }
