@@ -12,7 +12,7 @@ use cuckoo_wire::message::{Assign, Encode, Offer, Price, Refusal, RefusalCode, W
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
-pub use board::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use board::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX, Whom};
 
 use crate::gateway::miner::{MinerLink, Running};
 
@@ -34,6 +34,8 @@ pub(crate) enum DispatcherMsg {
     Grant(ReplicaKey, Window),
     /// It accepts nothing more.
     Drain(ReplicaKey),
+    /// It should have spoken by now, or has spoken again.
+    Suspect(ReplicaKey, bool),
     /// It is gone.
     ReplicaLost(ReplicaKey),
     /// A miner is gone.
@@ -178,6 +180,7 @@ impl Actor for Dispatcher {
             }
             DispatcherMsg::Grant(key, window) => state.board.grant(key, window),
             DispatcherMsg::Drain(key) => state.board.drain(key),
+            DispatcherMsg::Suspect(key, is_suspect) => state.board.suspect(key, is_suspect),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
                 state.board.lose(key);

@@ -34,5 +34,5 @@ mod text;
 mod tools;
 mod words;
 
-pub use dispatcher::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX};
+pub use dispatcher::{Board, Computes, LinkId, Need, Placement, Quote, Replica, ReplicaKey, Ticket, WAITING_MAX, Whom};
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 mod accounts;
+mod beat;
 mod check;
 mod constraint;
 mod defaults;
@@ -15,6 +16,7 @@ mod print;
 mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
+pub use beat::Beat;
 pub use check::Invalid;
 pub use constraint::{CallConstraint, Constraint};
 pub use embedding::{Embed, EmbedInput, Encode, Task};
@@ -323,8 +325,10 @@ pub enum ReplicaFrame {
     Offer(Offer),
     /// One decode step, or news of the window.
     Step(Step),
-    /// Nothing more will be accepted: the miner finishes what it has and leaves.
+    /// Nothing more will be accepted: the miner goes on with what it has until that has moved or ended, and leaves.
     Drain,
+    /// Nothing else was said for [`crate::limits::MINER_BEAT`], though there are sequences.
+    Beat(Beat),
 }
 
 /// A loaded model.

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
-use cuckoo_wire::message::{Assign, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
+use cuckoo_wire::limits::{MINER_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
+use cuckoo_wire::message::{Assign, Beat, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -51,8 +51,10 @@ pub(crate) enum BatcherMsg {
         /// How long it took, without the passes of a draft model.
         took: Duration,
     },
-    /// Look whether the executor gets anywhere, and tell the scheduler if it does.
+    /// Look whether the executor gets anywhere.
     Watch,
+    /// Say something, unless something has just been said.
+    Beat,
     /// A constraint is compiled, or cannot be.
     Compiled(Compiled),
     /// The outlet was full; try again.
@@ -88,6 +90,8 @@ pub(super) struct State {
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
+    /// Whether that is tried again by itself: whatever else is handled meanwhile must not ask for that once more.
+    retrying: bool,
     /// News that did not fit into that frame.
     news: VecDeque<StepItem>,
     announced: Window,
@@ -97,8 +101,14 @@ pub(super) struct State {
     steps_void: usize,
     draining: Draining,
     watchdog: Watchdog,
-    /// Whether a step was computed that no frame told of: long prompts take many before there is a token.
-    untold: bool,
+    /// Steps computed since the offer.
+    computed: u64,
+    /// How many of them the scheduler knows of.
+    told: u64,
+    /// What the newest step at the executor was expected to take.
+    due: Duration,
+    /// When the last frame left.
+    said: Instant,
     /// What the log was last told.
     logged: BatchStats,
 }
@@ -118,19 +128,24 @@ impl Actor for Batcher {
 
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
+        me.send_interval(MINER_BEAT, || BatcherMsg::Beat);
         Ok(State {
             batch: Work::new(&args),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
             unsent: None,
+            retrying: false,
             news: VecDeque::new(),
             announced: Window::default(),
             steps: 0,
             steps_void: 0,
             draining: Draining::No,
             watchdog: Watchdog::new(now()),
-            untold: false,
+            computed: 0,
+            told: 0,
+            due: Duration::ZERO,
+            said: now(),
             logged: BatchStats::default(),
         })
     }
@@ -144,19 +159,20 @@ impl Actor for Batcher {
         match message {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.assign(assign, &me),
-            BatcherMsg::Encode(encode) => state.batch.encode(encode),
+            BatcherMsg::Assign(assign) => state.busy(&me, |state| state.assign(assign, &me)),
+            BatcherMsg::Encode(encode) => state.busy(&me, |state| state.batch.encode(encode)),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
             BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
             BatcherMsg::Watch => {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
-                state.tell_of_progress(&me);
                 state.log();
             }
+            BatcherMsg::Beat if now().duration_since(state.said) >= MINER_BEAT / 2 => state.beat(&me),
+            BatcherMsg::Beat => return Ok(()),
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
-            BatcherMsg::Retry => {}
+            BatcherMsg::Retry => state.retrying = false,
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
         state.publish(&me);
@@ -178,7 +194,7 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.news.clear();
-        self.untold = false;
+        (self.computed, self.told) = (0, 0);
         self.batch = Work::new(&self.args);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
@@ -226,7 +242,7 @@ impl State {
                     self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
                 }
                 self.batch.apply(plan, output, took);
-                self.untold = true;
+                self.computed += 1;
             }
         }
     }
@@ -254,11 +270,23 @@ impl State {
         }
     }
 
-    /// Sends a step without news, if one was computed and nothing was sent since.
-    fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
-        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold && self.unsent.is_none()) {
-            self.send_step(&outlet, Vec::new(), me);
+    /// Takes an order, and answers at once where there was nothing to do: who has nothing to do is silent.
+    fn busy(&mut self, me: &ActorRef<BatcherMsg>, take: impl FnOnce(&mut Self)) {
+        let was_idle = self.batch.sequences() == (0, 0);
+        take(self);
+        if was_idle {
+            self.beat(me);
         }
+    }
+
+    /// Sends a heartbeat, if anybody waits for something or nobody knows what was computed, and frames leave. It comes from
+    /// here, because who cannot plan cannot serve; a step takes no time of this actor's, so a long one silences nobody.
+    fn beat(&mut self, me: &ActorRef<BatcherMsg>) {
+        let is_idle = self.batch.sequences() == (0, 0) && self.told == self.computed;
+        let Some(outlet) = self.outlet.clone().filter(|_| !is_idle && self.unsent.is_none()) else { return };
+        let due = if self.steps + self.steps_void == 0 { Duration::ZERO } else { self.due };
+        self.told = self.computed;
+        self.send(&outlet, ReplicaFrame::Beat(Beat::new(self.computed, due)), me);
     }
 
     /// What the batch has done so far, at most once a second.
@@ -273,17 +301,21 @@ impl State {
     fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
         let window = self.batch.window();
         self.announced = window;
-        self.untold = false;
+        if !items.is_empty() {
+            self.told = self.computed;
+        }
         let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
         self.send(outlet, ReplicaFrame::Step(Step { window, batch, blocks_used, items }), me);
     }
 
     fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
         match outlet.try_send(frame) {
-            Ok(()) => {}
+            Ok(()) => self.said = now(),
             Err(TrySendError::Full(frame)) => {
                 self.unsent = Some(frame);
-                me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
+                if !std::mem::replace(&mut self.retrying, true) {
+                    me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
+                }
             }
             Err(TrySendError::Closed(_)) => self.detach(),
         }
@@ -294,7 +326,9 @@ impl State {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
-            self.watchdog.launched(rows, self.batch.expected(&plan), now());
+            let expected = self.batch.expected(&plan);
+            self.due = expected.unwrap_or(STEP_DUE_MAX);
+            self.watchdog.launched(rows, expected, now());
             let masks = self.constraints.masks(&plan);
             self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;

@@ -41,6 +41,29 @@ pub struct Computes {
     pub adapter: Option<WeightsHash>,
 }
 
+/// Which replicas a request may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whom {
+    /// Any that suits it.
+    #[default]
+    Any,
+    /// Any other than this one: it runs there, and should soon run elsewhere.
+    Not(ReplicaKey),
+    /// This one, which has computed most of it.
+    Only(ReplicaKey),
+}
+
+impl Whom {
+    /// Whether `key` is one of them.
+    pub fn admits(self, key: &ReplicaKey) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Not(other) => *key != other,
+            Self::Only(only) => *key == only,
+        }
+    }
+}
+
 /// What a request needs of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
@@ -54,6 +77,8 @@ pub struct Need {
     pub max_new: u32,
     /// Highest acceptable ask.
     pub limit: Price,
+    /// Who is asked.
+    pub whom: Whom,
 }
 
 /// One decision.
@@ -78,6 +103,8 @@ pub struct Replica {
     /// Assigned so far.
     taken: Window,
     draining: bool,
+    /// It should have spoken by now: nothing is placed there until it has.
+    suspect: bool,
 }
 
 /// How one model stands.
@@ -132,8 +159,9 @@ impl Replica {
     }
 
     /// Whether it could ever take the request.
-    fn suits(&self, need: &Need) -> bool {
+    fn suits(&self, key: &ReplicaKey, need: &Need) -> bool {
         !self.draining
+            && need.whom.admits(key)
             && self.has(&need.model)
             && self.offer.task == need.task
             && self.offer.ask.within(&need.limit)
@@ -143,7 +171,9 @@ impl Replica {
 
     /// Whether it can take the request now.
     fn has_room(&self, need: &Need) -> bool {
-        self.taken.sequences < self.granted.sequences && u64::from(self.blocks(need)) <= self.blocks_free()
+        !self.suspect
+            && self.taken.sequences < self.granted.sequences
+            && u64::from(self.blocks(need)) <= self.blocks_free()
     }
 }
 
@@ -151,7 +181,8 @@ impl Board {
     /// A replica is there.
     pub fn offer(&mut self, key: ReplicaKey, offer: Offer) {
         let granted = offer.window;
-        self.replicas.insert(key, Replica { offer, granted, taken: Window::default(), draining: false });
+        self.replicas
+            .insert(key, Replica { offer, granted, taken: Window::default(), draining: false, suspect: false });
     }
 
     /// A replica accepts so much in all. Grants never shrink: an older one that arrives late changes nothing.
@@ -166,6 +197,13 @@ impl Board {
     pub fn drain(&mut self, key: ReplicaKey) {
         if let Some(replica) = self.replicas.get_mut(&key) {
             replica.draining = true;
+        }
+    }
+
+    /// A replica should have spoken by now, or has spoken again.
+    pub fn suspect(&mut self, key: ReplicaKey, is_suspect: bool) {
+        if let Some(replica) = self.replicas.get_mut(&key) {
+            replica.suspect = is_suspect;
         }
     }
 
@@ -220,7 +258,7 @@ impl Board {
         let mut spoken_for: HashSet<ReplicaKey> = HashSet::new();
         let mut bound: HashSet<Ticket> = HashSet::new();
         for (ticket, need) in &self.oldest(weights) {
-            let suited = self.replicas.iter().filter(|(key, r)| r.suits(need) && !spoken_for.contains(key));
+            let suited = self.replicas.iter().filter(|(key, r)| r.suits(key, need) && !spoken_for.contains(key));
             match score::best(suited.clone().filter(|(_, r)| r.has_room(need))) {
                 Some(key) => {
                     let replica = self.replicas.get_mut(&key).expect("chosen from the map");
@@ -256,7 +294,7 @@ impl Board {
 
     /// Whether any replica could take the request, now or when it has room.
     pub fn is_served(&self, need: &Need) -> bool {
-        self.replicas.values().any(|r| r.suits(need))
+        self.replicas.iter().any(|(key, r)| r.suits(key, need))
     }
 
     /// How a model stands.

@@ -108,8 +108,18 @@ impl Bench {
     }
 
     async fn items(&mut self) -> Vec<StepItem> {
+        loop {
+            match self.frames.recv().await.unwrap() {
+                ReplicaFrame::Step(step) => return step.items,
+                ReplicaFrame::Beat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Beat {
         match self.frames.recv().await.unwrap() {
-            ReplicaFrame::Step(step) => step.items,
+            ReplicaFrame::Beat(beat) => beat,
             other => panic!("{other:?}"),
         }
     }
@@ -245,22 +255,33 @@ fn news_are_cut_into_frames_that_fit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_prompt_is_seen_to_get_on() {
+async fn who_has_sequences_says_something_all_the_time_and_how_it_gets_on() {
     let mut bench = Bench::start(1).await;
+    let silence = tokio::time::timeout(10 * MINER_BEAT, bench.frames.recv()).await;
+    assert!(silence.is_err(), "nobody waits for anything: {silence:?}");
+    let began = tokio::time::Instant::now();
     bench.assign_sequence(1, 300, None);
-    for _ in 0..4 {
-        let began = tokio::time::Instant::now();
-        let step = bench.plan().await;
-        assert!(step.0.draws.is_empty() && bench.frames.try_recv().is_err());
-        answer(step, 9);
-        assert_eq!(bench.items().await, [], "computed, and nothing to say");
-        assert!(began.elapsed() <= WATCH_INTERVAL);
-        let silence = tokio::time::timeout(10 * WATCH_INTERVAL, bench.frames.recv()).await;
-        assert!(silence.is_err(), "once a step: {silence:?}");
+    assert_eq!((bench.beat().await, began.elapsed()), (Beat::new(0, Duration::ZERO), Duration::ZERO), "at once");
+    for steps in 0..4 {
+        let run = bench.plan().await;
+        let due = if steps == 0 { STEP_DUE_MAX } else { bench.beat().await.due() };
+        assert!(run.0.draws.is_empty() && due > Duration::ZERO, "a long prompt, with nothing to say of it");
+        for _ in 0..20 {
+            let began = tokio::time::Instant::now();
+            assert_eq!(bench.beat().await, Beat::new(steps, due), "however long a step takes");
+            assert!(began.elapsed() <= MINER_BEAT * 3 / 2);
+        }
+        answer(run, 9);
     }
     let last = bench.plan().await;
     answer(last, 9);
     assert_eq!(bench.items().await[0].tokens, [9]);
+    bench.batcher.cast(BatcherMsg::Cancel(SequenceId(1))).unwrap();
+    let last = bench.plan().await;
+    answer(last, 9);
+    while !matches!(bench.items().await.first(), Some(item) if item.end.is_some()) {}
+    let silence = tokio::time::timeout(10 * MINER_BEAT, bench.frames.recv()).await;
+    assert!(silence.is_err(), "nobody waits any more: {silence:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,7 +297,9 @@ async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
         let began = tokio::time::Instant::now();
         bench.ended.await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 301);
-        assert!(bench.frames.recv().await.is_none());
+        while let Some(frame) = bench.frames.recv().await {
+            assert!(matches!(frame, ReplicaFrame::Beat(_)), "{frame:?}");
+        }
     }
 }
 

@@ -28,7 +28,7 @@ fn key(link: u64) -> ReplicaKey {
 }
 
 fn need(tokens: u32, max_new: u32) -> Need {
-    Need { model: BASE, task: Task::Generate, tokens, max_new, limit: price(100, 100) }
+    Need { model: BASE, task: Task::Generate, tokens, max_new, limit: price(100, 100), whom: Whom::Any }
 }
 
 #[test]
