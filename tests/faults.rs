@@ -1,0 +1,226 @@
+//! Miners that die, freeze, vanish, are slow or leave: streams go on elsewhere with the same tokens, and the books balance.
+
+mod chaos;
+mod proxy;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cuckoo::{Client, Generation, Identity, Request, Sampling, Usage};
+
+use crate::market::{Market, sum};
+use crate::support::{eventually, metric};
+use proxy::{Path, Proxy};
+
+const MINER: &[&str] = &["--batch", "8", "--kv-mib", "64"];
+/// Tokens of an answer here.
+const ANSWER: u32 = 120;
+
+/// Drawn by a coin of its own.
+fn request(market: &Market, seed: u64) -> Request {
+    let sampling = Sampling { temperature: 0.9, seed: Some(seed), ..Sampling::default() };
+    market.request("Tell me a story.", ANSWER).sampling(sampling)
+}
+
+/// What is left of a stream, behind `tokens`, and what it cost.
+async fn rest(mut stream: Generation, mut tokens: Vec<u32>) -> (Vec<u32>, Usage) {
+    while let Some(delta) = stream.next().await.unwrap() {
+        assert_eq!(delta.first as usize, tokens.len(), "no token twice or missing");
+        tokens.extend(delta.tokens);
+    }
+    let usage = stream.usage().unwrap().clone();
+    assert_eq!(
+        (usage.completion_tokens as usize, usage.cost),
+        (tokens.len(), usage.miner + usage.author + usage.network)
+    );
+    (tokens, usage)
+}
+
+/// A stream that has begun, and what it began with.
+async fn begun(client: &Client, request: Request) -> (Generation, Vec<u32>) {
+    let mut stream = client.generate(request).await.unwrap();
+    let mut tokens = Vec::new();
+    while tokens.len() < 8 {
+        tokens.extend(stream.next().await.unwrap().unwrap().tokens);
+    }
+    (stream, tokens)
+}
+
+/// What the streams of these seeds say where nothing is wrong.
+async fn undisturbed(market: &Market, seeds: std::ops::Range<u64>) -> Vec<Vec<u32>> {
+    let client = market.client().await;
+    let mut all = Vec::new();
+    for seed in seeds {
+        let stream = client.generate(request(market, seed)).await.unwrap();
+        all.push(rest(stream, Vec::new()).await.0);
+    }
+    all
+}
+
+fn offers(market: &Market, replicas: usize) {
+    eventually("as many replicas", || metric(market.http(), "cuckoo_replicas") as usize == replicas);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_miner_is_left_while_it_is_frozen_and_its_late_words_are_nobodys() {
+    let mut market = Market::start(1, MINER);
+    let expected = undisturbed(&market, 0..3).await;
+    let client = market.client().await;
+    let mut streams = Vec::new();
+    for seed in 0..3 {
+        streams.push(begun(&client, request(&market, seed)).await);
+    }
+    let frozen = market.miners.remove(0);
+    market.add_miner(MINER);
+    frozen.signal("STOP");
+    for ((stream, tokens), expected) in streams.into_iter().zip(&expected) {
+        let (tokens, usage) = rest(stream, tokens).await;
+        assert_eq!((&tokens, usage.migrations > 0), (expected, true), "somebody else went on");
+    }
+    // New requests do not wait for it either; and when it speaks again, nobody listens to what it says of the old ones.
+    assert_eq!(undisturbed(&market, 0..1).await, expected[..1]);
+    frozen.signal("CONT");
+    assert_eq!(undisturbed(&market, 0..3).await, expected);
+    eventually("nothing runs", || metric(market.http(), "cuckoo_num_requests_running") == 0.0);
+    offers(&market, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_that_runs_a_tenth_of_the_time_is_left() {
+    let mut market = Market::start(1, MINER);
+    let expected = undisturbed(&market, 0..1).await;
+    let client = market.client().await;
+    let (stream, tokens) = begun(&client, request(&market, 0)).await;
+    let slow = market.miners.remove(0);
+    market.add_miner(MINER);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let slowing = std::thread::spawn({
+        let is_over = is_over.clone();
+        move || {
+            while !is_over.load(Ordering::Relaxed) {
+                slow.signal("STOP");
+                std::thread::sleep(Duration::from_millis(450));
+                slow.signal("CONT");
+                std::thread::sleep(Duration::from_millis(45));
+            }
+            slow
+        }
+    });
+    let (tokens, usage) = rest(stream, tokens).await;
+    is_over.store(true, Ordering::Relaxed);
+    assert_eq!((tokens, usage.migrations), (expected[0].clone(), 1));
+    drop(slowing.join().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_in_either_or_both_directions_costs_nobody_a_token() {
+    let mut market = Market::start(1, MINER);
+    let expected = undisturbed(&market, 0..2).await;
+    let client = market.client().await;
+    let proxy = Proxy::start(&market.join(), 1).await;
+    let far = market.start_miner(proxy.address(), tempfile::tempdir().unwrap(), MINER);
+    far.ready();
+    offers(&market, 2);
+    let cut = Path { is_cut: true, ..Path::default() };
+    let open = Path::default();
+    for (to_scheduler, from_scheduler) in [(cut, cut), (cut, open), (open, cut)] {
+        let mut streams = Vec::new();
+        for seed in 0..2 {
+            streams.push(begun(&client, request(&market, seed)).await);
+        }
+        proxy.set(to_scheduler, from_scheduler);
+        for ((stream, tokens), expected) in streams.into_iter().zip(&expected) {
+            assert_eq!(rest(stream, tokens).await.0, *expected, "{to_scheduler:?} {from_scheduler:?}");
+        }
+        eventually("its link is lost", || metric(market.http(), "cuckoo_replicas") == 1.0);
+        proxy.cut(false);
+        // It comes again by itself, with nothing of what it ran before.
+        offers(&market, 2);
+    }
+    // Alone, it serves.
+    market.miners.remove(0).interrupt();
+    assert_eq!(undisturbed(&market, 0..2).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_loses_repeats_delays_and_damages_changes_no_token() {
+    let mut market = Market::start(1, MINER);
+    let expected = undisturbed(&market, 0..4).await;
+    let bad = Path {
+        loss: 30,
+        duplicate: 10,
+        corrupt: 5,
+        reorder: 20,
+        delay: Duration::from_millis(5),
+        jitter: Duration::from_millis(10),
+        rate: Some(2 << 20),
+        ..Path::default()
+    };
+    let mut proxies = Vec::new();
+    let mut far = Vec::new();
+    for seed in 0..2 {
+        let proxy = Proxy::start(&market.join(), seed).await;
+        far.push(market.start_miner(proxy.address(), tempfile::tempdir().unwrap(), MINER));
+        far[seed as usize].ready();
+        proxies.push(proxy);
+    }
+    // The one that is near leaves.
+    market.miners.remove(0).interrupt();
+    proxies.iter().for_each(|proxy| proxy.set(bad, bad));
+    let client = market.client().await;
+    let mut streams = Vec::new();
+    for seed in 0..4 {
+        streams.push(client.generate(request(&market, seed)).await.unwrap());
+    }
+    for (stream, expected) in streams.into_iter().zip(&expected) {
+        assert_eq!(rest(stream, Vec::new()).await.0, *expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() {
+    let mut market = Market::start(1, MINER);
+    let long = |market: &Market| {
+        let mut request = request(market, 7);
+        request.0.max_tokens = Some(600);
+        request
+    };
+    let client = market.client().await;
+    let expected = rest(client.generate(long(&market)).await.unwrap(), Vec::new()).await.0;
+    let before = market.balances();
+    let (mut stream, mut tokens) = begun(&client, long(&market)).await;
+    market.add_miner(MINER);
+    let mut leaving = market.miners.remove(0);
+    let left = tokio::task::spawn_blocking(move || (leaving.interrupt(), leaving));
+    while !left.is_finished() {
+        let delta = stream.next().await.unwrap().expect("it is gone before the answer ends");
+        assert_eq!(delta.first as usize, tokens.len());
+        tokens.extend(delta.tokens);
+    }
+    let (status, leaving) = left.await.unwrap();
+    assert!(status.success());
+    let (tokens, usage) = rest(stream, tokens).await;
+    assert_eq!((tokens == expected, usage.migrations), (true, 1));
+    market.miners.push(leaving);
+    let after = market.balances();
+    assert_eq!(sum(&after, "miner:") - sum(&before, "miner:"), usage.miner as i64, "both were paid, and once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_developer_that_vanishes_pays_for_what_it_took_and_little_more() {
+    let market = Market::start(1, MINER);
+    let client = Client::connect(&market.join(), &Identity::generate()).await.unwrap();
+    let mut long = request(&market, 3);
+    long.0.max_tokens = Some(4_000);
+    let generated = || metric(market.http(), "cuckoo_tokens");
+    let (stream, tokens) = begun(&client, long).await;
+    let before = generated();
+    drop((stream, client));
+    eventually("nothing runs", || metric(market.http(), "cuckoo_num_requests_running") == 0.0);
+    // The counter has the prompt too, which is billed at the end.
+    let prompt = 40.0;
+    let more = generated() - before;
+    assert!(more <= 64.0 + prompt, "{more} tokens after it had gone with {}", tokens.len());
+    eventually("its blocks are free", || metric(market.http(), "cuckoo_replica_kv_blocks_used") == 0.0);
+}
