@@ -209,7 +209,7 @@ async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_developer_that_vanishes_pays_for_what_it_took_and_little_more() {
-    let market = Market::start(1, MINER);
+    let market = Market::start(1, &["--batch", "8"]);
     let client = Client::connect(&market.join(), &Identity::generate()).await.unwrap();
     let mut long = request(&market, 3);
     long.0.max_tokens = Some(4_000);

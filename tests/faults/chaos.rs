@@ -20,6 +20,8 @@ const STREAMS: usize = 6;
 /// Requests that differ; each is asked again and again.
 const REQUESTS: usize = 6;
 const ANSWER: u32 = 80;
+/// A token may still come so long after a fault: it was under way.
+const AMISS: Duration = Duration::from_millis(50);
 /// How long a frozen or cut-off miner stays so.
 const AWAY: std::ops::Range<u64> = 200..4_000;
 
@@ -53,6 +55,8 @@ struct Move {
     request: String,
     accepted: usize,
     prefill: Duration,
+    /// Whether the miner before was asked to leave, and still spoke.
+    is_handover: bool,
 }
 
 fn wish(market: &Market, which: usize) -> Request {
@@ -83,12 +87,13 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn moves(log: &Receiver<String>) -> Vec<Move> {
-    let spoken = log.try_iter().filter(|line| line.contains("another miner speaks"));
+    let spoken = log.try_iter().filter(|line| line.contains("another miner goes on"));
     let read = |line: String| {
         Some(Move {
             request: field(&line, "request")?.to_owned(),
             accepted: field(&line, "accepted")?.parse().ok()?,
             prefill: Duration::from_millis(field(&line, "prefill_ms")?.parse().ok()?),
+            is_handover: field(&line, "why")? == "Leaving",
         })
     };
     spoken.filter_map(read).collect()
@@ -186,7 +191,9 @@ struct Figures {
     stalls: Vec<Duration>,
     /// The same with it.
     pauses: Vec<Duration>,
-    /// Moves with no fault just before them: false alarms, and miners that were left later.
+    /// From the last token of a miner that was asked to leave to the first of its successor.
+    handovers: Vec<Duration>,
+    /// Of these, those with no fault just before them: false alarms, and sequences given to who had failed before.
     others: usize,
 }
 
@@ -196,21 +203,25 @@ impl Figures {
         let mut figures = Self::default();
         for moved in moves {
             let Some(answer) = by_request.get(moved.request.as_str()) else { continue };
-            let Some(next) = answer.arrivals.get(moved.accepted) else { continue };
+            let Some(&next) = answer.arrivals.get(moved.accepted) else { continue };
             let last = moved.accepted.checked_sub(1).map_or(answer.began, |before| answer.arrivals[before]);
-            // Who leaves goes on meanwhile: there is no pause to be explained.
-            let cause = faults.iter().filter(|(fault, at)| *fault != Fault::Leave && *at < *next).map(|(_, at)| *at);
-            match cause.filter(|at| *at + Duration::from_millis(50) >= last).max() {
-                Some(at) => {
-                    let pause = next.duration_since(at.max(last));
-                    figures.pauses.push(pause);
-                    figures.stalls.push(pause.saturating_sub(moved.prefill));
-                }
-                None => figures.others += 1,
+            if moved.is_handover {
+                figures.handovers.push(next.duration_since(last));
+                continue;
             }
+            // It waited since the newest fault before the token that came after all; or since its last token, where it came to
+            // a miner that had failed before, or to one that only seemed to.
+            let cause =
+                faults.iter().filter(|(fault, at)| *fault != Fault::Leave && *at < next).map(|(_, at)| *at).max();
+            let since = cause.filter(|at| *at + AMISS >= last);
+            figures.others += usize::from(since.is_none());
+            let pause = next.duration_since(since.map_or(last, |at| at.max(last)));
+            figures.pauses.push(pause);
+            figures.stalls.push(pause.saturating_sub(moved.prefill));
         }
         figures.stalls.sort();
         figures.pauses.sort();
+        figures.handovers.sort();
         figures
     }
 }
@@ -316,9 +327,14 @@ fn report(answers: &[Answer], moves: &[Move], faults: &[(Fault, Instant)]) {
     let migrations: u32 = answers.iter().map(|a| a.usage.migrations).sum();
     let figures = Figures::of(answers, moves, faults);
     println!("faults {counts:?}; {} answers of {tokens} tokens, all as expected; {migrations} moves", answers.len());
-    for (name, times) in [("stall without prefill", &figures.stalls), ("pause with prefill", &figures.pauses)] {
+    let all = [
+        ("stall without prefill", &figures.stalls),
+        ("pause with prefill", &figures.pauses),
+        ("handover by a miner that leaves", &figures.handovers),
+    ];
+    for (name, times) in all {
         let of = |share| quantile(times, share);
         println!("{name}: p50 {} ms, p99 {} ms, longest {} ms, of {}", of(0.5), of(0.99), of(1.0), times.len());
     }
-    println!("moves without a fault just before them: {}", figures.others);
+    println!("of these, with no fault just before them: {}", figures.others);
 }

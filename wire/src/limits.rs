@@ -105,6 +105,8 @@ pub const MINER_KEEP_ALIVE: Duration = Duration::from_millis(500);
 pub const MINER_IDLE_MAX: Duration = Duration::from_secs(3);
 /// A replica with sequences says something at least this often: steps, or a heartbeat.
 pub const MINER_BEAT: Duration = Duration::from_millis(100);
+/// One without says something at least this often, which its connection would have to do anyway.
+pub const MINER_IDLE_BEAT: Duration = Duration::from_millis(400);
 /// So many heartbeats may be missing before a replica is suspect.
 pub const MINER_BEATS_MISSED_MAX: u32 = 3;
 /// A sequence that decodes may always be silent for so long.
@@ -156,7 +158,9 @@ const TEXT_LOGPROBS_BYTES_MAX: usize =
 pub const STEP_ITEMS_BYTES_MAX: usize = MINER_FRAME_BYTES_MAX - 64;
 
 // Who misses no heartbeat is never taken for gone, and who misses a few is found out before its connection is given up.
-const _: () = assert!(MINER_BEAT.as_millis() * (MINER_BEATS_MISSED_MAX as u128) < MINER_IDLE_MAX.as_millis());
+const _: () = assert!(MINER_IDLE_BEAT.as_millis() * (MINER_BEATS_MISSED_MAX as u128) < MINER_IDLE_MAX.as_millis());
+// An idle miner's heartbeats are all that it sends.
+const _: () = assert!(MINER_IDLE_BEAT.as_millis() < MINER_KEEP_ALIVE.as_millis());
 const _: () = assert!(MINER_BEAT.as_millis() < STREAM_GAP_MIN.as_millis());
 
 // Any single item fits a step: id (10), index (5), three lengths, and a reason of some 130 bytes.

@@ -327,7 +327,7 @@ pub enum ReplicaFrame {
     Step(Step),
     /// Nothing more will be accepted: the miner goes on with what it has until that has moved or ended, and leaves.
     Drain,
-    /// Nothing else was said for [`crate::limits::MINER_BEAT`], though there are sequences.
+    /// Nothing else was said for [`crate::limits::MINER_BEAT`], or for [`crate::limits::MINER_IDLE_BEAT`] without sequences.
     Beat(Beat),
 }
 

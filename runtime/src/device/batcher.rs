@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::limits::{MINER_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
+use cuckoo_wire::limits::{MINER_BEAT, MINER_IDLE_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
 use cuckoo_wire::message::{Assign, Beat, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
@@ -169,7 +169,7 @@ impl Actor for Batcher {
                 state.watchdog.look(now())?;
                 state.log();
             }
-            BatcherMsg::Beat if now().duration_since(state.said) >= MINER_BEAT / 2 => state.beat(&me),
+            BatcherMsg::Beat if state.is_silent() => state.beat(&me),
             BatcherMsg::Beat => return Ok(()),
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => state.retrying = false,
@@ -270,20 +270,30 @@ impl State {
         }
     }
 
-    /// Takes an order, and answers at once where there was nothing to do: who has nothing to do is silent.
+    /// Takes an order, and answers at once where there was nothing to do: who has nothing to do seldom speaks.
     fn busy(&mut self, me: &ActorRef<BatcherMsg>, take: impl FnOnce(&mut Self)) {
-        let was_idle = self.batch.sequences() == (0, 0);
+        let was_idle = self.is_idle();
         take(self);
         if was_idle {
             self.beat(me);
         }
     }
 
-    /// Sends a heartbeat, if anybody waits for something or nobody knows what was computed, and frames leave. It comes from
-    /// here, because who cannot plan cannot serve; a step takes no time of this actor's, so a long one silences nobody.
+    /// Whether nobody waits for anything, and everybody knows what was computed.
+    fn is_idle(&self) -> bool {
+        self.batch.sequences() == (0, 0) && self.told == self.computed
+    }
+
+    /// Whether it must say something before the next look. Looks come as often as heartbeats of those who are busy.
+    fn is_silent(&self) -> bool {
+        let silence_max = if self.is_idle() { MINER_IDLE_BEAT } else { MINER_BEAT };
+        now().duration_since(self.said) + MINER_BEAT / 2 >= silence_max
+    }
+
+    /// Sends a heartbeat, where frames leave. It comes from here, because who cannot plan cannot serve; a step takes no time
+    /// of this actor's, so that a long one silences nobody.
     fn beat(&mut self, me: &ActorRef<BatcherMsg>) {
-        let is_idle = self.batch.sequences() == (0, 0) && self.told == self.computed;
-        let Some(outlet) = self.outlet.clone().filter(|_| !is_idle && self.unsent.is_none()) else { return };
+        let Some(outlet) = self.outlet.clone().filter(|_| self.unsent.is_none()) else { return };
         let due = if self.steps + self.steps_void == 0 { Duration::ZERO } else { self.due };
         self.told = self.computed;
         self.send(&outlet, ReplicaFrame::Beat(Beat::new(self.computed, due)), me);

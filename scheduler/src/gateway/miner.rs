@@ -20,14 +20,12 @@ use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 
 use crate::dispatcher::progress::Progress;
 use crate::dispatcher::{DispatcherMsg, LinkId, Order, ReplicaKey};
 use crate::market::Market;
 use sequences::Sequences;
 pub(crate) use sequences::Standing;
-use suspicion::LOOK_INTERVAL;
 
 /// How long the steps that a leaving miner has sent may take to be read.
 const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
@@ -322,15 +320,10 @@ async fn relay(
 
 /// Looks whether the miner still gets on, for as long as there is one.
 async fn look(link: Arc<MinerLink>, market: Market) {
-    let mut clock = tokio::time::interval(LOOK_INTERVAL);
-    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        clock.tick().await;
-        // Of many miners most may have nothing to do: nobody looks at those.
-        let is_idle = link.sequences.lock().is_idle();
-        if is_idle {
-            link.busy.notified().await;
-        }
+        let interval = link.sequences.lock().look_interval();
+        // Who has nothing to do is looked at sooner when it has something.
+        let _ = tokio::time::timeout(interval, link.busy.notified()).await;
         let changed = link.sequences.lock().look(link.connection.rtt(), Instant::now());
         for (replica, is_suspect) in changed {
             tracing::info!(miner = %link.peer.short(), replica = replica.0, is_suspect, "a miner's standing");
@@ -361,7 +354,7 @@ async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::Recv
     let Some(ReplicaFrame::Offer(offer)) = first else { return Err(FrameError::Malformed) };
     offer.check().map_err(invalid)?;
     let key = ReplicaKey { link: link.id, replica: offer.replica };
-    link.sequences.lock().add_replica(offer.replica);
+    link.sequences.lock().add_replica(offer.replica, Instant::now());
     let mut replica = ReplicaStream { key, link, market };
     replica.market.dispatcher().tell(DispatcherMsg::Offer(key, offer, replica.link.clone()));
     while let Some(frame) = reader.next::<ReplicaFrame>().await? {

@@ -7,7 +7,7 @@
 use crate::gateway::miner::Standing;
 
 /// A successor that is so many tokens behind is level: it needs no more than that many steps.
-const BEHIND_MAX: u32 = 4;
+const BEHIND_MAX: u32 = 2;
 /// How often the successor of a miner that leaves is placed anew to be closer.
 const CLOSER_MAX: u32 = 3;
 

@@ -29,15 +29,33 @@ struct Line {
     attempt: usize,
     /// Position in the output of the next token that it sends.
     at: u32,
+    why: Why,
     placed: Instant,
     /// When it last had news; at first, when it was placed.
     heard: Instant,
-    has_spoken: bool,
+    /// When its first token came.
+    spoke: Option<Instant>,
+    /// Whether the log knows that it goes on with the request.
+    is_told: bool,
+}
+
+/// Why somebody is asked.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// Nobody has it.
+    New,
+    /// Whoever had it is lost.
+    Lost,
+    /// Whoever has it should have spoken by now.
+    Suspect,
+    /// Whoever has it leaves.
+    Leaving,
 }
 
 /// A request on the board.
 struct Asked {
     placing: Placing,
+    why: Why,
     /// Tokens of output that the order knows.
     accepted: u32,
     /// What the order asks for of the prompt.
@@ -69,6 +87,15 @@ enum Event {
     Late,
     /// A pause is over.
     Look,
+}
+
+impl Line {
+    fn hear(&mut self, news: &News) {
+        self.heard = Instant::now();
+        if !news.tokens.is_empty() {
+            self.spoke.get_or_insert(self.heard);
+        }
+    }
 }
 
 impl Lines {
@@ -167,11 +194,13 @@ impl Job {
                 return Err(Refusal::new(RefusalCode::MinerFailed, why));
             }
             if lines.asked.is_none() {
-                lines.asked = Some(self.ask(Whom::Any));
+                let why = if self.attempts.is_empty() { Why::New } else { Why::Lost };
+                lines.asked = Some(self.ask(Whom::Any, why));
             }
             return Ok(());
         };
-        let wants = current.running.standing().wants_successor();
+        let standing = current.running.standing();
+        let wants = standing.wants_successor();
         if !wants && lines.successor.is_none() {
             // It has spoken before anybody else was found.
             lines.asked = None;
@@ -184,18 +213,19 @@ impl Job {
             && self.attempts.len() < HEDGES_MAX
         {
             tracing::debug!(request = %self.hold.request(), accepted = self.accepted(), "looking for a successor");
-            lines.asked = Some(self.ask(Whom::Not(current.running.key())));
+            let why = if standing.is_suspect { Why::Suspect } else { Why::Leaving };
+            lines.asked = Some(self.ask(Whom::Not(current.running.key()), why));
         }
         Ok(())
     }
 
     /// Puts the rest of the request on the board.
-    fn ask(&self, whom: Whom) -> Asked {
+    fn ask(&self, whom: Whom, why: Why) -> Asked {
         let market = self.hold.market().clone();
         let (need, assign) = self.assignment(whom);
         let scores = assign.prompt_logprobs;
         let placing = async move { market.dispatcher().place(market.next_ticket(), need, Order::Assign(assign)).await };
-        Asked { placing: Box::pin(placing), accepted: self.accepted(), scores }
+        Asked { placing: Box::pin(placing), why, accepted: self.accepted(), scores }
     }
 
     /// The board has answered.
@@ -216,7 +246,8 @@ impl Job {
         self.attempts.push(Attempt::new(running.miner(), ask));
         let now = Instant::now();
         let (attempt, at) = (self.attempts.len() - 1, asked.accepted);
-        let line = Line { running, attempt, at, placed: now, heard: now, has_spoken: false };
+        let why = asked.why;
+        let line = Line { running, attempt, at, why, placed: now, heard: now, spoke: None, is_told: attempt == 0 };
         if lines.current.is_none() {
             self.moves += u32::from(attempt > 0);
             lines.current = Some(line);
@@ -254,7 +285,15 @@ impl Job {
             Heard::Lost => return Some(Outcome::Lost("the miner was lost".to_owned())),
         };
         let before = self.accepted();
-        let outcome = self.take_in(lines.current.as_mut()?, news, replies).await;
+        let line = lines.current.as_mut()?;
+        line.hear(&news);
+        if let (false, Some(spoke)) = (line.is_told, line.spoke) {
+            line.is_told = true;
+            let (request, prefill_ms) = (self.hold.request(), spoke.duration_since(line.placed).as_millis() as u64);
+            tracing::info!(%request, accepted = before, from = line.at, why = ?line.why, prefill_ms, "another miner goes on");
+            self.hold.market().metrics().moved(&format!("{:?}", line.why));
+        }
+        let outcome = self.take_in(line, news, replies).await;
         if self.accepted() > before {
             lines.losses = 0;
         }
@@ -285,7 +324,7 @@ impl Job {
                 }
                 Decision::Closer => {
                     lines.closer += 1;
-                    lines.asked = Some(self.ask(Whom::Only(successor.running.key())));
+                    lines.asked = Some(self.ask(Whom::Only(successor.running.key()), Why::Leaving));
                 }
                 Decision::Drop => {
                     lines.drop_successor();
@@ -294,6 +333,7 @@ impl Job {
                 Decision::Wait => {}
             }
         }
+        successor.hear(&news);
         match self.take_in(successor, news, replies).await {
             // What it says is no good; the other one goes on.
             Some(Outcome::Lost(why)) => {
@@ -308,12 +348,6 @@ impl Job {
     /// Takes in what a line says, and lets it say more.
     async fn take_in(&mut self, line: &mut Line, news: News, replies: &mpsc::Sender<Reply>) -> Option<Outcome> {
         let said = news.tokens.len() as u32;
-        line.heard = Instant::now();
-        if said > 0 && !std::mem::replace(&mut line.has_spoken, true) && line.attempt > 0 {
-            let (request, accepted) = (self.hold.request(), self.accepted());
-            let prefill_ms = line.placed.elapsed().as_millis() as u64;
-            tracing::info!(%request, accepted, from = line.at, prefill_ms, "another miner speaks");
-        }
         let at = line.at;
         line.at += said;
         let outcome = self.accept((line.attempt, at), news, replies).await;

@@ -9,7 +9,7 @@ use cuckoo_wire::message::{Beat, End, Invalid, ReplicaId, SequenceId, StepItem};
 use tokio::sync::{mpsc, watch};
 
 use super::News;
-use super::suspicion::{Clock, Pulse, Suspicion};
+use super::suspicion::{Clock, IDLE_LOOK_INTERVAL, LOOK_INTERVAL, Pulse, Suspicion};
 use crate::dispatcher::progress::Progress;
 
 /// What a placement may expect of its miner.
@@ -67,8 +67,9 @@ impl Sequences {
     }
 
     /// A replica is there.
-    pub(super) fn add_replica(&mut self, replica: ReplicaId) {
-        self.replicas.insert(replica, Replica::default());
+    pub(super) fn add_replica(&mut self, replica: ReplicaId, now: Instant) {
+        let pulse = Pulse::new(self.clock.at(now));
+        self.replicas.insert(replica, Replica { pulse, ..Replica::default() });
     }
 
     /// A replica is gone: the channels of its sequences end.
@@ -193,15 +194,18 @@ impl Sequences {
         Ok(())
     }
 
-    /// Whether there is nothing to look after.
-    pub(super) fn is_idle(&self) -> bool {
-        self.entries.is_empty() && self.replicas.values().all(|replica| replica.suspicion.is_none())
+    /// When somebody should look next.
+    pub(super) fn look_interval(&self) -> Duration {
+        match self.entries.is_empty() {
+            true => IDLE_LOOK_INTERVAL,
+            false => LOOK_INTERVAL,
+        }
     }
 
     /// Looks whether anybody should have spoken by now, where a word takes `round_trip`. The replicas of which something
     /// else is to be thought than before, and whether they are suspect.
     pub(super) fn look(&mut self, round_trip: Duration, now: Instant) -> Vec<(ReplicaId, bool)> {
-        let at = self.clock.look(now);
+        let at = self.clock.look(self.look_interval(), now);
         let mut changed = Vec::new();
         for (id, replica) in &mut self.replicas {
             let before = replica.suspicion;

@@ -6,14 +6,18 @@
 
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::limits::{MINER_BEAT, MINER_BEATS_MISSED_MAX, STEP_DUE_TIMES, STREAM_GAP_MIN, STREAM_GAP_TIMES};
+use cuckoo_wire::limits::{
+    MINER_BEAT, MINER_BEATS_MISSED_MAX, MINER_IDLE_BEAT, STEP_DUE_TIMES, STREAM_GAP_MIN, STREAM_GAP_TIMES,
+};
 use cuckoo_wire::message::Beat;
 
 /// How often somebody must look.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(25);
-/// What one look adds to the time at most. A scheduler that was itself stopped, or starved of a processor, must not take
-/// that for the silence of all its miners; what they have said meanwhile is read before enough looks have gone by.
-const LOOK_MAX: Duration = Duration::from_millis(50);
+/// How often where nobody has anything to do: of many miners that may be most.
+pub(super) const IDLE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// What one look adds to the time, in intervals. A scheduler that was itself stopped, or starved of a processor, must not
+/// take that for the silence of all its miners; what they have said meanwhile is read before enough looks have gone by.
+const LOOK_INTERVALS_MAX: u32 = 2;
 /// What a replica's steps take while nobody has seen two of them.
 const PACE_UNKNOWN: Duration = Duration::from_millis(125);
 /// The weight of the newest step in the average of all.
@@ -24,22 +28,24 @@ const PACE_SHARE: u32 = 8;
 pub(super) struct Clock {
     time: Duration,
     looked: Instant,
+    /// When the next look is due, after that.
+    interval: Duration,
 }
 
 impl Clock {
     pub(super) fn new(now: Instant) -> Self {
-        Self { time: Duration::ZERO, looked: now }
+        Self { time: Duration::ZERO, looked: now, interval: LOOK_INTERVAL }
     }
 
     /// The time of an event now.
     pub(super) fn at(&self, now: Instant) -> Duration {
-        self.time + now.saturating_duration_since(self.looked).min(LOOK_MAX)
+        self.time + now.saturating_duration_since(self.looked).min(self.interval * LOOK_INTERVALS_MAX)
     }
 
-    /// Somebody looks.
-    pub(super) fn look(&mut self, now: Instant) -> Duration {
+    /// Somebody looks, and will look again after `interval`.
+    pub(super) fn look(&mut self, interval: Duration, now: Instant) -> Duration {
         self.time = self.at(now);
-        self.looked = self.looked.max(now);
+        (self.looked, self.interval) = (self.looked.max(now), interval);
         self.time
     }
 }
@@ -74,7 +80,12 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// What it has to do, now. Whoever has nothing to do is silent, and rightly so.
+    /// It is offered now.
+    pub(super) fn new(at: Duration) -> Self {
+        Self { heard: at, computed: at, ..Self::default() }
+    }
+
+    /// What it has to do, now. Whoever had nothing to do seldom spoke, and rightly so.
     pub(super) fn has(&mut self, has_sequences: bool, owes: bool, at: Duration) {
         if has_sequences && !self.has_sequences {
             self.heard = at;
@@ -126,14 +137,17 @@ impl Pulse {
     }
 
     /// What is to be thought of it after `before`, where a word takes `round_trip` to be asked for and to come. Who was
-    /// found silent must speak, and who was found stalled must compute, though all that it had has gone elsewhere.
+    /// found stalled must compute, though all that it had has gone elsewhere.
     pub(super) fn suspicion(&self, round_trip: Duration, before: Option<Suspicion>, at: Duration) -> Option<Suspicion> {
-        let is_silent = at.saturating_sub(self.heard) > MINER_BEAT * MINER_BEATS_MISSED_MAX + round_trip;
+        // What was too long for one who had something to do stays so.
+        let is_busy = self.has_sequences || before == Some(Suspicion::Silent);
+        let beat = if is_busy { MINER_BEAT } else { MINER_IDLE_BEAT };
+        let is_silent = at.saturating_sub(self.heard) > beat * MINER_BEATS_MISSED_MAX + round_trip;
         // Steps without tokens, as of a long prompt, are told of by heartbeats.
         let stall_max = self.patience() + MINER_BEAT * 2 + round_trip;
         let is_stalled = at.saturating_sub(self.computed) > stall_max;
         match () {
-            () if is_silent && (self.has_sequences || before == Some(Suspicion::Silent)) => Some(Suspicion::Silent),
+            () if is_silent => Some(Suspicion::Silent),
             () if is_stalled && (self.owes || before == Some(Suspicion::Stalled)) => Some(Suspicion::Stalled),
             () => None,
         }

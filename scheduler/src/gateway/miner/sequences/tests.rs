@@ -18,7 +18,7 @@ impl Seen {
     fn new() -> Self {
         let now = Instant::now();
         let mut sequences = Sequences::new(now);
-        sequences.add_replica(R);
+        sequences.add_replica(R, now);
         Self { sequences, now, news: HashMap::new(), standing: HashMap::new(), steps: 0 }
     }
 
@@ -125,13 +125,20 @@ fn nobody_joins_a_replica_that_has_gone() {
 #[test]
 fn a_silent_replica_is_suspect_with_all_that_it_has_until_it_speaks() {
     let mut seen = Seen::new();
-    assert!(seen.sequences.is_idle() && seen.watch(10_000).is_empty(), "nobody waits for it");
+    assert_eq!(
+        (seen.sequences.look_interval(), seen.watch(1_000)),
+        (IDLE_LOOK_INTERVAL, vec![]),
+        "nobody waits for it"
+    );
+    assert_eq!(seen.watch(1_000), [(R, true)], "but it says nothing at all");
+    seen.beat();
+    assert_eq!(seen.watch(10), [(R, false)]);
     seen.assign(1);
     seen.assign(2);
     seen.step(vec![item(1, 0, 1, None)]);
     assert_eq!(seen.watch(300), []);
     assert_eq!(seen.watch(10), [(R, true)], "once");
-    assert_eq!((seen.watch(1_000), seen.sequences.is_idle()), (vec![], false));
+    assert_eq!((seen.watch(1_000), seen.sequences.look_interval()), (vec![], LOOK_INTERVAL));
     assert!(seen.standing(1).is_suspect && seen.standing(2).is_suspect && seen.standing(2).wants_successor());
     seen.assign(3);
     assert!(seen.standing(3).is_suspect, "who comes later is told at once");

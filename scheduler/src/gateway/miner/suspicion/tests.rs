@@ -36,15 +36,18 @@ fn three_missed_heartbeats_are_silence() {
 }
 
 #[test]
-fn who_has_nothing_to_do_is_not_suspect() {
-    assert_eq!(suspect_after(&Pulse::default(), MS * 100_000), None);
+fn who_has_nothing_to_do_may_be_silent_for_longer() {
+    let at = MS * 100_000;
+    let idle = Some((MS * 1_202, Suspicion::Silent));
+    assert_eq!(suspect_after(&Pulse::new(at), at), idle, "but it speaks now and then");
     let mut pulse = busy(MS);
     pulse.stepped(true, true, MS * 50);
     pulse.has(false, false, MS * 50);
-    assert_eq!(suspect_after(&pulse, MS * 50), None);
-    pulse.has(true, true, MS * 90_000);
-    assert_eq!(pulse.suspicion(NEAR, None, MS * 90_300), None, "its silence begins when it is given something");
-    assert!(pulse.suspicion(NEAR, None, MS * 90_302).is_some());
+    assert_eq!(suspect_after(&pulse, MS * 50), idle);
+    (1..100).for_each(|beats| _ = pulse.beat(beat(1, 0), MS * (50 + 400 * beats)));
+    pulse.has(true, true, MS * 40_000);
+    assert_eq!(pulse.suspicion(NEAR, None, MS * 40_300), None, "its silence begins when it is given something");
+    assert!(pulse.suspicion(NEAR, None, MS * 40_302).is_some());
 }
 
 #[test]
@@ -93,9 +96,10 @@ fn one_fault_does_not_make_the_next_one_bearable() {
 fn who_was_suspect_stays_so_until_it_does_what_it_did_not() {
     let at = MS * 10_000;
     let mut silent = busy(Duration::ZERO);
-    silent.has(false, false, at);
-    let before = Some(Suspicion::Silent);
-    assert_eq!(silent.suspicion(NEAR, before, at + MS), before, "what it had has gone elsewhere");
+    let before = silent.suspicion(NEAR, None, MS * 400);
+    assert_eq!(before, Some(Suspicion::Silent));
+    silent.has(false, false, MS * 400);
+    assert_eq!(silent.suspicion(NEAR, before, MS * 410), before, "what it had has gone elsewhere");
     silent.stepped(false, false, at + MS * 2);
     assert_eq!(silent.suspicion(NEAR, before, at + MS * 3), None, "any word will do");
 
@@ -117,9 +121,9 @@ fn a_scheduler_that_was_stopped_has_not_been_waiting() {
     let pulse = busy(clock.at(began));
     // An hour goes by between two looks, five times.
     for hour in 1..=5 {
-        assert_eq!(pulse.suspicion(NEAR, None, clock.look(began + MS * 3_600_000 * hour)), None);
+        assert_eq!(pulse.suspicion(NEAR, None, clock.look(LOOK_INTERVAL, began + MS * 3_600_000 * hour)), None);
     }
-    assert_eq!(clock.at(began + MS * 18_000_010), LOOK_MAX * 5 + MS * 10);
+    assert_eq!(clock.at(began + MS * 18_000_010), LOOK_INTERVAL * 10 + MS * 10);
 }
 
 proptest! {
