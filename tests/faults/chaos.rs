@@ -239,7 +239,7 @@ fn asked_for(name: &str, usual: u64) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_to_miners_every_answer_is_whole_and_paid_once() {
-    let (kills, seed) = (asked_for("CUCKOO_CHAOS_KILLS", 8), asked_for("CUCKOO_CHAOS_SEED", 1));
+    let (kills, seed) = (asked_for("CUCKOO_CHAOS_KILLS", 10), asked_for("CUCKOO_CHAOS_SEED", 1));
     let (log_in, log) = channel();
     let market = Market::logged(log_in);
     let mut breaker = Breaker::start(&market, seed).await;

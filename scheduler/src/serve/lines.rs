@@ -17,8 +17,11 @@ use crate::ledger::Attempt;
 const PLACEMENTS_MAX: usize = 32;
 /// Of these, those that may be made while somebody still runs it; the others are for when nobody does.
 const HEDGES_MAX: usize = PLACEMENTS_MAX / 2;
-/// When a successor is looked for again, after nobody was found.
+/// When a successor is looked for again, after none was found or it was no good. Doubled with each false alarm, for where
+/// alarms are false everybody has enough to do.
 const HEDGE_PAUSE: Duration = Duration::from_secs(1);
+/// How often that is doubled.
+const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
 type Placing = Pin<Box<dyn Future<Output = Result<Placed, Refusal>> + Send>>;
 
@@ -70,6 +73,8 @@ struct Lines {
     asked: Option<Asked>,
     /// Before this nobody is asked to be a successor.
     pause: Option<Instant>,
+    /// Since somebody took over.
+    false_alarms: u32,
     /// How often a successor was asked to come closer.
     closer: u32,
     /// Losses since the last token.
@@ -126,7 +131,7 @@ impl Lines {
     fn drop_successor(&mut self) {
         self.successor = None;
         self.asked = None;
-        self.pause = Some(Instant::now() + HEDGE_PAUSE);
+        self.pause = Some(Instant::now() + HEDGE_PAUSE * (1 << self.false_alarms.min(PAUSE_DOUBLINGS_MAX)));
     }
 }
 
@@ -270,7 +275,7 @@ impl Job {
     fn take_over(&mut self, lines: &mut Lines) {
         lines.current = lines.successor.take();
         self.moves += 1;
-        (lines.asked, lines.pause, lines.closer) = (None, None, 0);
+        (lines.asked, lines.pause, lines.false_alarms, lines.closer) = (None, None, 0, 0);
     }
 
     async fn hear_current(
@@ -327,6 +332,7 @@ impl Job {
                     lines.asked = Some(self.ask(Whom::Only(successor.running.key()), Why::Leaving));
                 }
                 Decision::Drop => {
+                    lines.false_alarms += 1;
                     lines.drop_successor();
                     return None;
                 }
