@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cuckoo::{Client, Generation, Identity, Request, Sampling, Usage};
+use cuckoo_wire::message::{Assign, End, StepItem, ToMiner};
 
+use crate::hostile::FakeMiner;
 use crate::market::{Market, sum};
 use crate::support::{eventually, metric};
 use proxy::{Path, Proxy};
@@ -24,7 +26,7 @@ fn request(market: &Market, seed: u64) -> Request {
 }
 
 /// What is left of a stream, behind `tokens`, and what it cost.
-async fn rest(mut stream: Generation, mut tokens: Vec<u32>) -> (Vec<u32>, Usage) {
+async fn rest_of(mut stream: Generation, mut tokens: Vec<u32>) -> (Vec<u32>, Usage) {
     while let Some(delta) = stream.next().await.unwrap() {
         assert_eq!(delta.first as usize, tokens.len(), "no token twice or missing");
         tokens.extend(delta.tokens);
@@ -53,7 +55,7 @@ async fn undisturbed(market: &Market, seeds: std::ops::Range<u64>) -> Vec<Vec<u3
     let mut all = Vec::new();
     for seed in seeds {
         let stream = client.generate(request(market, seed)).await.unwrap();
-        all.push(rest(stream, Vec::new()).await.0);
+        all.push(rest_of(stream, Vec::new()).await.0);
     }
     all
 }
@@ -75,7 +77,7 @@ async fn a_frozen_miner_is_left_while_it_is_frozen_and_its_late_words_are_nobody
     market.add_miner(MINER);
     frozen.signal("STOP");
     for ((stream, tokens), expected) in streams.into_iter().zip(&expected) {
-        let (tokens, usage) = rest(stream, tokens).await;
+        let (tokens, usage) = rest_of(stream, tokens).await;
         assert_eq!((&tokens, usage.migrations > 0), (expected, true), "somebody else went on");
     }
     // New requests do not wait for it either; and when it speaks again, nobody listens to what it says of the old ones.
@@ -107,7 +109,7 @@ async fn a_miner_that_runs_a_tenth_of_the_time_is_left() {
             slow
         }
     });
-    let (tokens, usage) = rest(stream, tokens).await;
+    let (tokens, usage) = rest_of(stream, tokens).await;
     is_over.store(true, Ordering::Relaxed);
     assert_eq!((tokens, usage.migrations > 0), (expected[0].clone(), true));
     drop(slowing.join().unwrap());
@@ -131,7 +133,7 @@ async fn a_partition_in_either_or_both_directions_costs_nobody_a_token() {
         }
         proxy.set(to_scheduler, from_scheduler);
         for ((stream, tokens), expected) in streams.into_iter().zip(&expected) {
-            assert_eq!(rest(stream, tokens).await.0, *expected, "{to_scheduler:?} {from_scheduler:?}");
+            assert_eq!(rest_of(stream, tokens).await.0, *expected, "{to_scheduler:?} {from_scheduler:?}");
         }
         eventually("its link is lost", || metric(market.http(), "cuckoo_replicas") == 1.0);
         proxy.cut(false);
@@ -174,7 +176,7 @@ async fn a_network_that_loses_repeats_delays_and_damages_changes_no_token() {
         streams.push(client.generate(request(&market, seed)).await.unwrap());
     }
     for (stream, expected) in streams.into_iter().zip(&expected) {
-        assert_eq!(rest(stream, Vec::new()).await.0, *expected);
+        assert_eq!(rest_of(stream, Vec::new()).await.0, *expected);
     }
 }
 
@@ -187,7 +189,7 @@ async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() 
         request
     };
     let client = market.client().await;
-    let expected = rest(client.generate(long(&market)).await.unwrap(), Vec::new()).await.0;
+    let expected = rest_of(client.generate(long(&market)).await.unwrap(), Vec::new()).await.0;
     let before = market.balances();
     let (mut stream, mut tokens) = begun(&client, long(&market)).await;
     market.add_miner(MINER);
@@ -200,7 +202,7 @@ async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() 
     }
     let (status, leaving) = left.await.unwrap();
     assert!(status.success());
-    let (tokens, usage) = rest(stream, tokens).await;
+    let (tokens, usage) = rest_of(stream, tokens).await;
     assert_eq!((tokens == expected, usage.migrations > 0), (true, true));
     market.miners.push(leaving);
     let after = market.balances();
@@ -223,4 +225,72 @@ async fn a_developer_that_vanishes_pays_for_what_it_took_and_little_more() {
     let more = generated() - before;
     assert!(more <= 64.0 + prompt, "{more} tokens after it had gone with {}", tokens.len());
     eventually("its blocks are free", || metric(market.http(), "cuckoo_replica_kv_blocks_used") == 0.0);
+}
+
+/// Waits until a miner is told to leave its sequence.
+async fn cancelled(miner: &mut FakeMiner) {
+    while !matches!(miner.control.next::<ToMiner>().await.unwrap().unwrap(), ToMiner::Cancel { .. }) {}
+}
+
+/// A request that a mute miner has begun with two tokens, and the second miner that was asked for the rest.
+async fn hedged(market: &Market, client: &Client) -> (Generation, (FakeMiner, Assign), (FakeMiner, Assign)) {
+    let mut first = FakeMiner::join(&market.join(), &Identity::generate(), 4).await;
+    let mut stream = client.generate(market.request("Hi.", 10)).await.unwrap();
+    let begun = first.assigned().await;
+    first.step(vec![StepItem::new(begun.sequence, 0, vec![100, 101], None)]).await;
+    assert_eq!(stream.next().await.unwrap().unwrap().tokens, [100, 101]);
+    let mut second = FakeMiner::join(&market.join(), &Identity::generate(), 4).await;
+    let rest = second.assigned().await;
+    assert_eq!(rest.tokens, [&begun.tokens[..], &[100, 101]].concat());
+    assert_eq!((rest.prompt_tokens, rest.max_new, rest.seed), (begun.prompt_tokens, 8, begun.seed));
+    (stream, (first, begun), (second, rest))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_the_next_token_goes_on_and_the_other_is_fenced() {
+    let market = Market::start(0, &[]);
+    let client = market.client().await;
+    let (mut stream, (mut first, begun), (mut second, rest)) = hedged(&market, &client).await;
+    second.step(vec![StepItem::new(rest.sequence, 0, vec![102], None)]).await;
+    assert_eq!(stream.next().await.unwrap().unwrap().tokens, [102]);
+    cancelled(&mut first).await;
+    // Too late: nobody listens, and it is no fault to have said it.
+    first.step(vec![StepItem::new(begun.sequence, 2, vec![7, 8, 9], None)]).await;
+    second.step(vec![StepItem::new(rest.sequence, 1, (103..110).collect(), Some(End::Length))]).await;
+    let (tokens, usage) = rest_of(stream, vec![100, 101, 102]).await;
+    assert_eq!((tokens, usage.migrations), ((100..110).collect(), 1));
+    assert!(first.connection.close_reason().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_alarm_is_over_when_the_first_miner_is_ahead() {
+    let market = Market::start(0, &[]);
+    let client = market.client().await;
+    let (mut stream, (mut first, begun), (mut second, rest)) = hedged(&market, &client).await;
+    first.step(vec![StepItem::new(begun.sequence, 2, (102..106).collect(), None)]).await;
+    assert_eq!(stream.next().await.unwrap().unwrap().tokens, [102, 103, 104, 105]);
+    second.step(vec![StepItem::new(rest.sequence, 0, vec![102], None)]).await;
+    cancelled(&mut second).await;
+    first.step(vec![StepItem::new(begun.sequence, 6, (106..110).collect(), Some(End::Length))]).await;
+    let (tokens, usage) = rest_of(stream, (100..106).collect()).await;
+    assert_eq!((tokens, usage.migrations), ((100..110).collect(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_miners_that_disagree_are_not_mixed() {
+    let market = Market::start(0, &[]);
+    let client = market.client().await;
+    let (mut stream, (mut first, begun), (mut second, rest)) = hedged(&market, &client).await;
+    // It is but one token behind, and that is another one than the developer has.
+    first.step(vec![StepItem::new(begun.sequence, 2, vec![102], None)]).await;
+    assert_eq!(stream.next().await.unwrap().unwrap().tokens, [102]);
+    second.step(vec![StepItem::new(rest.sequence, 0, vec![7, 8], None)]).await;
+    cancelled(&mut second).await;
+    cancelled(&mut first).await;
+    // Somebody begins anew, behind what the developer has.
+    let again = tokio::select! {
+        again = first.assigned() => again,
+        again = second.assigned() => again,
+    };
+    assert_eq!(again.tokens[again.prompt_tokens as usize..], [100, 101, 102]);
 }

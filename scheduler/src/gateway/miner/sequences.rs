@@ -172,6 +172,9 @@ impl Sequences {
             }
             if !item.tokens.is_empty() {
                 entry.spoke = Some(at);
+                // Known before what it says is: whoever else is asked may have spoken too, and one of the two must go.
+                let is_leaving = entry.standing.borrow().is_leaving;
+                entry.set(Standing { is_suspect: false, is_leaving });
             }
             let ended = item.end.is_some();
             let StepItem { tokens, end, logprobs, prompt_logprobs, .. } = item;

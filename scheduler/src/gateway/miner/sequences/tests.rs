@@ -147,8 +147,8 @@ fn a_silent_replica_is_suspect_with_all_that_it_has_until_it_speaks() {
     assert!(!seen.standing(2).is_suspect && !seen.standing(3).is_suspect);
     assert!(seen.standing(1).is_suspect, "the others may wait for their first token, but this one was decoding");
     seen.step(vec![item(1, 1, 1, None)]);
-    seen.watch(10);
-    assert_eq!(seen.standing(1), Standing::default());
+    assert_eq!(seen.standing(1), Standing::default(), "at once");
+    assert_eq!((seen.watch(10), seen.standing(1)), (vec![], Standing::default()));
 }
 
 #[test]
