@@ -60,7 +60,7 @@ struct Move {
 }
 
 fn wish(market: &Market, which: usize) -> Request {
-    let (temperature, seed) = if which % 2 == 0 { (0.0, 0) } else { (0.9, which as u64) };
+    let (temperature, seed) = if which.is_multiple_of(2) { (0.0, 0) } else { (0.9, which as u64) };
     let sampling = Sampling { temperature, seed: Some(seed), ..Sampling::default() };
     let question = format!("Tell me a story about the number {which}, and about who found it.");
     market.request(&question, ANSWER).sampling(sampling)

@@ -138,22 +138,28 @@ async fn carry(door: Arc<UdpSocket>, to: SocketAddr, [there, back]: [Arc<Mutex<W
     loop {
         while tasks.try_join_next().is_some() {}
         let Ok((length, from)) = door.recv_from(&mut buffer).await else { continue };
-        if !sockets.contains_key(&from) {
-            let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-            socket.connect(to).await.unwrap();
-            sockets.insert(from, socket.clone());
-            let (door, back) = (door.clone(), back.clone());
-            tasks.spawn(async move {
-                let (mut tasks, mut buffer) = (JoinSet::new(), vec![0; 65_536]);
-                loop {
-                    while tasks.try_join_next().is_some() {}
-                    // The scheduler's port may be closed for a while.
-                    let Ok(length) = socket.recv(&mut buffer).await else { continue };
-                    send(&mut tasks, &back, &buffer[..length], (&door, Some(from)));
-                }
-            });
-        }
-        send(&mut tasks, &there, &buffer[..length], (&sockets[&from], None));
+        let socket = match sockets.get(&from) {
+            Some(socket) => socket.clone(),
+            None => {
+                let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+                socket.connect(to).await.unwrap();
+                sockets.insert(from, socket.clone());
+                tasks.spawn(answers(socket.clone(), (door.clone(), from), back.clone()));
+                socket
+            }
+        };
+        send(&mut tasks, &there, &buffer[..length], (&socket, None));
+    }
+}
+
+/// Carries what the scheduler says to one peer.
+async fn answers(socket: Arc<UdpSocket>, (door, to): (Arc<UdpSocket>, SocketAddr), way: Arc<Mutex<Way>>) {
+    let (mut tasks, mut buffer) = (JoinSet::new(), vec![0; 65_536]);
+    loop {
+        while tasks.try_join_next().is_some() {}
+        // The scheduler's port may be closed for a while.
+        let Ok(length) = socket.recv(&mut buffer).await else { continue };
+        send(&mut tasks, &way, &buffer[..length], (&door, Some(to)));
     }
 }
 
