@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cuckoo::{Client, Generation, Identity, Request, Sampling, Usage};
+use cuckoo::{Address, Client, Generation, Identity, Request, Sampling, Usage};
 use cuckoo_wire::message::{Assign, End, StepItem, ToMiner};
 
 use crate::hostile::FakeMiner;
@@ -209,22 +209,36 @@ async fn a_leaving_miner_hands_over_what_it_has_and_does_not_wait_for_its_end() 
     assert_eq!(sum(&after, "miner:") - sum(&before, "miner:"), usage.miner as i64, "both were paid, and once");
 }
 
+/// Tokens billed after a developer has gone, by `vanish`, in the middle of an answer.
+async fn billed_after<T>(market: &Market, at: &Address, vanish: impl FnOnce(Client, Generation) -> T) -> f64 {
+    let client = Client::connect(at, &Identity::generate()).await.unwrap();
+    let mut long = request(market, 3);
+    long.0.max_tokens = Some(4_000);
+    let billed = || metric(market.http(), "cuckoo_tokens_total");
+    let (stream, _) = begun(&client, long).await;
+    let (before, prompt) = (billed(), f64::from(stream.prompt_tokens()));
+    assert!(before >= 8.0, "they are counted");
+    let _gone = vanish(client, stream);
+    eventually("nothing runs", || metric(market.http(), "cuckoo_num_requests_running") == 0.0);
+    eventually("its blocks are free", || metric(market.http(), "cuckoo_replica_kv_blocks_used") == 0.0);
+    // Those of the prompt are counted at the end.
+    billed() - before - prompt
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_developer_that_vanishes_pays_for_what_it_took_and_little_more() {
     let market = Market::start(1, &["--batch", "8"]);
-    let client = Client::connect(&market.join(), &Identity::generate()).await.unwrap();
-    let mut long = request(&market, 3);
-    long.0.max_tokens = Some(4_000);
-    let generated = || metric(market.http(), "cuckoo_tokens");
-    let (stream, tokens) = begun(&client, long).await;
-    let before = generated();
-    drop((stream, client));
-    eventually("nothing runs", || metric(market.http(), "cuckoo_num_requests_running") == 0.0);
-    // The counter has the prompt too, which is billed at the end.
-    let prompt = 40.0;
-    let more = generated() - before;
-    assert!(more <= 64.0 + prompt, "{more} tokens after it had gone with {}", tokens.len());
-    eventually("its blocks are free", || metric(market.http(), "cuckoo_replica_kv_blocks_used") == 0.0);
+    let after = billed_after(&market, &market.join(), |client, stream| drop((client, stream))).await;
+    assert!((0.0..=64.0).contains(&after), "{after} tokens after it had left");
+    // Without a word: nobody knows that it has gone before its connection times out.
+    let proxy = Proxy::start(&market.join(), 1).await;
+    let cut = |client, stream| {
+        proxy.cut(true);
+        (client, stream)
+    };
+    let after = billed_after(&market, proxy.address(), cut).await;
+    assert!((0.0..=96.0).contains(&after), "{after} tokens after it was cut off");
+    println!("{after} tokens after it was cut off");
 }
 
 /// Waits until a miner is told to leave its sequence.
