@@ -46,6 +46,42 @@ fn a_request_waits_until_a_window_opens() {
 }
 
 #[test]
+fn who_is_suspect_is_given_nothing_and_still_serves() {
+    let mut board = Board::default();
+    board.offer(key(1), offer(4, 100, price(1, 1)));
+    board.suspect(key(1), true);
+    board.suspect(key(2), true);
+    board.submit(Ticket(1), need(10, 10));
+    assert!(board.place().is_empty() && board.is_served(&need(10, 10)), "it is waited for");
+    board.offer(key(2), offer(4, 100, price(9, 9)));
+    assert_eq!(board.place()[0].key, key(2), "a dearer one that speaks");
+    board.suspect(key(1), false);
+    board.submit(Ticket(2), need(10, 10));
+    assert_eq!(board.place()[0].key, key(1));
+}
+
+#[test]
+fn a_successor_goes_to_another_replica_or_to_the_one_it_was_on() {
+    let mut board = Board::default();
+    let whom = |whom| Need { whom, ..need(10, 10) };
+    board.offer(key(1), offer(8, 100, price(1, 1)));
+    board.submit(Ticket(1), whom(Whom::Not(key(1))));
+    assert!(board.place().is_empty() && !board.is_served(&whom(Whom::Not(key(1)))));
+    board.offer(key(2), offer(8, 100, price(9, 9)));
+    for (ticket, who, at) in [(2, Whom::Only(key(2)), key(2)), (3, Whom::Only(key(1)), key(1))] {
+        board.submit(Ticket(ticket), whom(who));
+        let placed: Vec<_> = board.place().iter().map(|p| (p.ticket, p.key)).collect();
+        assert_eq!(placed.last(), Some(&(Ticket(ticket), at)));
+        // The first one went to the other replica as soon as there was one.
+        assert_eq!(placed.len(), if ticket == 2 { 2 } else { 1 });
+        assert!(ticket != 2 || placed[0] == (Ticket(1), key(2)));
+    }
+    board.lose(key(1));
+    board.submit(Ticket(4), whom(Whom::Only(key(1))));
+    assert!(board.place().is_empty(), "nobody else will do");
+}
+
+#[test]
 fn texts_go_to_encoders_and_prompts_to_others() {
     let mut board = Board::default();
     let encoder = Offer { task: Task::Embed, ..offer(4, 100, price(1, 1)) };
