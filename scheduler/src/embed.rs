@@ -21,7 +21,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
-use crate::dispatcher::{Need, Order, Placed, Whom};
+use crate::dispatcher::{Need, Order, Placed, Ticket, Whom};
 use crate::gateway::miner::{Heard, News, Running};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::Attempt;
@@ -213,10 +213,10 @@ impl Embedding {
 impl Work {
     /// Places a text until somebody has made its vector.
     async fn make(&self, index: usize, tokens: Vec<u32>) -> Result<Made, Refusal> {
-        let mut why = String::new();
+        let (ticket, mut why) = (self.market.next_ticket(), String::new());
         for losses in 0..ATTEMPTS_MAX as u32 {
-            let placed = self.place(&tokens, Whom::Any).await?;
-            let answer = tokio::time::timeout(PROGRESS_MAX, self.hedged(&tokens, placed)).await;
+            let placed = self.place(ticket, &tokens, Whom::Any).await?;
+            let answer = tokio::time::timeout(PROGRESS_MAX, self.hedged(ticket, &tokens, placed)).await;
             let made = match answer {
                 Ok(Some((news, miner, ask))) => self.vector(news).map(|vector| (vector, miner, ask)),
                 Ok(None) => Err("the miner was lost".to_owned()),
@@ -239,7 +239,7 @@ impl Work {
     }
 
     /// Waits until the text is on some miner.
-    async fn place(&self, tokens: &[u32], whom: Whom) -> Result<Placed, Refusal> {
+    async fn place(&self, ticket: Ticket, tokens: &[u32], whom: Whom) -> Result<Placed, Refusal> {
         let need = Need {
             model: self.model.computes(),
             task: Task::Embed,
@@ -250,12 +250,12 @@ impl Work {
         };
         // Where, and under which name, is decided by the placement.
         let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.to_vec(), blocks: 0 };
-        self.market.dispatcher().place(self.market.next_ticket(), need, Order::Encode(encode)).await
+        self.market.dispatcher().place(ticket, need, Order::Encode(encode)).await
     }
 
     /// Waits for news of a text, from whoever has them first: where a miner should have spoken by now, another is asked too.
     /// `None` if all who were asked are lost.
-    async fn hedged(&self, tokens: &[u32], placed: Placed) -> Option<(News, PeerId, Price)> {
+    async fn hedged(&self, ticket: Ticket, tokens: &[u32], placed: Placed) -> Option<(News, PeerId, Price)> {
         let Placed { mut running, ask } = placed;
         let first = loop {
             match running.heard().await {
@@ -266,7 +266,7 @@ impl Work {
             }
         };
         let mut second = std::pin::pin!(async {
-            let Placed { mut running, ask } = self.place(tokens, Whom::Not(first)).await.ok()?;
+            let Placed { mut running, ask } = self.place(ticket, tokens, Whom::Not(first)).await.ok()?;
             news(&mut running).await.map(|news| (news, running.miner(), ask))
         });
         let (miner, mut is_there) = (running.miner(), true);

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
-use crate::dispatcher::{Need, Whom};
+use crate::dispatcher::{Need, Ticket, Whom};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::Attempt;
 use crate::market::Market;
@@ -116,6 +116,7 @@ impl Market {
             sampling: request.sampling,
             constraint: held.constraint,
             judge: held.judge,
+            ticket: self.next_ticket(),
             attempts: Vec::new(),
             moves: 0,
             model,
@@ -178,6 +179,8 @@ struct Job {
     output: Output,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
+    /// Its turn on the board, each time that it is there.
+    ticket: Ticket,
     attempts: Vec<Attempt>,
     /// How often somebody else went on with it.
     moves: u32,

@@ -217,12 +217,16 @@ impl Board {
         self.replicas.retain(|key, _| key.link != link);
     }
 
-    /// A request waits. False if too many do already.
+    /// A request waits, behind those that came before it: one that has run already waits again by its age. False if too many
+    /// wait already and none of its model came later.
     pub fn submit(&mut self, ticket: Ticket, need: Need) -> bool {
-        if self.waiting_count >= WAITING_MAX {
+        let is_full = self.waiting_count >= WAITING_MAX;
+        let queue = self.waiting.entry(need.model).or_default();
+        let at = queue.partition_point(|(other, _)| *other < ticket);
+        if is_full && at == queue.len() {
             return false;
         }
-        self.waiting.entry(need.model).or_default().push_back((ticket, need));
+        queue.insert(at, (ticket, need));
         self.waiting_count += 1;
         true
     }

@@ -229,7 +229,8 @@ impl Job {
         let market = self.hold.market().clone();
         let (need, assign) = self.assignment(whom);
         let scores = assign.prompt_logprobs;
-        let placing = async move { market.dispatcher().place(market.next_ticket(), need, Order::Assign(assign)).await };
+        let ticket = self.ticket;
+        let placing = async move { market.dispatcher().place(ticket, need, Order::Assign(assign)).await };
         Asked { placing: Box::pin(placing), why, accepted: self.accepted(), scores }
     }
 

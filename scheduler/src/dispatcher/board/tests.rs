@@ -61,6 +61,17 @@ fn who_is_suspect_is_given_nothing_and_still_serves() {
 }
 
 #[test]
+fn who_has_run_already_waits_by_its_age_and_is_not_shut_out() {
+    let mut board = Board::default();
+    (2..=WAITING_MAX as u64 + 1).for_each(|ticket| assert!(board.submit(Ticket(ticket), need(10, 10))));
+    assert!(!board.submit(Ticket(9_000), need(10, 10)));
+    assert!(board.submit(Ticket(1), need(10, 10)), "it came before all of them");
+    board.offer(key(1), offer(2, 100, price(1, 1)));
+    let placed: Vec<_> = board.place().iter().map(|p| p.ticket.0).collect();
+    assert_eq!((placed, board.waiting()), (vec![1, 2], WAITING_MAX - 1));
+}
+
+#[test]
 fn a_successor_goes_to_another_replica_or_to_the_one_it_was_on() {
     let mut board = Board::default();
     let whom = |whom| Need { whom, ..need(10, 10) };
