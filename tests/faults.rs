@@ -74,8 +74,8 @@ async fn a_frozen_miner_is_left_while_it_is_frozen_and_its_late_words_are_nobody
         streams.push(begun(&client, request(&market, seed)).await);
     }
     let frozen = market.miners.remove(0);
-    market.add_miner(MINER);
     frozen.signal("STOP");
+    market.add_miner(MINER);
     for ((stream, tokens), expected) in streams.into_iter().zip(&expected) {
         let (tokens, usage) = rest_of(stream, tokens).await;
         assert_eq!((&tokens, usage.migrations > 0), (expected, true), "somebody else went on");
@@ -95,7 +95,6 @@ async fn a_miner_that_runs_a_tenth_of_the_time_is_left() {
     let client = market.client().await;
     let (stream, tokens) = begun(&client, request(&market, 0)).await;
     let slow = market.miners.remove(0);
-    market.add_miner(MINER);
     let is_over = Arc::new(AtomicBool::new(false));
     let slowing = std::thread::spawn({
         let is_over = is_over.clone();
@@ -109,6 +108,7 @@ async fn a_miner_that_runs_a_tenth_of_the_time_is_left() {
             slow
         }
     });
+    market.add_miner(MINER);
     let (tokens, usage) = rest_of(stream, tokens).await;
     is_over.store(true, Ordering::Relaxed);
     assert_eq!((tokens, usage.migrations > 0), (expected[0].clone(), true));
