@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cuckoo_scheduler::{BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Steps, Tenant, Ticket};
+use cuckoo_scheduler::{
+    BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Steps, Tenant, Ticket, Whom,
+};
 use cuckoo_wire::message::{Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window};
 
 const WEIGHTS: WeightsHash = WeightsHash([7; 32]);
@@ -66,7 +68,7 @@ fn need(number: u64, kinds: u64) -> Need {
         class: ServiceClass::Standard,
         has_begun: false,
         chain,
-        not_on: None,
+        whom: Whom::Any,
     }
 }
 

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use cuckoo::{Address, Client, Identity, Request};
 use cuckoo_scheduler::{ScheduleConfig, Scheduler, schedule};
-use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_FRAME_BYTES_MAX, NANO_PER_CREDIT, REPLY_FRAME_BYTES_MAX};
+use cuckoo_wire::limits::{
+    ASSIGN_FRAME_BYTES_MAX, MINER_BEAT, MINER_FRAME_BYTES_MAX, NANO_PER_CREDIT, REPLY_FRAME_BYTES_MAX,
+};
 use cuckoo_wire::message::{
-    Assign, End, Hello, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task, ToMiner, WeightsHash,
+    Assign, Beat, End, Hello, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task, ToMiner, WeightsHash,
     Window,
 };
 use cuckoo_wire::{Admission, FrameReader, FrameWriter, PeerId, Role, connect, listen};
@@ -157,9 +159,14 @@ async fn mine(to: Address, weights: WeightsHash, tokens: usize, sent: Sent) {
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     let mut assigned: Vec<Assign> = Vec::new();
+    let mut beats = tokio::time::interval(MINER_BEAT);
     while assigned.len() < STREAMS {
-        if let Some(ToMiner::Assign(assign)) = control.next().await.expect("a frame") {
-            assigned.push(assign);
+        tokio::select! {
+            said = control.next() => if let Some(ToMiner::Assign(assign)) = said.expect("a frame") {
+                assigned.push(assign);
+            },
+            // Who says nothing is given nothing.
+            _ = beats.tick() => replica.send(&ReplicaFrame::Beat(Beat::default())).await.expect("sent"),
         }
     }
     // Credits are read, and always come in time at this pace.

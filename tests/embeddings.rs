@@ -161,6 +161,36 @@ fn unit(dims: usize) -> Vec<f32> {
     vector
 }
 
+/// The next text that a miner is given, or told to leave.
+async fn next(fake: &mut FakeMiner) -> ToMiner {
+    fake.control.next::<ToMiner>().await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_that_says_nothing_of_a_text_is_not_waited_for() {
+    let Some(_up) = Up::encoder() else { return };
+    let weights = Shelf::open(encoder_shelf()).unwrap().list().unwrap().remove(0).hash;
+    let args = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", crate::support::ENCODER];
+    let scheduler = Process::start_on(encoder_shelf(), tempfile::tempdir().unwrap(), &args);
+    let ready = scheduler.ready();
+    let join = ready["join"].as_str().unwrap().parse().unwrap();
+    let key = ApiKey(ready["api_key"].as_str().unwrap().to_owned());
+    let client = Client::connect(&join, &Identity::generate()).await.unwrap();
+    let offering =
+        async || FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), Task::Embed, 8).await;
+    let mut mute = offering().await;
+    let request = Embed::new(key, crate::support::ENCODER.to_owned(), vec![text("a bird")]);
+    let asked = tokio::spawn(async move { client.embed(request).await });
+    assert!(matches!(next(&mut mute).await, ToMiner::Encode(_)));
+    // Its connection stays, and says nothing; somebody else is asked, and who answers first is paid.
+    let mut other = offering().await;
+    let ToMiner::Encode(encode) = next(&mut other).await else { panic!("not a text") };
+    other.step(vec![StepItem::new(encode.sequence, 0, vec![], Some(End::Embedded(unit(384))))]).await;
+    let made = asked.await.unwrap().unwrap();
+    assert_eq!((made.vectors.as_slice(), made.usage.prompt_tokens), (&[unit(384)][..], 4));
+    assert!(matches!(next(&mut mute).await, ToMiner::Cancel { .. }), "and the other need not");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_miner_with_wrong_answers_is_not_paid_and_its_texts_move_on() {
     // The other process makes sure that the shelf holds the encoder.

@@ -87,7 +87,7 @@ pub(crate) struct FakeMiner {
 }
 
 impl FakeMiner {
-    async fn join(to: &Address, identity: &Identity, sequences: u64) -> Self {
+    pub(crate) async fn join(to: &Address, identity: &Identity, sequences: u64) -> Self {
         let hash: cuckoo_models::WeightsHash = weights().file_stem().unwrap().to_str().unwrap().parse().unwrap();
         Self::offering(to, identity, WeightsHash(hash.0), Task::Generate, sequences).await
     }
@@ -125,7 +125,7 @@ impl FakeMiner {
     }
 
     /// The next assignment's sequence.
-    async fn assigned(&mut self) -> cuckoo_wire::message::Assign {
+    pub(crate) async fn assigned(&mut self) -> cuckoo_wire::message::Assign {
         loop {
             match self.control.next::<ToMiner>().await.unwrap() {
                 Some(ToMiner::Assign(assign)) => return assign,

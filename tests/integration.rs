@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "tests may block, and make environments for the processes they start")]
 
+mod market;
 mod support;
 
 /// The command's figures: there, and possible.
@@ -15,6 +16,8 @@ mod cuda;
 mod embeddings;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
+/// Miners that die, freeze, vanish, are slow or leave, as real processes behind a network that fails.
+mod faults;
 /// The real model's file: sizes, damage, tokens.
 mod files;
 /// The same as Hugging Face folders, packed and not, quantized in every way; and against the same weights in a GGUF file.

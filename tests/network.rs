@@ -3,92 +3,9 @@
 use std::collections::HashMap;
 
 use cuckoo::{Address, Client, ClientError, FinishReason, Identity, Price, RefusalCode, Request, Sampling, Usage};
-use serde_json::Value;
 
-use crate::support::{MODEL, Process, Up, author_home, eventually, get, metric};
-
-/// A scheduler and miners on their own.
-struct Market {
-    _scheduler: Process,
-    miners: Vec<Process>,
-    ready: Value,
-}
-
-impl Market {
-    fn start(miners: usize, options: &[&str]) -> Self {
-        let scheduler = Process::start(&["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        let ready = scheduler.ready();
-        let mut market = Self { _scheduler: scheduler, miners: Vec::new(), ready };
-        (0..miners).for_each(|_| market.add_miner(options));
-        eventually("all miners offer", || metric(market.http(), "cuckoo_replicas") as usize == miners);
-        market
-    }
-
-    /// SIGKILL, then the same scheduler again: same keys, books and ports.
-    fn restart_scheduler(self) -> Self {
-        let Self { _scheduler: mut scheduler, miners, ready } = self;
-        scheduler.kill();
-        let home = scheduler.into_home();
-        let quic = format!("127.0.0.1:{}", ready["join"].as_str().unwrap().rsplit(':').next().unwrap());
-        let http = ready["http"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
-        let scheduler = Process::start_in(home, &["schedule", "--quic", &quic, "--http", &http]);
-        let again = scheduler.ready();
-        assert_eq!((&again["api_key"], &again["join"]), (&ready["api_key"], &ready["join"]));
-        Self { _scheduler: scheduler, miners, ready }
-    }
-
-    fn add_miner(&mut self, options: &[&str]) {
-        let join = self.join().to_string();
-        let args = [&["mine", "--join", &join, "--threads", "1"], options].concat();
-        let miner = Process::start(&args);
-        miner.ready();
-        self.miners.push(miner);
-    }
-
-    fn http(&self) -> &str {
-        self.ready["http"].as_str().unwrap()
-    }
-
-    fn join(&self) -> Address {
-        self.ready["join"].as_str().unwrap().parse().unwrap()
-    }
-
-    fn key(&self) -> &str {
-        self.ready["api_key"].as_str().unwrap()
-    }
-
-    async fn client(&self) -> Client {
-        Client::connect(&self.join(), &Identity::generate()).await.unwrap()
-    }
-
-    fn request(&self, question: &str, max_tokens: u32) -> Request {
-        let mut request = Request::chat(self.key(), MODEL, question).max_tokens(max_tokens);
-        request.0.ignore_eos = true;
-        request
-    }
-
-    /// All balances, by account, as the owner of each data directory sees them.
-    fn balances(&self) -> HashMap<String, i64> {
-        let mut balances = HashMap::new();
-        let (join, key) = (self.join().to_string(), self.key());
-        let miners = self.miners.iter().map(|m| m.home.path());
-        for home in miners.chain([author_home()]) {
-            let mut wallet = crate::support::cuckoo();
-            wallet.args(["wallet", "--json", "--scheduler", &join, "--api-key", key, "--home"]).arg(home);
-            let printed = wallet.output().unwrap();
-            assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
-            let wallet: Value = serde_json::from_slice(&printed.stdout).unwrap();
-            for row in wallet["balances"].as_array().unwrap() {
-                balances.insert(row["account"].as_str().unwrap().to_owned(), row["nano"].as_i64().unwrap());
-            }
-        }
-        balances
-    }
-}
-
-fn sum(balances: &HashMap<String, i64>, prefix: &str) -> i64 {
-    balances.iter().filter(|(account, _)| account.starts_with(prefix)).map(|(_, nano)| nano).sum()
-}
+use crate::market::{Market, sum};
+use crate::support::{MODEL, Process, Up, eventually, get, metric};
 
 /// Runs a request to its end: tokens in order, text, usage.
 async fn run(client: &Client, request: Request) -> (Vec<u32>, String, FinishReason, Usage) {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -94,7 +94,20 @@ impl Process {
 
     /// With the models of another shelf.
     pub(crate) fn start_on(shelf: &Path, home: TempDir, args: &[&str]) -> Self {
+        Self::of(cuckoo(), shelf, home, args)
+    }
+
+    /// What it logs, without colours, goes to `log`.
+    pub(crate) fn start_logged(args: &[&str], log: Sender<String>) -> Self {
         let mut command = cuckoo();
+        command.env("NO_COLOR", "1").stderr(Stdio::piped());
+        let mut process = Self::of(command, shelf(), tempfile::tempdir().unwrap(), args);
+        let lines = BufReader::new(process.child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        std::thread::spawn(move || lines.for_each(|line| _ = log.send(line)));
+        process
+    }
+
+    fn of(mut command: Command, shelf: &Path, home: TempDir, args: &[&str]) -> Self {
         command.args(args).arg("--json").arg("--home").arg(home.path()).arg("--models-dir").arg(shelf);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the command starts");
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -114,6 +127,11 @@ impl Process {
     #[track_caller]
     pub(crate) fn line(&self) -> Value {
         self.lines.recv_timeout(PATIENCE).expect("a line of output in time")
+    }
+
+    /// Whether it has said something more; that is taken as heard.
+    pub(crate) fn has_line(&self) -> bool {
+        self.lines.try_recv().is_ok()
     }
 
     /// Waits until it says that it is ready.
@@ -136,11 +154,21 @@ impl Process {
         std::mem::replace(&mut self.home, tempfile::tempdir().unwrap())
     }
 
+    /// Sends it a signal, by its name without SIG.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
     /// SIGINT, then waits for the end.
     pub(crate) fn interrupt(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        self.signal("INT");
         self.child.wait().unwrap()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 }
 

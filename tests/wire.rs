@@ -230,6 +230,8 @@ fn a_miners_messages_have_these_bytes() {
         "0301000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
     snapshot(&ReplicaFrame::Drain, "0302");
+    snapshot(&ReplicaFrame::Beat(Beat { steps: 300, due_ms: 60 }), "0303ac023c");
+    assert!(Beat { steps: 0, due_ms: 5_000 }.check().is_ok() && Beat { steps: 0, due_ms: 5_001 }.check().is_err());
 }
 
 #[test]
@@ -318,7 +320,11 @@ proptest! {
             ToMiner::Encode(e) => _ = e.check(),
             _ => {}
         });
-        let _ = decode::<ReplicaFrame>(&bytes).map(|f| if let ReplicaFrame::Step(s) = f { _ = s.check() });
+        let _ = decode::<ReplicaFrame>(&bytes).map(|f| match f {
+            ReplicaFrame::Step(step) => _ = step.check(),
+            ReplicaFrame::Beat(beat) => _ = beat.check(),
+            ReplicaFrame::Offer(_) | ReplicaFrame::Drain => {}
+        });
         let _ = decode::<Hello>(&bytes).map(|h| h.check());
     }
 

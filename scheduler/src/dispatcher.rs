@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 pub use board::{
     BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
-    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, objective,
+    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, objective,
 };
 use explanations::Explanations;
 
@@ -37,6 +37,8 @@ pub(crate) enum DispatcherMsg {
     Stepped(ReplicaKey, Step),
     /// It accepts nothing more.
     Drain(ReplicaKey),
+    /// It should have spoken by now, or has spoken again.
+    Suspect(ReplicaKey, bool),
     /// It is gone.
     ReplicaLost(ReplicaKey),
     /// A miner is gone.
@@ -99,7 +101,6 @@ impl From<ClientId> for Tenant {
 pub(crate) struct Placed {
     pub(crate) running: Running,
     pub(crate) ask: Price,
-    pub(crate) seat: Seat,
 }
 
 /// A request's place on a replica, as the board knows it: it is told how that goes on, and of its end when this is
@@ -122,7 +123,7 @@ impl Seat {
     }
 
     /// The miner has failed.
-    pub(crate) fn lost(mut self) {
+    pub(crate) fn lost(&mut self) {
         self.ended.is_lost = true;
     }
 }
@@ -255,6 +256,7 @@ impl Actor for Dispatcher {
                 state.board.grant(key, step.window);
             }
             DispatcherMsg::Drain(key) => state.board.drain(key),
+            DispatcherMsg::Suspect(key, is_suspect) => state.board.suspect(key, is_suspect),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
                 state.board.lose(key);
@@ -313,14 +315,14 @@ impl State {
             let mut submission = self.waiting.remove(&ticket).expect("the board places who waits");
             let link = self.links.get(&key).expect("the board places on offered replicas").clone();
             submission.order.place(&placement);
-            let running = link.give(submission.order);
             // Lost until it is heard of.
             let ended = Ended { output: 0, is_lost: true };
             let seat = Seat { dispatcher: me.clone(), key, ticket, ended };
+            let running = link.give(submission.order, seat);
             let reasons = self.reasons(&submission.need, placement.reasons);
             self.explanations.add(submission.request, submission.client, reasons);
             // If nobody waits for it any more, dropping it cancels it on the miner.
-            let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask, seat }));
+            let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask }));
         }
     }
 

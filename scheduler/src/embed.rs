@@ -22,8 +22,8 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
-use crate::dispatcher::{Need, Order, Placed};
-use crate::gateway::miner::News;
+use crate::dispatcher::{Need, Order, Placed, Whom};
+use crate::gateway::miner::{Heard, News, Running};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
@@ -218,47 +218,18 @@ impl Work {
     async fn make(&self, index: usize, tokens: Vec<u32>) -> Result<Made, Refusal> {
         let mut why = String::new();
         for losses in 0..ATTEMPTS_MAX as u32 {
-            let need = Need {
-                model: self.model.computes(),
-                task: Task::Embed,
-                tokens: tokens.len() as u32,
-                max_new: 0,
-                limit: self.limit,
-                tenant: self.client.into(),
-                class: ServiceClass::Standard,
-                has_begun: false,
-                chain: Arc::new([]),
-                not_on: None,
-            };
-            // Where, and under which name, is decided by the placement.
-            let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.clone(), blocks: 0 };
-            let ticket = self.market.next_ticket();
-            let placed = self
-                .market
-                .dispatcher()
-                .place((self.request, self.client), ticket, need, Order::Encode(encode))
-                .await?;
-            let Placed { mut running, ask, mut seat } = placed;
-            let news = tokio::time::timeout(PROGRESS_MAX, running.next()).await;
-            let vector = match news {
-                Ok(Some(news)) => self.vector(news),
+            let placed = self.place(&tokens, Whom::Any, losses > 0).await?;
+            let answer = tokio::time::timeout(PROGRESS_MAX, self.hedged(&tokens, placed)).await;
+            let made = match answer {
+                Ok(Some((news, miner, ask))) => self.vector(news).map(|vector| (vector, miner, ask)),
                 Ok(None) => Err("the miner was lost".to_owned()),
                 Err(_) => Err("the miner made no progress".to_owned()),
             };
-            match vector {
-                Ok(vector) => {
-                    seat.heard(0);
-                    return Ok(Made {
-                        index,
-                        vector,
-                        tokens: tokens.len() as u32,
-                        miner: running.miner(),
-                        ask,
-                        losses,
-                    });
+            match made {
+                Ok((vector, miner, ask)) => {
+                    return Ok(Made { index, vector, tokens: tokens.len() as u32, miner, ask, losses });
                 }
                 Err(lost) => {
-                    seat.lost();
                     tracing::info!(index, why = lost, "placement of a text lost");
                     why = lost;
                 }
@@ -268,6 +239,57 @@ impl Work {
             RefusalCode::MinerFailed,
             format!("{ATTEMPTS_MAX} miners failed on input[{index}], the last with: {why}"),
         ))
+    }
+
+    /// Waits until the text is on some miner.
+    async fn place(&self, tokens: &[u32], whom: Whom, has_begun: bool) -> Result<Placed, Refusal> {
+        let need = Need {
+            model: self.model.computes(),
+            task: Task::Embed,
+            tokens: tokens.len() as u32,
+            max_new: 0,
+            limit: self.limit,
+            tenant: self.client.into(),
+            class: ServiceClass::Standard,
+            has_begun,
+            chain: Arc::new([]),
+            whom,
+        };
+        // Where, and under which name, is decided by the placement.
+        let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.to_vec(), blocks: 0 };
+        let (whose, ticket) = ((self.request, self.client), self.market.next_ticket());
+        self.market.dispatcher().place(whose, ticket, need, Order::Encode(encode)).await
+    }
+
+    /// Waits for news of a text, from whoever has them first: where a miner should have spoken by now, another is asked too.
+    /// `None` if all who were asked are lost.
+    async fn hedged(&self, tokens: &[u32], placed: Placed) -> Option<(News, PeerId, Price)> {
+        let Placed { mut running, ask } = placed;
+        let first = loop {
+            match running.heard().await {
+                Heard::News(news) => return Some((news, running.miner(), ask)),
+                Heard::Lost => return None,
+                Heard::Standing if running.standing().is_suspect => break running.key(),
+                Heard::Standing => {}
+            }
+        };
+        let mut second = std::pin::pin!(async {
+            let Placed { mut running, ask } = self.place(tokens, Whom::Not(first), true).await.ok()?;
+            news(&mut running).await.map(|news| (news, running.miner(), ask))
+        });
+        let (miner, mut is_there) = (running.miner(), true);
+        tokio::select! {
+            found = news(&mut running) => match found {
+                Some(news) => return Some((news, miner, ask)),
+                None => is_there = false,
+            },
+            found = &mut second => if found.is_some() { return found },
+        }
+        // One of them is out of the question.
+        match is_there {
+            true => news(&mut running).await.map(|news| (news, miner, ask)),
+            false => second.await,
+        }
     }
 
     /// The vector in a miner's answer, as far as it can be checked without computing it again.
@@ -285,6 +307,17 @@ impl Work {
         match (square - 1.0).abs() < LENGTH_NOISE {
             true => Ok(vector),
             false => Err("the miner sent a vector whose length is not 1".to_owned()),
+        }
+    }
+}
+
+/// The next news of a text; `None` if the miner is lost.
+async fn news(running: &mut Running) -> Option<News> {
+    loop {
+        match running.heard().await {
+            Heard::News(news) => return Some(news),
+            Heard::Standing => {}
+            Heard::Lost => return None,
         }
     }
 }

@@ -24,6 +24,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabel {
+    why: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PartyLabel {
     party: &'static str,
 }
@@ -45,6 +50,7 @@ pub(crate) struct Metrics {
     batch: Family<MinerLabel, Histogram>,
     kv_blocks: Family<MinerLabel, Gauge>,
     settled: Family<PartyLabel, Counter<u64, AtomicU64>>,
+    moves: Family<WhyLabel, Counter>,
 }
 
 impl Metrics {
@@ -62,6 +68,7 @@ impl Metrics {
             }),
             kv_blocks: Family::default(),
             settled: Family::default(),
+            moves: Family::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -74,6 +81,7 @@ impl Metrics {
         r.register("replica_batch_size", "Sequences in a miner's batch, a sample a step", metrics.batch.clone());
         r.register("replica_kv_blocks_used", "KV blocks in use on a miner", metrics.kv_blocks.clone());
         r.register("settled_nanocredits", "Money settled, by who paid or got it", metrics.settled.clone());
+        r.register("moves", "Requests that another miner went on with, by why", metrics.moves.clone());
         Self { registry, ..metrics }
     }
 
@@ -94,6 +102,11 @@ impl Metrics {
 
     pub(crate) fn tokens(&self, count: usize) {
         self.tokens.get_or_create(&KindLabel { kind: "generation" }).inc_by(count as u64);
+    }
+
+    /// Another miner goes on with a request.
+    pub(crate) fn moved(&self, why: &str) {
+        self.moves.get_or_create(&WhyLabel { why: why.to_owned() }).inc();
     }
 
     /// A request ended with this last reply, or with nobody to read one.

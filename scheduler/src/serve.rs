@@ -3,7 +3,7 @@
 //! ```text
 //! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted
 //!   ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
-//!       ▲         │ miner lost: prompt + accepted tokens
+//!       ▲         │ miner lost, suspect or leaving: prompt + accepted tokens
 //!       └─────────┘
 //! ```
 //!
@@ -11,23 +11,25 @@
 //! claims is taken for granted: tokens are counted and held against the constraint, stops are recognized and limits are
 //! kept here.
 
+mod handover;
+mod lines;
+mod relay;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_models::Syntax;
-use cuckoo_models::tools::Event;
 use cuckoo_wire::BlockHash;
 use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{
-    Assign, Constraint, End, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
-    SequenceId, ServiceClass, Task, TokenLogprobs, Usage,
+    Assign, Constraint, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling, SequenceId,
+    ServiceClass, Task, Usage,
 };
 use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
-use crate::dispatcher::{BlockName, Computes, Need, Order, Placed, Seat};
-use crate::gateway::miner::News;
+use crate::dispatcher::{BlockName, Computes, Need, Whom};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
@@ -37,12 +39,13 @@ use crate::text::{CallReader, Output};
 use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 
-/// Placements of one request before it is given up.
+/// Placements of one request in a row that may fail without a token more, before it is given up.
 pub(crate) const ATTEMPTS_MAX: usize = 4;
 /// A miner that says nothing about a sequence for so long has lost it.
 pub(crate) const PROGRESS_MAX: Duration = Duration::from_secs(120);
 
 /// How a request ends.
+#[derive(Debug)]
 pub(crate) enum Ending {
     /// As it should.
     Finished(FinishReason),
@@ -53,6 +56,7 @@ pub(crate) enum Ending {
 }
 
 /// What became of one placement.
+#[derive(Debug)]
 enum Outcome {
     /// The request has ended.
     Ended(Ending),
@@ -117,6 +121,7 @@ impl Market {
             constraint: held.constraint,
             judge: held.judge,
             attempts: Vec::new(),
+            moves: 0,
             model,
             tokens,
             prompt_tokens,
@@ -177,6 +182,8 @@ struct Job {
     /// Names calls, where there may be any.
     caller: Option<Caller>,
     attempts: Vec<Attempt>,
+    /// How often somebody else went on with it.
+    moves: u32,
     began: Instant,
 }
 
@@ -189,7 +196,7 @@ impl Job {
         opening.extend(spell::echo(&self.echo.take().unwrap_or_default()));
         opening.extend(spell::pieces(self.speller.first(&self.tokens).into_iter().collect()));
         let ending = match send_all(replies, opening).await {
-            Ok(()) => self.attempt_all(replies).await,
+            Ok(()) => self.carry(replies).await,
             Err(ending) => ending,
         };
         let settled = self.settle().await;
@@ -200,63 +207,8 @@ impl Job {
         }
     }
 
-    async fn attempt_all(&mut self, replies: &mpsc::Sender<Reply>) -> Ending {
-        let mut losses = Vec::new();
-        while losses.len() < ATTEMPTS_MAX {
-            match self.attempt(replies).await {
-                Outcome::Ended(ending) => return ending,
-                Outcome::Lost(why) => {
-                    tracing::info!(request = %self.hold.request(), accepted = self.accepted(), why, "placement lost");
-                    losses.push(why);
-                }
-            }
-        }
-        let why = losses.pop().unwrap_or_default();
-        Ending::Failed(Refusal::new(
-            RefusalCode::MinerFailed,
-            format!("{ATTEMPTS_MAX} miners failed on this request, the last with: {why}"),
-        ))
-    }
-
-    /// One placement, from the board to its end.
-    async fn attempt(&mut self, replies: &mpsc::Sender<Reply>) -> Outcome {
-        let market = self.hold.market().clone();
-        let (need, assign) = self.assignment();
-        let whose = (self.hold.request(), self.client);
-        let placed = tokio::select! {
-            () = replies.closed() => return Outcome::Ended(Ending::Gone),
-            placed = market.dispatcher().place(whose, market.next_ticket(), need, Order::Assign(assign)) => placed,
-        };
-        let Placed { mut running, ask, mut seat } = match placed {
-            Ok(placed) => placed,
-            Err(refusal) => return Outcome::Ended(Ending::Failed(refusal)),
-        };
-        self.attempts.push(Attempt::new(running.miner(), ask));
-        loop {
-            let news = tokio::select! {
-                () = replies.closed() => return Outcome::Ended(Ending::Gone),
-                news = tokio::time::timeout(PROGRESS_MAX, running.next()) => news,
-            };
-            let news = match news {
-                Ok(Some(news)) => news,
-                Ok(None) => return lost(seat, "the miner was lost".to_owned()),
-                Err(_) => return lost(seat, "the miner made no progress".to_owned()),
-            };
-            let taken = news.tokens.len() as u32;
-            if taken > 0 {
-                seat.heard(taken);
-            }
-            match self.accept(news, replies).await {
-                None => {}
-                Some(Outcome::Lost(why)) => return lost(seat, why),
-                Some(outcome) => return outcome,
-            }
-            running.credit(taken);
-        }
-    }
-
     /// What the board and a miner must know to go on from here.
-    fn assignment(&self) -> (Need, Assign) {
+    fn assignment(&self, whom: Whom) -> (Need, Assign) {
         let left = self.max_new - self.accepted();
         let need = Need {
             model: self.model.computes(),
@@ -266,9 +218,9 @@ impl Job {
             limit: self.limit,
             tenant: self.client.into(),
             class: self.class,
-            has_begun: self.accepted() > 0,
+            has_begun: !self.attempts.is_empty(),
             chain: chain(&self.model, &self.cache_salt, &self.tokens),
-            not_on: None,
+            whom,
         };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {
@@ -294,118 +246,6 @@ impl Job {
         (need, assign)
     }
 
-    /// Takes a miner's news in and relays it. `None` while the placement goes on.
-    async fn accept(&mut self, news: News, replies: &mpsc::Sender<Reply>) -> Option<Outcome> {
-        let unasked =
-            |_| Outcome::Lost("the miner sent log-probabilities that were not asked for, or too few".to_owned());
-        let scored = match self.speller.prompt(&self.tokens, &news.prompt_logprobs) {
-            Ok(scored) => scored,
-            Err(error) => return Some(unasked(error)),
-        };
-        if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
-            return Some(Outcome::Ended(ending));
-        }
-        let mut logprobs = match self.speller.output(&news.tokens, &news.logprobs) {
-            Ok(logprobs) => logprobs.into_iter(),
-            Err(error) => return Some(unasked(error)),
-        };
-        let mut reason = None;
-        // With log-probabilities a token is a reply of its own, so that any one fits a frame.
-        let portion = if logprobs.len() > 0 { 1 } else { news.tokens.len().max(1) };
-        for tokens in news.tokens.chunks(portion) {
-            let found = logprobs.by_ref().take(tokens.len()).collect();
-            reason = match self.relay(tokens, found, replies).await {
-                Ok(reason) => reason,
-                Err(outcome) => return Some(outcome),
-            };
-            // What a miner says beyond the end is nobody's.
-            if reason.is_some() {
-                break;
-            }
-        }
-        match (reason, news.end) {
-            (Some(reason), _) => Some(Outcome::Ended(Ending::Finished(reason))),
-            (None, None) => None,
-            (None, Some(End::Failed(why))) => Some(Outcome::Lost(why)),
-            (None, Some(End::Embedded(_))) => Some(Outcome::Lost("the miner sent a vector for tokens".to_owned())),
-            (None, Some(end)) => Some(Outcome::Lost(format!("the miner ended too early: {end:?}"))),
-        }
-    }
-
-    /// Relays more tokens, up to the last one that counts. Why it is the last, if it is.
-    async fn relay(
-        &mut self,
-        tokens: &[u32],
-        logprobs: Vec<TokenLogprobs>,
-        replies: &mpsc::Sender<Reply>,
-    ) -> Result<Option<FinishReason>, Outcome> {
-        let first = self.accepted();
-        let (mut reason, mut events) = (None, Vec::new());
-        // Looked at before any is taken in: what is accepted is what the developer gets.
-        if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
-            return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
-        }
-        let (mut taken, mut allowed) = (Vec::with_capacity(tokens.len()), true);
-        for &token in tokens {
-            allowed = self.judge.as_mut().is_none_or(|judge| judge.accept(token));
-            if !allowed {
-                break;
-            }
-            self.tokens.push(token);
-            taken.push(token);
-            reason = self.judge(token, &mut events);
-            if reason.is_some() {
-                break;
-            }
-        }
-        if !allowed && taken.is_empty() {
-            return Err(not_allowed());
-        }
-        if first == 0 {
-            self.hold.market().metrics().first_token(self.began.elapsed());
-        }
-        self.hold.market().metrics().tokens(taken.len());
-        if let Some(attempt) = self.attempts.last_mut() {
-            attempt.tokens += taken.len() as u32;
-        }
-        if let Some(why) = reason {
-            // Before what was held back is dropped: a call that has not ended was cut.
-            let (_, is_within_call) = self.output.calls();
-            events.extend(self.output.finish());
-            reason = Some(match why {
-                FinishReason::Stop if is_within_call => FinishReason::Length,
-                FinishReason::Stop if self.output.calls().0 => FinishReason::ToolCalls,
-                why => why,
-            });
-        }
-        let deltas = tools::replies(&mut self.caller, events, first, taken, logprobs);
-        send_all(replies, deltas).await.map_err(Outcome::Ended)?;
-        match allowed {
-            true => Ok(reason),
-            false => Err(not_allowed()),
-        }
-    }
-
-    /// What one more token means.
-    fn judge(&mut self, token: u32, events: &mut Vec<Event>) -> Option<FinishReason> {
-        if self.stop_tokens.binary_search(&token).is_ok() {
-            if self.include_stop {
-                events.extend(self.output.push(token).events);
-            }
-            return Some(FinishReason::Stop);
-        }
-        let shown = match self.accepted() <= self.sampling.min_tokens {
-            true => self.output.push_unscanned(token),
-            false => self.output.push(token),
-        };
-        events.extend(shown.events);
-        match () {
-            () if shown.stopped => Some(FinishReason::Stop),
-            () if self.accepted() >= self.max_new => Some(FinishReason::Length),
-            () => None,
-        }
-    }
-
     /// Tokens of output so far.
     fn accepted(&self) -> u32 {
         self.tokens.len() as u32 - self.prompt_tokens
@@ -413,7 +253,7 @@ impl Job {
 
     /// Pays for what was delivered and returns the rest of the hold.
     async fn settle(&mut self) -> Result<Usage, Refusal> {
-        let migrations = (self.attempts.len() as u32).saturating_sub(1);
+        let migrations = self.moves;
         let mut attempts = std::mem::take(&mut self.attempts);
         attempts.retain(|a| a.tokens > 0);
         let (prompt_tokens, max_tokens) = (self.prompt_tokens, self.max_new);
@@ -423,21 +263,11 @@ impl Job {
     }
 }
 
-/// A miner has failed, and the board hears of it.
-fn lost(seat: Seat, why: String) -> Outcome {
-    seat.lost();
-    Outcome::Lost(why)
-}
-
 /// Names of the KV blocks of `tokens`, as miners name them.
 fn chain(model: &Model, salt: &[u8; 16], tokens: &[u32]) -> Arc<[BlockName]> {
     let Computes { weights, adapter } = model.computes();
     let root = BlockHash::root(&weights.0, adapter.as_ref().map(|adapter| &adapter.0), salt);
     BlockHash::chain(root, tokens, BLOCK_TOKENS).map(BlockHash::short).collect()
-}
-
-fn not_allowed() -> Outcome {
-    Outcome::Lost("the miner sent a token that the constraint does not allow".to_owned())
 }
 
 /// Sends replies in order, unless the developer has gone.

@@ -103,6 +103,20 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const MINER_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// A silent miner is gone.
 pub const MINER_IDLE_MAX: Duration = Duration::from_secs(3);
+/// A replica with sequences says something at least this often: steps, or a heartbeat.
+pub const MINER_BEAT: Duration = Duration::from_millis(100);
+/// One without says something at least this often, which its connection would have to do anyway.
+pub const MINER_IDLE_BEAT: Duration = Duration::from_millis(400);
+/// So many heartbeats may be missing before a replica is suspect.
+pub const MINER_BEATS_MISSED_MAX: u32 = 3;
+/// A sequence that decodes may always be silent for so long.
+pub const STREAM_GAP_MIN: Duration = Duration::from_millis(250);
+/// It may be silent for so many times what its replica's steps take on average.
+pub const STREAM_GAP_TIMES: u32 = 8;
+/// It may be silent for so many times what its miner expects of the step that is computed.
+pub const STEP_DUE_TIMES: u32 = 4;
+/// The longest step that a miner may announce.
+pub const STEP_DUE_MAX: Duration = Duration::from_secs(5);
 /// A developer's connection is kept warm this often.
 pub const DEVELOPER_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A silent developer is gone.
@@ -149,6 +163,12 @@ pub const BLOCK_NEWS_MAX: usize = 1_024;
 const BLOCK_NAME_BYTES: usize = 10;
 /// Bytes of the items of a step; more are sent as several steps.
 pub const STEP_ITEMS_BYTES_MAX: usize = MINER_FRAME_BYTES_MAX - 128 - 2 * BLOCK_NEWS_MAX * BLOCK_NAME_BYTES;
+
+// Who misses no heartbeat is never taken for gone, and who misses a few is found out before its connection is given up.
+const _: () = assert!(MINER_IDLE_BEAT.as_millis() * (MINER_BEATS_MISSED_MAX as u128) < MINER_IDLE_MAX.as_millis());
+// An idle miner's heartbeats are all that it sends.
+const _: () = assert!(MINER_IDLE_BEAT.as_millis() < MINER_KEEP_ALIVE.as_millis());
+const _: () = assert!(MINER_BEAT.as_millis() < STREAM_GAP_MIN.as_millis());
 
 // Any single item fits a step: id (10), index (5), three lengths, and a reason of some 130 bytes.
 const _: () = assert!(

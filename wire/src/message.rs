@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 mod accounts;
+mod beat;
 mod check;
 mod constraint;
 mod defaults;
@@ -17,6 +18,7 @@ mod refusal;
 mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
+pub use beat::Beat;
 pub use check::Invalid;
 pub use constraint::{CallConstraint, Constraint};
 pub use embedding::{Embed, EmbedInput, Encode, Task};
@@ -298,8 +300,10 @@ pub enum ReplicaFrame {
     Offer(Offer),
     /// One decode step, or news of the window.
     Step(Step),
-    /// Nothing more will be accepted: the miner finishes what it has and leaves.
+    /// Nothing more will be accepted: the miner goes on with what it has until that has moved or ended, and leaves.
     Drain,
+    /// Nothing else was said for [`crate::limits::MINER_BEAT`], or for [`crate::limits::MINER_IDLE_BEAT`] without sequences.
+    Beat(Beat),
 }
 
 /// A loaded model.

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::limits::STEP_ITEMS_BYTES_MAX;
-use cuckoo_wire::message::{Assign, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
+use cuckoo_wire::limits::{MINER_BEAT, MINER_IDLE_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
+use cuckoo_wire::message::{Assign, Beat, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -51,8 +51,10 @@ pub(crate) enum BatcherMsg {
         /// How long it took, without the passes of a draft model.
         took: Duration,
     },
-    /// Look whether the executor gets anywhere, and tell the scheduler if it does.
+    /// Look whether the executor gets anywhere.
     Watch,
+    /// Say something, unless something has just been said.
+    Beat,
     /// A constraint is compiled, or cannot be.
     Compiled(Compiled),
     /// The outlet was full; try again.
@@ -88,6 +90,8 @@ pub(super) struct State {
     outlet: Option<mpsc::Sender<ReplicaFrame>>,
     /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
     unsent: Option<ReplicaFrame>,
+    /// Whether that is tried again by itself: whatever else is handled meanwhile must not ask for that once more.
+    retrying: bool,
     /// News that did not fit into that frame.
     news: VecDeque<StepItem>,
     announced: Window,
@@ -97,8 +101,16 @@ pub(super) struct State {
     steps_void: usize,
     draining: Draining,
     watchdog: Watchdog,
-    /// Steps that no frame told of yet: long prompts take many before there is a token.
-    untold: Computed,
+    /// Steps computed since the offer.
+    computed: u64,
+    /// Of these, those since the last frame that told of a step.
+    newest: Computed,
+    /// How many of them the scheduler knows of.
+    told: u64,
+    /// What the newest step at the executor was expected to take.
+    due: Duration,
+    /// When the last frame left.
+    said: Instant,
     /// What the log was last told.
     logged: BatchStats,
 }
@@ -126,19 +138,25 @@ impl Actor for Batcher {
 
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
+        me.send_interval(MINER_BEAT, || BatcherMsg::Beat);
         Ok(State {
             batch: Work::new(&args),
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
             outlet: None,
             unsent: None,
+            retrying: false,
             news: VecDeque::new(),
             announced: Window::default(),
             steps: 0,
             steps_void: 0,
             draining: Draining::No,
             watchdog: Watchdog::new(now()),
-            untold: Computed::default(),
+            computed: 0,
+            newest: Computed::default(),
+            told: 0,
+            due: Duration::ZERO,
+            said: now(),
             logged: BatchStats::default(),
         })
     }
@@ -152,19 +170,20 @@ impl Actor for Batcher {
         match message {
             BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
             BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.assign(assign, &me),
-            BatcherMsg::Encode(encode) => state.batch.encode(encode),
+            BatcherMsg::Assign(assign) => state.busy(&me, |state| state.assign(assign, &me)),
+            BatcherMsg::Encode(encode) => state.busy(&me, |state| state.batch.encode(encode)),
             BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
             BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
             BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
             BatcherMsg::Watch => {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
-                state.tell_of_progress(&me);
                 state.log();
             }
+            BatcherMsg::Beat if state.is_silent() => state.beat(&me),
+            BatcherMsg::Beat => return Ok(()),
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
-            BatcherMsg::Retry => {}
+            BatcherMsg::Retry => state.retrying = false,
             BatcherMsg::Drain => state.draining = Draining::Asked,
         }
         state.publish(&me);
@@ -186,7 +205,7 @@ impl State {
         self.outlet = None;
         self.unsent = None;
         self.news.clear();
-        self.untold = Computed::default();
+        (self.computed, self.told, self.newest) = (0, 0, Computed::default());
         self.batch = Work::new(&self.args);
         self.constraints.clear();
         self.steps_void += std::mem::take(&mut self.steps);
@@ -233,10 +252,11 @@ impl State {
                 for span in &output.broken {
                     self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
                 }
-                let Computed { steps, rows, took: before } = self.untold;
-                let rows = rows + plan.tokens.len() as u32;
-                self.untold = Computed { steps: steps + 1, rows, took: before + took };
+                self.newest.steps += 1;
+                self.newest.rows += plan.tokens.len() as u32;
+                self.newest.took += took;
                 self.batch.apply(plan, output, took);
+                self.computed += 1;
             }
         }
     }
@@ -264,11 +284,33 @@ impl State {
         }
     }
 
-    /// Sends a step without news, if one was computed and nothing was sent since.
-    fn tell_of_progress(&mut self, me: &ActorRef<BatcherMsg>) {
-        if let Some(outlet) = self.outlet.clone().filter(|_| self.untold.steps > 0 && self.unsent.is_none()) {
-            self.send_step(&outlet, Vec::new(), me);
+    /// Takes an order, and answers at once where there was nothing to do: who has nothing to do seldom speaks.
+    fn busy(&mut self, me: &ActorRef<BatcherMsg>, take: impl FnOnce(&mut Self)) {
+        let was_idle = self.is_idle();
+        take(self);
+        if was_idle {
+            self.beat(me);
         }
+    }
+
+    /// Whether nobody waits for anything, and everybody knows what was computed.
+    fn is_idle(&self) -> bool {
+        self.batch.sequences() == (0, 0) && self.told == self.computed
+    }
+
+    /// Whether it must say something before the next look. Looks come as often as heartbeats of those who are busy.
+    fn is_silent(&self) -> bool {
+        let silence_max = if self.is_idle() { MINER_IDLE_BEAT } else { MINER_BEAT };
+        now().duration_since(self.said) + MINER_BEAT / 2 >= silence_max
+    }
+
+    /// Sends a heartbeat, where frames leave. It comes from here, because who cannot plan cannot serve; a step takes no time
+    /// of this actor's, so that a long one silences nobody.
+    fn beat(&mut self, me: &ActorRef<BatcherMsg>) {
+        let Some(outlet) = self.outlet.clone().filter(|_| self.unsent.is_none()) else { return };
+        let due = if self.steps + self.steps_void == 0 { Duration::ZERO } else { self.due };
+        self.told = self.computed;
+        self.send(&outlet, ReplicaFrame::Beat(Beat::new(self.computed, due)), me);
     }
 
     /// What the batch has done so far, at most once a second.
@@ -283,8 +325,11 @@ impl State {
     fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
         let window = self.batch.window();
         self.announced = window;
-        let Computed { steps, rows, took } = std::mem::take(&mut self.untold);
+        if !items.is_empty() {
+            self.told = self.computed;
+        }
         let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
+        let Computed { steps, rows, took } = std::mem::take(&mut self.newest);
         let (cached, evicted) = self.batch.take_block_news();
         let took_us = took.as_micros() as u64;
         let step = Step { window, batch, blocks_used, steps, rows, took_us, cached, evicted, items };
@@ -293,10 +338,12 @@ impl State {
 
     fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
         match outlet.try_send(frame) {
-            Ok(()) => {}
+            Ok(()) => self.said = now(),
             Err(TrySendError::Full(frame)) => {
                 self.unsent = Some(frame);
-                me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
+                if !std::mem::replace(&mut self.retrying, true) {
+                    me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
+                }
             }
             Err(TrySendError::Closed(_)) => self.detach(),
         }
@@ -307,7 +354,9 @@ impl State {
         while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
-            self.watchdog.launched(rows, self.batch.expected(&plan), now());
+            let expected = self.batch.expected(&plan);
+            self.due = expected.unwrap_or(STEP_DUE_MAX);
+            self.watchdog.launched(rows, expected, now());
             let masks = self.constraints.masks(&plan);
             self.args.executor.cast(ExecutorMsg::Run { plan, masks, reply_to: me.clone() })?;
             self.steps += 1;

@@ -65,6 +65,29 @@ pub struct Computes {
     pub adapter: Option<WeightsHash>,
 }
 
+/// Which replicas a request may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whom {
+    /// Any that suits it.
+    #[default]
+    Any,
+    /// Any other than this one: it runs there, and should soon run elsewhere.
+    Not(ReplicaKey),
+    /// This one, which has computed most of it.
+    Only(ReplicaKey),
+}
+
+impl Whom {
+    /// Whether `key` is one of them.
+    pub fn admits(self, key: &ReplicaKey) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Not(other) => *key != other,
+            Self::Only(only) => *key == only,
+        }
+    }
+}
+
 /// What a request needs of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
@@ -82,12 +105,12 @@ pub struct Need {
     pub tenant: Tenant,
     /// How urgent it is.
     pub class: ServiceClass,
-    /// Its stream has begun: it has lost its miner.
+    /// It was placed before: its miner is lost, or should be left.
     pub has_begun: bool,
     /// Names of the blocks of its known tokens.
     pub chain: Arc<[BlockName]>,
-    /// Not there.
-    pub not_on: Option<ReplicaKey>,
+    /// Who is asked.
+    pub whom: Whom,
 }
 
 /// One decision.
@@ -264,10 +287,15 @@ impl Board {
     pub fn submit(&mut self, ticket: Ticket, need: Need, now: Duration) -> Result<(), Turned> {
         let weights = need.model.weights;
         let pool = self.pools.entry(weights).or_default();
-        if self.waiting >= WAITING_MAX {
+        // Who was placed before is not shut out: there are no more of these than sequences that run.
+        if self.waiting >= WAITING_MAX && !need.has_begun {
             return Err(Turned::Busy(pool.retry_after()));
         }
-        pool.submit(ticket, need, now)?;
+        let only = match need.whom {
+            Whom::Only(key) => self.homes.get(&key).map(|(_, id)| *id),
+            Whom::Any | Whom::Not(_) => None,
+        };
+        pool.submit(ticket, need, only, now)?;
         self.tickets.insert(ticket, weights);
         self.waiting += 1;
         self.changed.insert(weights);

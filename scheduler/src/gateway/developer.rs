@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX, REPLY_QUEUE};
+use cuckoo_wire::limits::{
+    CALL_FRAME_BYTES_MAX, CREDIT_TOKENS, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX, REPLY_QUEUE,
+};
 use cuckoo_wire::message::{Call, Refusal, RefusalCode, Reply};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -12,6 +14,11 @@ use tokio::task::JoinSet;
 
 use crate::market::Market;
 
+/// Tokens that are sent to a developer of whom nothing is heard meanwhile, not even that they have come. Acknowledgements come
+/// all the time from whoever is there; who has vanished without a word pays for little more than this.
+const UNHEARD_TOKENS_MAX: usize = CREDIT_TOKENS as usize / 2;
+/// How often it is looked whether something has come.
+const HEARING_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stream may take to say what it wants.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -76,7 +83,7 @@ async fn accept(args: DeveloperArgs) {
                 Ok((send, recv)) => {
                     let (connection, market) = (args.connection.clone(), args.market.clone());
                     calls.spawn(async move {
-                        if let Err(error) = answer(send, recv, market, peer).await {
+                        if let Err(error) = answer((send, recv), connection.clone(), market, peer).await {
                             tracing::debug!(%error, "call broke");
                             // Another version or garbage: the connection has no future. A vanished reader is no fault.
                             if !matches!(error, FrameError::Io(_)) {
@@ -93,8 +100,8 @@ async fn accept(args: DeveloperArgs) {
 }
 
 async fn answer(
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
+    (send, recv): (quinn::SendStream, quinn::RecvStream),
+    connection: quinn::Connection,
     market: Market,
     peer: PeerId,
 ) -> Result<(), FrameError> {
@@ -107,10 +114,10 @@ async fn answer(
     match call {
         None => Ok(()),
         Some(Call::Generate(request)) => {
-            relay(writer, |replies| async move { market.serve(request, replies).await }).await
+            relay(writer, connection, |replies| async move { market.serve(request, replies).await }).await
         }
         Some(Call::Embed(request)) => {
-            relay(writer, |replies| async move { market.embed(request, replies).await }).await
+            relay(writer, connection, |replies| async move { market.embed(request, replies).await }).await
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
         Some(Call::Explain { api_key, request }) => {
@@ -136,6 +143,7 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
 /// Relays a request's replies until they end, the developer goes, or it takes nothing for too long.
 async fn relay<F: Future<Output = ()> + Send + 'static>(
     mut writer: FrameWriter<quinn::SendStream>,
+    connection: quinn::Connection,
     serve: impl FnOnce(mpsc::Sender<Reply>) -> F,
 ) -> Result<(), FrameError> {
     let (replies_in, mut replies) = mpsc::channel(REPLY_QUEUE);
@@ -143,12 +151,19 @@ async fn relay<F: Future<Output = ()> + Send + 'static>(
     tokio::spawn(serve(replies_in));
     let gone = writer.get_mut().stopped();
     tokio::pin!(gone);
+    let mut hearing = Hearing { connection, datagrams: 0, unheard: 0 };
     loop {
         let reply = tokio::select! {
             _ = &mut gone => return Ok(()),
             reply = replies.recv() => reply,
         };
         let Some(reply) = reply else { break };
+        if let Reply::Delta { tokens, .. } = &reply {
+            tokio::select! {
+                _ = &mut gone => return Ok(()),
+                () = hearing.room_for(tokens.len()) => {}
+            }
+        }
         match tokio::time::timeout(DEVELOPER_STALL_MAX, writer.send(&reply)).await {
             Ok(sent) => sent?,
             Err(_) => {
@@ -159,4 +174,32 @@ async fn relay<F: Future<Output = ()> + Send + 'static>(
     }
     let _ = writer.get_mut().finish();
     Ok(())
+}
+
+/// Whether anything comes back from a developer that is sent tokens. What its socket would still take is no sign of life: that
+/// many tokens are hundreds.
+struct Hearing {
+    connection: quinn::Connection,
+    /// Datagrams that had come when it was last looked.
+    datagrams: u64,
+    /// Tokens sent since.
+    unheard: usize,
+}
+
+impl Hearing {
+    /// Waits until so many tokens may be sent. Gone with the connection, if nothing comes any more.
+    async fn room_for(&mut self, tokens: usize) {
+        loop {
+            let datagrams = self.connection.stats().udp_rx.datagrams;
+            if std::mem::replace(&mut self.datagrams, datagrams) != datagrams {
+                self.unheard = 0;
+            }
+            // One reply always may.
+            if self.unheard == 0 || self.unheard + tokens <= UNHEARD_TOKENS_MAX {
+                break;
+            }
+            tokio::time::sleep(HEARING_INTERVAL).await;
+        }
+        self.unheard += tokens;
+    }
 }

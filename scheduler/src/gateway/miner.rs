@@ -1,7 +1,9 @@
 //! One miner's connection: greets it, passes its offers and windows to the dispatcher, and splits its step frames
 //! straight into the requests' channels. After placement a token meets no mailbox.
 
-use std::collections::HashMap;
+mod sequences;
+mod suspicion;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,17 +13,19 @@ use cuckoo_wire::limits::{
     PROMPT_LOGPROBS_TOKENS_MAX, STEP_SCORES_MAX,
 };
 use cuckoo_wire::message::{
-    Assign, Encode, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, ToMiner,
+    Assign, Encode, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, ToMiner,
 };
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::dispatcher::progress::Progress;
-use crate::dispatcher::{DispatcherMsg, LinkId, Order, ReplicaKey};
+use crate::dispatcher::{DispatcherMsg, LinkId, Order, ReplicaKey, Seat};
 use crate::market::Market;
+use sequences::Sequences;
+pub(crate) use sequences::Standing;
 
 /// How long the steps that a leaving miner has sent may take to be read.
 const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
@@ -49,22 +53,8 @@ pub(crate) struct MinerLink {
     control: mpsc::Sender<ToMiner>,
     sequences: Mutex<Sequences>,
     sequences_made: AtomicU64,
-}
-
-/// What runs on a miner, and how its replicas get on. One lock holds both, so that no sequence joins a replica that has
-/// just gone.
-#[derive(Default)]
-struct Sequences {
-    replicas: HashMap<ReplicaId, Progress>,
-    entries: HashMap<SequenceId, Entry>,
-}
-
-/// Where one sequence's tokens go.
-struct Entry {
-    replica: ReplicaId,
-    received: u32,
-    credited: u32,
-    news: mpsc::Sender<News>,
+    /// There is something to look after again.
+    busy: Notify,
 }
 
 /// A sequence on a miner; dropping it cancels what still runs. Its channel ends without a last item if the miner is lost.
@@ -73,8 +63,20 @@ pub(crate) struct Running {
     replica: ReplicaId,
     sequence: SequenceId,
     news: mpsc::Receiver<News>,
+    standing: watch::Receiver<Standing>,
     credited: u32,
     taken: u32,
+    seat: Seat,
+}
+
+/// What is heard of a sequence.
+pub(crate) enum Heard {
+    /// News.
+    News(News),
+    /// Something else may be expected of its miner.
+    Standing,
+    /// The miner is lost.
+    Lost,
 }
 
 impl MinerLink {
@@ -89,7 +91,7 @@ impl MinerLink {
     }
 
     /// Sends an order and opens the channel of its news.
-    pub(crate) fn give(self: &Arc<Self>, order: Order) -> Running {
+    pub(crate) fn give(self: &Arc<Self>, order: Order, seat: Seat) -> Running {
         let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
         let (news_in, news) = mpsc::channel(NEWS_QUEUE);
         let (replica, message) = match order {
@@ -100,11 +102,16 @@ impl MinerLink {
         };
         let mut sequences = self.sequences.lock();
         // On a replica that has gone since the board chose it, the channel ends at once and the request moves on.
-        if sequences.join(sequence, replica, news_in, Instant::now()) {
-            self.send(message);
-        }
+        let standing = match sequences.join(sequence, replica, news_in, Instant::now()) {
+            Some(standing) => {
+                self.send(message);
+                self.busy.notify_one();
+                standing
+            }
+            None => watch::channel(Standing::default()).1,
+        };
         drop(sequences);
-        Running { link: self.clone(), replica, sequence, news, credited: CREDIT_TOKENS, taken: 0 }
+        Running { link: self.clone(), replica, sequence, news, standing, credited: CREDIT_TOKENS, taken: 0, seat }
     }
 
     /// Queues a control message. The queue holds more than a window allows, so a full one is a miner that does not read.
@@ -116,72 +123,7 @@ impl MinerLink {
 
     /// How a replica gets on; `None` if it has gone.
     pub(crate) fn progress(&self, replica: ReplicaId) -> Option<Progress> {
-        self.sequences.lock().replicas.get(&replica).copied()
-    }
-
-    /// Ends the channels of a replica that is gone.
-    fn lose_replica(&self, replica: ReplicaId) {
-        let mut sequences = self.sequences.lock();
-        sequences.replicas.remove(&replica);
-        sequences.entries.retain(|_, entry| entry.replica != replica);
-    }
-}
-
-impl Sequences {
-    /// A sequence is assigned to a replica; false if that has gone.
-    fn join(&mut self, sequence: SequenceId, replica: ReplicaId, news: mpsc::Sender<News>, now: Instant) -> bool {
-        let Some(progress) = self.replicas.get_mut(&replica) else { return false };
-        progress.given(now);
-        self.entries.insert(sequence, Entry { replica, received: 0, credited: CREDIT_TOKENS, news });
-        true
-    }
-
-    /// A sequence may send up to `tokens` in all.
-    fn credit(&mut self, sequence: SequenceId, tokens: u32, now: Instant) {
-        let Some(entry) = self.entries.get_mut(&sequence) else { return };
-        entry.credited = tokens;
-        if let Some(progress) = self.replicas.get_mut(&entry.replica) {
-            progress.given(now);
-        }
-    }
-
-    /// Hands a step's items to their requests.
-    fn split(&mut self, replica: ReplicaId, items: Vec<StepItem>, now: Instant) -> Result<(), Invalid> {
-        let has_output = |item: &StepItem| !item.tokens.is_empty() || matches!(item.end, Some(End::Embedded(_)));
-        let computed = items.is_empty() || items.iter().any(has_output);
-        for item in items {
-            // Ended and abandoned sequences may still have news under way.
-            let Some(entry) = self.entries.get_mut(&item.sequence) else { continue };
-            if entry.replica != replica || entry.received != item.first {
-                return Err(Invalid(format!(
-                    "sequence {} continues at token {} where {} was expected",
-                    item.sequence.0, item.first, entry.received
-                )));
-            }
-            if item.tokens.is_empty() && item.end.is_none() && item.prompt_logprobs.is_empty() {
-                return Err(Invalid("an item without news".to_owned()));
-            }
-            entry.received += item.tokens.len() as u32;
-            if entry.received > entry.credited {
-                return Err(Invalid(format!("sequence {} sent more tokens than its credit", item.sequence.0)));
-            }
-            let ended = item.end.is_some();
-            let StepItem { tokens, end, logprobs, prompt_logprobs, .. } = item;
-            // Who keeps to credit and whole portions of scores always finds room; a request that has just gone is no
-            // fault of the miner's.
-            let sent = entry.news.try_send(News { tokens, end, logprobs, prompt_logprobs });
-            if let Err(mpsc::error::TrySendError::Full(_)) = sent {
-                return Err(Invalid(format!("sequence {} sent more items than it can have", item.sequence.0)));
-            }
-            if ended {
-                self.entries.remove(&item.sequence);
-            }
-        }
-        let owes = self.entries.values().any(|entry| entry.replica == replica && entry.received < entry.credited);
-        if let Some(progress) = self.replicas.get_mut(&replica) {
-            progress.stepped(computed, owes, now);
-        }
-        Ok(())
+        self.sequences.lock().progress(replica)
     }
 }
 
@@ -191,9 +133,42 @@ impl Running {
         self.link.peer
     }
 
-    /// The next news, or `None` if the miner was lost.
-    pub(crate) async fn next(&mut self) -> Option<News> {
-        self.news.recv().await
+    /// Where it runs.
+    pub(crate) fn key(&self) -> ReplicaKey {
+        ReplicaKey { link: self.link.id, replica: self.replica }
+    }
+
+    /// What may be expected of its miner.
+    pub(crate) fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Waits for news, or until something else may be expected of the miner: see [`Running::standing`]. Nothing is lost if
+    /// this is dropped midway.
+    pub(crate) async fn heard(&mut self) -> Heard {
+        let news = tokio::select! {
+            biased;
+            news = self.news.recv() => news,
+            // The channel of a lost miner ends too.
+            Ok(()) = self.standing.changed() => return Heard::Standing,
+        };
+        match news {
+            Some(news) => {
+                if !news.tokens.is_empty() || matches!(news.end, Some(End::Embedded(_))) {
+                    self.seat.heard(news.tokens.len() as u32);
+                }
+                Heard::News(news)
+            }
+            None => {
+                self.seat.lost();
+                Heard::Lost
+            }
+        }
+    }
+
+    /// What it says is no good, or it says nothing: the board hears of it when this is dropped.
+    pub(crate) fn blame(&mut self) {
+        self.seat.lost();
     }
 
     /// The developer has taken so many tokens more: the miner may send as many again.
@@ -212,7 +187,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // An entry that is still there has not ended.
-        if self.link.sequences.lock().entries.remove(&self.sequence).is_some() {
+        if self.link.sequences.lock().remove(self.sequence, Instant::now()) {
             let (replica, sequence) = (self.replica, self.sequence);
             self.link.send(ToMiner::Cancel { replica, sequence });
         }
@@ -292,7 +267,7 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.market.dispatcher().tell(DispatcherMsg::LinkLost(self.link.id));
-        *self.link.sequences.lock() = Sequences::default();
+        self.link.sequences.lock().lose_all();
     }
 }
 
@@ -307,14 +282,40 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
         peer,
         connection: connection.clone(),
         control,
-        sequences: Mutex::default(),
+        sequences: Mutex::new(Sequences::new(Instant::now())),
         sequences_made: AtomicU64::new(1),
+        busy: Notify::new(),
     });
     let registered = Registered { link: link.clone(), market: market.clone() };
     let mut replicas: JoinSet<Result<(), FrameError>> = JoinSet::new();
+    // Apart from the rest, which waits where a miner does not read.
+    let mut watch = std::pin::pin!(look(link.clone(), market.clone()));
+    let relay = relay(&link, &market, (&mut control_out, &mut control_in, &mut queued), &mut replicas);
+    tokio::select! {
+        ended = relay => ended?,
+        () = &mut watch => {}
+    }
+    // A miner that leaves does so when its last steps have arrived, which is before they are read.
+    let read = async { while replicas.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_STEPS_MAX, read).await;
+    drop(registered);
+    Ok(())
+}
+
+/// Moves frames both ways until the connection ends.
+async fn relay(
+    link: &Arc<MinerLink>,
+    market: &Market,
+    (control_out, control_in, queued): (
+        &mut FrameWriter<quinn::SendStream>,
+        &mut FrameReader<quinn::RecvStream>,
+        &mut mpsc::Receiver<ToMiner>,
+    ),
+    replicas: &mut JoinSet<Result<(), FrameError>>,
+) -> Result<(), FrameError> {
     loop {
         tokio::select! {
-            stream = connection.accept_uni() => {
+            stream = link.connection.accept_uni() => {
                 let Ok(stream) = stream else { break };
                 replicas.spawn(serve_replica(link.clone(), market.clone(), stream));
             }
@@ -337,11 +338,21 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
             }
         }
     }
-    // A miner that leaves does so when its last steps have arrived, which is before they are read.
-    let read = async { while replicas.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(LAST_STEPS_MAX, read).await;
-    drop(registered);
     Ok(())
+}
+
+/// Looks whether the miner still gets on, for as long as there is one.
+async fn look(link: Arc<MinerLink>, market: Market) {
+    loop {
+        let interval = link.sequences.lock().look_interval();
+        // Who has nothing to do is looked at sooner when it has something.
+        let _ = tokio::time::timeout(interval, link.busy.notified()).await;
+        let changed = link.sequences.lock().look(link.connection.rtt(), Instant::now());
+        for (replica, is_suspect) in changed {
+            tracing::info!(miner = %link.peer.short(), replica = replica.0, is_suspect, "a miner's standing");
+            market.dispatcher().tell(DispatcherMsg::Suspect(ReplicaKey { link: link.id, replica }, is_suspect));
+        }
+    }
 }
 
 async fn greet(
@@ -366,13 +377,17 @@ async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::Recv
     let Some(ReplicaFrame::Offer(offer)) = first else { return Err(FrameError::Malformed) };
     offer.check().map_err(invalid)?;
     let key = ReplicaKey { link: link.id, replica: offer.replica };
-    link.sequences.lock().replicas.insert(offer.replica, Progress::default());
+    link.sequences.lock().add_replica(offer.replica, Instant::now());
     let mut replica = ReplicaStream { key, link, market };
     replica.market.dispatcher().tell(DispatcherMsg::Offer(key, offer, replica.link.clone()));
     while let Some(frame) = reader.next::<ReplicaFrame>().await? {
         match frame {
             ReplicaFrame::Step(step) => replica.step(step)?,
-            ReplicaFrame::Drain => replica.market.dispatcher().tell(DispatcherMsg::Drain(key)),
+            ReplicaFrame::Drain => replica.leave(),
+            ReplicaFrame::Beat(beat) => {
+                beat.check().map_err(invalid)?;
+                replica.link.sequences.lock().beat(key.replica, beat, Instant::now());
+            }
             ReplicaFrame::Offer(_) => return Err(FrameError::Malformed),
         }
     }
@@ -394,12 +409,18 @@ impl ReplicaStream {
         self.market.dispatcher().tell(DispatcherMsg::Stepped(self.key, step));
         Ok(())
     }
+
+    /// Nobody is placed here any more before those who are here look for another place.
+    fn leave(&self) {
+        self.market.dispatcher().tell(DispatcherMsg::Drain(self.key));
+        self.link.sequences.lock().leave(self.key.replica);
+    }
 }
 
 impl Drop for ReplicaStream {
     fn drop(&mut self) {
         self.market.dispatcher().tell(DispatcherMsg::ReplicaLost(self.key));
-        self.link.lose_replica(self.key.replica);
+        self.link.sequences.lock().lose_replica(self.key.replica);
     }
 }
 
@@ -410,6 +431,3 @@ fn invalid(why: Invalid) -> FrameError {
 fn silent() -> FrameError {
     FrameError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the peer said nothing"))
 }
-
-#[cfg(test)]
-mod tests;

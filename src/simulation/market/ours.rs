@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_runtime::BlockHash;
-use cuckoo_scheduler::{Board, Computes, Ended, LinkId, Need, ReplicaKey, Steps, Tenant, Ticket};
+use cuckoo_scheduler::{Board, Computes, Ended, LinkId, Need, ReplicaKey, Steps, Tenant, Ticket, Whom};
 use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{Price, ReplicaId, Task};
 
@@ -63,7 +63,7 @@ impl Ours {
             class: job.class,
             has_begun: accepted > 0,
             chain: chain(job, accepted),
-            not_on: None,
+            whom: Whom::Any,
         };
         let is_in = self.board.submit(Ticket(self.tickets_made), need, now).is_ok();
         if is_in {

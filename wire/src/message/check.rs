@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::embedding::check_vector;
 use super::tools::check_calls;
 use super::{
-    Assign, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal, Sampling,
-    Step, Tools,
+    Assign, Beat, ChatMessage, Constraint, End, Generate, Hello, Logprobs, Offer, Prompt, PromptLogprobs, Refusal,
+    Sampling, Step, Tools,
 };
 use crate::limits;
 
@@ -214,6 +214,16 @@ impl Step {
             }),
         }?;
         self.items.iter().flat_map(|i| i.logprobs.iter().chain(&i.prompt_logprobs)).try_for_each(Logprobs::check)
+    }
+}
+
+impl Beat {
+    /// Refuses a step that nobody would wait for.
+    pub fn check(&self) -> Result<(), Invalid> {
+        match self.due() > limits::STEP_DUE_MAX {
+            true => Err(Invalid(format!("a step that is to take {} ms", self.due_ms))),
+            false => Ok(()),
+        }
     }
 }
 

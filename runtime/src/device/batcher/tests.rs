@@ -110,8 +110,18 @@ impl Bench {
     }
 
     async fn items(&mut self) -> Vec<StepItem> {
+        loop {
+            match self.frames.recv().await.unwrap() {
+                ReplicaFrame::Step(step) => return step.items,
+                ReplicaFrame::Beat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Beat {
         match self.frames.recv().await.unwrap() {
-            ReplicaFrame::Step(step) => step.items,
+            ReplicaFrame::Beat(beat) => beat,
             other => panic!("{other:?}"),
         }
     }
@@ -258,22 +268,40 @@ fn news_are_cut_into_frames_that_fit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_prompt_is_seen_to_get_on() {
+async fn who_has_sequences_says_something_all_the_time_and_how_it_gets_on() {
     let mut bench = Bench::start(1).await;
-    bench.assign_sequence(1, 300, None);
-    for _ in 0..4 {
+    for _ in 0..5 {
         let began = tokio::time::Instant::now();
-        let step = bench.plan().await;
-        assert!(step.0.draws.is_empty() && bench.frames.try_recv().is_err());
-        answer(step, 9);
-        assert_eq!(bench.items().await, [], "computed, and nothing to say");
-        assert!(began.elapsed() <= WATCH_INTERVAL);
-        let silence = tokio::time::timeout(10 * WATCH_INTERVAL, bench.frames.recv()).await;
-        assert!(silence.is_err(), "once a step: {silence:?}");
+        assert_eq!(bench.beat().await, Beat::new(0, Duration::ZERO));
+        assert!(began.elapsed() >= MINER_IDLE_BEAT - MINER_BEAT, "nobody waits for anything");
+    }
+    let began = tokio::time::Instant::now();
+    bench.assign_sequence(1, 300, None);
+    assert_eq!((bench.beat().await, began.elapsed()), (Beat::new(0, Duration::ZERO), Duration::ZERO), "at once");
+    for steps in 0..4 {
+        let run = bench.plan().await;
+        let due = if steps == 0 { STEP_DUE_MAX } else { bench.beat().await.due() };
+        assert!(run.0.draws.is_empty() && due > Duration::ZERO, "a long prompt, with nothing to say of it");
+        for _ in 0..20 {
+            let began = tokio::time::Instant::now();
+            assert_eq!(bench.beat().await, Beat::new(steps, due), "however long a step takes");
+            assert!(began.elapsed() <= MINER_BEAT * 3 / 2);
+        }
+        answer(run, 9);
     }
     let last = bench.plan().await;
     answer(last, 9);
     assert_eq!(bench.items().await[0].tokens, [9]);
+    bench.batcher.cast(BatcherMsg::Cancel(SequenceId(1))).unwrap();
+    let last = bench.plan().await;
+    answer(last, 9);
+    while !matches!(bench.items().await.first(), Some(item) if item.end.is_some()) {}
+    let beats = tokio::time::timeout(Duration::from_secs(8), async {
+        for _ in 0..30 {
+            bench.beat().await;
+        }
+    });
+    assert!(beats.await.is_err(), "nobody waits any more");
 }
 
 #[tokio::test]
@@ -284,7 +312,13 @@ async fn frames_tell_what_was_computed_and_what_is_cached() {
     loop {
         let step = bench.plan().await;
         answer(step, 9);
-        let Some(ReplicaFrame::Step(step)) = bench.frames.recv().await else { panic!("a step") };
+        let step = loop {
+            match bench.frames.recv().await.unwrap() {
+                ReplicaFrame::Step(step) => break step,
+                ReplicaFrame::Beat(_) => {}
+                other => panic!("{other:?}"),
+            }
+        };
         (steps, rows, took_us) = (steps + step.steps, rows + step.rows, took_us + step.took_us);
         cached.extend(step.cached);
         assert!(step.evicted.is_empty());
@@ -311,7 +345,9 @@ async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
         let began = tokio::time::Instant::now();
         bench.ended.await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 301);
-        assert!(bench.frames.recv().await.is_none());
+        while let Some(frame) = bench.frames.recv().await {
+            assert!(matches!(frame, ReplicaFrame::Beat(_)), "{frame:?}");
+        }
     }
 }
 

@@ -103,8 +103,7 @@ impl Replica {
     /// Whether it could ever take the request.
     pub(super) fn suits(&self, need: &Need) -> bool {
         !self.draining
-            && !self.suspect
-            && need.not_on != Some(self.key)
+            && need.whom.admits(&self.key)
             && self.has(&need.model)
             && self.offer.task == need.task
             && self.offer.ask.within(&need.limit)
@@ -114,7 +113,7 @@ impl Replica {
 
     /// Whether it can take the request now.
     pub(super) fn has_room(&self, need: &Need) -> bool {
-        self.has_sequence() && u64::from(self.blocks(need)) <= self.blocks_free()
+        !self.suspect && self.has_sequence() && u64::from(self.blocks(need)) <= self.blocks_free()
     }
 
     pub(super) fn has_sequence(&self) -> bool {

@@ -79,6 +79,8 @@ struct Request {
     searched: u32,
     /// Whether one of these could take it when it has room.
     is_suited: bool,
+    /// Where it must go, if it must.
+    only: Option<u32>,
     /// The replica whose room is kept for it.
     kept: Option<u32>,
     /// The replica that it waits for though others have room.
@@ -149,7 +151,14 @@ impl Pool {
         });
     }
 
-    pub(super) fn submit(&mut self, ticket: Ticket, need: Need, now: Duration) -> Result<(), Turned> {
+    /// `only` is where it must go, if it must.
+    pub(super) fn submit(
+        &mut self,
+        ticket: Ticket,
+        need: Need,
+        only: Option<u32>,
+        now: Duration,
+    ) -> Result<(), Turned> {
         let output = self.output_of(&need);
         let waits = Waits {
             ticket,
@@ -169,8 +178,17 @@ impl Pool {
         let deadline = now + patience.min(UNSERVED_PATIENCE);
         self.deadlines.insert((deadline, ticket));
         self.queue.put(waits);
-        let request =
-            Request { need, waits, deadline, cursor: 0, searched: 0, is_suited: false, kept: None, preferred: None };
+        let request = Request {
+            need,
+            waits,
+            deadline,
+            cursor: 0,
+            searched: 0,
+            is_suited: false,
+            only,
+            kept: None,
+            preferred: None,
+        };
         self.requests.insert(ticket, request);
         Ok(())
     }

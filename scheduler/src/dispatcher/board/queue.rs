@@ -29,7 +29,7 @@ pub(super) struct Waits {
     pub(super) ticket: Ticket,
     pub(super) tenant: Tenant,
     pub(super) class: ServiceClass,
-    /// Its stream has begun: it has lost its miner.
+    /// It was placed before.
     pub(super) has_begun: bool,
     pub(super) since: Duration,
     /// When it can no longer be in time.

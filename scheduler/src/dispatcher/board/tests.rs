@@ -38,7 +38,7 @@ fn need(tokens: u32, max_new: u32) -> Need {
         class: ServiceClass::Standard,
         has_begun: false,
         chain: Arc::new([]),
-        not_on: None,
+        whom: Whom::Any,
     }
 }
 
@@ -318,18 +318,49 @@ fn equal_beginnings_that_nobody_knows_go_to_the_same_place_until_it_is_busy() {
 }
 
 #[test]
-fn a_suspect_gets_nothing_until_it_is_heard_of() {
+fn who_is_suspect_is_given_nothing_and_still_serves() {
     let mut board = Still::default();
     board.offer(key(1), offer(4, 100, price(1, 1)));
     board.suspect(key(1), true);
-    board.submit(Ticket(1), need(1, 1));
+    board.suspect(key(2), true);
+    board.submit(Ticket(1), need(10, 10));
     assert!(board.place().is_empty());
+    assert_eq!(board.expire(6 * S), [], "it is waited for");
+    board.offer(key(2), offer(4, 100, price(9, 9)));
+    assert_eq!(board.place()[0].key, key(2), "a dearer one that speaks");
     board.suspect(key(1), false);
-    assert_eq!(board.place().len(), 1);
-    board.submit(Ticket(2), Need { not_on: Some(key(1)), ..need(1, 1) });
-    assert!(board.place().is_empty(), "it is to go elsewhere");
-    board.offer(key(2), offer(4, 100, price(1, 1)));
-    assert_eq!(board.place()[0].key, key(2));
+    board.submit(Ticket(2), need(10, 10));
+    assert_eq!(board.place()[0].key, key(1));
+}
+
+#[test]
+fn who_has_run_already_comes_first_and_is_not_shut_out() {
+    let mut board = Still::default();
+    (1..=WAITING_MAX as u64).for_each(|ticket| assert!(board.submit(Ticket(ticket), need(10, 10))));
+    assert!(!board.submit(Ticket(9_000), need(10, 10)));
+    assert!(board.submit(Ticket(9_001), Need { has_begun: true, ..need(10, 10) }));
+    board.offer(key(1), offer(2, 100, price(1, 1)));
+    let placed: Vec<_> = board.place().iter().map(|p| p.ticket.0).collect();
+    assert_eq!((placed, board.waiting()), (vec![9_001, 1], WAITING_MAX - 1));
+}
+
+#[test]
+fn a_successor_goes_to_another_replica_or_to_the_one_it_was_on() {
+    let mut board = Still::default();
+    let whom = |whom| Need { whom, has_begun: true, ..need(10, 10) };
+    board.offer(key(1), offer(8, 100, price(1, 1)));
+    board.submit(Ticket(1), whom(Whom::Not(key(1))));
+    assert!(board.place().is_empty());
+    board.offer(key(2), offer(8, 100, price(9, 9)));
+    let placed = |board: &mut Still| board.place().iter().map(|p| (p.ticket, p.key)).collect::<Vec<_>>();
+    assert_eq!(placed(&mut board), [(Ticket(1), key(2))], "as soon as there is another");
+    for (ticket, at) in [(2, key(2)), (3, key(1))] {
+        board.submit(Ticket(ticket), whom(Whom::Only(at)));
+        assert_eq!(placed(&mut board), [(Ticket(ticket), at)]);
+    }
+    board.lose(key(1));
+    board.submit(Ticket(4), whom(Whom::Only(key(1))));
+    assert!(board.place().is_empty(), "nobody else will do");
 }
 
 #[test]

@@ -58,6 +58,9 @@ impl Pool {
         let need = &request.need;
         let mut found: Vec<(u32, FoundBy)> = Vec::with_capacity(BY_PREFIX + BY_CHANCE + 2);
         let can = |id: u32| self.fleet.get(id).is_some_and(|r| r.suits(need) && r.has_room(need));
+        if let Some(only) = request.only {
+            return if can(only) { vec![(only, FoundBy::Kept)] } else { Vec::new() };
+        }
         found.extend(request.kept.filter(|id| can(*id)).map(|id| (id, FoundBy::Kept)));
         let is_free = |id: u32| can(id) && self.fleet.get(id).is_some_and(|r| r.kept_for.is_none());
         let add = |found: &mut Vec<(u32, FoundBy)>, id: u32, by: FoundBy| {

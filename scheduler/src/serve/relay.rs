@@ -1,0 +1,136 @@
+//! What miners say, on its way to the developer: what is known already is left out, the rest is judged and relayed.
+
+use cuckoo_models::tools::Event;
+use cuckoo_wire::message::{End, FinishReason, Reply, TokenLogprobs};
+use tokio::sync::mpsc;
+
+use super::{Ending, Job, Outcome, handover, send_all};
+use crate::gateway::miner::News;
+use crate::{spell, tools};
+
+impl Job {
+    /// Takes in what a line has to say and relays what is new of it. `None` while the placement goes on.
+    pub(super) async fn accept(
+        &mut self,
+        (attempt, at): (usize, u32),
+        mut news: News,
+        replies: &mpsc::Sender<Reply>,
+    ) -> Option<Outcome> {
+        let output = &self.tokens[self.prompt_tokens as usize..];
+        let Some(known) = handover::known(output, at, &news.tokens) else {
+            return Some(Outcome::Lost("the miner sent other tokens than the one before it".to_owned()));
+        };
+        news.tokens.drain(..known);
+        news.logprobs.drain(..known.min(news.logprobs.len()));
+        let unasked =
+            |_| Outcome::Lost("the miner sent log-probabilities that were not asked for, or too few".to_owned());
+        let scored = match self.speller.prompt(&self.tokens, &news.prompt_logprobs) {
+            Ok(scored) => scored,
+            Err(error) => return Some(unasked(error)),
+        };
+        if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
+            return Some(Outcome::Ended(ending));
+        }
+        let mut logprobs = match self.speller.output(&news.tokens, &news.logprobs) {
+            Ok(logprobs) => logprobs.into_iter(),
+            Err(error) => return Some(unasked(error)),
+        };
+        let mut reason = None;
+        // With log-probabilities a token is a reply of its own, so that any one fits a frame.
+        let portion = if logprobs.len() > 0 { 1 } else { news.tokens.len().max(1) };
+        for tokens in news.tokens.chunks(portion) {
+            let found = logprobs.by_ref().take(tokens.len()).collect();
+            reason = match self.relay(attempt, (tokens, found), replies).await {
+                Ok(reason) => reason,
+                Err(outcome) => return Some(outcome),
+            };
+            // What a miner says beyond the end is nobody's.
+            if reason.is_some() {
+                break;
+            }
+        }
+        match (reason, news.end) {
+            (Some(reason), _) => Some(Outcome::Ended(Ending::Finished(reason))),
+            (None, None) => None,
+            (None, Some(End::Failed(why))) => Some(Outcome::Lost(why)),
+            (None, Some(End::Embedded(_))) => Some(Outcome::Lost("the miner sent a vector for tokens".to_owned())),
+            (None, Some(end)) => Some(Outcome::Lost(format!("the miner ended too early: {end:?}"))),
+        }
+    }
+
+    /// Relays more tokens, up to the last one that counts. Why it is the last, if it is.
+    async fn relay(
+        &mut self,
+        attempt: usize,
+        (tokens, logprobs): (&[u32], Vec<TokenLogprobs>),
+        replies: &mpsc::Sender<Reply>,
+    ) -> Result<Option<FinishReason>, Outcome> {
+        let first = self.accepted();
+        let (mut reason, mut events) = (None, Vec::new());
+        // Looked at before any is taken in: what is accepted is what the developer gets.
+        if tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
+            return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
+        }
+        let (mut taken, mut allowed) = (Vec::with_capacity(tokens.len()), true);
+        for &token in tokens {
+            allowed = self.judge.as_mut().is_none_or(|judge| judge.accept(token));
+            if !allowed {
+                break;
+            }
+            self.tokens.push(token);
+            taken.push(token);
+            reason = self.judge(token, &mut events);
+            if reason.is_some() {
+                break;
+            }
+        }
+        if !allowed && taken.is_empty() {
+            return Err(not_allowed());
+        }
+        if first == 0 {
+            self.hold.market().metrics().first_token(self.began.elapsed());
+        }
+        self.hold.market().metrics().tokens(taken.len());
+        self.attempts[attempt].tokens += taken.len() as u32;
+        if let Some(why) = reason {
+            // Before what was held back is dropped: a call that has not ended was cut.
+            let (_, is_within_call) = self.output.calls();
+            events.extend(self.output.finish());
+            reason = Some(match why {
+                FinishReason::Stop if is_within_call => FinishReason::Length,
+                FinishReason::Stop if self.output.calls().0 => FinishReason::ToolCalls,
+                why => why,
+            });
+        }
+        let deltas = tools::replies(&mut self.caller, events, first, taken, logprobs);
+        send_all(replies, deltas).await.map_err(Outcome::Ended)?;
+        match allowed {
+            true => Ok(reason),
+            false => Err(not_allowed()),
+        }
+    }
+
+    /// What one more token means.
+    fn judge(&mut self, token: u32, events: &mut Vec<Event>) -> Option<FinishReason> {
+        if self.stop_tokens.binary_search(&token).is_ok() {
+            if self.include_stop {
+                events.extend(self.output.push(token).events);
+            }
+            return Some(FinishReason::Stop);
+        }
+        let shown = match self.accepted() <= self.sampling.min_tokens {
+            true => self.output.push_unscanned(token),
+            false => self.output.push(token),
+        };
+        events.extend(shown.events);
+        match () {
+            () if shown.stopped => Some(FinishReason::Stop),
+            () if self.accepted() >= self.max_new => Some(FinishReason::Length),
+            () => None,
+        }
+    }
+}
+
+fn not_allowed() -> Outcome {
+    Outcome::Lost("the miner sent a token that the constraint does not allow".to_owned())
+}
