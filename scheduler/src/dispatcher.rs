@@ -109,14 +109,14 @@ pub(crate) struct Seat {
     dispatcher: ActorRef<DispatcherMsg>,
     key: ReplicaKey,
     ticket: Ticket,
+    has_answered: bool,
     ended: Ended,
 }
 
 impl Seat {
     /// The miner has said something, of so many tokens of output.
     pub(crate) fn heard(&mut self, tokens: u32) {
-        if self.ended.is_lost {
-            self.ended.is_lost = false;
+        if !std::mem::replace(&mut self.has_answered, true) {
             let _ = self.dispatcher.cast(DispatcherMsg::Answered(self.key, self.ticket));
         }
         self.ended.output += tokens;
@@ -315,9 +315,8 @@ impl State {
             let mut submission = self.waiting.remove(&ticket).expect("the board places who waits");
             let link = self.links.get(&key).expect("the board places on offered replicas").clone();
             submission.order.place(&placement);
-            // Lost until it is heard of.
-            let ended = Ended { output: 0, is_lost: true };
-            let seat = Seat { dispatcher: me.clone(), key, ticket, ended };
+            let ended = Ended { output: 0, is_lost: false };
+            let seat = Seat { dispatcher: me.clone(), key, ticket, has_answered: false, ended };
             let running = link.give(submission.order, seat);
             let reasons = self.reasons(&submission.need, placement.reasons);
             self.explanations.add(submission.request, submission.client, reasons);
