@@ -30,7 +30,7 @@ const PASSED_MAX: usize = 16;
 /// What an output is thought to have before any has ended, in tokens, and how much one counts.
 const OUTPUT_PRIOR: f64 = 128.0;
 const OUTPUT_SHARE: f64 = 0.02;
-/// Tokens that a model's replicas compute in a second, before they have.
+/// Tokens that a model's replicas are said to compute in a second, before that is known.
 const DRAIN_PRIOR: f64 = 100.0;
 /// Over such a time their rate is measured.
 const DRAIN_PERIOD: Duration = Duration::from_secs(5);
@@ -87,12 +87,13 @@ struct Request {
     preferred: Option<u32>,
 }
 
-/// Tokens a second, over the last whole period.
-#[derive(Clone, Copy, Debug)]
+/// Tokens a second while somebody waited, over the last whole period: where nobody waits, it is demand that is measured.
+#[derive(Clone, Copy, Debug, Default)]
 struct Drained {
     since: Duration,
     tokens: u64,
-    rate: f64,
+    /// Not known before there was such a period.
+    rate: Option<f64>,
 }
 
 impl Default for Pool {
@@ -109,7 +110,7 @@ impl Default for Pool {
             ended_on: Vec::new(),
             ended: 0,
             time: StepTime::default(),
-            drained: Drained { since: Duration::ZERO, tokens: 0, rate: DRAIN_PRIOR },
+            drained: Drained::default(),
         }
     }
 }
@@ -131,8 +132,11 @@ impl Pool {
         if let Some(request) = kept.and_then(|ticket| self.requests.get_mut(&ticket)) {
             request.kept = None;
         }
-        // Whoever was suited may have been by this one alone.
-        self.requests.values_mut().for_each(|request| (request.searched, request.is_suited) = (0, false));
+        for request in self.requests.values_mut() {
+            // Whoever was suited may have been by this one alone.
+            (request.searched, request.is_suited) = (0, false);
+            request.preferred = request.preferred.filter(|preferred| *preferred != id);
+        }
     }
 
     pub(super) fn stepped(&mut self, id: u32, steps: &Steps<'_>) {
@@ -171,8 +175,9 @@ impl Pool {
         };
         let patience = patience(need.class);
         let is_crowded = self.fleet.computes(&need.model) && self.fleet.open(&need.model).is_empty();
-        let wait = self.queue.ahead_of(need.tenant, waits.work) as f64 / self.drained.rate;
-        if is_crowded && !need.has_begun && wait > patience.as_secs_f64() {
+        let ahead = self.queue.ahead_of(need.tenant, waits.work) as f64;
+        let waits_too_long = self.drained.rate.is_some_and(|rate| ahead / rate > patience.as_secs_f64());
+        if is_crowded && !need.has_begun && waits_too_long {
             return Err(Turned::Busy(self.retry_after()));
         }
         let deadline = now + patience.min(UNSERVED_PATIENCE);
@@ -244,7 +249,8 @@ impl Pool {
         }
         let Some((waits, output)) = self.charged.remove(&ticket) else { return };
         self.queue.charge(waits.tenant, waits.class, i64::from(end.output) - output as i64);
-        self.drained.add(waits.work.saturating_sub(output as u64) + u64::from(end.output), now);
+        let tokens = waits.work.saturating_sub(output as u64) + u64::from(end.output);
+        self.drained.add(tokens, self.queue.len() > 0, now);
         if !end.is_lost {
             self.output.observe(f64::from(end.output));
         }
@@ -304,7 +310,8 @@ impl Pool {
 
     /// When what waits now will have been served, at the rate of late.
     pub(super) fn retry_after(&self) -> Duration {
-        let seconds = (self.queue.work() as f64 / self.drained.rate).ceil() as u64;
+        let rate = self.drained.rate.unwrap_or(DRAIN_PRIOR);
+        let seconds = (self.queue.work() as f64 / rate).ceil() as u64;
         Duration::from_secs(seconds.clamp(RETRY_AFTER.0, RETRY_AFTER.1))
     }
 
@@ -314,12 +321,16 @@ impl Pool {
 }
 
 impl Drained {
-    fn add(&mut self, tokens: u64, now: Duration) {
+    fn add(&mut self, tokens: u64, somebody_waits: bool, now: Duration) {
+        if !somebody_waits {
+            (self.since, self.tokens) = (now, 0);
+            return;
+        }
         self.tokens += tokens;
         let period = now.saturating_sub(self.since);
         if period >= DRAIN_PERIOD {
-            let rate = self.tokens as f64 / period.as_secs_f64();
-            *self = Self { since: now, tokens: 0, rate: rate.max(1.0) };
+            let rate = (self.tokens as f64 / period.as_secs_f64()).max(1.0);
+            *self = Self { since: now, tokens: 0, rate: Some(rate) };
         }
     }
 }

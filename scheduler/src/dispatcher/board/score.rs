@@ -1,5 +1,7 @@
 //! What it costs to place a request on a replica, in milliseconds, and what its developer will see.
 
+use std::cmp::Ordering;
+
 use cuckoo_wire::message::{Price, ServiceClass, Terms};
 
 use super::Need;
@@ -49,9 +51,9 @@ pub(super) struct Foreseen {
 }
 
 impl Foreseen {
-    /// What is compared, the smaller the better: whether it misses what the class aims at, then what it costs.
-    pub(super) fn rank(&self) -> (bool, f32) {
-        (!self.meets, self.terms.total())
+    /// Which is better, the smaller one: whether it misses what the class aims at, then what it costs.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        other.meets.cmp(&self.meets).then_with(|| self.terms.total().total_cmp(&other.terms.total()))
     }
 
     /// The same, after so many milliseconds of waiting for room.

@@ -394,13 +394,37 @@ fn the_queue_is_bounded_and_says_when_to_come_back() {
 fn who_would_wait_for_longer_than_its_class_does_is_turned_away_at_once() {
     let mut board = Still::default();
     board.offer(key(1), offer(1, 10_000, price(1, 1)));
-    board.submit(Ticket(0), need(1, 1));
-    board.place();
     let interactive = || Need { class: ServiceClass::Interactive, ..need(900, 100) };
-    let let_in = (1..=50).filter(|t| board.submit(Ticket(*t), interactive())).count();
-    assert_eq!(let_in, 3, "at 100 tokens a second, a fourth thousand would wait for more than 30 s");
-    let other = Need { tenant: Tenant(2), ..interactive() };
-    assert!(board.submit(Ticket(99), other), "somebody else does not stand behind them all");
+    let standard = || need(900, 100);
+    (0..60).for_each(|t| assert!(board.submit(Ticket(t), standard()), "how fast they are is not known"));
+    // One after the other, 1,000 tokens in ten seconds.
+    for n in 0..3 {
+        let now = (n + 1) * 10 * S;
+        let placed = board.0.place(now);
+        assert_eq!(placed.len(), 1);
+        board.ended(key(1), placed[0].ticket, Ended { output: 100, is_lost: false }, now);
+        board.grant(key(1), Window { sequences: 2 + u64::from(n), blocks: 10_000 });
+    }
+    board.0.place(30 * S);
+    let other = |class, tenant| Need { class, tenant: Tenant(tenant), ..interactive() };
+    let Err(Turned::Busy(after)) = board.0.submit(Ticket(90), interactive(), 30 * S) else { panic!("it is full") };
+    assert!((500..=600).contains(&after.as_secs()), "56 wait, at 100 tokens a second: {after:?}");
+    assert!(board.0.submit(Ticket(91), other(ServiceClass::Interactive, 2), 30 * S).is_ok(), "others have their turn");
+    assert!(board.0.submit(Ticket(92), other(ServiceClass::Batch, 1), 30 * S).is_ok(), "who is patient waits");
+}
+
+#[test]
+fn a_quiet_night_says_nothing_of_how_much_is_possible() {
+    let mut board = Still::default();
+    board.offer(key(1), offer(1, 100_000, price(1, 1)));
+    for n in 0..20 {
+        let now = n * 60 * S;
+        board.0.submit(Ticket(u64::from(n)), need(10, 10), now).unwrap();
+        assert_eq!(board.0.place(now).len(), 1);
+        board.ended(key(1), Ticket(u64::from(n)), Ended { output: 10, is_lost: false }, now);
+        board.grant(key(1), Window { sequences: 2 + u64::from(n), blocks: 100_000 });
+    }
+    (100..200).for_each(|t| assert!(board.0.submit(Ticket(t), need(900, 100), 1_200 * S).is_ok()));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Which replica a request goes to, or for which it is better to wait.
 
-use std::cmp::Ordering;
 use std::time::Duration;
 
 use cuckoo_wire::message::FoundBy;
@@ -90,6 +89,11 @@ impl Pool {
     /// that only lacks blocks.
     pub(super) fn search(&mut self, ticket: Ticket) -> Vec<(u32, FoundBy)> {
         let Some(request) = self.requests.get_mut(&ticket) else { return Vec::new() };
+        // What was kept and will not do any more keeps nobody from another.
+        if let Some(kept) = request.kept.filter(|id| !self.fleet.get(*id).is_some_and(|r| r.suits(&request.need))) {
+            request.kept = None;
+            self.fleet.change(kept, |replica| replica.kept_for = replica.kept_for.filter(|other| *other != ticket));
+        }
         let (mut found, mut lacks_blocks) = (Vec::new(), None);
         let ids = self.fleet.ids();
         for _ in 0..SEARCHED_MAX.min(ids) {
@@ -140,7 +144,7 @@ impl Pool {
             Some((id, foreseen, Considered { key, cached_tokens, terms, ttft_p95_ms, itl_ms, meets, found_by }))
         });
         let mut ranked: Vec<Ranked> = ranked.collect();
-        ranked.sort_by(|(_, a, _), (_, b, _)| a.rank().partial_cmp(&b.rank()).unwrap_or(Ordering::Equal));
+        ranked.sort_by(|(_, a, _), (_, b, _)| a.order(b));
         ranked
     }
 
@@ -170,9 +174,9 @@ impl Pool {
             let (mut foreseen, _) = self.foresee(id, need, &outlook)?;
             let saved_ms = f64::from(best.terms.total() - foreseen.terms.total());
             foreseen.wait(self.fleet.get(id)?.room_in_ms(), need.class);
-            (waited_ms < saved_ms && foreseen.rank() < best.rank()).then_some((id, foreseen))
+            (waited_ms < saved_ms && foreseen.order(best).is_lt()).then_some((id, foreseen))
         });
-        later.min_by(|(_, a), (_, b)| a.rank().partial_cmp(&b.rank()).unwrap_or(Ordering::Equal)).map(|(id, _)| id)
+        later.min_by(|(_, a), (_, b)| a.order(b)).map(|(id, _)| id)
     }
 
     /// Notes whom a request waits for.
