@@ -29,7 +29,7 @@ pub struct Job {
     pub class: ServiceClass,
     /// What it asks.
     pub prompt: Arc<[u32]>,
-    /// Tokens of its answer, the last of which is [`STOP`].
+    /// Tokens of its answer, the last of which ends it.
     pub output: u32,
     /// The most that it allows.
     pub max_new: u32,
