@@ -32,7 +32,7 @@ const EXPIRY_US: u64 = 500_000;
 /// A scheduler that was killed is back after so long.
 const RESTART_US: u64 = 1_000_000;
 /// A run whose last request has not ended so long after it came never ends.
-const END_US: u64 = 3_600_000_000;
+const END_US: u64 = 86_400_000_000;
 
 /// What is simulated.
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ impl<'a> Market<'a> {
         while self.left > 0 {
             let event = self.events.next().ok_or_else(|| format!("{} requests never end", self.left))?;
             if self.events.now() > END_US + self.scenario.jobs.last().map_or(0, |job| job.at_us) {
-                return Err(format!("{} requests have not ended after an hour", self.left));
+                return Err(format!("{} requests have not ended after a day", self.left));
             }
             self.handle(event)?;
         }
