@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_scheduler::{
-    BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Steps, Tenant, Ticket, Whom,
+    BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Steps, Tenant, Ticket, Whom, mixed,
 };
 use cuckoo_wire::message::{Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window};
 
@@ -23,14 +23,6 @@ struct Size {
     /// Blocks in the caches of all replicas.
     blocks: usize,
     placements: u64,
-}
-
-/// SplitMix64.
-fn mixed(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn key(link: u64) -> ReplicaKey {

@@ -291,24 +291,24 @@ pub(crate) struct SimulateArgs {
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seeds: u64,
     /// Miners of all kinds of hardware
-    #[arg(long, default_value = "20")]
-    pub(crate) miners: usize,
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) miners: u32,
     /// Requests of a run
-    #[arg(long, default_value = "2000")]
-    pub(crate) requests: usize,
+    #[arg(long, default_value = "2000", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) requests: u32,
     /// Requests a second, on the average
-    #[arg(long, default_value = "20")]
+    #[arg(long, default_value = "20", value_parser = rate)]
     pub(crate) rate: f64,
     /// Accounts that ask
-    #[arg(long, default_value = "20")]
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) tenants: u64,
     /// Faults: 0 for none, 1 for a bad day
-    #[arg(long, default_value = "0")]
+    #[arg(long, default_value = "0", value_parser = faults)]
     pub(crate) faults: f64,
     /// Read requests from a trace (Mooncake's JSON lines) rather than drawing them
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// Write the requests as a trace
+    /// Write the requests of the first seed as a trace
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,
 }
@@ -417,6 +417,10 @@ fn price(text: &str) -> Result<Nano, String> {
     }
 }
 
+fn faults(text: &str) -> Result<f64, String> {
+    let much = text.parse().ok().filter(|much: &f64| (0.0..=1_000.0).contains(much));
+    much.ok_or_else(|| "faults are from 0, none, to 1000, each a bad day's worth".to_owned())
+}
 fn percent(text: &str) -> Result<Bps, String> {
     let bps = decimal(text, 2).ok_or("a share looks like 8 or 2.5: at most two digits after the point")?;
     u16::try_from(bps).ok().filter(|b| *b <= 2_000).map(Bps).ok_or_else(|| "at most 20 percent".to_owned())

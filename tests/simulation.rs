@@ -62,9 +62,18 @@ fn the_command_prints_the_same_bytes_again() {
     let reports: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let named: Vec<_> = reports.iter().map(|report| report["rule"].as_str().unwrap()).collect();
     assert_eq!((named, reports[0]["requests"].as_u64()), (vec!["cuckoo", "p2c"], Some(60)));
-    let unknown = printed(&["--rule", "best"]);
-    let why = String::from_utf8_lossy(&unknown.stderr);
-    assert!(!unknown.status.success() && why.contains("'best'") && why.contains("llm-d"), "{why}");
+    for (wrong, words) in [
+        (["--rule", "best"], ["'best'", "llm-d"]),
+        (["--miners", "0"], ["--miners", "1..="]),
+        (["--rate", "0"], ["--rate", "above 0"]),
+        (["--rate", "nan"], ["--rate", "above 0"]),
+        (["--trace", "/nowhere"], ["/nowhere", "No such file"]),
+    ] {
+        let refused = printed(&wrong);
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && words.iter().all(|word| why.contains(word)), "{wrong:?}: {why}");
+        assert!(!why.contains("panicked"), "{why}");
+    }
 }
 
 #[test]
@@ -87,6 +96,7 @@ fn a_trace_is_read_as_it_was_written() {
     for (line, word) in [
         ("{}", "timestamp"),
         (r#"{"timestamp":1,"input_length":600,"output_length":5,"hash_ids":[1]}"#, "1 hashes for 600 tokens"),
+        (r#"{"timestamp":18446744073709551615,"input_length":9,"output_length":5,"hash_ids":[1]}"#, "a year at most"),
         (r#"{"timestamp":1,"input_length":0,"output_length":5,"hash_ids":[]}"#, "make no request"),
         (r#"{"timestamp":1,"input_length":9,"output_length":0,"hash_ids":[1]}"#, "make no request"),
     ] {

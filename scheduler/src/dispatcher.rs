@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 pub use board::{
     BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
-    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, objective,
+    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 use explanations::Explanations;
 

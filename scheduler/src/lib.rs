@@ -38,6 +38,6 @@ mod words;
 
 pub use dispatcher::{
     BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
-    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, objective,
+    ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

@@ -19,8 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_models::Syntax;
-use cuckoo_wire::BlockHash;
-use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{
     Assign, Constraint, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling, SequenceId,
     ServiceClass, Task, Usage,
@@ -29,7 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
-use crate::dispatcher::{BlockName, Computes, Need, Whom};
+use crate::dispatcher::{Need, Whom};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
@@ -219,7 +217,7 @@ impl Job {
             tenant: self.client.into(),
             class: self.class,
             has_begun: !self.attempts.is_empty(),
-            chain: chain(&self.model, &self.cache_salt, &self.tokens),
+            chain: Need::chain_of(&self.model.computes(), &self.cache_salt, &self.tokens),
             whom,
         };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
@@ -261,13 +259,6 @@ impl Job {
         let delivered = Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations };
         self.hold.settle(&self.model, delivered).await
     }
-}
-
-/// Names of the KV blocks of `tokens`, as miners name them.
-fn chain(model: &Model, salt: &[u8; 16], tokens: &[u32]) -> Arc<[BlockName]> {
-    let Computes { weights, adapter } = model.computes();
-    let root = BlockHash::root(&weights.0, adapter.as_ref().map(|adapter| &adapter.0), salt);
-    BlockHash::chain(root, tokens, BLOCK_TOKENS).map(BlockHash::short).collect()
 }
 
 /// Sends replies in order, unless the developer has gone.

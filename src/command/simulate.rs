@@ -1,7 +1,8 @@
 //! `cuckoo simulate`: the market on a virtual clock, with this project's rule or those of others.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::{BufReader, BufWriter, Write};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use cuckoo::simulation::{
@@ -16,21 +17,17 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     let bar = ProgressBar::new(args.seeds * rules.len() as u64).with_style(
         ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {per_sec}, {eta} left").context("a progress bar")?,
     );
+    let trace = args.trace.as_ref().map(|path| read(path)).transpose()?;
+    let drawn = Workload { requests: args.requests as usize, per_second: args.rate, tenants: args.tenants };
     let mut reports = Vec::new();
-    for seed in args.seed..args.seed + args.seeds {
-        let jobs = jobs(args, seed)?;
-        if let Some(path) = &args.write_trace {
-            let file = File::create(path).with_context(|| format!("{}", path.display()))?;
-            write_trace(BufWriter::new(file), &jobs).with_context(|| format!("{}", path.display()))?;
+    for seed in (0..args.seeds).map(|n| args.seed.wrapping_add(n)) {
+        let jobs = trace.clone().unwrap_or_else(|| drawn.draw(seed));
+        if let Some(path) = args.write_trace.as_ref().filter(|_| seed == args.seed) {
+            write(path, &jobs)?;
         }
         for rule in &rules {
-            let scenario = Scenario {
-                seed,
-                rule: *rule,
-                miners: fleet(args.miners),
-                jobs: jobs.clone(),
-                faults: faults(args.faults),
-            };
+            let (miners, jobs, faults) = (fleet(args.miners as usize), jobs.clone(), faults(args.faults));
+            let scenario = Scenario { seed, rule: *rule, miners, jobs, faults };
             let report = simulated(&scenario)
                 .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))?;
             bar.inc(1);
@@ -63,14 +60,15 @@ fn fleet(miners: usize) -> Vec<Hardware> {
     (0..miners).map(|at| HARDWARE[[2, 1, 3, 2, 0, 3, 2, 1, 3, 2][at % 10]]).collect()
 }
 
-fn jobs(args: &SimulateArgs, seed: u64) -> anyhow::Result<Vec<Job>> {
-    match &args.trace {
-        Some(path) => {
-            let file = File::open(path).with_context(|| format!("{}", path.display()))?;
-            read_trace(BufReader::new(file)).with_context(|| format!("{}", path.display()))
-        }
-        None => Ok(Workload { requests: args.requests, per_second: args.rate, tenants: args.tenants }.draw(seed)),
-    }
+fn read(path: &Path) -> anyhow::Result<Vec<Job>> {
+    let named = || format!("{}", path.display());
+    read_trace(BufReader::new(File::open(path).with_context(named)?)).with_context(named)
+}
+
+fn write(path: &Path, jobs: &[Job]) -> anyhow::Result<()> {
+    let named = || format!("{}", path.display());
+    let mut file = BufWriter::new(File::create(path).with_context(named)?);
+    write_trace(&mut file, jobs).and_then(|()| file.flush()).with_context(named)
 }
 
 fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {

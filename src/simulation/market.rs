@@ -11,6 +11,7 @@ mod summary;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use cuckoo_scheduler::mixed;
 use cuckoo_wire::message::{Assign, End, ReplicaId, SequenceId};
 
 use accounts::Accounts;
@@ -19,7 +20,7 @@ use ours::Ours;
 use rivals::Rivals;
 use stream::{Place, Stage, Stream};
 
-use super::chance::{Chance, mixed};
+use super::chance::Chance;
 use super::fleet::{Frame, Hardware, SimMiner};
 use super::report::Report;
 use super::rival::Rule;

@@ -100,7 +100,7 @@ pub(super) struct View {
 
 impl View {
     /// How many of the first blocks of a chain it has.
-    fn hit(&self, chain: &[u64]) -> usize {
+    pub(super) fn hit(&self, chain: &[u64]) -> usize {
         chain.iter().take_while(|name| self.cached.contains(name)).count()
     }
 }

@@ -5,10 +5,11 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 
+use cuckoo_scheduler::mixed;
 use cuckoo_wire::message::ServiceClass;
 use serde::{Deserialize, Serialize};
 
-use super::chance::{Chance, mixed};
+use super::chance::Chance;
 
 /// Tokens that one hash of a trace stands for.
 const TRACE_BLOCK_TOKENS: usize = 512;
@@ -94,7 +95,8 @@ impl Workload {
         let mean_us = 1e6 / self.per_second * MEAN_TURNS;
         while jobs.len() < self.requests {
             at_us += chance.until_next(mean_us) * if ((at_us / WAVE_US) as u64).is_multiple_of(2) { 0.67 } else { 2.0 };
-            let mut talk = begin(&mut chance, self.tenants, at_us as u64);
+            // However seldom they come, all come within a year.
+            let mut talk = begin(&mut chance, self.tenants, (at_us as u64).min(TRACE_MS_MAX * 1_000));
             while talk.turns > 0 && jobs.len() < self.requests {
                 jobs.push(turn(&mut chance, &mut talk));
             }
@@ -177,6 +179,8 @@ pub enum TraceError {
     },
 }
 
+/// A year.
+const TRACE_MS_MAX: u64 = 366 * 86_400_000;
 /// Tokens of a prompt at most.
 const TRACE_INPUT_MAX: usize = 131_072;
 
@@ -194,6 +198,9 @@ pub fn read_trace(from: impl BufRead) -> Result<Vec<Job>, TraceError> {
         let wrong = |why: String| TraceError::Line { line: at + 1, why };
         let Line { timestamp, input_length, output_length, hash_ids } =
             serde_json::from_str(&line).map_err(|e| wrong(e.to_string()))?;
+        if timestamp > TRACE_MS_MAX {
+            return Err(wrong(format!("it comes after {timestamp} ms, and a trace lasts a year at most")));
+        }
         if input_length == 0 || input_length > TRACE_INPUT_MAX || output_length == 0 {
             return Err(wrong(format!("lengths {input_length} and {output_length} make no request")));
         }

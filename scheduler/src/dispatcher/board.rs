@@ -13,6 +13,7 @@
 //! Whatever the fleet's size, a pick looks at a handful of replicas. Chance is a generator whose seed is part of the state:
 //! the same events give the same placements.
 
+mod chance;
 mod fleet;
 mod members;
 mod pool;
@@ -25,8 +26,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cuckoo_wire::BlockHash;
+use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{FoundBy, Offer, Price, ReplicaId, ServiceClass, Task, Terms, WeightsHash, Window};
 
+pub use chance::mixed;
 pub use fleet::Replica;
 use pool::Pool;
 pub use prefix_index::BlockName;
@@ -111,6 +115,15 @@ pub struct Need {
     pub chain: Arc<[BlockName]>,
     /// Who is asked.
     pub whom: Whom,
+}
+
+impl Need {
+    /// Names of the full blocks of `tokens`, as miners name them: for [`Need::chain`].
+    pub fn chain_of(model: &Computes, salt: &[u8; 16], tokens: &[u32]) -> Arc<[BlockName]> {
+        let adapter = model.adapter.as_ref().map(|adapter| &adapter.0);
+        let root = BlockHash::root(&model.weights.0, adapter, salt);
+        BlockHash::chain(root, tokens, BLOCK_TOKENS).map(BlockHash::short).collect()
+    }
 }
 
 /// One decision.
@@ -229,7 +242,7 @@ impl Board {
             tickets: HashMap::new(),
             changed: BTreeSet::new(),
             waiting: 0,
-            chance: fleet::mixed(seed),
+            chance: mixed(seed),
         }
     }
 
@@ -345,13 +358,12 @@ impl Board {
 
     /// Requests that have waited for too long, and why nobody took them. They wait no longer.
     pub fn expire(&mut self, now: Duration) -> Vec<(Ticket, Turned)> {
-        let late: Vec<_> = self.pools.values_mut().flat_map(|pool| pool.expire(now)).collect();
+        let mut late: Vec<_> = self.pools.values_mut().flat_map(|pool| pool.expire(now)).collect();
         // Whoever waits for a replica that nothing is heard of goes elsewhere after a while.
         let waiting = self.pools.iter().filter(|(_, pool)| pool.has_waiting()).map(|(weights, _)| *weights);
         self.changed.extend(waiting);
         self.waiting -= late.len();
         late.iter().for_each(|(ticket, _)| _ = self.tickets.remove(ticket));
-        let mut late = late;
         late.sort_by_key(|(ticket, _)| *ticket);
         late
     }

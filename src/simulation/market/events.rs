@@ -1,7 +1,6 @@
 //! The virtual clock: what happens next.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 
 use cuckoo_wire::message::{Assign, SequenceId};
 
@@ -32,8 +31,7 @@ pub(super) enum Event {
 pub(super) struct Events {
     now_us: u64,
     made: u64,
-    order: BinaryHeap<Reverse<(u64, u64)>>,
-    what: std::collections::HashMap<u64, Event>,
+    coming: BTreeMap<(u64, u64), Event>,
 }
 
 impl Events {
@@ -43,8 +41,7 @@ impl Events {
 
     pub(super) fn at(&mut self, at_us: u64, event: Event) {
         self.made += 1;
-        self.order.push(Reverse((at_us.max(self.now_us), self.made)));
-        self.what.insert(self.made, event);
+        self.coming.insert((at_us.max(self.now_us), self.made), event);
     }
 
     pub(super) fn after(&mut self, us: u64, event: Event) {
@@ -53,13 +50,13 @@ impl Events {
 
     /// The next, unless it is later.
     pub(super) fn next_until(&mut self, until_us: u64) -> Option<Event> {
-        let Reverse((at, _)) = self.order.peek()?;
-        if *at <= until_us { self.next() } else { None }
+        self.coming.first_key_value().filter(|((at, _), _)| *at <= until_us)?;
+        self.next()
     }
 
     pub(super) fn next(&mut self) -> Option<Event> {
-        let Reverse((at, number)) = self.order.pop()?;
+        let ((at, _), event) = self.coming.pop_first()?;
         self.now_us = at;
-        self.what.remove(&number)
+        Some(event)
     }
 }

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cuckoo_runtime::BlockHash;
 use cuckoo_scheduler::{Board, Computes, Ended, LinkId, Need, ReplicaKey, Steps, Tenant, Ticket, Whom};
-use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{Price, ReplicaId, Task};
 
 use super::super::fleet::{Frame, SimMiner, WEIGHTS};
 use super::super::workload::Job;
 use super::stream::Place;
+
+const MODEL: Computes = Computes { weights: WEIGHTS, adapter: None };
 
 pub(super) struct Ours {
     board: Board,
@@ -28,9 +28,8 @@ pub(super) fn salt(tenant: u64) -> [u8; 16] {
 
 /// Names of the blocks of what a request knows.
 pub(super) fn chain(job: &Job, accepted: u32) -> Arc<[u64]> {
-    let root = BlockHash::root(&WEIGHTS.0, None, &salt(job.tenant));
     let known: Vec<u32> = job.prompt.iter().copied().chain((0..accepted).map(|at| job.token(at))).collect();
-    BlockHash::chain(root, &known, BLOCK_TOKENS).map(BlockHash::short).collect()
+    Need::chain_of(&MODEL, &salt(job.tenant), &known)
 }
 
 fn key(link: u64) -> ReplicaKey {
@@ -54,7 +53,7 @@ impl Ours {
     pub(super) fn submit(&mut self, request: usize, job: &Job, accepted: u32, now: Duration) -> bool {
         self.tickets_made += 1;
         let need = Need {
-            model: Computes { weights: WEIGHTS, adapter: None },
+            model: MODEL,
             task: Task::Generate,
             tokens: job.prompt.len() as u32 + accepted,
             max_new: job.max_new - accepted,

@@ -98,7 +98,7 @@ impl Rivals {
 
     fn sent(&mut self, request: usize, miner: usize, tokens: u32, chain: &[u64]) {
         let view = &mut self.views[miner];
-        let cached = chain.iter().take_while(|name| view.cached.contains(name)).count() as u64 * 16;
+        let cached = view.hit(chain) as u64 * 16;
         let uncached = u64::from(tokens).saturating_sub(cached);
         view.in_flight += 1;
         view.queued += 1;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cuckoo_wire::message::{Assign, Offer, Price, WeightsHash, Window};
 
+use super::chance::mixed;
 use super::members::Members;
 use super::rates::{Mean, Quantile, StepTime};
 use super::{Computes, Need, Quote, ReplicaKey, Ticket};
@@ -75,11 +76,6 @@ impl Replica {
     pub fn sequences_in_use(&self) -> u64 {
         let returned = self.granted.sequences - self.offer.window.sequences;
         self.taken.sequences.saturating_sub(returned)
-    }
-
-    /// Sequences that it accepts at once.
-    pub fn sequences_total(&self) -> u64 {
-        self.offer.window.sequences
     }
 
     /// Blocks that it accepts now.
@@ -366,12 +362,4 @@ fn less<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
 
 fn points(key: ReplicaKey) -> impl Iterator<Item = u64> {
     (0..RING_POINTS).map(move |n| mixed(key.link.0 ^ mixed(u64::from(key.replica.0) ^ mixed(n))))
-}
-
-/// SplitMix64 (Steele et al. 2014): spreads numbers over all of 64 bits.
-pub(super) fn mixed(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -5,14 +5,14 @@ mod pick;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use cuckoo_wire::message::{Offer, ServiceClass};
+use cuckoo_wire::message::Offer;
 
 use self::pick::Pick;
 use super::fleet::Fleet;
 use super::prefix_index::PrefixIndex;
 use super::queue::{Queue, Waits};
 use super::rates::{Mean, StepTime};
-use super::score;
+use super::score::objective;
 use super::{Ended, Need, Placement, ReplicaKey, Steps, Ticket, Turned};
 
 /// Waiting requests that are considered at a time; bounds the work of one event.
@@ -36,15 +36,6 @@ const DRAIN_PRIOR: f64 = 100.0;
 const DRAIN_PERIOD: Duration = Duration::from_secs(5);
 /// Nobody is told to come back sooner or later than this.
 const RETRY_AFTER: (u64, u64) = (1, 600);
-
-/// How long a request of a class waits for a replica that could take it.
-fn patience(class: ServiceClass) -> Duration {
-    Duration::from_secs(match class {
-        ServiceClass::Interactive => 30,
-        ServiceClass::Standard => 120,
-        ServiceClass::Batch => 600,
-    })
-}
 
 /// One model's side of the board.
 #[derive(Debug)]
@@ -163,17 +154,17 @@ impl Pool {
         only: Option<u32>,
         now: Duration,
     ) -> Result<(), Turned> {
-        let output = self.output_of(&need);
+        let (output, objective) = (self.output_of(&need), objective(need.class));
         let waits = Waits {
             ticket,
             tenant: need.tenant,
             class: need.class,
             has_begun: need.has_begun,
             since: now,
-            late_from: now + Duration::from_secs_f64(score::objective(need.class).ttft_ms / 1e3),
+            late_from: now + Duration::from_secs_f64(objective.ttft_ms / 1e3),
             work: u64::from(need.tokens) + output as u64 + 1,
         };
-        let patience = patience(need.class);
+        let patience = objective.patience;
         let is_crowded = self.fleet.computes(&need.model) && self.fleet.open(&need.model).is_empty();
         let ahead = self.queue.ahead_of(need.tenant, waits.work) as f64;
         let waits_too_long = self.drained.rate.is_some_and(|rate| ahead / rate > patience.as_secs_f64());
@@ -284,7 +275,7 @@ impl Pool {
                 self.search(ticket);
             }
             let Some(request) = self.requests.get_mut(&ticket) else { break };
-            let last = request.waits.since + patience(request.need.class);
+            let last = request.waits.since + objective(request.need.class).patience;
             let is_known = request.is_suited || request.searched >= self.fleet.ids();
             if computes && now < last && (request.is_suited || !is_known) {
                 self.deadlines.remove(&(deadline, ticket));

@@ -1,6 +1,7 @@
 //! What it costs to place a request on a replica, in milliseconds, and what its developer will see.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use cuckoo_wire::message::{Price, ServiceClass, Terms};
 
@@ -14,6 +15,8 @@ pub struct Objective {
     pub ttft_ms: f64,
     /// Between tokens, in milliseconds.
     pub itl_ms: f64,
+    /// How long it waits for a replica that could take it.
+    pub patience: Duration,
     /// What twice the lowest price is worth, in milliseconds of the whole answer.
     double_price_ms: f64,
 }
@@ -23,11 +26,12 @@ const DETECTION_MS: f64 = 300.0;
 
 /// What is aimed at for requests of a class: no promise, but the line between in time and late.
 pub fn objective(class: ServiceClass) -> Objective {
-    match class {
-        ServiceClass::Interactive => Objective { ttft_ms: 1_000.0, itl_ms: 80.0, double_price_ms: 500.0 },
-        ServiceClass::Standard => Objective { ttft_ms: 2_000.0, itl_ms: 100.0, double_price_ms: 5_000.0 },
-        ServiceClass::Batch => Objective { ttft_ms: 30_000.0, itl_ms: 500.0, double_price_ms: 60_000.0 },
-    }
+    let (ttft_ms, itl_ms, patience_s, double_price_ms) = match class {
+        ServiceClass::Interactive => (1_000.0, 80.0, 30, 500.0),
+        ServiceClass::Standard => (2_000.0, 100.0, 120, 5_000.0),
+        ServiceClass::Batch => (30_000.0, 500.0, 600, 60_000.0),
+    };
+    Objective { ttft_ms, itl_ms, patience: Duration::from_secs(patience_s), double_price_ms }
 }
 
 /// What is known of a request beside its need.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use cuckoo_wire::message::FoundBy;
 
-use super::super::fleet::{Replica, Runs, mixed};
+use super::super::chance::mixed;
+use super::super::fleet::{Replica, Runs};
 use super::super::queue::Waits;
 use super::super::score::{self, Foreseen, Outlook};
 use super::super::{Considered, Need, Placement, Reasons, Ticket};
@@ -44,8 +45,9 @@ impl Pool {
             let is_unserved = !request.is_suited && request.searched >= self.fleet.ids();
             return if is_unserved { Pick::Unserved } else { Pick::Waits };
         }
-        let ranked = self.ranked(request, found);
-        if let Some(preferred) = self.better_later(request, &ranked[0].1, now, chance) {
+        let outlook = self.outlook(&request.need);
+        let ranked = self.ranked(&request.need, &outlook, found);
+        if let Some(preferred) = self.better_later(request, &outlook, &ranked[0].1, now, chance) {
             self.prefer(waits.ticket, preferred);
             return Pick::Waits;
         }
@@ -134,11 +136,9 @@ impl Pool {
     }
 
     /// Candidates, those first that give what the class aims at, and of these the cheapest.
-    fn ranked(&self, request: &Request, found: Vec<(u32, FoundBy)>) -> Vec<Ranked> {
-        let need = &request.need;
-        let outlook = self.outlook(need);
+    fn ranked(&self, need: &Need, outlook: &Outlook, found: Vec<(u32, FoundBy)>) -> Vec<Ranked> {
         let ranked = found.into_iter().filter_map(|(id, found_by)| {
-            let (foreseen, cached_tokens) = self.foresee(id, need, &outlook)?;
+            let (foreseen, cached_tokens) = self.foresee(id, need, outlook)?;
             let Foreseen { terms, ttft_p95_ms, itl_ms, meets, .. } = foreseen;
             let key = self.fleet.get(id)?.key;
             Some((id, foreseen, Considered { key, cached_tokens, terms, ttft_p95_ms, itl_ms, meets, found_by }))
@@ -151,8 +151,15 @@ impl Pool {
     /// A replica that has no room, and for which it is better to wait than to take the best of those that have: because
     /// most of the prompt is known there, or because it is that much faster (delay scheduling, Zaharia et al. 2010). Nobody
     /// waits so for longer than it would save.
-    fn better_later(&self, request: &Request, best: &Foreseen, now: Duration, chance: &mut u64) -> Option<u32> {
-        let (need, outlook) = (&request.need, self.outlook(&request.need));
+    fn better_later(
+        &self,
+        request: &Request,
+        outlook: &Outlook,
+        best: &Foreseen,
+        now: Duration,
+        chance: &mut u64,
+    ) -> Option<u32> {
+        let need = &request.need;
         let waited_ms = now.saturating_sub(request.waits.since).as_secs_f64() * 1e3;
         let mut looked_at: Vec<u32> = Vec::with_capacity(2 * BY_PREFIX);
         let look = |looked_at: &mut Vec<u32>, id: u32| {
@@ -171,7 +178,7 @@ impl Pool {
             (0..BY_CHANCE).for_each(|_| look(&mut looked_at, self.ended_on[(next(chance) % recent) as usize]));
         }
         let later = looked_at.into_iter().filter_map(|id| {
-            let (mut foreseen, _) = self.foresee(id, need, &outlook)?;
+            let (mut foreseen, _) = self.foresee(id, need, outlook)?;
             let saved_ms = f64::from(best.terms.total() - foreseen.terms.total());
             foreseen.wait(self.fleet.get(id)?.room_in_ms(), need.class);
             (waited_ms < saved_ms && foreseen.order(best).is_lt()).then_some((id, foreseen))
