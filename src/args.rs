@@ -117,9 +117,10 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MineArgs {
-    /// The scheduler's join string, as `cuckoo up` and `cuckoo schedule` print it
-    #[arg(long, env = "CUCKOO_JOIN", value_name = "cuckoo://…")]
-    pub(crate) join: Address,
+    /// The scheduler's join string, as `cuckoo up` and `cuckoo schedule` print it; with several, the first that answers,
+    /// and the next when that is gone
+    #[arg(long, env = "CUCKOO_JOIN", value_name = "cuckoo://…", value_delimiter = ',', required = true)]
+    pub(crate) join: Vec<Address>,
     /// What this miner is called
     #[arg(long, default_value = "miner")]
     pub(crate) name: String,
@@ -218,9 +219,10 @@ pub(crate) struct ChatArgs {
 /// Which scheduler is asked, and who pays.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
-    /// The scheduler [default: the one that ran here last]
-    #[arg(long, env = "CUCKOO_SCHEDULER", value_name = "cuckoo://…")]
-    pub(crate) scheduler: Option<Address>,
+    /// The scheduler, or several that share a store: what one begins, another goes on with [default: the one that ran
+    /// here last]
+    #[arg(long, env = "CUCKOO_SCHEDULER", value_name = "cuckoo://…", value_delimiter = ',')]
+    pub(crate) scheduler: Vec<Address>,
     /// The API key [default: the one made by the scheduler that ran here last]
     #[arg(long, env = "CUCKOO_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,

@@ -1,19 +1,32 @@
 //! A developer's side of a connection: one stream a call. Knows nothing of miners and money but what replies say.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
     ApiKey, Call, CallDelta, ChatMessage, Constraint, Embed, Explanation, FinishReason, Generate, ModelInfo, Prompt,
-    Refusal, Reply, RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
+    Refusal, RefusalCode, Reply, RequestId, Sampling, TokenLogprobs, Tools, Usage, Wallet,
 };
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, QuicError, Role, connect};
+use tokio::sync::Mutex;
 
-/// A connection to a scheduler. Cheap to clone; calls run side by side.
+/// A scheduler, or several that share one market. Cheap to clone; calls run side by side. A connection that breaks is made
+/// anew, and what runs goes on.
 #[derive(Clone, Debug)]
-pub struct Client {
-    connection: quinn::Connection,
+pub struct Client(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    addresses: Vec<Address>,
+    identity: Identity,
+    connection: Mutex<quinn::Connection>,
 }
+
+/// A running request is gone on with for so long after its connection broke; its scheduler keeps it as long.
+const COME_BACK_MAX: Duration = Duration::from_secs(30);
+/// Between attempts.
+const COME_BACK_PAUSE: Duration = Duration::from_millis(200);
 
 /// A request for tokens, as the protocol carries it. Start from [`Request::chat`] or [`Request::completion`] and set
 /// what differs.
@@ -49,15 +62,27 @@ pub struct Delta {
     pub calls: Vec<CallDelta>,
 }
 
-/// A running request. Dropping it cancels it.
+/// A running request. Dropping it cancels it. If its connection breaks, or its scheduler dies, it goes on where it was, at
+/// any of the client's schedulers: nothing is lost, and nothing comes or is paid twice.
 #[derive(Debug)]
 pub struct Generation {
+    client: Client,
+    api_key: ApiKey,
     request: RequestId,
     prompt_tokens: u32,
-    replies: FrameReader<quinn::RecvStream>,
-    connection: quinn::Connection,
+    replies: Replies,
     prompt: PromptEcho,
+    /// Tokens that have come.
+    tokens: u32,
+    resumed: u32,
     finished: Option<(FinishReason, Usage)>,
+}
+
+/// The answer to one call.
+#[derive(Debug)]
+struct Replies {
+    frames: FrameReader<quinn::RecvStream>,
+    connection: quinn::Connection,
 }
 
 /// Vectors of texts.
@@ -136,17 +161,40 @@ impl Request {
 impl Client {
     /// Connects to the scheduler at `address`, and to no other: its key is part of the address.
     pub async fn connect(address: &Address, identity: &Identity) -> Result<Self, ClientError> {
-        Ok(Self { connection: connect(address, identity, Role::Developer).await? })
+        Self::connect_any(std::slice::from_ref(address), identity).await
+    }
+
+    /// Connects to the first of `addresses` that answers, and to another one whenever that is gone. They are to be of
+    /// schedulers that share a store: what one has begun, another one goes on with.
+    pub async fn connect_any(addresses: &[Address], identity: &Identity) -> Result<Self, ClientError> {
+        let connection = Mutex::new(connect_first(addresses, identity).await?);
+        Ok(Self(Arc::new(Shared { addresses: addresses.to_vec(), identity: identity.clone(), connection })))
     }
 
     /// Starts a request. Returns when it is paid for and queued.
     pub async fn generate(&self, request: Request) -> Result<Generation, ClientError> {
+        let (client, api_key) = (self.clone(), request.0.api_key.clone());
         let mut replies = self.call(&Call::Generate(request.0)).await?;
-        match self.reply(&mut replies).await? {
+        match replies.next().await? {
             Reply::Accepted { request, prompt_tokens } => {
-                let connection = self.connection.clone();
                 let prompt = PromptEcho::default();
-                Ok(Generation { request, prompt_tokens, replies, connection, prompt, finished: None })
+                let (tokens, resumed, finished) = (0, 0, None);
+                Ok(Generation { client, api_key, request, prompt_tokens, replies, prompt, tokens, resumed, finished })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Goes on with a request that another process began, or this one before: what comes after its first `tokens` tokens.
+    /// It can be had for a day after its end.
+    pub async fn resume(&self, api_key: ApiKey, request: RequestId, tokens: u32) -> Result<Generation, ClientError> {
+        let call = Call::Resume { api_key: api_key.clone(), request, after: tokens };
+        let mut replies = self.call(&call).await?;
+        match replies.next().await? {
+            Reply::Accepted { request, prompt_tokens } => {
+                let (client, prompt) = (self.clone(), PromptEcho::default());
+                let (resumed, finished) = (0, None);
+                Ok(Generation { client, api_key, request, prompt_tokens, replies, prompt, tokens, resumed, finished })
             }
             _ => Err(unexpected()),
         }
@@ -155,10 +203,10 @@ impl Client {
     /// Makes vectors of texts. Start from [`Embed::new`] and set what differs.
     pub async fn embed(&self, request: Embed) -> Result<Embeddings, ClientError> {
         let mut replies = self.call(&Call::Embed(request)).await?;
-        let Reply::Accepted { request, .. } = self.reply(&mut replies).await? else { return Err(unexpected()) };
+        let Reply::Accepted { request, .. } = replies.next().await? else { return Err(unexpected()) };
         let mut vectors = Vec::new();
         loop {
-            match self.reply(&mut replies).await? {
+            match replies.next().await? {
                 Reply::Embedding { index, vector } if index as usize == vectors.len() => vectors.push(vector),
                 Reply::Finished { usage, .. } => return Ok(Embeddings { request, vectors, usage }),
                 _ => return Err(unexpected()),
@@ -169,7 +217,7 @@ impl Client {
     /// The catalog.
     pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let mut replies = self.call(&Call::Models).await?;
-        match self.reply(&mut replies).await? {
+        match replies.next().await? {
             Reply::Models(models) => Ok(models),
             _ => Err(unexpected()),
         }
@@ -178,7 +226,7 @@ impl Client {
     /// Balances and last entries of this client's identity, and of an API key's account.
     pub async fn wallet(&self, api_key: Option<ApiKey>, entries_max: u32) -> Result<Wallet, ClientError> {
         let mut replies = self.call(&Call::Wallet { api_key, entries_max }).await?;
-        match self.reply(&mut replies).await? {
+        match replies.next().await? {
             Reply::Wallet(wallet) => Ok(wallet),
             _ => Err(unexpected()),
         }
@@ -187,7 +235,7 @@ impl Client {
     /// Why a request of this API key's account went where it went.
     pub async fn explain(&self, api_key: ApiKey, request: RequestId) -> Result<Explanation, ClientError> {
         let mut replies = self.call(&Call::Explain { api_key, request }).await?;
-        match self.reply(&mut replies).await? {
+        match replies.next().await? {
             Reply::Explained(explanation) => Ok(explanation),
             _ => Err(unexpected()),
         }
@@ -195,22 +243,45 @@ impl Client {
 
     /// Says goodbye; requests that still run are cancelled.
     pub fn close(self) {
-        Close::Done.close(&self.connection, "bye");
+        // Whoever connects anew at this moment has nothing to be cancelled.
+        if let Ok(connection) = self.0.connection.try_lock() {
+            Close::Done.close(&connection, "bye");
+        }
     }
 
-    async fn call(&self, call: &Call) -> Result<FrameReader<quinn::RecvStream>, ClientError> {
-        let (send, recv) = self.connection.open_bi().await.map_err(|e| ClientError::Broken(e.to_string()))?;
+    /// The connection, made anew if it has broken.
+    async fn connection(&self) -> Result<quinn::Connection, ClientError> {
+        let mut connection = self.0.connection.lock().await;
+        match connection.close_reason() {
+            // Closed by this client itself: nothing is to go on.
+            None | Some(quinn::ConnectionError::LocallyClosed) => {}
+            Some(_) => *connection = connect_first(&self.0.addresses, &self.0.identity).await?,
+        }
+        Ok(connection.clone())
+    }
+
+    async fn call(&self, call: &Call) -> Result<Replies, ClientError> {
+        let connection = self.connection().await?;
+        let (send, recv) = connection.open_bi().await.map_err(|e| ClientError::Broken(e.to_string()))?;
         let mut writer = FrameWriter::new(send, CALL_FRAME_BYTES_MAX);
         if let Err(error) = writer.send(call).await {
-            return Err(broken(&self.connection, error).await);
+            return Err(broken(&connection, error).await);
         }
         let _ = writer.get_mut().finish();
-        Ok(FrameReader::new(recv, REPLY_FRAME_BYTES_MAX))
+        Ok(Replies { frames: FrameReader::new(recv, REPLY_FRAME_BYTES_MAX), connection })
     }
+}
 
-    async fn reply(&self, replies: &mut FrameReader<quinn::RecvStream>) -> Result<Reply, ClientError> {
-        next(replies, &self.connection).await
+/// Connects to the first that answers.
+async fn connect_first(addresses: &[Address], identity: &Identity) -> Result<quinn::Connection, ClientError> {
+    let mut last = ClientError::Broken("no scheduler was named: give an address".to_owned());
+    for address in addresses {
+        match connect(address, identity, Role::Developer).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => last = error.into(),
+        }
     }
+    Err(last)
 }
 
 impl Generation {
@@ -230,8 +301,16 @@ impl Generation {
             return Ok(None);
         }
         loop {
-            match next(&mut self.replies, &self.connection).await? {
+            let reply = match self.replies.next().await {
+                Err(ClientError::Broken(why)) => {
+                    self.come_back(why).await?;
+                    continue;
+                }
+                reply => reply?,
+            };
+            match reply {
                 Reply::Delta { first, tokens, text, logprobs, calls } => {
+                    self.tokens = first + tokens.len() as u32;
                     return Ok(Some(Delta { first, tokens, text, logprobs, calls }));
                 }
                 Reply::Prompt { text, logprobs } => {
@@ -245,6 +324,32 @@ impl Generation {
                 _ => return Err(unexpected()),
             }
         }
+    }
+
+    /// Goes on where it was, after `why` ended its stream.
+    async fn come_back(&mut self, why: String) -> Result<(), ClientError> {
+        let until = Instant::now() + COME_BACK_MAX;
+        loop {
+            match self.client.resume(self.api_key.clone(), self.request, self.tokens).await {
+                Ok(Self { replies, .. }) => {
+                    self.replies = replies;
+                    self.resumed += 1;
+                    return Ok(());
+                }
+                Err(ClientError::Refused(refusal)) if refusal.code != RefusalCode::Unavailable => {
+                    return Err(ClientError::Broken(format!("{why}; it does not go on: {refusal}")));
+                }
+                Err(error) if Instant::now() >= until => {
+                    return Err(ClientError::Broken(format!("{why}; it does not go on: {error}")));
+                }
+                Err(_) => tokio::time::sleep(COME_BACK_PAUSE).await,
+            }
+        }
+    }
+
+    /// How often it has gone on after its connection broke.
+    pub fn resumed(&self) -> u32 {
+        self.resumed
     }
 
     /// What has come back of the prompt so far.
@@ -279,15 +384,14 @@ impl Generation {
     }
 }
 
-async fn next(
-    replies: &mut FrameReader<quinn::RecvStream>,
-    connection: &quinn::Connection,
-) -> Result<Reply, ClientError> {
-    match replies.next::<Reply>().await {
-        Ok(Some(Reply::Refused(refusal))) => Err(ClientError::Refused(refusal)),
-        Ok(Some(reply)) => Ok(reply),
-        Ok(None) => Err(ClientError::Broken("the answer ended in the middle".to_owned())),
-        Err(error) => Err(broken(connection, error).await),
+impl Replies {
+    async fn next(&mut self) -> Result<Reply, ClientError> {
+        match self.frames.next::<Reply>().await {
+            Ok(Some(Reply::Refused(refusal))) => Err(ClientError::Refused(refusal)),
+            Ok(Some(reply)) => Ok(reply),
+            Ok(None) => Err(ClientError::Broken("the answer ended in the middle".to_owned())),
+            Err(error) => Err(broken(&self.connection, error).await),
+        }
     }
 }
 

@@ -16,7 +16,8 @@
 //! # }
 //! ```
 //!
-//! Dropping a [`Generation`] cancels it: the miner stops, and only what was delivered is paid.
+//! Dropping a [`Generation`] cancels it: the miner stops, and only what was delivered is paid. One whose connection breaks
+//! goes on where it was, and so does one whose scheduler dies, here or at another that shares its store.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! Miners that die, freeze, vanish, are slow or leave: streams go on elsewhere with the same tokens, and the books balance.
 
 mod chaos;
-mod proxy;
+pub(crate) mod proxy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -216,10 +216,13 @@ async fn billed_after<T>(market: &Market, at: &Address, vanish: impl FnOnce(Clie
     long.0.max_tokens = Some(4_000);
     let billed = || metric(market.http(), "cuckoo_tokens_total");
     let (stream, _) = begun(&client, long).await;
+    let ended = metric(market.http(), "cuckoo_requests_total");
     let (before, prompt) = (billed(), f64::from(stream.prompt_tokens()));
     assert!(before >= 8.0, "they are counted");
     let _gone = vanish(client, stream);
     eventually("nothing runs", || metric(market.http(), "cuckoo_num_requests_running") == 0.0);
+    // Who left without a word may come back for a while.
+    eventually("it is over", || metric(market.http(), "cuckoo_requests_total") == ended + 1.0);
     eventually("its blocks are free", || metric(market.http(), "cuckoo_replica_kv_blocks_used") == 0.0);
     // Those of the prompt are counted at the end.
     billed() - before - prompt

@@ -19,8 +19,9 @@ fn shared() -> impl Deref<Target = Up> {
 }
 
 /// One response, with its body put together from its chunks.
-struct Response {
-    status: u16,
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
     body: String,
 }
@@ -37,17 +38,22 @@ impl Response {
 }
 
 /// A connection to the door.
-struct Client(BufReader<TcpStream>);
+pub(crate) struct Client(BufReader<TcpStream>);
 
 impl Client {
     fn connect(up: &Up) -> Self {
-        let at = up.http.strip_prefix("http://").expect("the door's address is a URL");
+        Self::at(&up.http)
+    }
+
+    /// The door at a URL.
+    pub(crate) fn at(http: &str) -> Self {
+        let at = http.strip_prefix("http://").expect("the door's address is a URL");
         let stream = TcpStream::connect(at).expect("the door is open");
         stream.set_read_timeout(Some(READ_TIMEOUT)).expect("a timeout above zero");
         Self(BufReader::new(stream))
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.get_mut().write_all(bytes).expect("the door takes it");
     }
 
@@ -65,7 +71,7 @@ impl Client {
         line
     }
 
-    fn head(&mut self) -> Response {
+    pub(crate) fn head(&mut self) -> Response {
         let line = self.line();
         let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|s| s.parse().ok());
         let mut headers = Vec::new();
@@ -78,12 +84,17 @@ impl Client {
     }
 
     /// One chunk of a chunked body; nothing at its end.
-    fn chunk(&mut self) -> Option<String> {
+    pub(crate) fn chunk(&mut self) -> Option<String> {
         let bytes = usize::from_str_radix(&self.line(), 16).expect("a chunk's length");
         let mut chunk = vec![0; bytes];
         self.0.read_exact(&mut chunk).expect("a whole chunk");
         assert_eq!(self.line(), "", "a chunk ends where it says");
         (bytes > 0).then(|| String::from_utf8(chunk).expect("UTF-8"))
+    }
+
+    /// All that comes until the door closes.
+    pub(crate) fn rest(&mut self) -> impl Read + '_ {
+        &mut self.0
     }
 
     fn read(&mut self) -> Response {
@@ -153,8 +164,10 @@ fn events(body: &str) -> Vec<String> {
     assert!(body.ends_with("\n\n"), "the last event is complete");
     let frames = body[..body.len() - 2].split("\n\n");
     let data = frames.filter(|frame| !frame.starts_with(": ")).map(|frame| {
-        assert!(!frame.contains('\n'), "an event is one line: {frame}");
-        frame.strip_prefix("data: ").unwrap_or_else(|| panic!("no data in {frame}")).to_owned()
+        let lines: Vec<&str> = frame.split('\n').collect();
+        let [id, data] = lines[..] else { panic!("an event is an id and one line of data: {frame}") };
+        assert!(id.starts_with("id: req_"), "{frame}");
+        data.strip_prefix("data: ").unwrap_or_else(|| panic!("no data in {frame}")).to_owned()
     });
     data.collect()
 }

@@ -38,6 +38,8 @@ mod model;
 mod network;
 /// The official Python client, for the modules that ask it.
 mod openai;
+/// Developers, schedulers and stores that go away in the middle of an answer.
+mod resume;
 /// The market on a virtual clock, with faults from a seed.
 mod simulation;
 /// Structured output: every schema, regex, choice and grammar of a table, and the real model.

@@ -12,15 +12,22 @@ use crate::support::{MODEL, Process, author_home, eventually, metric};
 
 /// A scheduler and miners on their own.
 pub(crate) struct Market {
-    _scheduler: Process,
+    scheduler: Process,
+    /// Of the scheduler, beside its doors.
+    args: Vec<String>,
     pub(crate) miners: Vec<Process>,
     ready: Value,
 }
 
 impl Market {
     pub(crate) fn start(miners: usize, options: &[&str]) -> Self {
-        let scheduler = Process::start(&["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        let mut market = Self::of(scheduler);
+        Self::start_with(&[], miners, options)
+    }
+
+    /// With these arguments for the scheduler.
+    pub(crate) fn start_with(args: &[&str], miners: usize, options: &[&str]) -> Self {
+        let doors = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+        let mut market = Self::of(Process::start(&[&doors, args].concat()), args);
         (0..miners).for_each(|_| market.add_miner(options));
         eventually("all miners offer", || metric(market.http(), "cuckoo_replicas") as usize == miners);
         market
@@ -29,25 +36,44 @@ impl Market {
     /// Without miners; what its scheduler logs goes to `log`.
     pub(crate) fn logged(log: Sender<String>) -> Self {
         let args = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log", "cuckoo_scheduler=info"];
-        Self::of(Process::start_logged(&args, log))
+        Self::of(Process::start_logged(&args, log), &[])
     }
 
-    fn of(scheduler: Process) -> Self {
+    /// A scheduler that was started with these arguments beside its doors.
+    pub(crate) fn of(scheduler: Process, args: &[&str]) -> Self {
         let ready = scheduler.ready();
-        Self { _scheduler: scheduler, miners: Vec::new(), ready }
+        Self { scheduler, args: args.iter().map(|&arg| arg.to_owned()).collect(), miners: Vec::new(), ready }
+    }
+
+    /// With the key of another scheduler that has the same store.
+    pub(crate) fn with_key_of(mut self, other: &Self) -> Self {
+        self.ready["api_key"] = other.ready["api_key"].clone();
+        self
+    }
+
+    /// The scheduler's data directory.
+    pub(crate) fn home(&self) -> &Path {
+        self.scheduler.home.path()
+    }
+
+    /// SIGKILL to the scheduler.
+    pub(crate) fn kill(&mut self) {
+        self.scheduler.kill();
     }
 
     /// SIGKILL, then the same scheduler again: same keys, books and ports.
     pub(crate) fn restart_scheduler(self) -> Self {
-        let Self { _scheduler: mut scheduler, miners, ready } = self;
+        let Self { mut scheduler, args, miners, ready } = self;
         scheduler.kill();
         let home = scheduler.into_home();
         let quic = format!("127.0.0.1:{}", ready["join"].as_str().unwrap().rsplit(':').next().unwrap());
         let http = ready["http"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
-        let scheduler = Process::start_in(home, &["schedule", "--quic", &quic, "--http", &http]);
+        let doors = ["schedule", "--quic", &quic, "--http", &http];
+        let options: Vec<&str> = args.iter().map(String::as_str).collect();
+        let scheduler = Process::start_in(home, &[&doors, options.as_slice()].concat());
         let again = scheduler.ready();
         assert_eq!((&again["api_key"], &again["join"]), (&ready["api_key"], &ready["join"]));
-        Self { _scheduler: scheduler, miners, ready }
+        Self { scheduler, args, miners, ready }
     }
 
     pub(crate) fn add_miner(&mut self, options: &[&str]) {

@@ -162,14 +162,15 @@ async fn a_scheduler_that_comes_back_finds_its_miners_and_its_books() {
     let client = market.client().await;
     let (.., usage) = run(&client, market.request("Hello.", 5)).await;
     let before = market.balances();
-    let mut stream = client.generate(market.request("Tell me a story.", 400)).await.unwrap();
+    // Nobody could go on with this one.
+    let mut stream = client.generate(market.request("Tell me a story.", 400).logprobs(1)).await.unwrap();
     assert!(stream.next().await.unwrap().is_some());
     assert!(sum(&market.balances(), "client:") < sum(&before, "client:"), "the worst case is held");
     let market = market.restart_scheduler();
     while let Ok(Some(_)) = stream.next().await {}
     assert!(stream.usage().is_none(), "it broke, and said so");
     eventually("the miner offers again", || metric(market.http(), "cuckoo_replicas") == 1.0);
-    assert_eq!(market.balances(), before, "what was settled stands, what was held is back");
+    eventually("what was settled stands, what was held is back", || market.balances() == before);
     let (.., again) = run(&market.client().await, market.request("Hello.", 5)).await;
     assert_eq!(again, usage);
 }

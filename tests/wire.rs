@@ -99,6 +99,7 @@ fn explanations_have_these_bytes() {
     let request = RequestId([9; 16]);
     let id = "09".repeat(16);
     snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0304016b{id}"));
+    snapshot(&Call::Resume { api_key: ApiKey("k".into()), request, after: 300 }, &format!("0305016b{id}ac02"));
     let terms = Terms { network: 1.0, risk: -0.5, ..Terms::default() };
     let candidate = Candidate {
         miner: PeerId([8; 32]),
@@ -312,7 +313,7 @@ proptest! {
         let _ = decode::<Call>(&bytes).map(|c| match c {
             Call::Generate(g) => _ = g.check(),
             Call::Embed(e) => _ = e.check(),
-            Call::Models | Call::Wallet { .. } | Call::Explain { .. } => {}
+            Call::Models | Call::Wallet { .. } | Call::Explain { .. } | Call::Resume { .. } => {}
         });
         let _ = decode::<Reply>(&bytes);
         let _ = decode::<ToMiner>(&bytes).map(|m| match m {

@@ -21,7 +21,7 @@ fuzz_target!(|body: &[u8]| {
     match round::<Call>(body) {
         Some(Call::Generate(generate)) => _ = generate.check(),
         Some(Call::Embed(embed)) => _ = embed.check(),
-        Some(Call::Models | Call::Wallet { .. }) | None => {}
+        Some(Call::Models | Call::Wallet { .. } | Call::Explain { .. } | Call::Resume { .. }) | None => {}
     }
     round::<Reply>(body);
     round::<Hello>(body);

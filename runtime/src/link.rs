@@ -1,5 +1,6 @@
 //! The miner's link to its scheduler: one connection, one control stream, one stream a replica. Lost links are made
-//! again with growing pauses; what the scheduler will never accept ends the miner with its reason.
+//! again with growing pauses, to the next scheduler where there are several; what one of them will never accept ends the
+//! miner with its reason.
 
 mod session;
 
@@ -45,8 +46,8 @@ pub(crate) enum LinkMsg {
         /// Its batcher.
         batcher: ActorRef<BatcherMsg>,
     },
-    /// A connection was made and welcomed.
-    Connected(Session),
+    /// A connection was made and welcomed, by the scheduler of this number.
+    Connected(Session, usize),
     /// No connection will ever be made.
     Refused(String),
     /// The scheduler sent something.
@@ -67,7 +68,7 @@ pub(crate) enum LinkMsg {
 /// What a link starts with.
 pub(crate) struct LinkArgs {
     pub(crate) identity: Identity,
-    pub(crate) scheduler: Address,
+    pub(crate) schedulers: Vec<Address>,
     pub(crate) name: String,
     pub(crate) status: watch::Sender<LinkStatus>,
 }
@@ -80,6 +81,8 @@ pub(crate) struct State {
     session: Option<Session>,
     replicas: HashMap<ReplicaId, ActorRef<BatcherMsg>>,
     sessions_made: u64,
+    /// Which of the schedulers the newest session is with.
+    at: usize,
     replicas_made: u32,
     draining: bool,
     /// Connecting, reading and writing; aborted when this actor goes, however it goes.
@@ -98,6 +101,7 @@ impl Actor for Link {
             session: None,
             replicas: HashMap::new(),
             sessions_made: 0,
+            at: 0,
             replicas_made: 0,
             draining: false,
             tasks: JoinSet::new(),
@@ -118,7 +122,7 @@ impl Actor for Link {
                 state.batchers.insert(device, batcher.clone());
                 state.attach(&me, batcher);
             }
-            LinkMsg::Connected(session) => state.connected(&me, session),
+            LinkMsg::Connected(session, at) => state.connected(&me, session, at),
             LinkMsg::Refused(why) => {
                 state.args.status.send_replace(LinkStatus::Refused(why.clone()));
                 return Err(why.into());
@@ -145,18 +149,21 @@ impl State {
         self.args.status.send_replace(LinkStatus::Connecting);
         self.sessions_made += 1;
         let (number, me) = (self.sessions_made, me.clone());
-        let (identity, address, name) =
-            (self.args.identity.clone(), self.args.scheduler.clone(), self.args.name.clone());
+        let (identity, addresses, name) =
+            (self.args.identity.clone(), self.args.schedulers.clone(), self.args.name.clone());
+        let mut at = self.at;
         self.tasks.spawn(async move {
             let mut pause = BACKOFF_MIN;
             let outcome = loop {
-                match Session::open(number, &address, &identity, &name).await {
-                    Ok(session) => break LinkMsg::Connected(session),
+                match Session::open(number, &addresses[at], &identity, &name).await {
+                    Ok(session) => break LinkMsg::Connected(session, at),
                     Err(SessionError::Refused(why)) => break LinkMsg::Refused(why),
                     Err(SessionError::Failed(why)) => {
-                        tracing::warn!(why, retry_ms = pause.as_millis() as u64, "no link to the scheduler");
+                        let (scheduler, retry_ms) = (&addresses[at], pause.as_millis() as u64);
+                        tracing::warn!(%scheduler, why, retry_ms, "no link to the scheduler");
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(BACKOFF_MAX);
+                        at = (at + 1) % addresses.len();
                     }
                 }
             };
@@ -164,8 +171,9 @@ impl State {
         });
     }
 
-    fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session) {
-        tracing::info!(scheduler = %self.args.scheduler, "linked");
+    fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session, at: usize) {
+        tracing::info!(scheduler = %self.args.schedulers[at], "linked");
+        self.at = at;
         self.tasks.spawn(session.read(me.clone()));
         self.session = Some(session);
         let batchers: Vec<_> = self.batchers.values().cloned().collect();

@@ -23,8 +23,8 @@ use crate::memory::{self, BatchWish, MemoryError, MemoryPlan, Room};
 pub struct MineConfig {
     /// Who it is; its earnings go to the account of this key.
     pub identity: Identity,
-    /// Whom it works for.
-    pub scheduler: Address,
+    /// Whom it works for: the first that answers, and the next when that is gone. At least one.
+    pub schedulers: Vec<Address>,
     /// What its owner calls it.
     pub name: String,
     /// What computes.
@@ -133,6 +133,9 @@ enum Failure {
 
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
+    if config.schedulers.is_empty() {
+        return Err(MineError::Start("no scheduler was named".to_owned()));
+    }
     let mut devices = Vec::new();
     for kind in &config.devices {
         let mut room = Room::on(kind, config.memory_bytes_max).map_err(|e| MineError::Start(format!("{kind}: {e}")))?;
@@ -146,7 +149,7 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
     let link =
-        LinkArgs { identity: config.identity, scheduler: config.scheduler, name: config.name, status: status_in };
+        LinkArgs { identity: config.identity, schedulers: config.schedulers, name: config.name, status: status_in };
     let args = RootArgs { devices, link, failure: failure_in };
     let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match &*status.borrow() {
         // The scheduler may say no before everything is loaded.

@@ -1,5 +1,6 @@
-//! Requests that somebody left open: of an earlier run of this scheduler, and of schedulers that are gone. Nobody goes on
-//! with them yet, so they are ended and what they hold is given back.
+//! Requests that somebody left open: of an earlier run of this scheduler, and of schedulers that are gone. Nobody listens
+//! to them, so nobody goes on with them before their developer asks for them again; who does not come back pays for what
+//! is accepted by then.
 
 use std::time::Duration;
 
@@ -7,30 +8,31 @@ use cuckoo_wire::message::{Refusal, RefusalCode};
 
 use crate::journal::Ending;
 use crate::ledger::{End, LedgerError, LedgerHandle, Reopened};
+use crate::serve::{RETURN_MAX, delivered};
 
 /// How often it is looked for schedulers that are gone.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Ends all that is left open now.
+/// Takes all that is left open now.
 pub(crate) async fn all(ledger: &LedgerHandle) -> Result<(), LedgerError> {
-    let mut ended = 0;
+    let mut found = 0;
     loop {
         let reopened = ledger.adopt().await?;
         if reopened.is_empty() {
             break;
         }
-        ended += reopened.len();
+        found += reopened.len();
         for request in reopened {
-            end(ledger, request).await;
+            keep(ledger.clone(), request);
         }
     }
-    if ended > 0 {
-        tracing::info!(requests = ended, "released what was held for requests that nobody runs");
+    if found > 0 {
+        tracing::info!(requests = found, "found requests that nobody runs; their developers may ask for them again");
     }
     Ok(())
 }
 
-/// Ends what is left open from now on.
+/// Takes what is left open from now on.
 pub(crate) async fn for_ever(ledger: LedgerHandle) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -41,13 +43,26 @@ pub(crate) async fn for_ever(ledger: LedgerHandle) {
     }
 }
 
-async fn end(ledger: &LedgerHandle, Reopened { request, epoch, .. }: Reopened) {
-    let refusal = Refusal::new(RefusalCode::Unavailable, "the scheduler that ran this request is gone: send it again");
-    let end = End { epoch, ending: Ending::Failed(refusal) };
-    match ledger.release(request, end.clone()).await {
-        // It may be refused: a developer has asked for it elsewhere meanwhile, and it goes on there.
-        Ok(_) | Err(LedgerError::Refused(_)) => {}
-        // It is this scheduler's now, so nobody else would end it.
-        Err(_) => ledger.release_later(request, end),
+/// Keeps a request for its developer, and ends it if it has not been asked for by then.
+fn keep(ledger: LedgerHandle, reopened: Reopened) {
+    let Reopened { request, epoch, .. } = reopened;
+    match delivered(&reopened) {
+        Some(delivered) => {
+            let end = End { epoch, ending: Ending::Gone };
+            tokio::spawn(async move {
+                tokio::time::sleep(RETURN_MAX).await;
+                // Refused if somebody has it again.
+                match delivered.settlement(request) {
+                    Some(settlement) => ledger.settle_later(settlement, end),
+                    None => ledger.release_later(request, end),
+                }
+            });
+        }
+        None => {
+            let why = "the scheduler that ran this request is gone, and it is not of a kind that another one can go on \
+                       with: send it again";
+            let ending = Ending::Failed(Refusal::new(RefusalCode::Unavailable, why));
+            ledger.release_later(request, End { epoch, ending });
+        }
     }
 }

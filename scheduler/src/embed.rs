@@ -54,7 +54,8 @@ impl Market {
         let texts = tokens(self, &model, request.inputs).await?;
         let limit = self.price_limit(request.max_price, model.computes()).await;
         let total: u32 = texts.iter().map(|text| text.len() as u32).sum();
-        let hold = Hold::open(self, &client, limit, (total, 0)).await?;
+        // Vectors are not kept, so nobody could go on.
+        let hold = Hold::open(self, &client, limit, (total, 0), Vec::new()).await?;
         let texts = texts.into_iter().enumerate().collect();
         let work = Arc::new(Work { market: self.clone(), model, dims, limit, request: hold.request(), client });
         Ok(Embedding { hold, work, texts, total, attempts: Vec::new(), migrations: 0 })
@@ -164,14 +165,9 @@ impl Embedding {
             Ok(()) => self.relay_all(replies).await,
             Err(ending) => ending,
         };
-        let delivered = Delivered {
-            prompt_tokens: 0,
-            tokens: 0,
-            max_tokens: 0,
-            attempts: std::mem::take(&mut self.attempts),
-            migrations: self.migrations,
-        };
-        let settled = self.hold.settle(&self.work.model, delivered).await;
+        let attempts = std::mem::take(&mut self.attempts);
+        let delivered = Delivered { attempts, migrations: self.migrations, ..Delivered::nothing(&self.work.model) };
+        let settled = self.hold.settle(delivered, ending.noted(self.migrations)).await;
         match (ending, settled) {
             (Ending::Finished(reason), Ok(usage)) => Some(Reply::Finished { reason, usage }),
             (Ending::Finished(_), Err(refusal)) | (Ending::Failed(refusal), _) => Some(Reply::Refused(refusal)),

@@ -1,16 +1,25 @@
-//! The money that a request holds while it runs, and what becomes of it.
+//! The money that a request holds while it runs, the tokens that are accepted for it, and what becomes of both.
 
-use cuckoo_wire::message::{FinishReason, Price, Refusal, RequestId, Usage};
+use std::time::{Duration, Instant};
+
+use cuckoo_wire::message::{Price, Refusal, RequestId, Usage};
 
 use crate::catalog::Model;
-use crate::journal::Ending;
-use crate::ledger::{Attempt, ClientId, End, Settlement};
+use crate::journal::{Ending, Epoch, Maker};
+use crate::ledger::{Attempt, ClientId, End, LedgerError, Royalty, Settled, Settlement};
 use crate::market::Market;
 
-/// Money held for a request; returned if the request is dropped before it settles.
+/// A store that is away for so long ends the requests that wait for it.
+const STORE_AWAY_MAX: Duration = Duration::from_secs(60);
+/// How often it is tried meanwhile.
+const STORE_RETRY: Duration = Duration::from_millis(250);
+
+/// A request's place in books and journal, and the right to write there; given back if the request is dropped before it
+/// settles.
 pub(crate) struct Hold {
     market: Market,
     request: RequestId,
+    epoch: Epoch,
     open: bool,
 }
 
@@ -24,21 +33,36 @@ pub(crate) struct Delivered {
     pub(crate) max_tokens: u32,
     /// Who did it; none where nothing was delivered.
     pub(crate) attempts: Vec<Attempt>,
+    /// What authors get.
+    pub(crate) royalties: Vec<Royalty>,
     /// How often the request moved.
     pub(crate) migrations: u32,
 }
 
 impl Hold {
-    /// Sets the worst case aside: nothing is owed before it, and nothing runs without it.
+    /// Sets the worst case aside and writes down what another process needs to go on (`spec`; empty where none could):
+    /// nothing is owed before it, and nothing runs without it.
     pub(crate) async fn open(
         market: &Market,
         client: &ClientId,
         limit: Price,
         (input_tokens, output_tokens): (u32, u32),
+        spec: Vec<u8>,
     ) -> Result<Self, Refusal> {
         let request = RequestId::random();
-        market.ledger().hold(request, client, limit.ceiling(input_tokens, output_tokens)).await?;
-        Ok(Self { market: market.clone(), request, open: true })
+        let ceiling = limit.ceiling(input_tokens, output_tokens);
+        market.ledger().open_request(request, client, ceiling, spec).await?;
+        Ok(Self::taken_over(market, request, Epoch::FIRST))
+    }
+
+    /// That of a request that was opened before.
+    pub(crate) fn taken_over(market: &Market, request: RequestId, epoch: Epoch) -> Self {
+        Self { market: market.clone(), request, epoch, open: true }
+    }
+
+    /// That of a request that has ended.
+    pub(crate) fn ended(market: &Market, request: RequestId, epoch: Epoch) -> Self {
+        Self { market: market.clone(), request, epoch, open: false }
     }
 
     pub(crate) fn request(&self) -> RequestId {
@@ -49,45 +73,73 @@ impl Hold {
         &self.market
     }
 
-    /// Pays for what was delivered and returns the rest.
-    pub(crate) async fn settle(&mut self, model: &Model, delivered: Delivered) -> Result<Usage, Refusal> {
-        let Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations } = delivered;
+    /// Accepts tokens: they may be sent on when this returns. A store that is away is waited for.
+    pub(crate) async fn append(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Result<(), Refusal> {
+        let began = Instant::now();
+        loop {
+            match self.market.ledger().append(self.request, self.epoch, first, tokens.to_vec(), by).await {
+                Err(LedgerError::Store(_)) if began.elapsed() < STORE_AWAY_MAX => {
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+                done => return done.map_err(Refusal::from),
+            }
+        }
+    }
+
+    /// Pays for what was delivered, returns the rest, and writes down how it ended.
+    pub(crate) async fn settle(&mut self, delivered: Delivered, ending: Ending) -> Result<Usage, Refusal> {
+        let migrations = delivered.migrations;
+        let end = End { epoch: self.epoch, ending };
         self.open = false;
         let ledger = self.market.ledger();
-        // Nobody can ask again for what was opened as a mere hold, so it does not matter how it ended.
-        let end = End::first(Ending::Finished(FinishReason::Stop));
-        if attempts.is_empty() {
-            ledger.release(self.request, end).await?;
+        let Some(settlement) = delivered.settlement(self.request) else {
+            let released = ledger.release(self.request, end.clone()).await;
+            if let Err(LedgerError::Store(_)) = released {
+                ledger.release_later(self.request, end);
+            }
+            released?;
             return Ok(Usage::default());
+        };
+        let own: u32 = settlement.attempts.iter().map(|a| a.own_prompt_tokens).sum();
+        let (prompt_tokens, tokens) = (settlement.prompt_tokens + own, settlement.delivered_tokens);
+        let settled = ledger.settle(settlement.clone(), end.clone()).await;
+        if let Err(LedgerError::Store(_)) = settled {
+            // It is over all the same, and must not stay open until this process ends.
+            ledger.settle_later(settlement, end);
         }
-        let own: u32 = attempts.iter().map(|a| a.own_prompt_tokens).sum();
-        let settlement = Settlement {
-            request: self.request,
-            prompt_tokens,
-            delivered_tokens: tokens,
-            max_tokens,
-            attempts,
-            royalties: model.royalties(),
-        };
-        let settled = ledger.settle(settlement, end).await?;
-        let usage = Usage {
-            prompt_tokens: prompt_tokens + own,
-            completion_tokens: tokens,
-            cost: settled.cost,
-            miner: settled.miner,
-            author: settled.author,
-            network: settled.network,
-            migrations,
-        };
+        let usage = usage(settled?, prompt_tokens, tokens, migrations);
         self.market.metrics().settled(&usage);
         Ok(usage)
+    }
+}
+
+/// What a developer is told of a settlement.
+pub(crate) fn usage(settled: Settled, prompt_tokens: u32, completion_tokens: u32, migrations: u32) -> Usage {
+    let Settled { cost, miner, author, network } = settled;
+    Usage { prompt_tokens, completion_tokens, cost, miner, author, network, migrations }
+}
+
+impl Delivered {
+    /// Nothing of which anybody made anything.
+    pub(crate) fn nothing(model: &Model) -> Self {
+        let royalties = model.royalties();
+        Self { prompt_tokens: 0, tokens: 0, max_tokens: 0, attempts: Vec::new(), royalties, migrations: 0 }
+    }
+
+    /// What is to be paid; `None` where nobody did anything.
+    pub(crate) fn settlement(self, request: RequestId) -> Option<Settlement> {
+        let Self { prompt_tokens, tokens, max_tokens, attempts, royalties, .. } = self;
+        let settlement =
+            Settlement { request, prompt_tokens, delivered_tokens: tokens, max_tokens, attempts, royalties };
+        (!settlement.attempts.is_empty()).then_some(settlement)
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.open {
-            self.market.ledger().release_later(self.request, End::first(Ending::Gone));
+            let end = End { epoch: self.epoch, ending: Ending::Gone };
+            self.market.ledger().release_later(self.request, end);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::PROMPT_TOKENS_MAX;
-use cuckoo_wire::message::{FinishReason, Refusal, RequestId};
+use cuckoo_wire::message::{FinishReason, Price, Refusal, RequestId};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::ClientId;
@@ -47,11 +47,34 @@ impl Epoch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// As it should.
-    Finished(FinishReason),
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// How often it had moved to another miner.
+        migrations: u32,
+    },
     /// The developer went away and did not come back.
     Gone,
     /// Nobody could go on.
     Failed(Refusal),
+}
+
+/// Who makes tokens, and for how much: whoever goes on with a request must pay those who had it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maker {
+    /// Who.
+    pub miner: PeerId,
+    /// What it asked when it was chosen.
+    pub ask: Price,
+}
+
+/// A maker's part of an output: from a token on, up to the next one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// The number of its first token.
+    pub first: u32,
+    /// Whose.
+    pub by: Maker,
 }
 
 /// Something to be written down about one request.
@@ -77,6 +100,8 @@ pub enum Entry {
         first: u32,
         /// At least one.
         tokens: Vec<u32>,
+        /// Who made them; `None` is whoever made those before.
+        by: Option<Maker>,
     },
     /// It is over.
     End {
@@ -131,6 +156,8 @@ pub struct Row {
     pub first_segment: i64,
     /// All accepted tokens; of a request of another owner none are known.
     pub tokens: Vec<u32>,
+    /// Who made them, in order.
+    pub makers: Vec<Made>,
     /// How it ended, if it has.
     pub ending: Option<Ending>,
 }
@@ -263,9 +290,7 @@ impl Journal {
         let mut segment = Segment::default();
         for (request, row) in self.rows.iter_mut().filter(|(_, row)| row.owner == me && row.ending.is_none()) {
             row.first_segment = at;
-            if !row.tokens.is_empty() {
-                segment.add(*request, 0, &row.tokens);
-            }
+            segment.add_all(*request, &row.tokens, &row.makers);
         }
         segment
     }
@@ -283,12 +308,14 @@ impl Journal {
                     resumable: !spec.is_empty(),
                     first_segment,
                     tokens: Vec::new(),
+                    makers: Vec::new(),
                     ending: None,
                 };
                 self.rows.insert(request, row);
             }
-            (Entry::Append { first, tokens, .. }, Some(row)) if *first as usize == row.tokens.len() => {
+            (Entry::Append { first, tokens, by, .. }, Some(row)) if *first as usize == row.tokens.len() => {
                 row.tokens.extend_from_slice(tokens);
+                row.makers.extend(by.map(|by| Made { first: *first, by }));
             }
             (Entry::End { ending, .. }, Some(row)) if row.ending.is_none() => row.ending = Some(ending.clone()),
             _ => {}
@@ -371,6 +398,8 @@ pub struct Part {
     pub first: u32,
     /// The tokens.
     pub tokens: Vec<u32>,
+    /// Who made them; `None` is whoever made those before.
+    pub by: Option<Maker>,
 }
 
 /// A request's output, as far as a log was read.
@@ -380,6 +409,15 @@ pub struct Output {
     pub from: i64,
     /// All tokens.
     pub tokens: Vec<u32>,
+    /// Who made them, in order.
+    pub makers: Vec<Made>,
+}
+
+impl Output {
+    /// Nothing yet, of what is in segments from this one on.
+    pub fn beginning(from: i64) -> Self {
+        Self { from, ..Self::default() }
+    }
 }
 
 /// A segment, or what is kept of an ended request, is not what was written.
@@ -389,12 +427,26 @@ pub struct Damaged(pub String);
 
 impl Segment {
     /// Adds what was accepted. Parts of one request that follow each other become one.
-    pub fn add(&mut self, request: RequestId, first: u32, tokens: &[u32]) {
+    pub fn add(&mut self, request: RequestId, first: u32, tokens: &[u32], by: Option<Maker>) {
+        let follows =
+            |last: &Part| last.request == request && last.first as usize + last.tokens.len() == first as usize;
         match self.0.last_mut() {
-            Some(last) if last.request == request && last.first as usize + last.tokens.len() == first as usize => {
-                last.tokens.extend_from_slice(tokens);
+            Some(last) if by.is_none() && follows(last) => last.tokens.extend_from_slice(tokens),
+            _ => self.0.push(Part { request, first, tokens: tokens.to_vec(), by }),
+        }
+    }
+
+    /// Adds a whole output.
+    pub fn add_all(&mut self, request: RequestId, tokens: &[u32], makers: &[Made]) {
+        let mut starts: Vec<(usize, Option<Maker>)> = makers.iter().map(|m| (m.first as usize, Some(m.by))).collect();
+        if starts.first().is_none_or(|(first, _)| *first > 0) {
+            starts.insert(0, (0, None));
+        }
+        let ends = starts.iter().skip(1).map(|(first, _)| *first).chain([tokens.len()]);
+        for (&(first, by), end) in starts.iter().zip(ends) {
+            if let Some(tokens) = tokens.get(first..end).filter(|tokens| !tokens.is_empty()) {
+                self.add(request, first as u32, tokens, by);
             }
-            _ => self.0.push(Part { request, first, tokens: tokens.to_vec() }),
         }
     }
 
@@ -417,10 +469,13 @@ impl Segment {
     /// # Errors
     /// If tokens are missing before it, or differ.
     pub fn replay(&self, seq: i64, outputs: &mut HashMap<RequestId, Output>) -> Result<(), Damaged> {
-        for Part { request, first, tokens } in &self.0 {
-            let Some(Output { tokens: output, .. }) = outputs.get_mut(request).filter(|o| o.from <= seq) else {
+        for Part { request, first, tokens, by } in &self.0 {
+            let Some(Output { tokens: output, makers, .. }) = outputs.get_mut(request).filter(|o| o.from <= seq) else {
                 continue;
             };
+            if let Some(by) = by.filter(|_| makers.last().is_none_or(|last| last.first < *first)) {
+                makers.push(Made { first: *first, by });
+            }
             let first = *first as usize;
             let Some(there) = output.get(first..) else {
                 return Err(Damaged(format!("{request} lacks tokens {} to {first}", output.len())));

@@ -38,11 +38,11 @@ pub use books::{
 pub use keys::{KeyError, KeyInfo};
 pub use store::{
     AnyStore, ENDED_KEPT, Kept, LEASE_SECONDS, NoUrl, PostgresStore, PostgresUrl, Reopened, SqliteStore, Store,
-    StoreError, StoredKey, TAKEOVER_MAX, Takeover, Totals, TrialBalance, WALLET_ENTRIES_MAX,
+    StoreError, StoredKey, TAKEOVER_MAX, Takeover, Totals, TrialBalance, WALLET_ENTRIES_MAX, stop_at_step,
 };
 pub use write::{Changed, Done, End, Rejected, Write};
 
-use crate::journal::{Ending, Epoch, Refused};
+use crate::journal::{Ending, Epoch, Maker, Refused};
 use actor::{Ledger, LedgerMsg};
 use keys::Keys;
 
@@ -189,16 +189,17 @@ impl LedgerHandle {
         }
     }
 
-    /// Accepts `tokens` of a request's output, the first of which is number `first`. They may be sent on when this
-    /// returns; tried again, they count once.
+    /// Accepts `tokens` of a request's output, the first of which is number `first`, made `by` whoever made those before
+    /// if nobody is named. They may be sent on when this returns; tried again, they count once.
     pub async fn append(
         &self,
         request: RequestId,
         epoch: Epoch,
         first: u32,
         tokens: Vec<u32>,
+        by: Option<Maker>,
     ) -> Result<(), LedgerError> {
-        self.submit(Write::append(request, epoch, first, tokens)).await.map(|_| ())
+        self.submit(Write::append(request, epoch, first, tokens, by)).await.map(|_| ())
     }
 
     /// Ends a request and pays for it. Tried again, it has the first outcome.

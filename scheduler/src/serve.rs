@@ -1,19 +1,21 @@
 //! One request, from its prompt to its settlement: a function, shared by both doors.
 //!
 //! ```text
-//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold ▶ Accepted
-//!   ▶ place ▶ tokens ▶ text, stops ▶ settle ▶ Finished
+//! check ▶ whose key ▶ constraint ▶ template, tokens ▶ fits? ▶ hold, spec ▶ Accepted
+//!   ▶ place ▶ tokens ▶ text, stops ▶ journal ▶ Delta ▶ settle ▶ Finished
 //!       ▲         │ miner lost, suspect or leaving: prompt + accepted tokens
 //!       └─────────┘
 //! ```
 //!
-//! The developer may go at any point: what was delivered is settled, the rest of the hold returns. Nothing that a miner
-//! claims is taken for granted: tokens are counted and held against the constraint, stops are recognized and limits are
-//! kept here.
+//! The developer may go at any point: nobody works for it any more, and it may come back for [`RETURN_MAX`], here or
+//! elsewhere ([`resume`]); then what was accepted is settled, and the rest of the hold returns. Nothing that a miner claims
+//! is taken for granted: tokens are counted and held against the constraint, stops are recognized and limits are kept here.
 
 mod handover;
 mod lines;
 mod relay;
+mod resume;
+mod spec;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,23 +26,41 @@ use cuckoo_wire::message::{
     ServiceClass, Task, Usage,
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
 use crate::dispatcher::{Need, Whom};
 use crate::hold::{Delivered, Hold};
-use crate::ledger::{Attempt, ClientId};
+use crate::journal::{self, Maker};
+use crate::ledger::{Attempt, ClientId, Royalty};
 use crate::market::Market;
 use crate::prompt;
 use crate::spell::{self, Speller};
 use crate::text::{CallReader, Output};
 use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
+use spec::Spec;
+
+pub(crate) use resume::Resume;
+pub(crate) use spec::delivered;
 
 /// Placements of one request in a row that may fail without a token more, before it is given up.
 pub(crate) const ATTEMPTS_MAX: usize = 4;
 /// A miner that says nothing about a sequence for so long has lost it.
 pub(crate) const PROGRESS_MAX: Duration = Duration::from_secs(120);
+
+/// A developer whose connection broke may come back for so long.
+pub(crate) const RETURN_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a failure's message that are written down.
+const NOTED_BYTES_MAX: usize = 1_024;
+
+/// Who hears the replies to a request. Dropping the receiver stops all work on it.
+pub(crate) struct Listener {
+    pub(crate) replies: mpsc::Sender<Reply>,
+    /// Cancelled, before the receiver is dropped, by who does not come back.
+    pub(crate) farewell: CancellationToken,
+}
 
 /// How a request ends.
 #[derive(Debug)]
@@ -64,13 +84,13 @@ enum Outcome {
 
 impl Market {
     /// Runs one request to its end. Replies go out in order: `Accepted`, `Delta`…, `Finished`; or `Refused` at any
-    /// point. Dropping the receiver cancels the request.
-    pub(crate) async fn serve(&self, request: Generate, replies: mpsc::Sender<Reply>) {
+    /// point.
+    pub(crate) async fn serve(&self, request: Generate, listener: Listener) {
         let last = match self.job(request).await {
-            Ok(job) => job.run(&replies).await,
+            Ok((job, opening)) => job.run(opening, None, &listener).await,
             Err(refusal) => Some(Reply::Refused(refusal)),
         };
-        self.conclude(last, &replies).await;
+        self.conclude(last, &listener.replies).await;
     }
 
     /// Counts a request that has ended, and says the last thing to whoever is still there.
@@ -84,9 +104,8 @@ impl Market {
         }
     }
 
-    /// Everything up to the hold: nothing is owed before it, and nothing runs without it.
-    async fn job(&self, request: Generate) -> Result<Job, Refusal> {
-        let began = Instant::now();
+    /// Everything up to the hold: nothing is owed before it, and nothing runs without it. With the first replies.
+    async fn job(&self, request: Generate) -> Result<(Job, Vec<Reply>), Refusal> {
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
@@ -100,34 +119,29 @@ impl Market {
         let words = words::resolve(self, &model, &request).await?;
         let limit = self.price_limit(request.max_price, model.computes()).await;
         let speller = Speller::new(model.clone(), &request, &tokens)?;
-        let echo = request.echo.then(|| prompt::text(&model, &request.prompt, &tokens));
-        let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new)).await?;
-        Ok(Job {
-            caller: held.syntax.map(|syntax| Caller::new(syntax, hold.request())),
-            hold,
-            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop, held.reader),
-            seed: request.sampling.seed.unwrap_or_else(rand::random),
-            stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
-            include_stop: request.include_stop,
-            words,
-            speller,
-            echo,
-            cache_salt: client.cache_salt(),
-            client,
-            class: request.class,
-            sampling: request.sampling,
-            constraint: held.constraint,
-            judge: held.judge,
-            attempts: Vec::new(),
-            moves: 0,
-            model,
-            tokens,
-            prompt_tokens,
-            max_new,
-            limit,
-            began,
-        })
+        let echo = if request.echo { prompt::text(&model, &request.prompt, &tokens) } else { String::new() };
+        let seed = request.sampling.seed.unwrap_or_else(rand::random);
+        let plan = Plan { request, client, model, tokens, max_new, limit, seed };
+        let spec = Spec::bytes_of(&plan);
+        let may_return = !spec.is_empty();
+        let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new), spec).await?;
+        let mut opening = vec![Reply::Accepted { request: hold.request(), prompt_tokens }];
+        opening.extend(spell::echo(&echo));
+        opening.extend(spell::pieces(speller.first(&plan.tokens).into_iter().collect()));
+        Ok((Job::new(plan, held, words, speller, (hold, may_return)), opening))
     }
+}
+
+/// A request in range, before anything is held for it.
+struct Plan {
+    request: Generate,
+    client: ClientId,
+    model: Arc<Model>,
+    /// The prompt.
+    tokens: Vec<u32>,
+    max_new: u32,
+    limit: Price,
+    seed: u64,
 }
 
 /// What an output is held to, and what reads calls out of it.
@@ -169,8 +183,6 @@ struct Job {
     include_stop: bool,
     words: Words,
     speller: Speller,
-    /// The prompt's text, where it is to be sent back.
-    echo: Option<String>,
     cache_salt: [u8; 16],
     client: ClientId,
     class: ServiceClass,
@@ -179,25 +191,72 @@ struct Job {
     output: Output,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
+    royalties: Vec<Royalty>,
     attempts: Vec<Attempt>,
+    /// Of these, those that are known from the journal alone.
+    made_before: usize,
+    /// Whom the journal has as the maker of what comes now.
+    maker: Option<Maker>,
     /// How often somebody else went on with it.
     moves: u32,
     began: Instant,
+    /// Whether its developer may come back: the journal has what that takes.
+    may_return: bool,
 }
 
 impl Job {
-    /// Places the request until it ends, then settles. The last reply, unless nobody is there to read it.
-    async fn run(mut self, replies: &mpsc::Sender<Reply>) -> Option<Reply> {
-        let _running = self.hold.market().metrics().running();
-        let accepted = Reply::Accepted { request: self.hold.request(), prompt_tokens: self.prompt_tokens };
-        let mut opening = vec![accepted];
-        opening.extend(spell::echo(&self.echo.take().unwrap_or_default()));
-        opening.extend(spell::pieces(self.speller.first(&self.tokens).into_iter().collect()));
-        let ending = match send_all(replies, opening).await {
-            Ok(()) => self.carry(replies).await,
-            Err(ending) => ending,
+    fn new(plan: Plan, held: Held, words: Words, speller: Speller, (hold, may_return): (Hold, bool)) -> Self {
+        let Plan { request, client, model, tokens, max_new, limit, seed } = plan;
+        Self {
+            caller: held.syntax.map(|syntax| Caller::new(syntax, hold.request())),
+            hold,
+            output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop, held.reader),
+            seed,
+            stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
+            include_stop: request.include_stop,
+            words,
+            speller,
+            cache_salt: client.cache_salt(),
+            client,
+            class: request.class,
+            sampling: request.sampling,
+            constraint: held.constraint,
+            judge: held.judge,
+            royalties: model.royalties(),
+            attempts: Vec::new(),
+            made_before: 0,
+            maker: None,
+            moves: 0,
+            model,
+            prompt_tokens: tokens.len() as u32,
+            tokens,
+            max_new,
+            limit,
+            began: Instant::now(),
+            may_return,
+        }
+    }
+
+    /// Says what there is to say at first, places the request until it ends (unless it `has_finished`), then settles. The
+    /// last reply, unless nobody is there to read it.
+    async fn run(
+        mut self,
+        opening: Vec<Reply>,
+        has_finished: Option<FinishReason>,
+        listener: &Listener,
+    ) -> Option<Reply> {
+        let running = self.hold.market().metrics().running();
+        let ending = match (send_all(&listener.replies, opening).await, has_finished) {
+            (Err(ending), _) => ending,
+            (Ok(()), Some(reason)) => Ending::Finished(reason),
+            (Ok(()), None) => self.carry(&listener.replies).await,
         };
-        let settled = self.settle().await;
+        drop(running);
+        if matches!(ending, Ending::Gone) && self.may_return && !listener.farewell.is_cancelled() {
+            // Whoever comes back has it from the journal, here or elsewhere; what is written here then is refused.
+            tokio::time::sleep(RETURN_MAX).await;
+        }
+        let settled = self.settle(ending.noted(self.moves)).await;
         match (ending, settled) {
             (Ending::Finished(reason), Ok(usage)) => Some(Reply::Finished { reason, usage }),
             (Ending::Finished(_), Err(refusal)) | (Ending::Failed(refusal), _) => Some(Reply::Refused(refusal)),
@@ -250,14 +309,34 @@ impl Job {
     }
 
     /// Pays for what was delivered and returns the rest of the hold.
-    async fn settle(&mut self) -> Result<Usage, Refusal> {
-        let migrations = self.moves;
+    async fn settle(&mut self, ending: journal::Ending) -> Result<Usage, Refusal> {
         let mut attempts = std::mem::take(&mut self.attempts);
         attempts.retain(|a| a.tokens > 0);
-        let (prompt_tokens, max_tokens) = (self.prompt_tokens, self.max_new);
-        let tokens = self.accepted();
-        let delivered = Delivered { prompt_tokens, tokens, max_tokens, attempts, migrations };
-        self.hold.settle(&self.model, delivered).await
+        let delivered = Delivered {
+            prompt_tokens: self.prompt_tokens,
+            tokens: self.accepted(),
+            max_tokens: self.max_new,
+            attempts,
+            royalties: std::mem::take(&mut self.royalties),
+            migrations: self.moves,
+        };
+        self.hold.settle(delivered, ending).await
+    }
+}
+
+impl Ending {
+    /// As it is written down, of a request that moved so often.
+    pub(crate) fn noted(&self, migrations: u32) -> journal::Ending {
+        match self {
+            Self::Finished(reason) => journal::Ending::Finished { reason: *reason, migrations },
+            Self::Gone => journal::Ending::Gone,
+            Self::Failed(refusal) => {
+                let mut refusal = refusal.clone();
+                // It may be a miner's word.
+                refusal.message.truncate(refusal.message.floor_char_boundary(NOTED_BYTES_MAX));
+                journal::Ending::Failed(refusal)
+            }
+        }
     }
 }
 

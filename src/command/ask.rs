@@ -8,20 +8,22 @@ use tokio::sync::mpsc;
 
 use super::{asked_to_stop, generate};
 use crate::args::{AskArgs, ChatArgs, Common, Target};
-use crate::home::Home;
+use crate::home::{Home, LastScheduler};
 
-/// Connects to the scheduler that was named, or to the one that ran here last.
+/// Connects to the first that answers of the schedulers that were named, or to the one that ran here last.
 pub(super) async fn connect(home: &Home, target: &Target) -> anyhow::Result<(Client, Option<ApiKey>)> {
     let last = home.last_scheduler()?;
-    let address = match (&target.scheduler, &last) {
-        (Some(address), _) => address.clone(),
-        (None, Some(last)) => last.address()?,
-        (None, None) => bail!("no scheduler has run here: start one with `cuckoo up`, or name one with --scheduler"),
+    let addresses = match (target.scheduler.as_slice(), &last) {
+        ([], Some(last)) => vec![last.address()?],
+        ([], None) => bail!("no scheduler has run here: start one with `cuckoo up`, or name one with --scheduler"),
+        (named, _) => named.to_vec(),
     };
     // A key belongs to the scheduler that made it.
-    let own = last.as_ref().filter(|l| l.address().is_ok_and(|a| a.peer == address.peer)).map(|l| l.api_key());
+    let made_here =
+        |last: &&LastScheduler| last.address().is_ok_and(|own| addresses.iter().any(|a| a.peer == own.peer));
+    let own = last.as_ref().filter(made_here).map(LastScheduler::api_key);
     let key = target.api_key.clone().map(ApiKey).or(own);
-    let client = Client::connect(&address, &home.identity()?).await.context("is the scheduler running?")?;
+    let client = Client::connect_any(&addresses, &home.identity()?).await.context("is the scheduler running?")?;
     Ok((client, key))
 }
 

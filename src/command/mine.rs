@@ -80,17 +80,17 @@ pub(super) fn devices(mining: &Mining) -> anyhow::Result<Vec<DeviceKind>> {
     Ok(found.kinds)
 }
 
-/// Loads the model onto the devices and links up with the scheduler.
+/// Loads the model onto the devices and links up with the first of the schedulers that answers.
 pub(super) async fn start(
     identity: Identity,
-    scheduler: Address,
+    schedulers: Vec<Address>,
     name: String,
     (model, devices): (ModelConfig, Vec<DeviceKind>),
     mining: &Mining,
 ) -> anyhow::Result<Miner> {
     let config = MineConfig {
         identity,
-        scheduler,
+        schedulers,
         name,
         devices,
         models: vec![model],

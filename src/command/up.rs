@@ -28,7 +28,7 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
         to.host = Ipv4Addr::LOCALHOST.to_string();
     }
     let work = (mine::config(&model, &adapters, &args.mining), mine::devices(&args.mining)?);
-    let mut miner = mine::start(identity.clone(), to, "local".to_owned(), work, &args.mining).await?;
+    let mut miner = mine::start(identity.clone(), vec![to], "local".to_owned(), work, &args.mining).await?;
     mine::connected(&mut miner).await?;
     for served in std::iter::once(&model).chain(&adapters) {
         started.await_replica(&served.name).await;

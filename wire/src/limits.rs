@@ -118,9 +118,9 @@ pub const STEP_DUE_TIMES: u32 = 4;
 /// The longest step that a miner may announce.
 pub const STEP_DUE_MAX: Duration = Duration::from_secs(5);
 /// A developer's connection is kept warm this often.
-pub const DEVELOPER_KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// A silent developer is gone.
-pub const DEVELOPER_IDLE_MAX: Duration = Duration::from_secs(20);
+pub const DEVELOPER_KEEP_ALIVE: Duration = Duration::from_millis(750);
+/// A silent developer is gone, and so is a scheduler that is silent to it; what runs goes on with the next connection.
+pub const DEVELOPER_IDLE_MAX: Duration = Duration::from_secs(3);
 /// A developer that takes nothing for so long loses its request.
 pub const DEVELOPER_STALL_MAX: Duration = Duration::from_secs(30);
 

@@ -122,6 +122,16 @@ pub enum Call {
         /// Which.
         request: RequestId,
     },
+    /// Go on with a request whose replies were lost, here or at another scheduler. Answered as [`Call::Generate`], with
+    /// what comes after the tokens that are there already.
+    Resume {
+        /// Whose request it is.
+        api_key: ApiKey,
+        /// Which.
+        request: RequestId,
+        /// Tokens of output that have come.
+        after: u32,
+    },
 }
 
 /// One request for tokens.

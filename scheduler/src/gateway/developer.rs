@@ -8,11 +8,14 @@ use cuckoo_wire::limits::{
 };
 use cuckoo_wire::message::{Call, Refusal, RefusalCode, Reply};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
+use quinn::{ConnectionError, StoppedError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::market::Market;
+use crate::serve::{Listener, Resume};
 
 /// Tokens that are sent to a developer of whom nothing is heard meanwhile, not even that they have come. Acknowledgements come
 /// all the time from whoever is there; who has vanished without a word pays for little more than this.
@@ -114,10 +117,14 @@ async fn answer(
     match call {
         None => Ok(()),
         Some(Call::Generate(request)) => {
-            relay(writer, connection, |replies| async move { market.serve(request, replies).await }).await
+            relay(writer, connection, |listener| async move { market.serve(request, listener).await }).await
+        }
+        Some(Call::Resume { api_key, request, after }) => {
+            let resume = Resume { api_key, request, after };
+            relay(writer, connection, |listener| async move { market.resume(resume, listener).await }).await
         }
         Some(Call::Embed(request)) => {
-            relay(writer, connection, |replies| async move { market.embed(request, replies).await }).await
+            relay(writer, connection, |listener| async move { market.embed(request, listener.replies).await }).await
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
         Some(Call::Explain { api_key, request }) => {
@@ -144,23 +151,34 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
 async fn relay<F: Future<Output = ()> + Send + 'static>(
     mut writer: FrameWriter<quinn::SendStream>,
     connection: quinn::Connection,
-    serve: impl FnOnce(mpsc::Sender<Reply>) -> F,
+    serve: impl FnOnce(Listener) -> F,
 ) -> Result<(), FrameError> {
     let (replies_in, mut replies) = mpsc::channel(REPLY_QUEUE);
-    // Not tied to this stream: when the receiver goes, the request cancels itself and settles.
-    tokio::spawn(serve(replies_in));
-    let gone = writer.get_mut().stopped();
+    let farewell = CancellationToken::new();
+    // Not tied to this stream: when the receiver goes, the request stops, and ends unless its developer comes back.
+    tokio::spawn(serve(Listener { replies: replies_in, farewell: farewell.clone() }));
+    let stopped = writer.get_mut().stopped();
+    let gone = async {
+        let said_so = match stopped.await {
+            Ok(_) => true,
+            Err(StoppedError::ConnectionLost(lost)) => matches!(lost, ConnectionError::ApplicationClosed(_)),
+            Err(StoppedError::ZeroRttRejected) => false,
+        };
+        if said_so {
+            farewell.cancel();
+        }
+    };
     tokio::pin!(gone);
     let mut hearing = Hearing { connection, datagrams: 0, unheard: 0 };
     loop {
         let reply = tokio::select! {
-            _ = &mut gone => return Ok(()),
+            () = &mut gone => return Ok(()),
             reply = replies.recv() => reply,
         };
         let Some(reply) = reply else { break };
         if let Reply::Delta { tokens, .. } = &reply {
             tokio::select! {
-                _ = &mut gone => return Ok(()),
+                () = &mut gone => return Ok(()),
                 () = hearing.room_for(tokens.len()) => {}
             }
         }

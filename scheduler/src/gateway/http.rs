@@ -28,6 +28,8 @@ mod intake;
 
 mod request;
 
+mod cursor;
+
 mod embeddings;
 
 mod fields;

@@ -20,12 +20,20 @@ fn open(n: u8) -> Entry {
     Entry::Open { request: request(n), client: ClientId([1; 8]), spec: vec![n] }
 }
 
+fn append_by(n: u8, epoch: u32, first: u32, tokens: &[u32], by: Option<Maker>) -> Entry {
+    Entry::Append { request: request(n), epoch: Epoch(epoch), first, tokens: tokens.to_vec(), by }
+}
+
 fn append(n: u8, epoch: u32, first: u32, tokens: &[u32]) -> Entry {
-    Entry::Append { request: request(n), epoch: Epoch(epoch), first, tokens: tokens.to_vec() }
+    append_by(n, epoch, first, tokens, None)
 }
 
 fn end(n: u8, epoch: u32) -> Entry {
-    Entry::End { request: request(n), epoch: Epoch(epoch), ending: Ending::Finished(FinishReason::Stop) }
+    Entry::End {
+        request: request(n),
+        epoch: Epoch(epoch),
+        ending: Ending::Finished { reason: FinishReason::Stop, migrations: 0 },
+    }
 }
 
 fn write(journal: &mut Journal, entry: &Entry) -> Result<Noted, Refused> {
@@ -99,11 +107,11 @@ fn only_the_newest_owner_writes() {
 
 #[test]
 fn a_segment_that_does_not_fit_is_damage() {
-    let outputs = || HashMap::from([(request(1), Output { from: 3, tokens: vec![4, 5] })]);
+    let outputs = || HashMap::from([(request(1), Output { from: 3, tokens: vec![4, 5], makers: Vec::new() })]);
     let segment = |first, tokens: &[u32]| {
         let mut segment = Segment::default();
-        segment.add(request(1), first, tokens);
-        segment.add(request(2), 9, &[1]);
+        segment.add(request(1), first, tokens, None);
+        segment.add(request(2), 9, &[1], None);
         Segment::from_bytes(&segment.to_bytes()).unwrap()
     };
     let mut kept = outputs();
@@ -119,8 +127,8 @@ fn a_segment_that_does_not_fit_is_damage() {
 #[derive(Clone, Debug)]
 enum Step {
     Open(u8),
-    /// Which, in the newest epoch or the one before, from how many tokens before the end, and which.
-    Append(u8, bool, u32, Vec<u32>),
+    /// Which, in the newest epoch or the one before, from how many tokens before the end, which, and whose.
+    Append(u8, bool, u32, Vec<u32>, Option<Maker>),
     End(u8),
     TakeOver(u8),
     Checkpoint,
@@ -128,9 +136,11 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     let tokens = prop::collection::vec(any::<u32>(), 1..5);
+    let ask = Price { input_per_mtok: 1, output_per_mtok: 2 };
+    let by = prop::option::weighted(0.3, (0..3_u8).prop_map(move |n| Maker { miner: peer(n), ask }));
     prop_oneof![
         3 => (0..4_u8).prop_map(Step::Open),
-        8 => (0..4_u8, prop::bool::weighted(0.2), 0..2_u32, tokens).prop_map(|(n, l, b, t)| Step::Append(n, l, b, t)),
+        8 => (0..4_u8, prop::bool::weighted(0.2), 0..2_u32, tokens, by).prop_map(|(n, l, b, t, m)| Step::Append(n, l, b, t, m)),
         1 => (0..4_u8).prop_map(Step::End),
         2 => (0..4_u8).prop_map(Step::TakeOver),
         1 => Just(Step::Checkpoint),
@@ -152,12 +162,29 @@ impl Logs {
         }
     }
 
+    /// What a store does: it shows the row to the one who takes, and the loser hears of it.
+    fn take_over(&mut self, who: usize, n: u8) -> Option<Row> {
+        let other = 1 - who;
+        let theirs = |row: &&Row| row.owner == peer(other as u8);
+        if let Some(row) = self.journals[other].row(&request(n)).filter(theirs).cloned() {
+            self.journals[who].set(request(n), row);
+        }
+        let row = self.journals[who].take_over(request(n)).cloned().ok()?;
+        let mut segment = Segment::default();
+        if row.first_segment == self.journals[who].next_segment() {
+            segment.add_all(request(n), &row.tokens, &row.makers);
+        }
+        self.write(who, &segment);
+        self.journals[other].set(request(n), row.clone());
+        Some(row)
+    }
+
     /// Reads back what the scheduler runs, from its log alone.
     fn read(&self, who: usize) -> HashMap<RequestId, Output> {
         let journal = &self.journals[who];
         let runs = |(request, row): (&RequestId, &Row)| {
             (row.owner == journal.me() && row.ending.is_none())
-                .then(|| (*request, Output { from: row.first_segment, tokens: Vec::new() }))
+                .then(|| (*request, Output::beginning(row.first_segment)))
         };
         let mut outputs = journal.rows().filter_map(runs).collect();
         for (seq, bytes) in &self.logs[who] {
@@ -178,26 +205,27 @@ proptest! {
             journals: [Journal::new(peer(0), 1), Journal::new(peer(1), 1)],
             logs: [BTreeMap::new(), BTreeMap::new()],
         };
-        let mut truth: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
+        let mut truth: BTreeMap<RequestId, (Vec<u32>, Vec<Made>)> = BTreeMap::new();
         for (step, who, cut) in steps {
             match step {
                 Step::Open(n) if !truth.contains_key(&request(n)) => {
                     write(&mut all.journals[who], &open(n)).unwrap();
-                    truth.insert(request(n), Vec::new());
+                    truth.insert(request(n), Default::default());
                 }
-                Step::Append(n, late, back, tokens) => {
+                Step::Append(n, late, back, tokens, by) => {
                     let Some(row) = all.journals[who].row(&request(n)) else { continue };
                     let epoch = row.epoch.0 - u32::from(late);
                     let first = (row.tokens.len() as u32).saturating_sub(back);
-                    let entry = append(n, epoch, first, &tokens);
+                    let entry = append_by(n, epoch, first, &tokens, by);
                     let mine = row.owner == peer(who as u8) && row.ending.is_none() && !late;
                     let answer = write(&mut all.journals[who], &entry);
-                    let output = truth.get_mut(&request(n)).unwrap();
+                    let (output, makers) = truth.get_mut(&request(n)).unwrap();
                     if first as usize == output.len() && mine {
                         prop_assert_eq!(answer, Ok(Noted::Now));
                         output.extend(&tokens);
+                        makers.extend(by.map(|by| Made { first, by }));
                         let mut segment = Segment::default();
-                        segment.add(request(n), first, &tokens);
+                        segment.add(request(n), first, &tokens, by);
                         all.write(who, &segment);
                     } else {
                         prop_assert!(answer != Ok(Noted::Now), "{:?} was {:?}", entry, answer);
@@ -209,19 +237,8 @@ proptest! {
                     }
                 }
                 Step::TakeOver(n) => {
-                    // What a store does: it shows the row to the one who takes, and the loser hears of it.
-                    let other = 1 - who;
-                    if let Some(row) = all.journals[other].row(&request(n)).filter(|r| r.owner == peer(other as u8)).cloned() {
-                        all.journals[who].set(request(n), row);
-                    }
-                    if let Ok(row) = all.journals[who].take_over(request(n)).cloned() {
-                        prop_assert_eq!(&row.tokens, &truth[&request(n)]);
-                        let mut segment = Segment::default();
-                        if row.first_segment == all.journals[who].next_segment() && !row.tokens.is_empty() {
-                            segment.add(request(n), 0, &row.tokens);
-                        }
-                        all.write(who, &segment);
-                        all.journals[other].set(request(n), row);
+                    if let Some(row) = all.take_over(who, n) {
+                        prop_assert_eq!((&row.tokens, &row.makers), (&truth[&request(n)].0, &truth[&request(n)].1));
                     }
                 }
                 Step::Checkpoint => {
@@ -236,7 +253,7 @@ proptest! {
             }
             for who in 0..2 {
                 for (request, output) in all.read(who) {
-                    prop_assert_eq!(&output.tokens, &truth[&request]);
+                    prop_assert_eq!((&output.tokens, &output.makers), (&truth[&request].0, &truth[&request].1));
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::{
 use crate::journal::Entry;
 
 /// Messages of the ledger.
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 pub(super) enum LedgerMsg {
     /// Do this; answer when it is durable, where somebody waits.
     Apply(Write, Option<Port>),

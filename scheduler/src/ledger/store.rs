@@ -12,7 +12,7 @@ use cuckoo_wire::message::{RequestId, Wallet};
 use super::account::{Account, ClientId};
 use super::books::{Broken, HoldState, Settled, Transfer};
 use super::write::{Done, Rejected, Write};
-use crate::journal::{Damaged, Ending, Epoch};
+use crate::journal::{Damaged, Ending, Epoch, Made};
 
 mod any;
 mod batch;
@@ -33,6 +33,7 @@ pub(super) use suite::{OnServer, Place, patiently};
 pub use any::AnyStore;
 pub use postgres::{NoUrl, PostgresStore, PostgresUrl};
 pub use sqlite::SqliteStore;
+pub use step::stop_at_step;
 
 /// Entries of a wallet.
 pub const WALLET_ENTRIES_MAX: u32 = 512;
@@ -117,6 +118,8 @@ pub struct Reopened {
     pub spec: Vec<u8>,
     /// All tokens accepted until now.
     pub tokens: Vec<u32>,
+    /// Who made them, in order.
+    pub makers: Vec<Made>,
     /// The right to write.
     pub epoch: Epoch,
 }

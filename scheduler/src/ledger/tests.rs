@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use cuckoo_wire::message::RefusalCode;
+use cuckoo_wire::message::{Price, RefusalCode};
 use ractor::{ActorProcessingErr, SupervisionEvent};
 use tokio::sync::mpsc;
 
@@ -11,6 +11,7 @@ use super::books::tests::failover;
 use super::store::{OnServer, Place, patiently};
 use super::write::tests::finished;
 use super::*;
+use crate::journal::Made;
 
 /// Stands for the scheduler: hears which child failed.
 struct Owner;
@@ -230,26 +231,28 @@ async fn refusals_say_what_developers_can_use() {
 
 /// A request runs, its scheduler ends without a word, and the next one goes on where it was.
 async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
+    let maker = Maker { miner: PeerId([3; 32]), ask: Price { input_per_mtok: 1, output_per_mtok: 2 } };
     let opened = open_in(dir, database).await;
     let key = opened.ledger.create_key("test", 100_000).await.unwrap();
     let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();
     opened.ledger.open_request(request(1), &client, 84_000, vec![4, 2]).await.unwrap();
-    opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100]).await.unwrap();
+    opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100], Some(maker)).await.unwrap();
     crash(opened).await;
 
     let Opened { ledger, .. } = open_in(dir, database).await;
     let mut taken = ledger.adopt().await.unwrap();
     assert_eq!(ledger.adopt().await.unwrap(), []);
-    let Reopened { spec, tokens, epoch, .. } = taken.pop().unwrap();
+    let Reopened { spec, tokens, makers, epoch, .. } = taken.pop().unwrap();
     assert_eq!((spec, tokens, epoch), (vec![4, 2], vec![7; 100], Epoch(2)));
-    let late = ledger.append(request(1), Epoch::FIRST, 100, vec![9]).await.unwrap_err();
+    assert_eq!(makers, [Made { first: 0, by: maker }]);
+    let late = ledger.append(request(1), Epoch::FIRST, 100, vec![9], None).await.unwrap_err();
     assert_eq!(late, LedgerError::Refused(Refused::Fenced(request(1))));
     assert_eq!(Refusal::from(late).code, RefusalCode::Unavailable);
-    ledger.append(request(1), epoch, 100, vec![8; 50]).await.unwrap();
+    ledger.append(request(1), epoch, 100, vec![8; 50], None).await.unwrap();
     // A developer comes back, and asks for it as if nobody ran it.
     let claimed = ledger.claim(request(1)).await.unwrap().unwrap();
     assert_eq!((claimed.epoch, claimed.tokens.len()), (Epoch(3), 150));
-    ledger.append(request(1), claimed.epoch, 150, vec![6; 100]).await.unwrap();
+    ledger.append(request(1), claimed.epoch, 150, vec![6; 100], None).await.unwrap();
     let end = End { epoch: claimed.epoch, ..finished() };
     ledger.settle(Settlement { request: request(1), ..failover(0) }, end).await.unwrap();
     assert_eq!(ledger.claim(request(1)).await.unwrap(), None, "it has ended");

@@ -5,7 +5,7 @@ use cuckoo_wire::message::RequestId;
 
 use super::account::ClientId;
 use super::books::{Books, Broken, Command, Decision, DepositId, Outcome, Rejection, Settlement};
-use crate::journal::{Ending, Entry, Epoch, Journal, Noted, Refused};
+use crate::journal::{Ending, Entry, Epoch, Journal, Maker, Noted, Refused};
 
 /// One thing to be written. Made by the functions below alone, so money and journal always speak of the same request.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,9 +66,9 @@ impl Write {
         Self { money: Some(Command::Hold { request, client, amount }), entry: Some(entry) }
     }
 
-    /// Tokens are accepted, the first of them being number `first` of the output.
-    pub fn append(request: RequestId, epoch: Epoch, first: u32, tokens: Vec<u32>) -> Self {
-        Self { money: None, entry: Some(Entry::Append { request, epoch, first, tokens }) }
+    /// Tokens are accepted, the first of them being number `first` of the output. `by` as of [`Entry::Append`].
+    pub fn append(request: RequestId, epoch: Epoch, first: u32, tokens: Vec<u32>, by: Option<Maker>) -> Self {
+        Self { money: None, entry: Some(Entry::Append { request, epoch, first, tokens, by }) }
     }
 
     /// A request ends and is paid.

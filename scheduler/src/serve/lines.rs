@@ -185,6 +185,11 @@ impl Job {
         }
     }
 
+    /// Placements since somebody listens.
+    fn placements(&self) -> usize {
+        self.attempts.len() - self.made_before
+    }
+
     /// Asks for whom there should be, and for nobody else.
     fn arrange(&mut self, lines: &mut Lines) -> Result<(), Refusal> {
         if lines.successor.as_ref().is_some_and(|line| line.running.standing().is_suspect) {
@@ -195,9 +200,8 @@ impl Job {
             self.take_over(lines);
         }
         let Some(current) = &lines.current else {
-            if lines.losses >= ATTEMPTS_MAX || self.attempts.len() >= PLACEMENTS_MAX {
-                let why =
-                    format!("{} miners failed on this request, the last with: {}", self.attempts.len(), lines.why);
+            if lines.losses >= ATTEMPTS_MAX || self.placements() >= PLACEMENTS_MAX {
+                let why = format!("{} miners failed on this request, the last with: {}", self.placements(), lines.why);
                 return Err(Refusal::new(RefusalCode::MinerFailed, why));
             }
             if lines.asked.is_none() {
@@ -213,11 +217,7 @@ impl Job {
             lines.asked = None;
         }
         let is_pausing = lines.pause.is_some_and(|pause| pause > Instant::now());
-        if wants
-            && lines.successor.is_none()
-            && lines.asked.is_none()
-            && !is_pausing
-            && self.attempts.len() < HEDGES_MAX
+        if wants && lines.successor.is_none() && lines.asked.is_none() && !is_pausing && self.placements() < HEDGES_MAX
         {
             tracing::debug!(request = %self.hold.request(), accepted = self.accepted(), "looking for a successor");
             let why = if standing.is_suspect { Why::Suspect } else { Why::Leaving };

@@ -20,17 +20,20 @@ use futures_util::{Stream, stream};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowMethods, Any as AnyOrigin, CorsLayer};
 
 use super::answer::{Envelope, Pieces, Whole};
 use super::catalog::{Model, ModelList};
+use super::cursor::{Counter, Cursor};
 use super::embeddings::{self, Vectors};
 use super::failure::{Failure, X_SHOULD_RETRY};
 use super::ignored::{Ignored, X_CUCKOO_IGNORED};
 use super::intake::{self, Budget, Upload};
 use super::request::{self, Asked, Surface};
 use crate::market::Market;
+use crate::serve::{Listener, Resume};
 
 /// Names the request, in logs and in questions to the operator.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -118,15 +121,35 @@ async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body)
         }
     };
     let Asked { generate, stream, include_usage, show, ignored, names } = asked;
-    let model = generate.model.clone();
+    let cursor = if stream { Cursor::of(headers)? } else { None };
+    let (model, calls_tools) = (generate.model.clone(), generate.callable().is_some());
     let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
+    let farewell = CancellationToken::new();
+    if !stream {
+        // Whoever takes an answer as a whole has nothing to come back with.
+        farewell.cancel();
+    }
+    let listener = Listener { replies: sender, farewell };
     // On a task of its own, so that the market can end the request in good order after this handler is dropped; what
     // tells it to is the receiver, which nothing but this handler and its response's body holds.
-    tokio::spawn(async move { door.market.serve(generate, sender).await });
+    tokio::spawn(async move {
+        match cursor {
+            Some(Cursor { request, after, .. }) => {
+                let resume = Resume { api_key: generate.api_key, request, after };
+                door.market.resume(resume, listener).await;
+            }
+            None => door.market.serve(generate, listener).await,
+        }
+    });
     let request = accepted(&mut replies).await.map_err(|refusal| names.rename(refusal))?;
     let envelope = Envelope::new(surface, show, request, model, unix_now());
     let answer = match stream {
-        true => events(replies, Pieces::new(envelope, include_usage)).await,
+        true => {
+            let pieces = Pieces::new(envelope, include_usage);
+            let opening = if cursor.is_some() { Vec::new() } else { pieces.opening() };
+            let counter = Counter::new(cursor.unwrap_or(Cursor::start(request)), calls_tools);
+            events(replies, pieces, opening, counter).await
+        }
         false => whole(replies, Whole::new(envelope)).await,
     };
     Ok(dressed(answer.unwrap_or_else(Failure::into_response), request, &ignored))
@@ -173,34 +196,51 @@ async fn whole(mut replies: mpsc::Receiver<Reply>, mut answer: Whole) -> Result<
     }
 }
 
-async fn events(mut replies: mpsc::Receiver<Reply>, mut pieces: Pieces) -> Result<Response, Failure> {
-    let mut waiting = VecDeque::from(pieces.opening());
+async fn events(
+    mut replies: mpsc::Receiver<Reply>,
+    pieces: Pieces,
+    opening: Vec<String>,
+    counter: Counter,
+) -> Result<Response, Failure> {
+    let at = counter.at();
+    let mut events = Events { waiting: opening.into_iter().map(|data| (data, at)).collect(), pieces, counter };
     match timeout(STATUS_WAIT, replies.recv()).await {
         Ok(Some(Reply::Refused(refusal))) => return Err(refusal.into()),
-        Ok(first) => waiting.extend(pieces.take(first)),
+        Ok(first) => events.take(first),
         Err(_) => {}
     }
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("cuckoo");
-    let mut response = Sse::new(event_stream(replies, pieces, waiting)).keep_alive(keep_alive).into_response();
+    let mut response = Sse::new(event_stream(replies, events)).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(response)
 }
 
-/// What waits goes out first, then what the replies bring. Dropping the stream drops the receiver.
-fn event_stream(
-    replies: mpsc::Receiver<Reply>,
+/// The events of one answer, each with its id.
+struct Events {
+    waiting: VecDeque<(String, Cursor)>,
     pieces: Pieces,
-    waiting: VecDeque<String>,
-) -> impl Stream<Item = Result<Event, Infallible>> {
-    stream::unfold((replies, pieces, waiting), |(mut replies, mut pieces, mut waiting)| async move {
+    counter: Counter,
+}
+
+impl Events {
+    fn take(&mut self, reply: Option<Reply>) {
+        self.counter.reply(reply.as_ref());
+        let events = self.pieces.take(reply);
+        self.waiting.extend(events.into_iter().filter_map(|data| Some((data, self.counter.event()?))));
+    }
+}
+
+/// What waits goes out first, then what the replies bring. Dropping the stream drops the receiver.
+fn event_stream(replies: mpsc::Receiver<Reply>, events: Events) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold((replies, events), |(mut replies, mut events)| async move {
         loop {
-            if let Some(data) = waiting.pop_front() {
-                return Some((Ok(Event::default().data(data)), (replies, pieces, waiting)));
+            if let Some((data, id)) = events.waiting.pop_front() {
+                return Some((Ok(Event::default().id(id.to_string()).data(data)), (replies, events)));
             }
-            if pieces.ended() {
+            if events.pieces.ended() {
                 return None;
             }
-            waiting.extend(pieces.take(replies.recv().await));
+            events.take(replies.recv().await);
         }
     })
 }

@@ -148,7 +148,7 @@ impl<'a> Changes<'a> {
     fn note(&mut self, entry: &'a Entry) {
         match entry {
             Entry::Open { request, spec, .. } => self.opened.push((*request, spec)),
-            Entry::Append { request, first, tokens, .. } => self.segment.add(*request, *first, tokens),
+            Entry::Append { request, first, tokens, by, .. } => self.segment.add(*request, *first, tokens, *by),
             Entry::End { request, .. } => {
                 self.ended.insert(*request);
             }

@@ -199,6 +199,7 @@ pub(super) fn journal(row: &impl Columns) -> Result<(RequestId, Row), Failure> {
         resumable: row.flag(4)?,
         first_segment: row.int(5)?,
         tokens: Vec::new(),
+        makers: Vec::new(),
         ending: row.maybe_blob(6)?.map(batch::ending).transpose()?,
     };
     Ok((request(row.blob(0)?)?, known))
@@ -221,6 +222,6 @@ pub(super) fn kept(row: &impl Columns) -> Result<Kept, Failure> {
 
 /// A row of the journal that was taken over, and its spec.
 pub(super) fn reopened(request: RequestId, row: &Row, spec: Vec<u8>) -> Reopened {
-    let Row { client, epoch, tokens, .. } = row;
-    Reopened { request, client: *client, spec, tokens: tokens.clone(), epoch: *epoch }
+    let Row { client, epoch, tokens, makers, .. } = row;
+    Reopened { request, client: *client, spec, tokens: tokens.clone(), makers: makers.clone(), epoch: *epoch }
 }

@@ -1,34 +1,25 @@
-//! Names the steps of a transaction, so that tests can stop a process at each of them. Does nothing in the program.
+//! Names the steps of a transaction, so that tests can stop a process at each of them and kill it there. In the program
+//! nobody ever asks for that.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Steps until the process stops; negative while nobody counts.
+static LEFT: AtomicI64 = AtomicI64::new(i64::MIN);
+
+/// For tests of crashes: whoever writes to a store stands still for ever at the step after the next `steps`, with
+/// everything as it is, and says so on standard output. To be killed there.
+pub fn stop_at_step(steps: i64) {
+    LEFT.store(steps, Ordering::SeqCst);
+}
 
 /// The process has come to this point.
-#[cfg(not(test))]
-pub(super) fn reached(_: &'static str) {}
-
-#[cfg(test)]
-pub(super) use armed::{arm, reached};
-
-#[cfg(test)]
-mod armed {
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    /// Steps until the process stops; negative while nobody counts.
-    static LEFT: AtomicI64 = AtomicI64::new(i64::MIN);
-
-    /// The process stops at the step after the next `steps`.
-    pub(in super::super) fn arm(steps: i64) {
-        LEFT.store(steps, Ordering::SeqCst);
+pub(super) fn reached(step: &'static str) {
+    if LEFT.load(Ordering::SeqCst) < 0 || LEFT.fetch_sub(1, Ordering::SeqCst) != 0 {
+        return;
     }
-
-    /// Stands still for ever where the count ends, with everything as it is, and says so. Whoever armed it kills it.
-    pub(in super::super) fn reached(step: &'static str) {
-        if LEFT.load(Ordering::SeqCst) < 0 {
-            return;
-        }
-        if LEFT.fetch_sub(1, Ordering::SeqCst) == 0 {
-            println!("\nstopped at {step}");
-            loop {
-                std::thread::park();
-            }
-        }
+    let _ = writeln!(std::io::stdout(), "\nstopped at {step}");
+    loop {
+        std::thread::park();
     }
 }

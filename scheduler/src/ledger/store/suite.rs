@@ -72,7 +72,7 @@ pub(in super::super) struct OnServer {
 
 impl OnServer {
     pub(in super::super) fn url(&self) -> PostgresUrl {
-        postgres::server::shared().url(&self.schema)
+        postgres::server::shared().address(&self.schema).parse().unwrap()
     }
 }
 
@@ -313,7 +313,7 @@ async fn an_earlier_run_is_fenced_off_and_its_requests_go_on(place: impl Place) 
     taken.sort_by_key(|reopened| reopened.request);
     assert_eq!(taken.len(), 100);
     for (n, reopened) in (0..100_u8).zip(&taken) {
-        let Reopened { request: id, client: whose, spec, tokens, epoch } = reopened;
+        let Reopened { request: id, client: whose, spec, tokens, epoch, .. } = reopened;
         assert_eq!((*id, *whose, *epoch), (request(n), client(1), Epoch(2)));
         assert_eq!((spec.as_slice(), tokens.as_slice()), ([n, 1, 2].as_slice(), [u32::from(n), 7].as_slice()));
     }
@@ -386,7 +386,7 @@ async fn a_lost_answer_is_the_same_when_tried_again(place: impl Place) {
     let store = place.reopen().await;
     let refusal = cuckoo_wire::message::Refusal::new(cuckoo_wire::message::RefusalCode::MinerFailed, "x".repeat(4_000));
     let failed = End { ending: Ending::Failed(refusal), ..finished() };
-    let length = End { ending: Ending::Finished(FinishReason::Length), ..finished() };
+    let length = End { ending: Ending::Finished { reason: FinishReason::Length, migrations: 0 }, ..finished() };
     let writes = [
         write(deposit(1, 1, 100_000)),
         open(1, 84_000),

@@ -19,7 +19,7 @@ pub(in super::super) fn write(command: Command) -> Write {
 }
 
 pub(in super::super) fn finished() -> End {
-    End::first(Ending::Finished(FinishReason::Stop))
+    End::first(Ending::Finished { reason: FinishReason::Stop, migrations: 0 })
 }
 
 pub(in super::super) fn release(n: u8) -> Write {
@@ -32,7 +32,7 @@ pub(in super::super) fn open(n: u8, amount: u64) -> Write {
 }
 
 pub(in super::super) fn append(n: u8, epoch: u32, first: u32, tokens: &[u32]) -> Write {
-    Write::append(request(n), Epoch(epoch), first, tokens.to_vec())
+    Write::append(request(n), Epoch(epoch), first, tokens.to_vec(), None)
 }
 
 fn start() -> (Books, Journal) {

@@ -40,19 +40,14 @@ pub(super) async fn load(tx: &mut PgConnection, lease: Lease) -> Result<Journal,
     let last = sqlx::query("SELECT coalesce(max(seq), 0) FROM segment WHERE owner = $1").bind(lease.id);
     let next = last.fetch_one(&mut *tx).await?.int(0)? + 1;
     let next = found.iter().map(|(_, row)| row.first_segment).fold(next, i64::max);
-    let mut outputs = found.iter().map(|(request, row)| (*request, beginning(row))).collect();
+    let mut outputs = found.iter().map(|(request, row)| (*request, Output::beginning(row.first_segment))).collect();
     replay(tx, lease.id, &mut outputs).await?;
     let mut journal = Journal::new(lease.me, next);
     for (request, row) in found {
-        let tokens = outputs.remove(&request).unwrap_or_default().tokens;
-        journal.set(request, Row { tokens, ..row });
+        let Output { tokens, makers, .. } = outputs.remove(&request).unwrap_or_default();
+        journal.set(request, Row { tokens, makers, ..row });
     }
     Ok(journal)
-}
-
-/// The output of an open request before anything of it is read.
-fn beginning(row: &Row) -> Output {
-    Output { from: row.first_segment, tokens: Vec::new() }
 }
 
 /// Reads the log of `owner`, as far as it speaks of `outputs`.
@@ -102,7 +97,7 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     let due = due(&mut tx, which, *lease, Some(&locked)).await?;
     let mut outputs: HashMap<i64, HashMap<RequestId, Output>> = HashMap::new();
     for Due { request, owner, row, .. } in due.iter().filter(|due| due.owner != lease.id) {
-        outputs.entry(*owner).or_default().insert(*request, beginning(row));
+        outputs.entry(*owner).or_default().insert(*request, Output::beginning(row.first_segment));
     }
     let victims: Vec<i64> = outputs.keys().copied().collect();
     for (owner, outputs) in &mut outputs {
@@ -111,11 +106,10 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     let mut taken = Vec::with_capacity(due.len());
     let mut segment = Segment::default();
     for Due { request, row, owner, spec } in due {
-        if let Some(Output { tokens, .. }) = outputs.get_mut(&owner).and_then(|outputs| outputs.remove(&request)) {
-            if !tokens.is_empty() {
-                segment.add(request, 0, &tokens);
-            }
-            journal.set(request, Row { tokens, ..row });
+        if let Some(output) = outputs.get_mut(&owner).and_then(|outputs| outputs.remove(&request)) {
+            let Output { tokens, makers, .. } = output;
+            segment.add_all(request, &tokens, &makers);
+            journal.set(request, Row { tokens, makers, ..row });
         }
         let row = journal.take_over(request).map_err(|e| rows::out_of_balance(e.to_string()))?;
         let sql = "UPDATE request SET owner = $2, run = $3, epoch = $4, first_segment = $5 WHERE request = $1";
@@ -239,7 +233,7 @@ pub(super) async fn read(connection: &mut PgConnection, request: RequestId) -> R
     };
     let mut kept = rows::kept(&row)?;
     if kept.ending.is_none() {
-        let mut outputs = HashMap::from([(request, Output { from: row.int(16)?, tokens: Vec::new() })]);
+        let mut outputs = HashMap::from([(request, Output::beginning(row.int(16)?))]);
         replay(&mut tx, row.int(15)?, &mut outputs).await?;
         kept.tokens = outputs.remove(&request).unwrap_or_default().tokens;
     }

@@ -15,8 +15,6 @@ use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
-use super::PostgresUrl;
-
 /// Who runs the server where the tests run as root, which it refuses to be: `nobody`.
 const NOBODY: u32 = 65_534;
 const NEEDED: &str = "these tests need a PostgreSQL server: install the package 'postgresql', or put the folder with initdb \
@@ -118,11 +116,10 @@ impl Server {
         name
     }
 
-    /// Where a store in `schema` is.
-    pub(in super::super) fn url(&self, schema: &str) -> PostgresUrl {
+    /// Where a store in `schema` is, as people write it.
+    pub(in super::super) fn address(&self, schema: &str) -> String {
         let host = self.dir.to_str().expect("a plain path").replace('/', "%2F");
-        let url = format!("postgresql://cuckoo:secret@{host}/postgres?options=-c%20search_path%3D{schema}");
-        url.parse().expect("a right address")
+        format!("postgresql://cuckoo:secret@{host}/postgres?options=-c%20search_path%3D{schema}")
     }
 }
 

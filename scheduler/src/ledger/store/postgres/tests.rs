@@ -161,7 +161,7 @@ async fn schedulers_that_write_at_once_keep_every_unit() {
 async fn a_server_that_is_away_is_said_so_and_found_again() {
     let server = Server::start();
     let schema = server.schema().await;
-    let (dir, url) = (tempfile::tempdir().unwrap(), server.url(&schema));
+    let (dir, url) = (tempfile::tempdir().unwrap(), server.address(&schema).parse::<PostgresUrl>().unwrap());
     let store = PostgresStore::open(&url, dir.path(), peer(ME)).await.unwrap();
     all(&store, &[write(deposit(1, 1, 1_000)), open(1, 10), append(1, 1, 0, &[1, 2])]).await;
     server.stop();

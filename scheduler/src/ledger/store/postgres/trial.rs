@@ -161,7 +161,7 @@ async fn check_outputs(tx: &mut PgConnection) -> Result<(), Failure> {
     let open = "SELECT request, owner, first_segment FROM request WHERE ended_ms IS NULL";
     let mut outputs: HashMap<i64, HashMap<_, Output>> = HashMap::new();
     for row in sqlx::query(open).fetch_all(&mut *tx).await? {
-        let output = Output { from: row.int(2)?, tokens: Vec::new() };
+        let output = Output::beginning(row.int(2)?);
         outputs.entry(row.int(1)?).or_default().insert(rows::request(row.blob(0)?)?, output);
     }
     {
