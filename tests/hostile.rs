@@ -216,3 +216,15 @@ async fn health_tells_of_a_miner_that_hangs_and_its_sequences_move_on() {
 fn many(assign: &cuckoo_wire::message::Assign) -> Vec<StepItem> {
     (0..5).map(|i| StepItem::new(assign.sequence, i * 16, vec![28; 16], None)).collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_is_in_one_place() {
+    let mut market = crate::market::Market::start(1, &["--batch", "8"]);
+    let identity = Identity::load_or_create(&market.miners[0].home.path().join("identity.key")).unwrap();
+    let newer = FakeMiner::join(&market.join(), &identity, 4).await;
+    // The older one is told why, and does not come again.
+    let mut older = market.miners.remove(0);
+    eventually("the older one ends", || !older.is_running());
+    eventually("the newer one is there", || metric(market.http(), "cuckoo_replicas") == 1.0);
+    assert!(newer.connection.close_reason().is_none());
+}

@@ -4,11 +4,12 @@ pub(crate) mod developer;
 pub(crate) mod http;
 pub(crate) mod miner;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cuckoo_wire::limits::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT};
-use cuckoo_wire::{Admission, Close, Role, peer_of, role_of};
+use cuckoo_wire::{Admission, Close, PeerId, Role, peer_of, role_of};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -44,6 +45,8 @@ pub(crate) struct State {
     market: Market,
     name: String,
     links_made: AtomicU64,
+    /// The newest connection of every miner.
+    miners: HashMap<PeerId, quinn::Connection>,
     /// Accept loops; aborted when this actor goes.
     _doors: JoinSet<()>,
 }
@@ -60,7 +63,8 @@ impl Actor for Gateway {
             let closing = args.closing.clone();
             doors.spawn(http::run(listener, args.market.clone(), async move { closing.cancelled().await }));
         }
-        Ok(State { market: args.market, name: args.name, links_made: AtomicU64::new(0), _doors: doors })
+        let (links_made, miners) = (AtomicU64::new(0), HashMap::new());
+        Ok(State { market: args.market, name: args.name, links_made, miners, _doors: doors })
     }
 
     async fn handle(
@@ -76,6 +80,7 @@ impl Actor for Gateway {
                 Actor::spawn_linked(None, developer::Developer, args, me.get_cell()).await.map(|_| ())
             }
             Role::Miner => {
+                state.end_older(&connection);
                 let id = LinkId(state.links_made.fetch_add(1, Ordering::Relaxed));
                 let args = miner::MinerArgs { id, connection, market: state.market.clone(), name: state.name.clone() };
                 Actor::spawn_linked(None, miner::Miner, args, me.get_cell()).await.map(|_| ())
@@ -98,6 +103,20 @@ impl Actor for Gateway {
             tracing::warn!(%why, "a connection failed");
         }
         Ok(())
+    }
+}
+
+impl State {
+    /// A miner is in one place. What it had on an older connection, which may be half open, goes on elsewhere; a second
+    /// process with its key must not take turns with it.
+    fn end_older(&mut self, connection: &quinn::Connection) {
+        self.miners.retain(|_, older| older.close_reason().is_none());
+        let Some(peer) = peer_of(connection) else { return };
+        if let Some(older) = self.miners.insert(peer, connection.clone()) {
+            tracing::info!(miner = %peer.short(), "a newer connection takes the place of an older one");
+            let why = "another connection was made with this miner's key: give every miner a data directory of its own";
+            Close::NotAllowed.close(&older, why);
+        }
     }
 }
 

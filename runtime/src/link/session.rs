@@ -70,9 +70,13 @@ impl Session {
         let (number, connection) = (self.number, self.connection.clone());
         async move {
             let why = forward(control, &link).await;
-            let why = connection.close_reason().map_or(why, |r| r.to_string());
+            let ended = match connection.close_reason().as_ref().map(classify) {
+                Some(SessionError::Refused(why)) => LinkMsg::Refused(why),
+                Some(SessionError::Failed(why)) => LinkMsg::Lost { session: number, why },
+                None => LinkMsg::Lost { session: number, why },
+            };
             Close::Done.close(&connection, "link over");
-            let _ = link.cast(LinkMsg::Lost { session: number, why });
+            let _ = link.cast(ended);
         }
     }
 

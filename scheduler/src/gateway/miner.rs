@@ -41,6 +41,15 @@ pub(crate) struct News {
     pub(crate) prompt_logprobs: Vec<Logprobs>,
 }
 
+impl News {
+    fn extend(&mut self, more: Self) {
+        self.tokens.extend(more.tokens);
+        self.end = more.end;
+        self.logprobs.extend(more.logprobs);
+        self.prompt_logprobs.extend(more.prompt_logprobs);
+    }
+}
+
 /// Items of one sequence that may wait: every one but the last has a token, of which credit allows so many, or as many
 /// scores of a prompt's tokens as fit, or the last of these.
 const NEWS_QUEUE: usize = CREDIT_TOKENS as usize + PROMPT_LOGPROBS_TOKENS_MAX.div_ceil(STEP_SCORES_MAX) + 1;
@@ -153,7 +162,13 @@ impl Running {
             Ok(()) = self.standing.changed() => return Heard::Standing,
         };
         match news {
-            Some(news) => {
+            Some(mut news) => {
+                // What came while the last news were written down is written down together.
+                while news.end.is_none()
+                    && let Ok(more) = self.news.try_recv()
+                {
+                    news.extend(more);
+                }
                 if !news.tokens.is_empty() || matches!(news.end, Some(End::Embedded(_))) {
                     self.seat.heard(news.tokens.len() as u32);
                 }
