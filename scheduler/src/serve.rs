@@ -195,6 +195,9 @@ struct Job {
     attempts: Vec<Attempt>,
     /// Of these, those that are known from the journal alone.
     made_before: usize,
+    /// Tokens that the developer has. They may be more than the journal does, which a loss of power can cost its last moment:
+    /// those are made once more and not sent.
+    known: u32,
     /// Whom the journal has as the maker of what comes now.
     maker: Option<Maker>,
     /// How often somebody else went on with it.
@@ -225,6 +228,7 @@ impl Job {
             royalties: model.royalties(),
             attempts: Vec::new(),
             made_before: 0,
+            known: 0,
             maker: None,
             moves: 0,
             model,

@@ -18,8 +18,8 @@ use crate::market::Market;
 use crate::serve::{Listener, Resume};
 
 /// Tokens that are sent to a developer of whom nothing is heard meanwhile, not even that they have come. Acknowledgements come
-/// all the time from whoever is there; who has vanished without a word pays for little more than this.
-const UNHEARD_TOKENS_MAX: usize = CREDIT_TOKENS as usize / 2;
+/// all the time from whoever is there; who has vanished without a word pays for little more than twice this.
+const UNHEARD_TOKENS_MAX: usize = CREDIT_TOKENS as usize / 4;
 /// How often it is looked whether something has come.
 const HEARING_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a stream may take to say what it wants.
@@ -207,16 +207,13 @@ struct Hearing {
 impl Hearing {
     /// Waits until so many tokens may be sent. Gone with the connection, if nothing comes any more.
     async fn room_for(&mut self, tokens: usize) {
-        loop {
+        // To look takes the connection's lock, so it is not done for each token.
+        while self.unheard > 0 && self.unheard + tokens > UNHEARD_TOKENS_MAX {
             let datagrams = self.connection.stats().udp_rx.datagrams;
-            if std::mem::replace(&mut self.datagrams, datagrams) != datagrams {
-                self.unheard = 0;
+            match std::mem::replace(&mut self.datagrams, datagrams) == datagrams {
+                true => tokio::time::sleep(HEARING_INTERVAL).await,
+                false => self.unheard = 0,
             }
-            // One reply always may.
-            if self.unheard == 0 || self.unheard + tokens <= UNHEARD_TOKENS_MAX {
-                break;
-            }
-            tokio::time::sleep(HEARING_INTERVAL).await;
         }
         self.unheard += tokens;
     }

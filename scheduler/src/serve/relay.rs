@@ -50,7 +50,8 @@ impl Job {
         let mut reason = None;
         // With log-probabilities a token is a reply of its own, so that any one fits a frame; with tools, so that what it
         // shows is the same whenever it is shown again.
-        let portion = if logprobs.len() > 0 || self.caller.is_some() { 1 } else { news.tokens.len().max(1) };
+        let one_by_one = logprobs.len() > 0 || self.caller.is_some() || self.accepted() < self.known;
+        let portion = if one_by_one { 1 } else { news.tokens.len().max(1) };
         for tokens in news.tokens.chunks(portion) {
             let found = logprobs.by_ref().take(tokens.len()).collect();
             reason = match self.relay(attempt, (tokens, found), replies).await {
@@ -92,8 +93,11 @@ impl Job {
             self.hold.market().metrics().first_token(self.began.elapsed());
         }
         self.hold.market().metrics().tokens(taken.len());
+        let is_new = first >= self.known;
         let deltas = tools::replies(&mut self.caller, events, first, taken, logprobs);
-        send_all(replies, deltas).await.map_err(Outcome::Ended)?;
+        if is_new {
+            send_all(replies, deltas).await.map_err(Outcome::Ended)?;
+        }
         match allowed {
             true => Ok(reason),
             false => Err(not_allowed()),

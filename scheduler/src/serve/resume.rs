@@ -62,11 +62,13 @@ impl Market {
                 return Err(Refusal::invalid("request", why));
             }
             if let Some(ending) = &kept.ending {
+                check_cursor(request, after, kept.tokens.len() as u32)?;
                 let (replies, last) = self.ended(request, &kept, ending, after).await?;
                 return Ok(Found::Ended(replies, last));
             }
             // Nobody is fenced off for the sake of somebody who could not go on.
             let job = self.rebuilt(client, &kept.spec, Hold::ended(self, request, kept.epoch)).await?;
+            check_cursor(request, after, job.max_new)?;
             if let Some(reopened) = self.ledger().claim(request).await? {
                 return self.reopened(job, reopened, after);
             }
@@ -92,6 +94,7 @@ impl Market {
         job.hold = Hold::taken_over(self, *request, *epoch);
         job.attempts = spec::attempts(makers, tokens.len() as u32);
         job.made_before = job.attempts.len();
+        job.known = after;
         job.maker = makers.last().map(|made| made.by);
         job.moves = (makers.len() as u32).saturating_sub(1);
         replies.insert(0, Reply::Accepted { request: *request, prompt_tokens: job.prompt_tokens });
@@ -147,15 +150,22 @@ impl Market {
 }
 
 impl Job {
-    /// [`Job::replay`], for a developer who must not have more than there is.
+    /// [`Job::replay`], of what must be this request's.
     fn replayed(&mut self, output: &[u32], after: u32) -> Result<(Vec<Reply>, Option<FinishReason>), Refusal> {
-        if after as usize > output.len() {
-            let (request, len) = (self.hold.request(), output.len());
-            return Err(Refusal::invalid("after", format!("{request} has {len} tokens of output, and not {after}")));
-        }
         let damaged =
             || Refusal::new(RefusalCode::Internal, "what is kept of this request is not its output: report this");
         self.replay(output, after).ok_or_else(damaged)
+    }
+}
+
+/// Refuses a developer who has more tokens than there can be.
+fn check_cursor(request: RequestId, after: u32, most: u32) -> Result<(), Refusal> {
+    match after > most {
+        true => {
+            let why = format!("{request} has at most {most} tokens of output, and not {after}");
+            Err(Refusal::invalid("after", why))
+        }
+        false => Ok(()),
     }
 }
 

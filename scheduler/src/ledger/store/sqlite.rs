@@ -69,6 +69,20 @@ struct Writer {
     run: i64,
     /// What runs here.
     journal: Journal,
+    /// Whether a commit waits for the disk.
+    waits: bool,
+}
+
+impl Writer {
+    /// Whether the next commits are to wait for the disk (https://www.sqlite.org/pragma.html#pragma_synchronous).
+    async fn wait_for_disk(&mut self, waits: bool) -> Result<(), sqlx::Error> {
+        if self.waits != waits {
+            let sql = if waits { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            sqlx::query(sql).execute(&mut self.connection).await?;
+            self.waits = waits;
+        }
+        Ok(())
+    }
 }
 
 impl SqliteStore {
@@ -98,7 +112,7 @@ impl SqliteStore {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.error(e))?;
         let journal = journal::load(&mut tx, self.me, id).await.map_err(|f| self.explain(f))?;
         tx.rollback().await.map_err(|e| self.error(e))?;
-        Ok(Writer { connection, id, run, journal })
+        Ok(Writer { connection, id, run, journal, waits: true })
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -152,13 +166,14 @@ impl SqliteStore {
     }
 
     /// The writer, out of its slot: only who succeeds puts it back. A connection that failed, or whose user stopped
-    /// waiting, is closed instead, and closing undoes its transaction.
-    async fn writer(&self) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
+    /// waiting, is closed instead, and closing undoes its transaction. `waits` for the disk at its commits, or not.
+    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
         let mut slot = self.writer.lock().await;
-        let writer = match slot.take() {
+        let mut writer = match slot.take() {
             Some(writer) => writer,
             None => self.load(self.connect().await?).await?,
         };
+        writer.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
         Ok((slot, writer))
     }
 
@@ -203,14 +218,17 @@ const SQLITE_NOTADB: u32 = 26;
 
 impl Store for SqliteStore {
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
-        let (mut slot, mut writer) = self.writer().await?;
+        // Money is not lost with the machine's power. Tokens alone are not lost with this process: they are with the system when
+        // this returns, and on the disk with the next money or within a second; to wait for the disk would cost each token
+        // milliseconds.
+        let (mut slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
         let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(done)
     }
 
     async fn take_over(&self, which: Takeover) -> Result<Vec<Reopened>, StoreError> {
-        let (mut slot, mut writer) = self.writer().await?;
+        let (mut slot, mut writer) = self.writer(true).await?;
         let taken = journal::take_over(&mut writer, which).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(taken)
@@ -222,7 +240,7 @@ impl Store for SqliteStore {
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
-        let (mut slot, mut writer) = self.writer().await?;
+        let (mut slot, mut writer) = self.writer(true).await?;
         journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(())
@@ -244,14 +262,14 @@ impl Store for SqliteStore {
     }
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        let (mut slot, mut writer) = self.writer().await?;
+        let (mut slot, mut writer) = self.writer(true).await?;
         let pinned = keys::pin_pepper(&mut writer.connection, fingerprint).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
-        let (mut slot, mut writer) = self.writer().await?;
+        let (mut slot, mut writer) = self.writer(true).await?;
         keys::add(&mut writer.connection, key).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(())

@@ -20,7 +20,7 @@ pub(super) async fn commit(
     writes: &[Write],
     at_ms: i64,
 ) -> Result<Vec<Result<Done, Rejected>>, Failure> {
-    let Writer { connection, id, run, journal } = writer;
+    let Writer { connection, id, run, journal, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("batch: begun");
     let mut books = load(&mut tx, &Needs::of(writes, journal), journal).await?;

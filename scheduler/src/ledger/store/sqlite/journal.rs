@@ -79,7 +79,7 @@ struct Due {
 }
 
 pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Vec<Reopened>, Failure> {
-    let Writer { connection, id, run, journal } = writer;
+    let Writer { connection, id, run, journal, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("takeover: begun");
     let due = due(&mut tx, which, (*id, *run)).await?;
