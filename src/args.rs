@@ -117,8 +117,7 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MineArgs {
-    /// The scheduler's join string, as `cuckoo up` and `cuckoo schedule` print it; with several, the first that answers,
-    /// and the next when that is gone
+    /// The scheduler's join string, as `cuckoo up` and `cuckoo schedule` print it; of several, it works for all
     #[arg(long, env = "CUCKOO_JOIN", value_name = "cuckoo://…", value_delimiter = ',', required = true)]
     pub(crate) join: Vec<Address>,
     /// What this miner is called

@@ -42,7 +42,7 @@ use crate::link::LinkMsg;
 pub use batch::{
     Batch, BatchLimits, BatchStats, Draw, GuessedRow, Placeholder, STEPS_IN_FLIGHT_MAX, Score, StepOutput, StepPlan,
 };
-pub(crate) use batcher::BatcherMsg;
+pub(crate) use batcher::{BatcherMsg, OutletId};
 pub use budget::StepBudget;
 pub use draft_model::{DraftPlan, Guess};
 pub use engine::Engine;
@@ -237,12 +237,12 @@ pub(crate) struct DeviceArgs {
     offer: Offer,
     read_tokenizer: constraints::ReadTokenizer,
     mask_threads: usize,
-    link: ActorRef<LinkMsg>,
+    links: Vec<ActorRef<LinkMsg>>,
 }
 
 impl DeviceArgs {
-    /// The device `index` of a miner, which is offered on `link`.
-    pub(crate) fn new(index: usize, config: &DeviceConfig, link: ActorRef<LinkMsg>) -> Self {
+    /// The device `index` of a miner, which is offered on all `links`.
+    pub(crate) fn new(index: usize, config: &DeviceConfig, links: Vec<ActorRef<LinkMsg>>) -> Self {
         Self {
             index,
             load: config.load(),
@@ -253,7 +253,7 @@ impl DeviceArgs {
             offer: config.offer(),
             read_tokenizer: config.read_tokenizer(),
             mask_threads: config.kind.mask_threads(),
-            link,
+            links,
         }
     }
 }
@@ -341,7 +341,9 @@ impl Pair {
             mask_threads: args.mask_threads,
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
-        args.link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
+        for link in &args.links {
+            link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
+        }
         Ok(Self { batcher: batcher.get_cell(), executor: executor.get_cell() })
     }
 

@@ -1,6 +1,5 @@
-//! The miner's link to its scheduler: one connection, one control stream, one stream a replica. Lost links are made
-//! again with growing pauses, to the next scheduler where there are several; what one of them will never accept ends the
-//! miner with its reason.
+//! A miner's link to one of its schedulers: one connection, one control stream, one stream a replica. Lost links are made
+//! again with growing pauses; what a scheduler will never accept ends the miner with its reason.
 
 mod session;
 
@@ -13,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::device::BatcherMsg;
+use crate::device::{BatcherMsg, OutletId};
 use session::{Session, SessionError};
 
 /// First pause before a lost link is tried again; doubled up to [`BACKOFF_MAX`].
@@ -46,8 +45,8 @@ pub(crate) enum LinkMsg {
         /// Its batcher.
         batcher: ActorRef<BatcherMsg>,
     },
-    /// A connection was made and welcomed, by the scheduler of this number.
-    Connected(Session, usize),
+    /// A connection was made and welcomed.
+    Connected(Session),
     /// No connection will ever be made.
     Refused(String),
     /// The scheduler sent something.
@@ -68,7 +67,9 @@ pub(crate) enum LinkMsg {
 /// What a link starts with.
 pub(crate) struct LinkArgs {
     pub(crate) identity: Identity,
-    pub(crate) schedulers: Vec<Address>,
+    /// Which of the miner's links it is.
+    pub(crate) index: usize,
+    pub(crate) scheduler: Address,
     pub(crate) name: String,
     pub(crate) status: watch::Sender<LinkStatus>,
 }
@@ -81,8 +82,6 @@ pub(crate) struct State {
     session: Option<Session>,
     replicas: HashMap<ReplicaId, ActorRef<BatcherMsg>>,
     sessions_made: u64,
-    /// Which of the schedulers the newest session is with.
-    at: usize,
     replicas_made: u32,
     draining: bool,
     /// Connecting, reading and writing; aborted when this actor goes, however it goes.
@@ -101,7 +100,6 @@ impl Actor for Link {
             session: None,
             replicas: HashMap::new(),
             sessions_made: 0,
-            at: 0,
             replicas_made: 0,
             draining: false,
             tasks: JoinSet::new(),
@@ -122,7 +120,7 @@ impl Actor for Link {
                 state.batchers.insert(device, batcher.clone());
                 state.attach(&me, batcher);
             }
-            LinkMsg::Connected(session, at) => state.connected(&me, session, at),
+            LinkMsg::Connected(session) => state.connected(&me, session),
             LinkMsg::Refused(why) => {
                 state.args.status.send_replace(LinkStatus::Refused(why.clone()));
                 return Err(why.into());
@@ -135,7 +133,9 @@ impl Actor for Link {
             }
             LinkMsg::Drain => {
                 state.draining = true;
-                state.replicas.values().for_each(|b| _ = b.cast(BatcherMsg::Drain));
+                let index = state.args.index;
+                let outlet = |replica: &ReplicaId| OutletId { link: index, replica: *replica };
+                state.replicas.iter().for_each(|(replica, b)| _ = b.cast(BatcherMsg::Drain(outlet(replica))));
                 state.report();
             }
         }
@@ -149,21 +149,18 @@ impl State {
         self.args.status.send_replace(LinkStatus::Connecting);
         self.sessions_made += 1;
         let (number, me) = (self.sessions_made, me.clone());
-        let (identity, addresses, name) =
-            (self.args.identity.clone(), self.args.schedulers.clone(), self.args.name.clone());
-        let mut at = self.at;
+        let (identity, address, name) =
+            (self.args.identity.clone(), self.args.scheduler.clone(), self.args.name.clone());
         self.tasks.spawn(async move {
             let mut pause = BACKOFF_MIN;
             let outcome = loop {
-                match Session::open(number, &addresses[at], &identity, &name).await {
-                    Ok(session) => break LinkMsg::Connected(session, at),
+                match Session::open(number, &address, &identity, &name).await {
+                    Ok(session) => break LinkMsg::Connected(session),
                     Err(SessionError::Refused(why)) => break LinkMsg::Refused(why),
                     Err(SessionError::Failed(why)) => {
-                        let (scheduler, retry_ms) = (&addresses[at], pause.as_millis() as u64);
-                        tracing::warn!(%scheduler, why, retry_ms, "no link to the scheduler");
+                        tracing::warn!(why, retry_ms = pause.as_millis() as u64, "no link to the scheduler");
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(BACKOFF_MAX);
-                        at = (at + 1) % addresses.len();
                     }
                 }
             };
@@ -171,14 +168,18 @@ impl State {
         });
     }
 
-    fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session, at: usize) {
-        tracing::info!(scheduler = %self.args.schedulers[at], "linked");
-        self.at = at;
+    fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session) {
+        tracing::info!(scheduler = %self.args.scheduler, "linked");
         self.tasks.spawn(session.read(me.clone()));
         self.session = Some(session);
         let batchers: Vec<_> = self.batchers.values().cloned().collect();
         batchers.into_iter().for_each(|b| self.attach(me, b));
         self.report();
+    }
+
+    /// A replica's name among all links.
+    fn outlet(&self, replica: ReplicaId) -> OutletId {
+        OutletId { link: self.args.index, replica }
     }
 
     /// Offers a batcher on the connection, if there is one.
@@ -189,20 +190,23 @@ impl State {
         }
         self.replicas_made += 1;
         let replica = ReplicaId(self.replicas_made);
-        let (outlet, frames) = session.outlet();
-        self.tasks.spawn(session.write(replica, frames, me.clone()));
+        let (frames, received) = session.outlet();
+        self.tasks.spawn(session.write(replica, received, me.clone()));
         // A batcher that died meanwhile is replaced by its device, which says so.
-        let _ = batcher.cast(BatcherMsg::Attach { replica, outlet });
+        let _ = batcher.cast(BatcherMsg::Attach { outlet: self.outlet(replica), frames });
         self.replicas.insert(replica, batcher);
         self.report();
     }
 
     fn inbound(&mut self, message: ToMiner) {
+        let outlet = |replica| self.outlet(replica);
         let (replica, message) = match message {
-            ToMiner::Assign(assign) => (assign.replica, BatcherMsg::Assign(assign)),
-            ToMiner::Encode(encode) => (encode.replica, BatcherMsg::Encode(encode)),
-            ToMiner::Cancel { replica, sequence } => (replica, BatcherMsg::Cancel(sequence)),
-            ToMiner::Credit { replica, sequence, tokens } => (replica, BatcherMsg::Credit(sequence, tokens)),
+            ToMiner::Assign(assign) => (assign.replica, BatcherMsg::Assign(outlet(assign.replica), assign)),
+            ToMiner::Encode(encode) => (encode.replica, BatcherMsg::Encode(outlet(encode.replica), encode)),
+            ToMiner::Cancel { replica, sequence } => (replica, BatcherMsg::Cancel(outlet(replica), sequence)),
+            ToMiner::Credit { replica, sequence, tokens } => {
+                (replica, BatcherMsg::Credit(outlet(replica), sequence, tokens))
+            }
             ToMiner::Welcome { .. } | ToMiner::Refused(_) => {
                 tracing::warn!("the scheduler repeated its greeting");
                 return;
@@ -220,7 +224,9 @@ impl State {
         }
         tracing::warn!(why, "link lost");
         self.session = None;
-        self.replicas.drain().for_each(|(_, b)| _ = b.cast(BatcherMsg::Detach));
+        let index = self.args.index;
+        let outlet = |replica| OutletId { link: index, replica };
+        self.replicas.drain().for_each(|(replica, b)| _ = b.cast(BatcherMsg::Detach(outlet(replica))));
         match self.draining {
             true => self.report(),
             false => self.connect(me),

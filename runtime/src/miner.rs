@@ -23,7 +23,7 @@ use crate::memory::{self, BatchWish, MemoryError, MemoryPlan, Room};
 pub struct MineConfig {
     /// Who it is; its earnings go to the account of this key.
     pub identity: Identity,
-    /// Whom it works for: the first that answers, and the next when that is gone. At least one.
+    /// Whom it works for, all of them at a time: each has a window of its own. At least one.
     pub schedulers: Vec<Address>,
     /// What its owner calls it.
     pub name: String,
@@ -148,9 +148,15 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     }
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
-    let link =
-        LinkArgs { identity: config.identity, schedulers: config.schedulers, name: config.name, status: status_in };
-    let args = RootArgs { devices, link, failure: failure_in };
+    let (mut links, mut statuses) = (Vec::new(), Vec::new());
+    for (index, scheduler) in config.schedulers.into_iter().enumerate() {
+        let (status, seen) = watch::channel(LinkStatus::Connecting);
+        let (identity, name) = (config.identity.clone(), config.name.clone());
+        links.push(LinkArgs { index, identity, scheduler, name, status });
+        statuses.push(seen);
+    }
+    tokio::spawn(all_statuses(statuses, status_in));
+    let args = RootArgs { devices, links, failure: failure_in };
     let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match &*status.borrow() {
         // The scheduler may say no before everything is loaded.
         LinkStatus::Refused(why) => MineError::Refused(why.clone()),
@@ -160,7 +166,7 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
 }
 
 impl Miner {
-    /// How it stands with its scheduler, now and later.
+    /// How it stands with its schedulers, now and later.
     pub fn status(&self) -> watch::Receiver<LinkStatus> {
         self.status.clone()
     }
@@ -187,6 +193,36 @@ impl Miner {
         }
         self.root.stop(None);
         let _ = self.finished.await;
+    }
+}
+
+/// Keeps how it stands with all schedulers, for as long as there are links and somebody who asks.
+async fn all_statuses(mut statuses: Vec<watch::Receiver<LinkStatus>>, all: watch::Sender<LinkStatus>) {
+    loop {
+        all.send_replace(together(statuses.iter_mut().map(|status| status.borrow_and_update().clone())));
+        let changed = statuses.iter_mut().map(|status| Box::pin(status.changed()));
+        tokio::select! {
+            (changed, ..) = futures_util::future::select_all(changed) => if changed.is_err() { return },
+            () = all.closed() => return,
+        }
+    }
+}
+
+/// How it stands with all schedulers: who is refused by one is to end, and who has left one may still work for another.
+fn together(statuses: impl Iterator<Item = LinkStatus>) -> LinkStatus {
+    let (mut replicas, mut is_connected, mut has_drained) = (0, false, true);
+    for status in statuses {
+        has_drained &= status == LinkStatus::Drained;
+        match status {
+            LinkStatus::Refused(why) => return LinkStatus::Refused(why),
+            LinkStatus::Connected { replicas: more } => (replicas, is_connected) = (replicas + more, true),
+            LinkStatus::Connecting | LinkStatus::Drained => {}
+        }
+    }
+    match () {
+        () if is_connected => LinkStatus::Connected { replicas },
+        () if has_drained => LinkStatus::Drained,
+        () => LinkStatus::Connecting,
     }
 }
 
@@ -261,14 +297,14 @@ enum RootMsg {
 
 struct RootArgs {
     devices: Vec<DeviceConfig>,
-    link: LinkArgs,
+    links: Vec<LinkArgs>,
     failure: watch::Sender<Option<Failure>>,
 }
 
 struct Root;
 
 struct RootState {
-    link: ActorRef<LinkMsg>,
+    links: Vec<ActorRef<LinkMsg>>,
     failure: watch::Sender<Option<Failure>>,
 }
 
@@ -278,12 +314,15 @@ impl Actor for Root {
     type Arguments = RootArgs;
 
     async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
-        let (link, _) = Actor::spawn_linked(None, Link, args.link, me.get_cell()).await?;
+        let mut links = Vec::new();
+        for link in args.links {
+            links.push(Actor::spawn_linked(None, Link, link, me.get_cell()).await?.0);
+        }
         for (index, config) in args.devices.iter().enumerate() {
-            let args = DeviceArgs::new(index, config, link.clone());
+            let args = DeviceArgs::new(index, config, links.clone());
             Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
         }
-        Ok(RootState { link, failure: args.failure })
+        Ok(RootState { links, failure: args.failure })
     }
 
     async fn handle(
@@ -293,7 +332,12 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            RootMsg::Drain => Ok(state.link.cast(LinkMsg::Drain)?),
+            RootMsg::Drain => {
+                for link in &state.links {
+                    link.cast(LinkMsg::Drain)?;
+                }
+                Ok(())
+            }
         }
     }
 

@@ -80,7 +80,7 @@ pub(super) fn devices(mining: &Mining) -> anyhow::Result<Vec<DeviceKind>> {
     Ok(found.kinds)
 }
 
-/// Loads the model onto the devices and links up with the first of the schedulers that answers.
+/// Loads the model onto the devices and links up with the schedulers.
 pub(super) async fn start(
     identity: Identity,
     schedulers: Vec<Address>,

@@ -141,8 +141,10 @@ pub struct Batch {
     /// Stays among the running begun so far.
     stays: u64,
     stats: BatchStats,
-    /// What has been granted so far.
+    /// What has been granted so far to one scheduler.
     window: Window,
+    /// What others have beside that.
+    others: Window,
     /// What assignments have taken of it.
     taken: Window,
     /// News that no step result carries: cancellations of waiting sequences, refusals.
@@ -175,6 +177,7 @@ impl Batch {
                 sequences: u64::from(accepted),
                 blocks: u64::from(limits.kv_blocks) * BLOCKS_GRANTED_PER_BLOCK,
             },
+            others: Window::default(),
             taken: Window::default(),
             news: Vec::new(),
             limits,
@@ -199,6 +202,11 @@ impl Batch {
         self.window
     }
 
+    /// Others may take so much beside what the window has: it may wait here.
+    pub fn grant_others(&mut self, others: Window) {
+        self.others = others;
+    }
+
     /// Sequences that run, and those that wait for a slot.
     pub fn sequences(&self) -> (usize, usize) {
         (self.running.len(), self.waiting.len())
@@ -208,6 +216,11 @@ impl Batch {
     /// any time.
     pub fn blocks_used(&self) -> u32 {
         self.blocks_by_group().next().unwrap_or(0)
+    }
+
+    /// Names of all blocks in the cache.
+    pub fn cached_names(&self) -> impl Iterator<Item = u64> {
+        self.cache.cached_names()
     }
 
     /// Names of blocks that came into the cache, and those that left it, since they were taken last: at most
@@ -344,7 +357,7 @@ impl Batch {
     /// Takes from the window; false, and the sequence has failed, where that has been overdrawn: nothing is given back.
     fn take(&mut self, id: SequenceId, blocks: u32) -> bool {
         let (sequences, all) = (self.taken.sequences + 1, self.taken.blocks + u64::from(blocks));
-        if sequences > self.window.sequences || all > self.window.blocks {
+        if sequences > self.window.sequences + self.others.sequences || all > self.window.blocks + self.others.blocks {
             self.tell_failed(id, "the window was overdrawn".to_owned());
             return false;
         }

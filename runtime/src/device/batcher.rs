@@ -1,13 +1,14 @@
-//! The actor around [`Work`]: keeps the executor in steps and sends each step's news to the link.
+//! The actor around [`Work`]: keeps the executor in steps and sends each step's news to the links.
+
+mod outlets;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use cuckoo_wire::limits::{MINER_BEAT, MINER_IDLE_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
-use cuckoo_wire::message::{Assign, Beat, Encode, Offer, ReplicaFrame, ReplicaId, SequenceId, Step, StepItem, Window};
+use cuckoo_wire::limits::{MINER_BEAT, STEP_DUE_MAX, STEP_ITEMS_BYTES_MAX};
+use cuckoo_wire::message::{Assign, Encode, Offer, ReplicaFrame, SequenceId, StepItem, Window};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 use super::batch::{BatchLimits, BatchStats, StepOutput, StepPlan};
 use super::constraints::{Compiled, Constraints, ReadTokenizer};
@@ -17,29 +18,31 @@ use super::kv_plan::KvPlan;
 use super::masks::PendingMask;
 use super::watchdog::{WATCH_INTERVAL, Watchdog};
 use super::work::Work;
+pub(crate) use outlets::OutletId;
+use outlets::{Figures, Outlets, Sent};
 
 /// How soon a full outlet is tried again.
 const OUTLET_RETRY: Duration = Duration::from_millis(1);
 
 /// Messages of the batcher. Those from the link are bounded by the window and by credits.
 pub(crate) enum BatcherMsg {
-    /// A scheduler is there: forget everything that was, and offer.
+    /// A scheduler is there: offer.
     Attach {
-        /// Name on the new connection.
-        replica: ReplicaId,
+        /// Its name here.
+        outlet: OutletId,
         /// Where frames go.
-        outlet: mpsc::Sender<ReplicaFrame>,
+        frames: mpsc::Sender<ReplicaFrame>,
     },
-    /// The scheduler is gone, and every sequence with it.
-    Detach,
+    /// A scheduler is gone, and all its sequences with it.
+    Detach(OutletId),
     /// Run a sequence.
-    Assign(Assign),
+    Assign(OutletId, Assign),
     /// Make a vector of a text.
-    Encode(Encode),
+    Encode(OutletId, Encode),
     /// Stop a sequence.
-    Cancel(SequenceId),
+    Cancel(OutletId, SequenceId),
     /// A sequence may send more.
-    Credit(SequenceId, u32),
+    Credit(OutletId, SequenceId, u32),
     /// The executor finished a step.
     Stepped {
         /// What was computed.
@@ -57,10 +60,10 @@ pub(crate) enum BatcherMsg {
     Beat,
     /// A constraint is compiled, or cannot be.
     Compiled(Compiled),
-    /// The outlet was full; try again.
+    /// An outlet was full; try again.
     Retry,
-    /// Accept nothing more, and tell when all sequences have ended.
-    Drain,
+    /// Accept nothing more of a scheduler, and tell when all its sequences have ended.
+    Drain(OutletId),
 }
 
 /// What a batcher starts with.
@@ -87,48 +90,18 @@ pub(super) struct State {
     args: BatcherArgs,
     batch: Work,
     constraints: Constraints,
-    outlet: Option<mpsc::Sender<ReplicaFrame>>,
-    /// A frame that the outlet had no room for. No step is planned meanwhile, so there is at most one.
-    unsent: Option<ReplicaFrame>,
-    /// Whether that is tried again by itself: whatever else is handled meanwhile must not ask for that once more.
+    outlets: Outlets,
+    /// What each of them may have.
+    window: Window,
+    /// Whether a full outlet is tried again by itself: whatever else is handled meanwhile must not ask for that once more.
     retrying: bool,
-    /// News that did not fit into that frame.
-    news: VecDeque<StepItem>,
-    announced: Window,
-    /// Steps at the executor, for the sequences that are here now.
+    /// Steps at the executor.
     steps: usize,
-    /// Steps at the executor, before those, for sequences of a lost connection.
-    steps_void: usize,
-    draining: Draining,
     watchdog: Watchdog,
-    /// Steps computed since the offer.
-    computed: u64,
-    /// Of these, those since the last frame that told of a step.
-    newest: Computed,
-    /// How many of them the scheduler knows of.
-    told: u64,
     /// What the newest step at the executor was expected to take.
     due: Duration,
-    /// When the last frame left.
-    said: Instant,
     /// What the log was last told.
     logged: BatchStats,
-}
-
-/// Steps that were computed.
-#[derive(Clone, Copy, Default)]
-struct Computed {
-    steps: u32,
-    rows: u32,
-    took: Duration,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Draining {
-    No,
-    /// The scheduler has not heard of it yet.
-    Asked,
-    Announced,
 }
 
 impl Actor for Batcher {
@@ -139,24 +112,17 @@ impl Actor for Batcher {
     async fn pre_start(&self, me: ActorRef<BatcherMsg>, args: BatcherArgs) -> Result<State, ActorProcessingErr> {
         me.send_interval(WATCH_INTERVAL, || BatcherMsg::Watch);
         me.send_interval(MINER_BEAT, || BatcherMsg::Beat);
+        let batch = Work::new(&args);
         Ok(State {
-            batch: Work::new(&args),
+            window: batch.window(),
+            batch,
             constraints: Constraints::new(args.read_tokenizer.clone(), args.mask_threads),
             args,
-            outlet: None,
-            unsent: None,
+            outlets: Outlets::default(),
             retrying: false,
-            news: VecDeque::new(),
-            announced: Window::default(),
             steps: 0,
-            steps_void: 0,
-            draining: Draining::No,
             watchdog: Watchdog::new(now()),
-            computed: 0,
-            newest: Computed::default(),
-            told: 0,
             due: Duration::ZERO,
-            said: now(),
             logged: BatchStats::default(),
         })
     }
@@ -168,23 +134,33 @@ impl Actor for Batcher {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            BatcherMsg::Attach { replica, outlet } => state.attach(replica, outlet),
-            BatcherMsg::Detach => state.detach(),
-            BatcherMsg::Assign(assign) => state.busy(&me, |state| state.assign(assign, &me)),
-            BatcherMsg::Encode(encode) => state.busy(&me, |state| state.batch.encode(encode)),
-            BatcherMsg::Cancel(sequence) => state.batch.cancel(sequence),
-            BatcherMsg::Credit(sequence, tokens) => state.batch.credit(sequence, tokens),
+            BatcherMsg::Attach { outlet, frames } => state.attach(outlet, frames),
+            BatcherMsg::Detach(outlet) => state.detach(outlet),
+            BatcherMsg::Assign(outlet, assign) => state.busy(&me, outlet, |state| state.assign(outlet, assign, &me)),
+            BatcherMsg::Encode(outlet, encode) => state.busy(&me, outlet, |state| state.encode(outlet, encode)),
+            BatcherMsg::Cancel(outlet, sequence) => {
+                if let Some(local) = state.outlets.local(outlet, sequence) {
+                    state.batch.cancel(local);
+                }
+            }
+            BatcherMsg::Credit(outlet, sequence, tokens) => {
+                if let Some(local) = state.outlets.local(outlet, sequence) {
+                    state.batch.credit(local, tokens);
+                }
+            }
             BatcherMsg::Stepped { plan, masks, output, took } => state.stepped(plan, &masks, output, took),
             BatcherMsg::Watch => {
                 // Its supervisor ends the device; what ran here goes on elsewhere.
                 state.watchdog.look(now())?;
                 state.log();
             }
-            BatcherMsg::Beat if state.is_silent() => state.beat(&me),
-            BatcherMsg::Beat => return Ok(()),
+            BatcherMsg::Beat => {
+                state.beat(&me, None);
+                return Ok(());
+            }
             BatcherMsg::Compiled(compiled) => state.compiled(compiled),
             BatcherMsg::Retry => state.retrying = false,
-            BatcherMsg::Drain => state.draining = Draining::Asked,
+            BatcherMsg::Drain(outlet) => state.outlets.drain(outlet),
         }
         state.publish(&me);
         state.launch(&me)
@@ -192,34 +168,48 @@ impl Actor for Batcher {
 }
 
 impl State {
-    fn attach(&mut self, replica: ReplicaId, outlet: mpsc::Sender<ReplicaFrame>) {
-        self.detach();
-        self.announced = self.batch.window();
-        let offer = Offer { replica, window: self.announced, ..self.args.offer.clone() };
-        // The outlet is fresh and empty; if its reader is gone already, the next frame finds out.
-        let _ = outlet.try_send(ReplicaFrame::Offer(offer));
-        self.outlet = Some(outlet);
+    fn attach(&mut self, outlet: OutletId, frames: mpsc::Sender<ReplicaFrame>) {
+        let cached = self.batch.cached_names().into_iter();
+        self.outlets.attach(outlet, frames, (&self.args.offer, self.window), cached, now());
+        self.grant();
     }
 
-    fn detach(&mut self) {
-        self.outlet = None;
-        self.unsent = None;
-        self.news.clear();
-        (self.computed, self.told, self.newest) = (0, 0, Computed::default());
-        self.batch = Work::new(&self.args);
-        self.constraints.clear();
-        self.steps_void += std::mem::take(&mut self.steps);
+    /// Each scheduler has a window; the batch counts one of them itself.
+    fn grant(&mut self) {
+        let others = self.outlets.len().saturating_sub(1) as u64;
+        let Window { sequences, blocks } = self.window;
+        self.batch.grant_others(Window { sequences: sequences * others, blocks: blocks * others });
+    }
+
+    /// What it had here is nobody's; what that left in the cache stays.
+    fn detach(&mut self, outlet: OutletId) {
+        for orphan in self.outlets.detach(outlet) {
+            self.batch.cancel(orphan);
+        }
+        self.grant();
     }
 
     /// A sequence with a constraint waits in the batch until that is compiled.
-    fn assign(&mut self, assign: Assign, me: &ActorRef<BatcherMsg>) {
+    fn assign(&mut self, outlet: OutletId, assign: Assign, me: &ActorRef<BatcherMsg>) {
+        let Some(sequence) = self.outlets.admit(outlet, assign.sequence, assign.blocks) else { return };
+        if self.outlets.is_another(sequence) {
+            return self.batch.refuse(sequence, assign.blocks, "the sequence is already here");
+        }
+        let assign = Assign { sequence, ..assign };
         let compilation = self.constraints.compilation(&assign, me);
-        let sequence = assign.sequence;
         self.batch.assign(assign);
         if let Some(compilation) = compilation.filter(|_| self.batch.is_compiling(sequence))
             && let Err(why) = self.constraints.compile(compilation)
         {
             self.batch.fail(sequence, &why);
+        }
+    }
+
+    fn encode(&mut self, outlet: OutletId, encode: Encode) {
+        let Some(sequence) = self.outlets.admit(outlet, encode.sequence, encode.blocks) else { return };
+        match self.outlets.is_another(sequence) {
+            true => self.batch.refuse(sequence, encode.blocks, "the sequence is already here"),
+            false => self.batch.encode(Encode { sequence, ..encode }),
         }
     }
 
@@ -230,87 +220,74 @@ impl State {
             return;
         }
         match self.constraints.compiled(compiled) {
-            None => {}
-            Some(Ok(())) => self.batch.constraint_is_ready(sequence),
-            Some(Err(why)) => self.batch.fail(sequence, &why),
+            Ok(()) => self.batch.constraint_is_ready(sequence),
+            Err(why) => self.batch.fail(sequence, &why),
         }
     }
 
-    /// Steps come back in the order in which they were launched, so those of a lost connection come first.
     fn stepped(&mut self, plan: StepPlan, masks: &[Option<PendingMask>], output: StepOutput, took: Duration) {
         self.watchdog.landed(now());
-        match self.steps_void.checked_sub(1) {
-            Some(left) => self.steps_void = left,
-            None => {
-                self.steps -= 1;
-                // What was drawn for a sequence without its mask is nobody's.
-                for (draw, mask) in plan.draws.iter().zip(masks) {
-                    if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
-                        self.batch.fail(draw.sequence, &why);
-                    }
-                }
-                for span in &output.broken {
-                    self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
-                }
-                self.newest.steps += 1;
-                self.newest.rows += plan.tokens.len() as u32;
-                self.newest.took += took;
-                self.batch.apply(plan, output, took);
-                self.computed += 1;
+        self.steps -= 1;
+        // What was drawn for a sequence without its mask is nobody's.
+        for (draw, mask) in plan.draws.iter().zip(masks) {
+            if let Some(why) = mask.as_ref().and_then(PendingMask::failure) {
+                self.batch.fail(draw.sequence, &why);
             }
         }
+        for span in &output.broken {
+            self.batch.fail(plan.owners[*span], "the adapter gives values that are no numbers");
+        }
+        self.outlets.stepped(plan.tokens.len() as u32, took);
+        self.batch.apply(plan, output, took);
     }
 
     /// Sends news and windows, if there are any.
     fn publish(&mut self, me: &ActorRef<BatcherMsg>) {
-        let Some(outlet) = self.outlet.clone() else { return };
-        if let Some(frame) = self.unsent.take() {
-            self.send(&outlet, frame, me);
+        loop {
+            let items = self.batch.take_news();
+            items.iter().filter(|i| i.end.is_some()).for_each(|i| self.constraints.remove(i.sequence));
+            self.outlets.route(items);
+            loop {
+                let (came, left) = self.batch.take_block_news();
+                if came.is_empty() && left.is_empty() {
+                    break;
+                }
+                self.outlets.cached(&came, &left);
+            }
+            let figures =
+                Figures { batch: self.batch.sequences().0 as u32, blocks_used: u64::from(self.batch.blocks_used()) };
+            let sent = self.outlets.publish(figures, now());
+            if !self.heed(sent, me) {
+                break;
+            }
         }
-        let items = self.batch.take_news();
-        items.iter().filter(|i| i.end.is_some()).for_each(|i| self.constraints.remove(i.sequence));
-        self.news.extend(items);
-        while self.unsent.is_none() && (!self.news.is_empty() || self.batch.window() != self.announced) {
-            let items = frameful(&mut self.news);
-            self.send_step(&outlet, items, me);
+    }
+
+    /// What was not sent is tried again, and who is gone is forgotten; whether anybody is.
+    fn heed(&mut self, sent: Sent, me: &ActorRef<BatcherMsg>) -> bool {
+        if sent.is_full && !std::mem::replace(&mut self.retrying, true) {
+            me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
         }
-        if self.draining == Draining::Asked && self.unsent.is_none() {
-            self.draining = Draining::Announced;
-            self.send(&outlet, ReplicaFrame::Drain, me);
-        }
-        if self.draining == Draining::Announced && self.batch.sequences() == (0, 0) && self.unsent.is_none() {
-            // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
-            self.outlet = None;
-        }
+        let has_lost = !sent.lost.is_empty();
+        sent.lost.into_iter().for_each(|outlet| self.detach(outlet));
+        has_lost
     }
 
     /// Takes an order, and answers at once where there was nothing to do: who has nothing to do seldom speaks.
-    fn busy(&mut self, me: &ActorRef<BatcherMsg>, take: impl FnOnce(&mut Self)) {
-        let was_idle = self.is_idle();
+    fn busy(&mut self, me: &ActorRef<BatcherMsg>, outlet: OutletId, take: impl FnOnce(&mut Self)) {
+        let was_idle = self.outlets.is_idle(outlet);
         take(self);
         if was_idle {
-            self.beat(me);
+            self.beat(me, Some(outlet));
         }
     }
 
-    /// Whether nobody waits for anything, and everybody knows what was computed.
-    fn is_idle(&self) -> bool {
-        self.batch.sequences() == (0, 0) && self.told == self.computed
-    }
-
-    /// Whether it must say something before the next look. Looks come as often as heartbeats of those who are busy.
-    fn is_silent(&self) -> bool {
-        let silence_max = if self.is_idle() { MINER_IDLE_BEAT } else { MINER_BEAT };
-        now().duration_since(self.said) + MINER_BEAT / 2 >= silence_max
-    }
-
-    /// Sends a heartbeat, where frames leave. It comes from here, because who cannot plan cannot serve; a step takes no time
-    /// of this actor's, so that a long one silences nobody.
-    fn beat(&mut self, me: &ActorRef<BatcherMsg>) {
-        let Some(outlet) = self.outlet.clone().filter(|_| self.unsent.is_none()) else { return };
-        let due = if self.steps + self.steps_void == 0 { Duration::ZERO } else { self.due };
-        self.told = self.computed;
-        self.send(&outlet, ReplicaFrame::Beat(Beat::new(self.computed, due)), me);
+    /// Sends heartbeats: they come from here, because who cannot plan cannot serve; a step takes no time of this actor's, so
+    /// that a long one silences nobody.
+    fn beat(&mut self, me: &ActorRef<BatcherMsg>, only: Option<OutletId>) {
+        let due = if self.steps == 0 { Duration::ZERO } else { self.due };
+        let sent = self.outlets.beat(only, due, now());
+        self.heed(sent, me);
     }
 
     /// What the batch has done so far, at most once a second.
@@ -322,36 +299,9 @@ impl State {
         }
     }
 
-    fn send_step(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, items: Vec<StepItem>, me: &ActorRef<BatcherMsg>) {
-        let window = self.batch.window();
-        self.announced = window;
-        if !items.is_empty() {
-            self.told = self.computed;
-        }
-        let (batch, blocks_used) = (self.batch.sequences().0 as u32, u64::from(self.batch.blocks_used()));
-        let Computed { steps, rows, took } = std::mem::take(&mut self.newest);
-        let (cached, evicted) = self.batch.take_block_news();
-        let took_us = took.as_micros() as u64;
-        let step = Step { window, batch, blocks_used, steps, rows, took_us, cached, evicted, items };
-        self.send(outlet, ReplicaFrame::Step(step), me);
-    }
-
-    fn send(&mut self, outlet: &mpsc::Sender<ReplicaFrame>, frame: ReplicaFrame, me: &ActorRef<BatcherMsg>) {
-        match outlet.try_send(frame) {
-            Ok(()) => self.said = now(),
-            Err(TrySendError::Full(frame)) => {
-                self.unsent = Some(frame);
-                if !std::mem::replace(&mut self.retrying, true) {
-                    me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
-                }
-            }
-            Err(TrySendError::Closed(_)) => self.detach(),
-        }
-    }
-
-    /// Starts the next steps, unless there are enough or the last one's news have not left.
+    /// Starts the next steps, unless there are enough. Who does not read runs out of credit.
     fn launch(&mut self, me: &ActorRef<BatcherMsg>) -> Result<(), ActorProcessingErr> {
-        while self.unsent.is_none() && self.steps + self.steps_void < self.args.steps_in_flight {
+        while self.steps < self.args.steps_in_flight {
             let Some(plan) = self.batch.plan() else { break };
             let rows = plan.tokens.len();
             let expected = self.batch.expected(&plan);

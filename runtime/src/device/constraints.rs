@@ -26,13 +26,10 @@ pub(super) struct Constraints {
     /// Started by the first constraint.
     workers: Option<Workers>,
     matchers: HashMap<SequenceId, SharedMatcher>,
-    /// Counts connections: a sequence of an earlier one may have had the same name.
-    epoch: u64,
 }
 
 /// A constraint that was compiled, or could not be.
 pub(crate) struct Compiled {
-    epoch: u64,
     pub(super) sequence: SequenceId,
     outcome: Result<SharedMatcher, String>,
 }
@@ -44,7 +41,6 @@ struct Workers {
 
 /// A constraint that is to be compiled.
 pub(super) struct Compilation {
-    epoch: u64,
     sequence: SequenceId,
     constraint: Constraint,
     /// Output that an earlier miner has produced.
@@ -65,14 +61,7 @@ impl Constraints {
             mask_threads,
             workers: None,
             matchers: HashMap::new(),
-            epoch: 0,
         }
-    }
-
-    /// Forgets all sequences.
-    pub(super) fn clear(&mut self) {
-        self.matchers.clear();
-        self.epoch += 1;
     }
 
     /// Forgets a sequence that has ended.
@@ -83,7 +72,6 @@ impl Constraints {
     /// What is to be compiled for a sequence, if anything is.
     pub(super) fn compilation(&self, assign: &Assign, reply_to: &ActorRef<BatcherMsg>) -> Option<Compilation> {
         Some(Compilation {
-            epoch: self.epoch,
             sequence: assign.sequence,
             constraint: assign.constraint.clone()?,
             accepted: assign.tokens.get(assign.prompt_tokens as usize..).unwrap_or_default().to_vec(),
@@ -99,14 +87,10 @@ impl Constraints {
         })
     }
 
-    /// Takes in what was compiled; `None` if nobody waits for it any more.
-    pub(super) fn compiled(&mut self, compiled: Compiled) -> Option<Result<(), String>> {
-        if compiled.epoch != self.epoch {
-            return None;
-        }
-        Some(compiled.outcome.map(|matcher| {
-            self.matchers.insert(compiled.sequence, matcher);
-        }))
+    /// Takes in what was compiled, for a sequence that waits for it.
+    pub(super) fn compiled(&mut self, compiled: Compiled) -> Result<(), String> {
+        self.matchers.insert(compiled.sequence, compiled.outcome?);
+        Ok(())
     }
 
     /// Begins to compute the masks of a plan: one for each draw that needs one.
@@ -142,10 +126,10 @@ impl Workers {
 
 impl Compiler {
     fn work(&self, waiting: &Receiver<Compilation>) {
-        while let Ok(Compilation { epoch, sequence, constraint, accepted, reply_to }) = waiting.recv() {
+        while let Ok(Compilation { sequence, constraint, accepted, reply_to }) = waiting.recv() {
             let outcome = self.compile(constraint, &accepted).map(|matcher| Arc::new(Mutex::new(matcher)));
             // A batcher that is gone has nobody to tell.
-            let _ = reply_to.cast(BatcherMsg::Compiled(Compiled { epoch, sequence, outcome }));
+            let _ = reply_to.cast(BatcherMsg::Compiled(Compiled { sequence, outcome }));
         }
     }
 

@@ -29,7 +29,7 @@ use std::collections::HashMap;
 pub use cuckoo_wire::BlockHash;
 pub use groups::HOLE;
 pub(super) use groups::{KvGroups, Table};
-use news::News;
+pub(super) use news::News;
 use order::Order;
 pub use spill::{KvCopy, KvWay};
 
@@ -76,6 +76,11 @@ impl KvCache {
         self.news.as_mut().map(|news| news.take(most)).unwrap_or_default()
     }
 
+    /// Names of all that is here.
+    pub(super) fn cached_names(&self) -> impl Iterator<Item = u64> {
+        self.names.iter().filter(|name| **name != BlockHash::NONE).map(|name| name.short())
+    }
+
     /// Takes one block, blank: an idle one that contains nothing, or else the least recently used. `None` if all are held.
     pub fn allocate(&mut self) -> Option<u32> {
         Some(self.take()?.0)
@@ -90,7 +95,7 @@ impl KvCache {
         if let Some(name) = evicted {
             self.index.remove(&name);
             self.evictions += 1;
-            self.news.iter_mut().for_each(|news| news.left(name));
+            self.news.iter_mut().for_each(|news| news.left(name.short()));
         }
         self.references[block as usize] = 1;
         Some((block, evicted))
@@ -122,7 +127,7 @@ impl KvCache {
         }
         self.names[at] = name;
         self.index.insert(name, block);
-        self.news.iter_mut().for_each(|news| news.came(name));
+        self.news.iter_mut().for_each(|news| news.came(name.short()));
         block
     }
 

@@ -117,6 +117,8 @@ fn assign(id: u64) -> Assign {
 type Ready = mpsc::Receiver<ActorRef<BatcherMsg>>;
 type Failed = mpsc::Receiver<ActorProcessingErr>;
 
+const OUTLET: OutletId = OutletId { link: 0, replica: ReplicaId(1) };
+
 /// A device whose model `load` gives: its batchers, what becomes of it, and its end.
 async fn device(
     load: impl Fn() -> Box<dyn Stepper> + Send + Sync + 'static,
@@ -135,7 +137,7 @@ async fn device(
         offer: offer(),
         read_tokenizer: no_tokenizer(),
         mask_threads: 1,
-        link,
+        links: vec![link],
     };
     let (_, ended) = Actor::spawn_linked(None, Device, args, owner.get_cell()).await.unwrap();
     (ready, failed, ended)
@@ -155,10 +157,10 @@ async fn word(frames: &mut mpsc::Receiver<ReplicaFrame>) -> Option<ReplicaFrame>
 async fn a_gpu_that_is_lost_releases_its_sequences_and_ends_the_device() {
     let (mut ready, mut failed, ended) = device(|| Box::new(Lost)).await;
     let batcher = ready.recv().await.unwrap();
-    let (outlet, mut frames) = mpsc::channel(16);
-    batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+    let (frames_in, mut frames) = mpsc::channel(16);
+    batcher.cast(BatcherMsg::Attach { outlet: OUTLET, frames: frames_in }).unwrap();
     assert!(matches!(frames.recv().await, Some(ReplicaFrame::Offer(_))));
-    batcher.cast(BatcherMsg::Assign(assign(1))).unwrap();
+    batcher.cast(BatcherMsg::Assign(OUTLET, assign(1))).unwrap();
     assert!(word(&mut frames).await.is_none(), "the replica's stream ends, without a word for what runs");
     let why = failed.recv().await.unwrap();
     assert!(
@@ -177,15 +179,15 @@ async fn a_step_that_never_comes_back_releases_its_sequences_and_ends_the_device
     let load = move || -> Box<dyn Stepper> { Box::new(held.lock().unwrap().take().expect("loaded once")) };
     let (mut ready, mut failed, ended) = device(load).await;
     let batcher = ready.recv().await.unwrap();
-    let (outlet, mut frames) = mpsc::channel(16);
-    batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+    let (frames_in, mut frames) = mpsc::channel(16);
+    batcher.cast(BatcherMsg::Attach { outlet: OUTLET, frames: frames_in }).unwrap();
     assert!(matches!(frames.recv().await, Some(ReplicaFrame::Offer(_))));
 
     let began = tokio::time::Instant::now();
-    batcher.cast(BatcherMsg::Assign(assign(1))).unwrap();
+    batcher.cast(BatcherMsg::Assign(OUTLET, assign(1))).unwrap();
     // A sequence that is cancelled meanwhile has its answer, and its blocks are free, though the device is stuck.
-    batcher.cast(BatcherMsg::Assign(assign(2))).unwrap();
-    batcher.cast(BatcherMsg::Cancel(SequenceId(1))).unwrap();
+    batcher.cast(BatcherMsg::Assign(OUTLET, assign(2))).unwrap();
+    batcher.cast(BatcherMsg::Cancel(OUTLET, SequenceId(1))).unwrap();
     let Some(ReplicaFrame::Step(step)) = word(&mut frames).await else { panic!("no step") };
     assert_eq!((step.items[0].end.clone(), step.blocks_used), (Some(End::Cancelled), 0));
 

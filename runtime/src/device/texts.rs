@@ -41,6 +41,8 @@ pub struct TextBatch {
     flights: VecDeque<Flight>,
     /// What has been granted so far.
     window: Window,
+    /// What others have beside that.
+    others: Window,
     /// What texts have taken of it.
     taken: Window,
     news: Vec<StepItem>,
@@ -76,6 +78,7 @@ impl TextBatch {
             budget: StepBudget::new(1, limits.step_tokens_max, limits.step_target),
             waiting: VecDeque::new(),
             flights: VecDeque::new(),
+            others: Window::default(),
             window: Window {
                 sequences: u64::from(sequences),
                 blocks: u64::from(limits.kv_blocks) * u64::from(STEPS_GRANTED),
@@ -89,6 +92,11 @@ impl TextBatch {
     /// What is granted to the scheduler, cumulative.
     pub fn window(&self) -> Window {
         self.window
+    }
+
+    /// Others may take so much beside what the window has: it may wait here.
+    pub fn grant_others(&mut self, others: Window) {
+        self.others = others;
     }
 
     /// Texts in steps, and those that wait.
@@ -131,7 +139,7 @@ impl TextBatch {
     /// Takes from the window; false, and the sequence has failed, if that has been overdrawn.
     fn take(&mut self, sequence: SequenceId, blocks: u32) -> bool {
         let (sequences, all) = (self.taken.sequences + 1, self.taken.blocks + u64::from(blocks));
-        if sequences > self.window.sequences || all > self.window.blocks {
+        if sequences > self.window.sequences + self.others.sequences || all > self.window.blocks + self.others.blocks {
             let end = End::Failed("the window was overdrawn".to_owned());
             self.news.push(StepItem::new(sequence, 0, Vec::new(), Some(end)));
             return false;

@@ -89,6 +89,14 @@ impl Work {
         }
     }
 
+    /// See [`Batch::grant_others`].
+    pub(super) fn grant_others(&mut self, others: Window) {
+        match self {
+            Self::Generate(batch) => batch.grant_others(others),
+            Self::Embed(batch) => batch.grant_others(others),
+        }
+    }
+
     pub(super) fn sequences(&self) -> (usize, usize) {
         match self {
             Self::Generate(batch) => batch.sequences(),
@@ -101,6 +109,22 @@ impl Work {
         match self {
             Self::Generate(batch) => batch.blocks_used(),
             Self::Embed(_) => 0,
+        }
+    }
+
+    /// Names of what is cached.
+    pub(super) fn cached_names(&self) -> Vec<u64> {
+        match self {
+            Self::Generate(batch) => batch.cached_names().collect(),
+            Self::Embed(_) => Vec::new(),
+        }
+    }
+
+    /// Answers what cannot run here.
+    pub(super) fn refuse(&mut self, id: SequenceId, blocks: u32, why: &str) {
+        match self {
+            Self::Generate(batch) => batch.refuse(id, blocks, why),
+            Self::Embed(batch) => batch.refuse(id, blocks, why),
         }
     }
 

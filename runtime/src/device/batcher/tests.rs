@@ -1,12 +1,15 @@
 #![allow(clippy::unwrap_used)]
 
 use cuckoo_kernels::ops::KV_BLOCK_TOKENS;
-use cuckoo_wire::message::{Constraint, Encode, End, StepItem, Task};
+use cuckoo_wire::limits::MINER_IDLE_BEAT;
+use cuckoo_wire::message::{Beat, Constraint, Encode, End, ReplicaId, Step, StepItem, Task, Window};
 
 use cuckoo_wire::BlockHash;
 
 use super::*;
 use crate::device::tests::{LIMITS, no_tokenizer, offer};
+
+const OUTLET: OutletId = OutletId { link: 0, replica: ReplicaId(1) };
 
 type Run = (StepPlan, Vec<Option<PendingMask>>, ActorRef<BatcherMsg>);
 
@@ -78,9 +81,9 @@ impl Bench {
     }
 
     async fn attach(&mut self) {
-        let (outlet, frames) = mpsc::channel(64);
-        self.frames = frames;
-        self.batcher.cast(BatcherMsg::Attach { replica: ReplicaId(1), outlet }).unwrap();
+        let (frames, received) = mpsc::channel(64);
+        self.frames = received;
+        self.batcher.cast(BatcherMsg::Attach { outlet: OUTLET, frames }).unwrap();
         assert!(matches!(self.frames.recv().await, Some(ReplicaFrame::Offer(_))));
     }
 
@@ -95,7 +98,7 @@ impl Bench {
             constraint,
             ..Assign::new(ReplicaId(1), SequenceId(id), prompt, 4, KV_BLOCK_TOKENS as u32)
         };
-        self.batcher.cast(BatcherMsg::Assign(assign)).unwrap();
+        self.batcher.cast(BatcherMsg::Assign(OUTLET, assign)).unwrap();
     }
 
     async fn plan(&mut self) -> Run {
@@ -104,7 +107,7 @@ impl Bench {
 
     /// Whether no further plan comes, though everything sent so far was handled.
     async fn is_quiet(&mut self) -> bool {
-        self.batcher.cast(BatcherMsg::Credit(SequenceId(999), 0)).unwrap();
+        self.batcher.cast(BatcherMsg::Credit(OUTLET, SequenceId(999), 0)).unwrap();
         tokio::time::sleep(Duration::from_millis(30)).await;
         self.plans.try_recv().is_err()
     }
@@ -183,7 +186,7 @@ async fn a_replica_does_what_its_model_is_for() {
         other => panic!("{other:?}"),
     };
     let mut generating = Bench::start(1).await;
-    generating.batcher.cast(BatcherMsg::Encode(encode(1))).unwrap();
+    generating.batcher.cast(BatcherMsg::Encode(OUTLET, encode(1))).unwrap();
     assert!(failed(generating.items().await).contains("no vectors"));
 
     let (plans_in, plans) = mpsc::channel(16);
@@ -191,7 +194,7 @@ async fn a_replica_does_what_its_model_is_for() {
     let mut embedding = Bench { plans, ..Bench::of(executor, 1, Task::Embed).await };
     embedding.assign(1);
     assert!(failed(embedding.items().await).contains("generates nothing"));
-    embedding.batcher.cast(BatcherMsg::Encode(encode(2))).unwrap();
+    embedding.batcher.cast(BatcherMsg::Encode(OUTLET, encode(2))).unwrap();
     let (plan, masks, to) = embedding.plan().await;
     assert_eq!((plan.tokens.as_slice(), plan.draws.len(), masks.len()), (&[2, 2, 2][..], 0, 0));
     let output = StepOutput { vectors: vec![vec![1.0]], ..StepOutput::default() };
@@ -199,11 +202,11 @@ async fn a_replica_does_what_its_model_is_for() {
     let items = embedding.items().await;
     assert_eq!((items[0].sequence, items[0].end.clone()), (SequenceId(2), Some(End::Embedded(vec![1.0]))));
     // Its connection breaks while a step is computed: that is nobody's.
-    embedding.batcher.cast(BatcherMsg::Encode(encode(3))).unwrap();
+    embedding.batcher.cast(BatcherMsg::Encode(OUTLET, encode(3))).unwrap();
     let (plan, masks, to) = embedding.plan().await;
-    embedding.batcher.cast(BatcherMsg::Detach).unwrap();
+    embedding.batcher.cast(BatcherMsg::Detach(OUTLET)).unwrap();
     embedding.attach().await;
-    embedding.batcher.cast(BatcherMsg::Encode(encode(4))).unwrap();
+    embedding.batcher.cast(BatcherMsg::Encode(OUTLET, encode(4))).unwrap();
     assert!(embedding.is_quiet().await);
     let output = StepOutput { vectors: vec![vec![1.0]], ..StepOutput::default() };
     to.cast(BatcherMsg::Stepped { plan, masks, output, took: Duration::from_millis(1) }).unwrap();
@@ -215,7 +218,7 @@ async fn steps_of_a_lost_connection_are_nobodys() {
     let mut bench = Bench::start(2).await;
     bench.assign(1);
     let old = [bench.plan().await, bench.plan().await];
-    bench.batcher.cast(BatcherMsg::Detach).unwrap();
+    bench.batcher.cast(BatcherMsg::Detach(OUTLET)).unwrap();
     bench.attach().await;
     bench.assign(1);
     assert!(bench.is_quiet().await, "the executor has enough to do");
@@ -292,7 +295,7 @@ async fn who_has_sequences_says_something_all_the_time_and_how_it_gets_on() {
     let last = bench.plan().await;
     answer(last, 9);
     assert_eq!(bench.items().await[0].tokens, [9]);
-    bench.batcher.cast(BatcherMsg::Cancel(SequenceId(1))).unwrap();
+    bench.batcher.cast(BatcherMsg::Cancel(OUTLET, SequenceId(1))).unwrap();
     let last = bench.plan().await;
     answer(last, 9);
     while !matches!(bench.items().await.first(), Some(item) if item.end.is_some()) {}
@@ -340,7 +343,7 @@ async fn steps_that_do_not_come_back_are_a_fault_attached_or_not() {
         let mut bench = Bench::with(executor, 1).await;
         bench.assign(1);
         if detached {
-            bench.batcher.cast(BatcherMsg::Detach).unwrap();
+            bench.batcher.cast(BatcherMsg::Detach(OUTLET)).unwrap();
         }
         let began = tokio::time::Instant::now();
         bench.ended.await.unwrap();

@@ -207,6 +207,11 @@ impl KvGroups {
         self.groups.first_mut().map(|group| group.blocks.take_news(most)).unwrap_or_default()
     }
 
+    /// Names that are in that cache.
+    pub(in crate::device) fn cached_names(&self) -> impl Iterator<Item = u64> {
+        self.groups.first().into_iter().flat_map(|group| group.blocks.cached_names())
+    }
+
     /// Blocks copied to the host, and back from there, since the beginning.
     pub(in crate::device) fn copied(&self) -> (u64, u64) {
         self.copied
