@@ -73,17 +73,10 @@ impl Hold {
         &self.market
     }
 
-    /// Accepts tokens: they may be sent on when this returns. A store that is away is waited for.
+    /// Accepts tokens: they may be sent on when this returns.
     pub(crate) async fn append(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Result<(), Refusal> {
-        let began = Instant::now();
-        loop {
-            match self.market.ledger().append(self.request, self.epoch, first, tokens.to_vec(), by).await {
-                Err(LedgerError::Store(_)) if began.elapsed() < STORE_AWAY_MAX => {
-                    tokio::time::sleep(STORE_RETRY).await;
-                }
-                done => return done.map_err(Refusal::from),
-            }
-        }
+        let (ledger, request, epoch) = (self.market.ledger(), self.request, self.epoch);
+        Ok(patiently(|| ledger.append(request, epoch, first, tokens.to_vec(), by)).await?)
     }
 
     /// Pays for what was delivered, returns the rest, and writes down how it ended.
@@ -93,7 +86,7 @@ impl Hold {
         self.open = false;
         let ledger = self.market.ledger();
         let Some(settlement) = delivered.settlement(self.request) else {
-            let released = ledger.release(self.request, end.clone()).await;
+            let released = patiently(|| ledger.release(self.request, end.clone())).await;
             if let Err(LedgerError::Store(_)) = released {
                 ledger.release_later(self.request, end);
             }
@@ -102,7 +95,7 @@ impl Hold {
         };
         let own: u32 = settlement.attempts.iter().map(|a| a.own_prompt_tokens).sum();
         let (prompt_tokens, tokens) = (settlement.prompt_tokens + own, settlement.delivered_tokens);
-        let settled = ledger.settle(settlement.clone(), end.clone()).await;
+        let settled = patiently(|| ledger.settle(settlement.clone(), end.clone())).await;
         if let Err(LedgerError::Store(_)) = settled {
             // It is over all the same, and must not stay open until this process ends.
             ledger.settle_later(settlement, end);
@@ -110,6 +103,19 @@ impl Hold {
         let usage = usage(settled?, prompt_tokens, tokens, migrations);
         self.market.metrics().settled(&usage);
         Ok(usage)
+    }
+}
+
+/// Tries until a store that is away is back, for [`STORE_AWAY_MAX`]: to write the same again counts once.
+async fn patiently<T, F: Future<Output = Result<T, LedgerError>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, LedgerError> {
+    let began = Instant::now();
+    loop {
+        match attempt().await {
+            Err(LedgerError::Store(_)) if began.elapsed() < STORE_AWAY_MAX => tokio::time::sleep(STORE_RETRY).await,
+            done => return done,
+        }
     }
 }
 

@@ -268,7 +268,8 @@ fn survives_everywhere(on_server: bool) {
     println!("killed at {} steps: {seen:?}", seen.values().sum::<usize>());
     let missing: Vec<&str> = STEPS.into_iter().filter(|step| !seen.contains_key(*step)).collect();
     assert!(missing.is_empty(), "never killed at {missing:?}: {seen:?}");
-    assert!(seen["batch: committed"] >= 2 + ANSWER as usize, "each write was committed and then killed: {seen:?}");
+    // Opened, appended once at least, and ended.
+    assert!(seen["batch: committed"] >= 3, "each write was committed and then killed: {seen:?}");
 }
 
 #[test]
