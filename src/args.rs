@@ -288,7 +288,7 @@ pub(crate) struct SimulateArgs {
     /// The first seed
     #[arg(long, default_value = "1")]
     pub(crate) seed: u64,
-    /// How many seeds, one after the other
+    /// How many seeds from there on
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seeds: u64,
     /// Miners of all kinds of hardware

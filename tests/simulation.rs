@@ -77,6 +77,18 @@ fn the_command_prints_the_same_bytes_again() {
 }
 
 #[test]
+fn seeds_that_run_side_by_side_print_what_they_print_alone() {
+    let printed = |seed: u64, seeds: u64| {
+        let mut command = cuckoo();
+        command.args(["simulate", "--json", "--requests", "40", "--faults", "3", "--rule", "cuckoo", "--rule", "rr"]);
+        command.args(["--seed", &seed.to_string(), "--seeds", &seeds.to_string()]);
+        command.stdin(Stdio::null()).output().unwrap().stdout
+    };
+    let alone: Vec<u8> = (30..38).flat_map(|seed| printed(seed, 1)).collect();
+    assert_eq!(String::from_utf8(printed(30, 8)), String::from_utf8(alone));
+}
+
+#[test]
 fn a_trace_is_read_as_it_was_written() {
     let jobs = jobs(9, 200);
     let mut written = Vec::new();

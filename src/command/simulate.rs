@@ -1,8 +1,12 @@
 //! `cuckoo simulate`: the market on a virtual clock, with this project's rule or those of others.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
+use std::num::NonZero;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 
 use anyhow::{Context, bail};
 use cuckoo::simulation::{
@@ -14,34 +18,70 @@ use crate::args::{Common, SimulateArgs};
 
 pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     let rules = rules(&args.rules)?;
-    let bar = ProgressBar::new(args.seeds * rules.len() as u64).with_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {per_sec}, {eta} left").context("a progress bar")?,
-    );
     let trace = args.trace.as_ref().map(|path| read(path)).transpose()?;
     let drawn = Workload { requests: args.requests as usize, per_second: args.rate, tenants: args.tenants };
-    let mut reports = Vec::new();
-    for seed in (0..args.seeds).map(|n| args.seed.wrapping_add(n)) {
-        let jobs = trace.clone().unwrap_or_else(|| drawn.draw(seed));
-        if let Some(path) = args.write_trace.as_ref().filter(|_| seed == args.seed) {
-            write(path, &jobs)?;
-        }
-        for rule in &rules {
-            let (miners, jobs, faults) = (fleet(args.miners as usize), jobs.clone(), faults(args.faults));
-            let scenario = Scenario { seed, rule: *rule, miners, jobs, faults };
-            let report = simulated(&scenario)
-                .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))?;
-            bar.inc(1);
-            match common.json {
-                true => println!("{}", serde_json::to_string(&report)?),
-                false => reports.push(report),
-            }
-        }
+    let jobs = |seed| trace.clone().unwrap_or_else(|| drawn.draw(seed));
+    if let Some(path) = &args.write_trace {
+        write(path, &jobs(args.seed))?;
     }
+    let runs = args.seeds * rules.len() as u64;
+    let bar = ProgressBar::new(runs).with_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {per_sec}, {eta} left").context("a progress bar")?,
+    );
+    let report_of = |run: u64| {
+        let seed = args.seed.wrapping_add(run / rules.len() as u64);
+        let rule = rules[(run % rules.len() as u64) as usize];
+        let (miners, jobs, faults) = (fleet(args.miners as usize), jobs(seed), faults(args.faults));
+        simulated(&Scenario { seed, rule, miners, jobs, faults })
+            .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))
+    };
+    let mut reports = Vec::new();
+    in_order(runs, report_of, |report: anyhow::Result<Report>| {
+        let report = report?;
+        bar.inc(1);
+        match common.json {
+            true => println!("{}", serde_json::to_string(&report)?),
+            false => reports.push(report),
+        }
+        Ok(())
+    })?;
     bar.finish_and_clear();
     if !common.json {
         table(&reports, &rules);
     }
     Ok(())
+}
+
+/// Computes `of` all numbers below `count`, on as many threads as there are cores, and gives the results to `take` in the
+/// order of their numbers, so that nobody sees how many threads there were. Ends with the first error.
+fn in_order<T: Send>(
+    count: u64,
+    of: impl Fn(u64) -> T + Sync,
+    mut take: impl FnMut(T) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let (sender, results) = mpsc::sync_channel(threads);
+        for _ in 0..threads {
+            let (sender, next, of) = (sender.clone(), &next, &of);
+            scope.spawn(move || {
+                let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                // Nobody receives any more when there was an error.
+                _ = numbers.take_while(|number| *number < count).try_for_each(|n| sender.send((n, of(n))));
+            });
+        }
+        drop(sender);
+        let (mut early, mut taken) = (BTreeMap::new(), 0);
+        for (number, result) in results {
+            early.insert(number, result);
+            while let Some(result) = early.remove(&taken) {
+                take(result)?;
+                taken += 1;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// As many faults as a bad day has, times `much`.

@@ -8,7 +8,9 @@ mod rivals;
 mod stream;
 mod summary;
 
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use cuckoo_scheduler::mixed;
@@ -83,9 +85,16 @@ pub struct Violation {
 /// With the first thing that must never be.
 pub fn run(scenario: &Scenario) -> Result<Report, Violation> {
     let mut market = Market::new(scenario);
-    let outcome = market.run();
+    // Whatever is asserted on the way must always hold, too.
+    let outcome = catch_unwind(AssertUnwindSafe(|| market.run())).unwrap_or_else(|why| Err(said(&*why)));
     outcome.map_err(|what| Violation { seed: scenario.seed, at_us: market.events.now(), what })?;
     Ok(market.report())
+}
+
+/// What somebody who panicked said.
+fn said(why: &(dyn Any + Send)) -> String {
+    let words = why.downcast_ref::<String>().map(String::as_str).or_else(|| why.downcast_ref::<&str>().copied());
+    format!("a panic: {}", words.unwrap_or("without a word"))
 }
 
 /// Who places requests.

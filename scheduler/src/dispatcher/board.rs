@@ -343,8 +343,9 @@ impl Board {
     }
 
     /// Binds as many waiting requests as windows allow. A request that only lacks blocks has the replica that it waits for
-    /// kept from being filled by smaller ones; one that no replica suits holds nobody up. A model and its adapters share
-    /// replicas, and so one order.
+    /// kept from being filled by smaller ones; one that no replica suits holds nobody up. One that is better
+    /// off waiting for a faster replica, or one that knows its beginning, is looked at again when that has room. A model and
+    /// its adapters share replicas, and so one order.
     pub fn place(&mut self, now: Duration) -> Vec<Placement> {
         let mut placed = Vec::new();
         while let Some(weights) = self.changed.pop_first() {

@@ -1,9 +1,9 @@
 //! The replicas of one model as the board sees them: what they offer, what they were given, how they get on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use cuckoo_wire::message::{Assign, Offer, Price, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, Offer, Price, ServiceClass, WeightsHash, Window};
 
 use super::chance::mixed;
 use super::members::Members;
@@ -43,8 +43,9 @@ pub struct Replica {
     /// The request that its room is kept for: it has a sequence free, and too few blocks.
     pub(super) kept_for: Option<Ticket>,
     pub(super) time: StepTime,
-    /// Requests that wait for it though others have room.
-    pub(super) preferred: u32,
+    /// Requests that wait for it though others have room, in the order in which they look again: by class, and those that
+    /// are late already last. Nobody waits long, so nobody starves.
+    pub(super) awaited_by: BTreeSet<(bool, ServiceClass, Ticket)>,
     /// Milliseconds from the end of one of its requests to that of the next.
     pub(super) end_ms: Mean,
     pub(super) last_end: Duration,
@@ -116,6 +117,20 @@ impl Replica {
         self.taken.sequences < self.granted.sequences
     }
 
+    /// Of those that wait for it, the ones that are to look again, as it has room now or will have none.
+    fn to_look_again(&self) -> impl Iterator<Item = Ticket> {
+        let room = match self.draining || self.suspect {
+            true => usize::MAX,
+            false => self.granted.sequences.saturating_sub(self.taken.sequences) as usize,
+        };
+        self.awaited_by.iter().take(room).map(|(_, _, ticket)| *ticket)
+    }
+
+    /// Whether it could take the request if it had room, and may soon have some.
+    pub(super) fn is_full(&self, need: &Need) -> bool {
+        !self.suspect && self.suits(need) && !self.has_room(need) && self.kept_for.is_none()
+    }
+
     /// Whether anybody may be placed on it.
     fn is_open(&self) -> bool {
         !self.draining && !self.suspect && self.kept_for.is_none() && self.has_sequence()
@@ -123,7 +138,7 @@ impl Replica {
 
     /// How long until it has room for one more than those who wait for it already, in milliseconds.
     pub(super) fn room_in_ms(&self) -> f64 {
-        f64::from(self.preferred + 1) * self.end_ms.value()
+        (self.awaited_by.len() + 1) as f64 * self.end_ms.value()
     }
 
     fn load(&self) -> f64 {
@@ -150,6 +165,8 @@ pub(super) struct Fleet {
     /// By adapter; all of them under `None`.
     groups: HashMap<Option<WeightsHash>, Group>,
     ring: BTreeMap<u64, u32>,
+    /// Replicas that somebody waits for, and of which it should be looked at whether they have room.
+    stirred: Vec<u32>,
     /// Replicas whose room is kept for somebody.
     kept: u32,
     /// Requests that run, and sequences that there are, together.
@@ -201,7 +218,7 @@ impl Fleet {
             suspect: false,
             kept_for: None,
             time,
-            preferred: 0,
+            awaited_by: BTreeSet::new(),
             end_ms: Mean::new(END_SHARE, END_PRIOR_MS),
             last_end: Duration::ZERO,
             prompt_rows: Mean::new(PROMPT_ROWS_SHARE, 0.0),
@@ -234,6 +251,7 @@ impl Fleet {
         let (key, ask, context_tokens) = (replica.key, by_sum(&replica.offer.ask), replica.offer.context_tokens);
         let groups: Vec<_> = groups_of(&replica.offer).collect();
         self.change(id, |replica| replica.draining = true);
+        self.stir(id);
         for point in points(key) {
             if self.ring.get(&point) == Some(&id) {
                 self.ring.remove(&point);
@@ -280,10 +298,24 @@ impl Fleet {
             replica.granted.sequences = replica.granted.sequences.max(window.sequences);
             replica.granted.blocks = replica.granted.blocks.max(window.blocks);
         });
+        self.stir(id);
     }
 
     pub(super) fn suspect(&mut self, id: u32, suspect: bool) {
         self.change(id, |replica| replica.suspect = suspect);
+        self.stir(id);
+    }
+
+    fn stir(&mut self, id: u32) {
+        if self.get(id).is_some_and(|replica| !replica.awaited_by.is_empty()) {
+            self.stirred.push(id);
+        }
+    }
+
+    /// Those whose replica has room now, or will have none.
+    pub(super) fn take_stirred(&mut self) -> Vec<Ticket> {
+        let stirred = std::mem::take(&mut self.stirred);
+        stirred.into_iter().filter_map(|id| self.get(id)).flat_map(Replica::to_look_again).collect()
     }
 
     /// A request is assigned to it.

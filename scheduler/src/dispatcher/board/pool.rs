@@ -25,8 +25,6 @@ const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 const END_MAX_MS: f64 = 5_000.0;
 /// Ends that are remembered.
 const ENDED_MAX: usize = 256;
-/// Requests that are passed over at a time because they wait for somebody else.
-const PASSED_MAX: usize = 16;
 /// What an output is thought to have before any has ended, in tokens, and how much one counts.
 const OUTPUT_PRIOR: f64 = 128.0;
 const OUTPUT_SHARE: f64 = 0.02;
@@ -48,6 +46,9 @@ pub(super) struct Pool {
     deadlines: BTreeSet<(Duration, Ticket)>,
     /// Those that no replica suits: nobody waits behind them. Looked at again when one comes.
     parked: BTreeSet<Ticket>,
+    /// Those that wait for one replica though others have room, by when that pays no longer. Looked at again then, or when
+    /// it has room.
+    aside: BTreeSet<(Duration, Ticket)>,
     /// What was charged for those that run: who, and for how much output.
     charged: HashMap<Ticket, (Waits, f64)>,
     output: Mean,
@@ -74,8 +75,10 @@ struct Request {
     only: Option<u32>,
     /// The replica whose room is kept for it.
     kept: Option<u32>,
-    /// The replica that it waits for though others have room.
+    /// The replica that it waits for though others have room, or waited for last.
     preferred: Option<u32>,
+    /// Until when it does.
+    aside_until: Option<Duration>,
 }
 
 /// Tokens a second while somebody waited, over the last whole period: where nobody waits, it is demand that is measured.
@@ -96,6 +99,7 @@ impl Default for Pool {
             requests: HashMap::new(),
             deadlines: BTreeSet::new(),
             parked: BTreeSet::new(),
+            aside: BTreeSet::new(),
             charged: HashMap::new(),
             output: Mean::new(OUTPUT_SHARE, OUTPUT_PRIOR),
             ended_on: Vec::new(),
@@ -119,8 +123,9 @@ impl Pool {
 
     pub(super) fn lose(&mut self, id: u32) {
         self.index.forget(id);
-        let kept = self.fleet.leave(id).and_then(|replica| replica.kept_for);
-        if let Some(request) = kept.and_then(|ticket| self.requests.get_mut(&ticket)) {
+        let Some(replica) = self.fleet.leave(id) else { return };
+        replica.awaited_by.iter().for_each(|(_, _, ticket)| self.look_again(*ticket));
+        if let Some(request) = replica.kept_for.and_then(|ticket| self.requests.get_mut(&ticket)) {
             request.kept = None;
         }
         for request in self.requests.values_mut() {
@@ -184,6 +189,7 @@ impl Pool {
             only,
             kept: None,
             preferred: None,
+            aside_until: None,
         };
         self.requests.insert(ticket, request);
         Ok(())
@@ -199,11 +205,9 @@ impl Pool {
 
     /// It waits no longer, and is to be taken out of the queue.
     fn leave(&mut self, ticket: Ticket) -> Option<Request> {
+        self.look_again(ticket);
         let request = self.requests.remove(&ticket)?;
         self.deadlines.remove(&(request.deadline, ticket));
-        if let Some(preferred) = request.preferred {
-            self.fleet.change(preferred, |replica| replica.preferred = replica.preferred.saturating_sub(1));
-        }
         if let Some(kept) = request.kept {
             self.fleet.change(kept, |replica| replica.kept_for = replica.kept_for.filter(|for_it| *for_it != ticket));
         }
@@ -248,21 +252,50 @@ impl Pool {
     }
 
     pub(super) fn place(&mut self, now: Duration, chance: &mut u64, placed: &mut Vec<Placement>) {
+        self.fleet.take_stirred().into_iter().for_each(|ticket| self.look_again(ticket));
+        while let Some((_, ticket)) = self.aside.first().copied().filter(|(until, _)| *until <= now) {
+            self.look_again(ticket);
+        }
         let mut passed = Vec::new();
         let may_place = |fleet: &Fleet| fleet.has_room() || fleet.len() == 0;
-        let mut preferring = 0;
-        while passed.len() < CONSIDERED_MAX && preferring < PASSED_MAX && may_place(&self.fleet) {
+        let mut set_aside = 0;
+        while passed.len() + set_aside < CONSIDERED_MAX && may_place(&self.fleet) {
             let Some(waits) = self.queue.take(now) else { break };
             match self.pick(waits, now, chance) {
                 Pick::Placed(placement) => placed.push(*placement),
-                Pick::Waits => {
-                    preferring += usize::from(self.requests.get(&waits.ticket).is_some_and(|r| r.preferred.is_some()));
-                    passed.push(waits);
+                Pick::Waits => passed.push(waits),
+                Pick::WaitsFor(id, until) => {
+                    self.set_aside(waits, id, until, now);
+                    set_aside += 1;
                 }
                 Pick::Unserved => _ = self.parked.insert(waits.ticket),
             }
         }
         passed.into_iter().for_each(|waits| self.queue.put(waits));
+    }
+
+    /// A request that was taken waits for a replica, and is not looked at until that has room or it is `until`.
+    fn set_aside(&mut self, waits: Waits, id: u32, until: Duration, now: Duration) {
+        let Some(request) = self.requests.get_mut(&waits.ticket) else { return };
+        let is_late = waits.late_from <= now;
+        // Who gets late is not first among those who wait any more.
+        let until = if is_late { until } else { until.min(waits.late_from) };
+        (request.preferred, request.aside_until) = (Some(id), Some(until));
+        self.aside.insert((until, waits.ticket));
+        self.fleet.change(id, |replica| _ = replica.awaited_by.insert((is_late, waits.class, waits.ticket)));
+        self.queue.set_aside(waits);
+    }
+
+    /// A request that was set aside is in the queue again.
+    fn look_again(&mut self, ticket: Ticket) {
+        let Some(request) = self.requests.get_mut(&ticket) else { return };
+        let Some(until) = request.aside_until.take() else { return };
+        self.aside.remove(&(until, ticket));
+        let awaits = [false, true].map(|is_late| (is_late, request.need.class, ticket));
+        if let Some(id) = request.preferred {
+            self.fleet.change(id, |replica| awaits.iter().for_each(|awaits| _ = replica.awaited_by.remove(awaits)));
+        }
+        self.queue.call_back(ticket);
     }
 
     /// Those whose time is over. Of a request that nobody could be found for yet it is found out, a few replicas at a time,
@@ -271,6 +304,7 @@ impl Pool {
         let mut late = Vec::new();
         while let Some((deadline, ticket)) = self.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
             let computes = self.requests.get(&ticket).is_some_and(|request| self.fleet.computes(&request.need.model));
+            self.look_again(ticket);
             if computes && !self.parked.contains(&ticket) {
                 self.search(ticket);
             }

@@ -44,6 +44,8 @@ pub(super) struct Queue {
     /// Streams that have begun, in order of arrival: somebody looks at half an answer.
     begun: BTreeMap<(Duration, Ticket), Waits>,
     classes: [Class; 3],
+    /// Those that are not to be taken for now, though they wait.
+    aside: HashMap<Ticket, Waits>,
     /// The counter of the class that was served last.
     floor: u64,
     len: usize,
@@ -107,9 +109,30 @@ impl Queue {
 
     /// Puts a request where it belongs: a new one, or one that was taken and not served.
     pub(super) fn put(&mut self, request: Waits) {
+        self.came(&request);
+        self.line_up(request);
+    }
+
+    /// Sets one aside that was taken: it waits, and is not taken until it is called back.
+    pub(super) fn set_aside(&mut self, request: Waits) {
+        self.came(&request);
+        self.aside.insert(request.ticket, request);
+    }
+
+    /// Puts one that was set aside where it belongs.
+    pub(super) fn call_back(&mut self, ticket: Ticket) {
+        if let Some(request) = self.aside.remove(&ticket) {
+            self.line_up(request);
+        }
+    }
+
+    fn came(&mut self, request: &Waits) {
         self.len += 1;
         self.work += request.work;
         *self.owed.entry(request.tenant).or_default() += request.work;
+    }
+
+    fn line_up(&mut self, request: Waits) {
         if request.has_begun {
             self.begun.insert((request.since, request.ticket), request);
             return;
@@ -136,10 +159,11 @@ impl Queue {
 
     /// Takes this one out. False if it is not here.
     pub(super) fn remove(&mut self, request: &Waits) -> bool {
-        let found = match request.has_begun {
-            true => self.begun.remove(&(request.since, request.ticket)).is_some(),
-            false => self.classes[request.class as usize].remove(request),
-        };
+        let found = self.aside.remove(&request.ticket).is_some()
+            || match request.has_begun {
+                true => self.begun.remove(&(request.since, request.ticket)).is_some(),
+                false => self.classes[request.class as usize].remove(request),
+            };
         if found {
             self.left(request);
         }
@@ -347,8 +371,8 @@ mod tests {
 
         /// Whatever is put in comes out once, or is removed, and the length is what it says.
         #[test]
-        fn nothing_is_lost(acts in prop::collection::vec((0u8..4, 0u64..5, 0u8..3, any::<bool>(), 1u64..100), 1..200)) {
-            let (mut queue, mut inside) = (Queue::default(), Vec::<Waits>::new());
+        fn nothing_is_lost(acts in prop::collection::vec((0u8..6, 0u64..5, 0u8..3, any::<bool>(), 1u64..100), 1..200)) {
+            let (mut queue, mut inside, mut aside) = (Queue::default(), Vec::<Waits>::new(), Vec::<Waits>::new());
             for (at, (act, tenant, class, has_begun, work)) in acts.into_iter().enumerate() {
                 let class = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch][class as usize];
                 match act {
@@ -366,11 +390,21 @@ mod tests {
                         }
                         None => prop_assert!(inside.is_empty()),
                     },
-                    _ => if let Some(request) = inside.pop() {
+                    3 => if let Some(request) = inside.pop().or_else(|| aside.pop()) {
                         prop_assert!(queue.remove(&request) && !queue.remove(&request));
                     }
+                    4 => if let Some(taken) = queue.take(Duration::ZERO) {
+                        inside.retain(|request| *request != taken);
+                        queue.set_aside(taken);
+                        aside.push(taken);
+                    }
+                    _ => if let Some(request) = aside.pop() {
+                        queue.call_back(request.ticket);
+                        inside.push(request);
+                    }
                 }
-                prop_assert_eq!(queue.len(), inside.len());
+                let work: u64 = inside.iter().chain(&aside).map(|request| request.work).sum();
+                prop_assert_eq!((queue.len(), queue.work()), (inside.len() + aside.len(), work));
             }
             prop_assert_eq!(std::iter::from_fn(|| queue.take(Duration::ZERO)).count(), inside.len());
         }

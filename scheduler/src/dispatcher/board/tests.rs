@@ -443,5 +443,7 @@ fn what_ended_is_what_the_rest_is_foreseen_from() {
     assert!((itl[0] - 128.0).abs() < 1.0 && (itl[199] - 20.0).abs() < 5.0, "{} {}", itl[0], itl[199]);
 }
 
+/// Those that wait for a better replica than there is.
+mod waiting;
 /// Windows, against a plain model of them.
 mod windows;

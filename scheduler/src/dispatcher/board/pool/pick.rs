@@ -5,7 +5,7 @@ use std::time::Duration;
 use cuckoo_wire::message::FoundBy;
 
 use super::super::chance::mixed;
-use super::super::fleet::{Replica, Runs};
+use super::super::fleet::Runs;
 use super::super::queue::Waits;
 use super::super::score::{self, Foreseen, Outlook};
 use super::super::{Considered, Need, Placement, Reasons, Ticket};
@@ -22,6 +22,8 @@ pub(super) enum Pick {
     Placed(Box<Placement>),
     /// It goes on waiting.
     Waits,
+    /// It waits for this replica, until then at most.
+    WaitsFor(u32, Duration),
     /// No replica there is will ever take it.
     Unserved,
 }
@@ -47,9 +49,8 @@ impl Pool {
         }
         let outlook = self.outlook(&request.need);
         let ranked = self.ranked(&request.need, &outlook, found);
-        if let Some(preferred) = self.better_later(request, &outlook, &ranked[0].1, now, chance) {
-            self.prefer(waits.ticket, preferred);
-            return Pick::Waits;
+        if let Some((id, until)) = self.better_later(request, &outlook, &ranked[0].1, now, chance) {
+            return Pick::WaitsFor(id, until);
         }
         Pick::Placed(Box::new(self.bind(waits, ranked, now)))
     }
@@ -74,6 +75,9 @@ impl Pool {
             add(&mut found, id, FoundBy::Prefix);
             found.len() < most
         });
+        if let Some(id) = request.preferred {
+            add(&mut found, id, FoundBy::Chance);
+        }
         if let Some(id) = need.chain.first().and_then(|first| self.fleet.on_ring(*first, need)) {
             add(&mut found, id, FoundBy::Ring);
         }
@@ -149,8 +153,8 @@ impl Pool {
     }
 
     /// A replica that has no room, and for which it is better to wait than to take the best of those that have: because
-    /// most of the prompt is known there, or because it is that much faster (delay scheduling, Zaharia et al. 2010). Nobody
-    /// waits so for longer than it would save.
+    /// most of the prompt is known there, or because it is that much faster (delay scheduling, Zaharia et al. 2010); and until
+    /// when. Nobody waits so for longer than it would save.
     fn better_later(
         &self,
         request: &Request,
@@ -158,14 +162,11 @@ impl Pool {
         best: &Foreseen,
         now: Duration,
         chance: &mut u64,
-    ) -> Option<u32> {
+    ) -> Option<(u32, Duration)> {
         let need = &request.need;
-        let waited_ms = now.saturating_sub(request.waits.since).as_secs_f64() * 1e3;
         let mut looked_at: Vec<u32> = Vec::with_capacity(2 * BY_PREFIX);
         let look = |looked_at: &mut Vec<u32>, id: u32| {
-            let is_full =
-                |replica: &Replica| replica.suits(need) && !replica.has_room(need) && replica.kept_for.is_none();
-            if !looked_at.contains(&id) && self.fleet.get(id).is_some_and(is_full) {
+            if !looked_at.contains(&id) && self.fleet.get(id).is_some_and(|replica| replica.is_full(need)) {
                 looked_at.push(id);
             }
         };
@@ -179,20 +180,13 @@ impl Pool {
         }
         let later = looked_at.into_iter().filter_map(|id| {
             let (mut foreseen, _) = self.foresee(id, need, outlook)?;
-            let saved_ms = f64::from(best.terms.total() - foreseen.terms.total());
+            let saved_ms = best.terms.total() - foreseen.terms.total();
+            let saved = Duration::try_from_secs_f32(saved_ms / 1e3).unwrap_or_default();
+            let until = request.waits.since.saturating_add(saved);
             foreseen.wait(self.fleet.get(id)?.room_in_ms(), need.class);
-            (waited_ms < saved_ms && foreseen.order(best).is_lt()).then_some((id, foreseen))
+            (now < until && foreseen.order(best).is_lt()).then_some((id, until, foreseen))
         });
-        later.min_by(|(_, a), (_, b)| a.order(b)).map(|(id, _)| id)
-    }
-
-    /// Notes whom a request waits for.
-    fn prefer(&mut self, ticket: Ticket, id: u32) {
-        let Some(request) = self.requests.get_mut(&ticket) else { return };
-        if let Some(before) = request.preferred.replace(id) {
-            self.fleet.change(before, |replica| replica.preferred = replica.preferred.saturating_sub(1));
-        }
-        self.fleet.change(id, |replica| replica.preferred += 1);
+        later.min_by(|(_, _, a), (_, _, b)| a.order(b)).map(|(id, until, _)| (id, until))
     }
 
     /// Binds a request to the first of its candidates.
