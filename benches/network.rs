@@ -202,9 +202,9 @@ async fn collect(mut arrivals: mpsc::Receiver<(usize, Instant)>, sent: &Sent, sc
     let mut cpu = None;
     while let Some((index, at)) = arrivals.recv().await {
         cpu.get_or_insert_with(now);
-        let departed = sent.lock().await[index];
-        // The first tokens pay for what only happens once.
-        if index > 0 {
+        // The first tokens pay for what only happens once; and a miner may be a moment ahead of the one that keeps the time.
+        let departed = sent.lock().await.get(index).copied().filter(|_| index > 0);
+        if let Some(departed) = departed {
             figures.latencies_us.push(at.duration_since(departed).as_secs_f64() * 1e6);
         }
         figures.tokens += 1;

@@ -26,13 +26,12 @@ const LANES: usize = 4;
 const DEPOSIT: u64 = 1_000_000_000_000;
 
 /// Steps at which a request's writes can be interrupted, by the names that the stores give them.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 7] = [
     "batch: begun",
     "batch: accounts are written",
     "batch: postings are written",
     "batch: holds are written",
     "batch: requests are opened",
-    "the segment is written",
     "batch: requests are ended",
     "batch: committed",
 ];

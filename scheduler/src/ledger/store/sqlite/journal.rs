@@ -63,10 +63,21 @@ pub(super) async fn write_segment(
     journal: &mut Journal,
     segment: &Segment,
 ) -> Result<(), Failure> {
+    insert_segment(tx, owner, journal, segment).await?;
+    step::reached("the segment is written");
+    Ok(())
+}
+
+/// The same, as a transaction of its own where there is none.
+pub(super) async fn insert_segment(
+    tx: &mut SqliteConnection,
+    owner: i64,
+    journal: &mut Journal,
+    segment: &Segment,
+) -> Result<(), Failure> {
     let insert = sqlx::query("INSERT INTO segment (owner, seq, body) VALUES (?1, ?2, ?3)");
     insert.bind(owner).bind(journal.next_segment()).bind(segment.to_bytes()).execute(tx).await?;
     journal.segment_written();
-    step::reached("the segment is written");
     Ok(())
 }
 
