@@ -163,7 +163,8 @@ impl LedgerHandle {
     }
 
     /// Sets aside what `request` may cost, where nobody could go on with it. As [`Self::open_request`] otherwise.
-    pub async fn hold(&self, request: RequestId, client: &ClientId, amount_nano: u64) -> Result<(), HoldError> {
+    #[cfg(test)]
+    async fn hold(&self, request: RequestId, client: &ClientId, amount_nano: u64) -> Result<(), HoldError> {
         self.open_request(request, client, amount_nano, Vec::new()).await
     }
 

@@ -106,6 +106,7 @@ impl Market {
 
     /// Everything up to the hold: nothing is owed before it, and nothing runs without it. With the first replies.
     async fn job(&self, request: Generate) -> Result<(Job, Vec<Reply>), Refusal> {
+        let began = Instant::now();
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
         let model = self.catalog().find(&request.model).ok_or_else(|| unknown_model(&request.model, self))?;
@@ -121,7 +122,7 @@ impl Market {
         let speller = Speller::new(model.clone(), &request, &tokens)?;
         let echo = if request.echo { prompt::text(&model, &request.prompt, &tokens) } else { String::new() };
         let seed = request.sampling.seed.unwrap_or_else(rand::random);
-        let plan = Plan { request, client, model, tokens, max_new, limit, seed };
+        let plan = Plan { request, client, model, tokens, max_new, limit, seed, began };
         let spec = Spec::bytes_of(&plan);
         let may_return = !spec.is_empty();
         let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new), spec).await?;
@@ -142,6 +143,7 @@ struct Plan {
     max_new: u32,
     limit: Price,
     seed: u64,
+    began: Instant,
 }
 
 /// What an output is held to, and what reads calls out of it.
@@ -209,7 +211,7 @@ struct Job {
 
 impl Job {
     fn new(plan: Plan, held: Held, words: Words, speller: Speller, (hold, may_return): (Hold, bool)) -> Self {
-        let Plan { request, client, model, tokens, max_new, limit, seed } = plan;
+        let Plan { request, client, model, tokens, max_new, limit, seed, began } = plan;
         Self {
             caller: held.syntax.map(|syntax| Caller::new(syntax, hold.request())),
             hold,
@@ -236,7 +238,7 @@ impl Job {
             tokens,
             max_new,
             limit,
-            began: Instant::now(),
+            began,
             may_return,
         }
     }
@@ -255,12 +257,17 @@ impl Job {
             (Ok(()), Some(reason)) => Ending::Finished(reason),
             (Ok(()), None) => self.carry(&listener.replies).await,
         };
-        drop(running);
-        if matches!(ending, Ending::Gone) && self.may_return && !listener.farewell.is_cancelled() {
-            // Whoever comes back has it from the journal, here or elsewhere; what is written here then is refused.
-            tokio::time::sleep(RETURN_MAX).await;
-        }
+        let running = match ending {
+            Ending::Gone if self.may_return && !listener.farewell.is_cancelled() => {
+                drop(running);
+                // Whoever comes back has it from the journal, here or elsewhere; what is written here then is refused.
+                tokio::time::sleep(RETURN_MAX).await;
+                None
+            }
+            _ => Some(running),
+        };
         let settled = self.settle(ending.noted(self.moves)).await;
+        drop(running);
         match (ending, settled) {
             (Ending::Finished(reason), Ok(usage)) => Some(Reply::Finished { reason, usage }),
             (Ending::Finished(_), Err(refusal)) | (Ending::Failed(refusal), _) => Some(Reply::Refused(refusal)),

@@ -6,6 +6,8 @@
 //!                      └▶ open: claim (whoever ran it is fenced off) ▶ replay ▶ as any request
 //! ```
 
+use std::time::Instant;
+
 use cuckoo_wire::message::{ApiKey, FinishReason, Refusal, RefusalCode, Reply, RequestId, Usage};
 
 use super::spec::{self, Spec};
@@ -144,7 +146,7 @@ impl Market {
         let tokens = spec.prompt().to_vec();
         let speller = Speller::new(model.clone(), &spec.request, &tokens)?;
         let Spec { request, max_new, limit, seed, .. } = spec;
-        let plan = Plan { request, client, model, tokens, max_new, limit, seed };
+        let plan = Plan { request, client, model, tokens, max_new, limit, seed, began: Instant::now() };
         Ok(Job::new(plan, held, words, speller, (hold, true)))
     }
 }
