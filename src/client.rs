@@ -173,31 +173,23 @@ impl Client {
 
     /// Starts a request. Returns when it is paid for and queued.
     pub async fn generate(&self, request: Request) -> Result<Generation, ClientError> {
-        let (client, api_key) = (self.clone(), request.0.api_key.clone());
-        let mut replies = self.call(&Call::Generate(request.0)).await?;
-        match replies.next().await? {
-            Reply::Accepted { request, prompt_tokens } => {
-                let prompt = PromptEcho::default();
-                let (tokens, resumed, finished) = (0, 0, None);
-                Ok(Generation { client, api_key, request, prompt_tokens, replies, prompt, tokens, resumed, finished })
-            }
-            _ => Err(unexpected()),
-        }
+        let api_key = request.0.api_key.clone();
+        self.generation(Call::Generate(request.0), api_key, 0).await
     }
 
     /// Goes on with a request that another process began, or this one before: what comes after its first `tokens` tokens.
     /// It can be had for a day after its end.
     pub async fn resume(&self, api_key: ApiKey, request: RequestId, tokens: u32) -> Result<Generation, ClientError> {
         let call = Call::Resume { api_key: api_key.clone(), request, after: tokens };
+        self.generation(call, api_key, tokens).await
+    }
+
+    async fn generation(&self, call: Call, api_key: ApiKey, tokens: u32) -> Result<Generation, ClientError> {
         let mut replies = self.call(&call).await?;
-        match replies.next().await? {
-            Reply::Accepted { request, prompt_tokens } => {
-                let (client, prompt) = (self.clone(), PromptEcho::default());
-                let (resumed, finished) = (0, None);
-                Ok(Generation { client, api_key, request, prompt_tokens, replies, prompt, tokens, resumed, finished })
-            }
-            _ => Err(unexpected()),
-        }
+        let Reply::Accepted { request, prompt_tokens } = replies.next().await? else { return Err(unexpected()) };
+        let (client, prompt) = (self.clone(), PromptEcho::default());
+        let (resumed, finished) = (0, None);
+        Ok(Generation { client, api_key, request, prompt_tokens, replies, prompt, tokens, resumed, finished })
     }
 
     /// Makes vectors of texts. Start from [`Embed::new`] and set what differs.

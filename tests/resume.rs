@@ -57,6 +57,19 @@ async fn finished((mut stream, mut answer): (Generation, Answer)) -> (Answer, Us
     (answer, usage, stream)
 }
 
+/// What streams cost that say what they would have said, though the connection of some of them broke.
+async fn all_finished(streams: Vec<(Generation, Answer)>, expected: &[Answer]) -> Vec<Usage> {
+    let (mut usages, mut resumed) = (Vec::new(), 0);
+    for (stream, expected) in streams.into_iter().zip(expected) {
+        let (answer, usage, stream) = finished(stream).await;
+        assert_eq!(&answer, expected);
+        resumed += stream.resumed();
+        usages.push(usage);
+    }
+    assert!(resumed > 0, "somebody had not finished");
+    usages
+}
+
 /// What streams of these seeds say where nothing is wrong.
 async fn undisturbed(market: &Market, seeds: std::ops::Range<u64>) -> Vec<Answer> {
     let client = market.client().await;
@@ -158,14 +171,7 @@ async fn survives_a_kill(market: Market) {
         streams.push(begun(&client, request(&market, seed)).await);
     }
     let market = market.restart_scheduler();
-    let (mut usages, mut resumed) = (Vec::new(), 0);
-    for (stream, expected) in streams.into_iter().zip(&expected) {
-        let (answer, usage, stream) = finished(stream).await;
-        assert_eq!(&answer, expected);
-        resumed += stream.resumed();
-        usages.push(usage);
-    }
-    assert!(resumed > 0, "somebody had not finished");
+    let usages = all_finished(streams, &expected).await;
     paid_once(&before, &market.balances(), &usages);
 }
 
@@ -251,14 +257,7 @@ async fn clients_of_a_scheduler_that_is_killed_go_on_through_another() {
     }
     pair.first.kill();
     let second = &pair.second;
-    let (mut usages, mut resumed) = (Vec::new(), 0);
-    for (stream, expected) in streams.into_iter().zip(&expected) {
-        let (answer, usage, stream) = finished(stream).await;
-        assert_eq!(&answer, expected);
-        resumed += stream.resumed();
-        usages.push(usage);
-    }
-    assert!(resumed > 0, "somebody had not finished");
+    let mut usages = all_finished(streams, &expected).await;
     // New requests go there too.
     let stream = client.generate(request(second, 0)).await.unwrap();
     let (answer, usage, _) = finished((stream, Answer::default())).await;

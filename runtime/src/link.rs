@@ -133,9 +133,9 @@ impl Actor for Link {
             }
             LinkMsg::Drain => {
                 state.draining = true;
-                let index = state.args.index;
-                let outlet = |replica: &ReplicaId| OutletId { link: index, replica: *replica };
-                state.replicas.iter().for_each(|(replica, b)| _ = b.cast(BatcherMsg::Drain(outlet(replica))));
+                for (replica, batcher) in &state.replicas {
+                    let _ = batcher.cast(BatcherMsg::Drain(state.outlet(*replica)));
+                }
                 state.report();
             }
         }
@@ -224,9 +224,9 @@ impl State {
         }
         tracing::warn!(why, "link lost");
         self.session = None;
-        let index = self.args.index;
-        let outlet = |replica| OutletId { link: index, replica };
-        self.replicas.drain().for_each(|(replica, b)| _ = b.cast(BatcherMsg::Detach(outlet(replica))));
+        for (replica, batcher) in std::mem::take(&mut self.replicas) {
+            let _ = batcher.cast(BatcherMsg::Detach(self.outlet(replica)));
+        }
         match self.draining {
             true => self.report(),
             false => self.connect(me),

@@ -118,6 +118,9 @@ pub enum MineError {
 pub struct Miner {
     root: ActorRef<RootMsg>,
     finished: JoinHandle<()>,
+    /// One a link.
+    statuses: Vec<watch::Receiver<LinkStatus>>,
+    /// All of them together, a moment later.
     status: watch::Receiver<LinkStatus>,
     failure: watch::Receiver<Option<Failure>>,
 }
@@ -134,7 +137,7 @@ enum Failure {
 /// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     if config.schedulers.is_empty() {
-        return Err(MineError::Start("no scheduler was named".to_owned()));
+        return Err(MineError::Start("no scheduler was named: name at least one".to_owned()));
     }
     let mut devices = Vec::new();
     for kind in &config.devices {
@@ -155,14 +158,14 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
         links.push(LinkArgs { index, identity, scheduler, name, status });
         statuses.push(seen);
     }
-    tokio::spawn(all_statuses(statuses, status_in));
+    tokio::spawn(all_statuses(statuses.clone(), status_in));
     let args = RootArgs { devices, links, failure: failure_in };
-    let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match &*status.borrow() {
-        // The scheduler may say no before everything is loaded.
-        LinkStatus::Refused(why) => MineError::Refused(why.clone()),
+    let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match together(&statuses) {
+        // A scheduler may say no before everything is loaded.
+        LinkStatus::Refused(why) => MineError::Refused(why),
         _ => MineError::Start(error.to_string()),
     })?;
-    Ok(Miner { root, finished, status, failure })
+    Ok(Miner { root, finished, statuses, status, failure })
 }
 
 impl Miner {
@@ -174,8 +177,8 @@ impl Miner {
     /// Waits until it ends by itself: never, unless it is refused or keeps failing.
     pub async fn ended(&mut self) -> MineError {
         let _ = (&mut self.finished).await;
-        if let LinkStatus::Refused(why) = &*self.status.borrow() {
-            return MineError::Refused(why.clone());
+        if let LinkStatus::Refused(why) = together(&self.statuses) {
+            return MineError::Refused(why);
         }
         match self.failure.borrow().clone() {
             Some(Failure::Stuck(why)) => MineError::Stuck(why),
@@ -199,7 +202,8 @@ impl Miner {
 /// Keeps how it stands with all schedulers, for as long as there are links and somebody who asks.
 async fn all_statuses(mut statuses: Vec<watch::Receiver<LinkStatus>>, all: watch::Sender<LinkStatus>) {
     loop {
-        all.send_replace(together(statuses.iter_mut().map(|status| status.borrow_and_update().clone())));
+        statuses.iter_mut().for_each(watch::Receiver::mark_unchanged);
+        all.send_replace(together(&statuses));
         let changed = statuses.iter_mut().map(|status| Box::pin(status.changed()));
         tokio::select! {
             (changed, ..) = futures_util::future::select_all(changed) => if changed.is_err() { return },
@@ -209,14 +213,14 @@ async fn all_statuses(mut statuses: Vec<watch::Receiver<LinkStatus>>, all: watch
 }
 
 /// How it stands with all schedulers: who is refused by one is to end, and who has left one may still work for another.
-fn together(statuses: impl Iterator<Item = LinkStatus>) -> LinkStatus {
+fn together(statuses: &[watch::Receiver<LinkStatus>]) -> LinkStatus {
     let (mut replicas, mut is_connected, mut has_drained) = (0, false, true);
     for status in statuses {
-        has_drained &= status == LinkStatus::Drained;
-        match status {
-            LinkStatus::Refused(why) => return LinkStatus::Refused(why),
+        match &*status.borrow() {
+            LinkStatus::Refused(why) => return LinkStatus::Refused(why.clone()),
             LinkStatus::Connected { replicas: more } => (replicas, is_connected) = (replicas + more, true),
-            LinkStatus::Connecting | LinkStatus::Drained => {}
+            LinkStatus::Connecting => has_drained = false,
+            LinkStatus::Drained => {}
         }
     }
     match () {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cuckoo_wire::message::{Refusal, RefusalCode};
 
+use crate::hold::end_later;
 use crate::journal::Ending;
 use crate::ledger::{End, LedgerError, LedgerHandle, Reopened};
 use crate::serve::{RETURN_MAX, delivered};
@@ -52,10 +53,7 @@ fn keep(ledger: LedgerHandle, reopened: Reopened) {
             tokio::spawn(async move {
                 tokio::time::sleep(RETURN_MAX).await;
                 // Refused if somebody has it again.
-                match delivered.settlement(request) {
-                    Some(settlement) => ledger.settle_later(settlement, end),
-                    None => ledger.release_later(request, end),
-                }
+                end_later(&ledger, request, delivered.settlement(request), end);
             });
         }
         None => {

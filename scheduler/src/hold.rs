@@ -6,7 +6,7 @@ use cuckoo_wire::message::{Price, Refusal, RequestId, Usage};
 
 use crate::catalog::Model;
 use crate::journal::{Ending, Epoch, Maker};
-use crate::ledger::{Attempt, ClientId, End, LedgerError, Royalty, Settled, Settlement};
+use crate::ledger::{Attempt, ClientId, End, LedgerError, LedgerHandle, Royalty, Settled, Settlement};
 use crate::market::Market;
 
 /// A store that is away for so long ends the requests that wait for it.
@@ -84,25 +84,30 @@ impl Hold {
         let migrations = delivered.migrations;
         let end = End { epoch: self.epoch, ending };
         self.open = false;
-        let ledger = self.market.ledger();
-        let Some(settlement) = delivered.settlement(self.request) else {
-            let released = patiently(|| ledger.release(self.request, end.clone())).await;
-            if let Err(LedgerError::Store(_)) = released {
-                ledger.release_later(self.request, end);
-            }
-            released?;
-            return Ok(Usage::default());
+        let (ledger, request) = (self.market.ledger(), self.request);
+        let settlement = delivered.settlement(request);
+        let ended = match &settlement {
+            Some(settlement) => patiently(|| ledger.settle(settlement.clone(), end.clone())).await.map(Some),
+            None => patiently(|| ledger.release(request, end.clone())).await.map(|_| None),
         };
+        if let Err(LedgerError::Store(_)) = ended {
+            // It is over all the same, and must not stay open until this process ends.
+            end_later(ledger, request, settlement.clone(), end);
+        }
+        let (Some(settled), Some(settlement)) = (ended?, settlement) else { return Ok(Usage::default()) };
         let own: u32 = settlement.attempts.iter().map(|a| a.own_prompt_tokens).sum();
         let (prompt_tokens, tokens) = (settlement.prompt_tokens + own, settlement.delivered_tokens);
-        let settled = patiently(|| ledger.settle(settlement.clone(), end.clone())).await;
-        if let Err(LedgerError::Store(_)) = settled {
-            // It is over all the same, and must not stay open until this process ends.
-            ledger.settle_later(settlement, end);
-        }
-        let usage = usage(settled?, prompt_tokens, tokens, migrations);
+        let usage = usage(settled, prompt_tokens, tokens, migrations);
         self.market.metrics().settled(&usage);
         Ok(usage)
+    }
+}
+
+/// Ends a request, for a caller that cannot wait: pays for what is to be settled, or gives everything back.
+pub(crate) fn end_later(ledger: &LedgerHandle, request: RequestId, settlement: Option<Settlement>, end: End) {
+    match settlement {
+        Some(settlement) => ledger.settle_later(settlement, end),
+        None => ledger.release_later(request, end),
     }
 }
 

@@ -162,12 +162,6 @@ impl LedgerHandle {
         Ok(self.keys.list().await?)
     }
 
-    /// Sets aside what `request` may cost, where nobody could go on with it. As [`Self::open_request`] otherwise.
-    #[cfg(test)]
-    async fn hold(&self, request: RequestId, client: &ClientId, amount_nano: u64) -> Result<(), HoldError> {
-        self.open_request(request, client, amount_nano, Vec::new()).await
-    }
-
     /// Opens `request` in [`Epoch::FIRST`] and sets aside what it may cost; `spec` is what another process needs to go on
     /// with it. If the caller stops waiting, it is ended and the hold given back.
     pub async fn open_request(

@@ -33,7 +33,7 @@ use crate::constraint::{self, Judge};
 use crate::dispatcher::{Need, Whom};
 use crate::hold::{Delivered, Hold};
 use crate::journal::{self, Maker};
-use crate::ledger::{Attempt, ClientId, Royalty};
+use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
 use crate::prompt;
 use crate::spell::{self, Speller};
@@ -193,7 +193,6 @@ struct Job {
     output: Output,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
-    royalties: Vec<Royalty>,
     attempts: Vec<Attempt>,
     /// Of these, those that are known from the journal alone.
     made_before: usize,
@@ -227,7 +226,6 @@ impl Job {
             sampling: request.sampling,
             constraint: held.constraint,
             judge: held.judge,
-            royalties: model.royalties(),
             attempts: Vec::new(),
             made_before: 0,
             known: 0,
@@ -328,7 +326,7 @@ impl Job {
             tokens: self.accepted(),
             max_tokens: self.max_new,
             attempts,
-            royalties: std::mem::take(&mut self.royalties),
+            royalties: self.model.royalties(),
             migrations: self.moves,
         };
         self.hold.settle(delivered, ending).await

@@ -1,11 +1,9 @@
 //! `cuckoo simulate`: the market on a virtual clock, with this project's rule or those of others.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::num::NonZero;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use anyhow::{Context, bail};
@@ -15,6 +13,9 @@ use cuckoo::simulation::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{Common, SimulateArgs};
+
+/// Results of one thread that may wait for those before them.
+const AHEAD_MAX: usize = 64;
 
 pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     let rules = rules(&args.rules)?;
@@ -60,25 +61,21 @@ fn in_order<T: Send>(
     mut take: impl FnMut(T) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        let (sender, results) = mpsc::sync_channel(threads);
-        for _ in 0..threads {
-            let (sender, next, of) = (sender.clone(), &next, &of);
+        let mut results = Vec::new();
+        for thread in 0..threads {
+            let ((sender, receiver), of) = (mpsc::sync_channel(AHEAD_MAX), &of);
+            results.push(receiver);
+            // Nobody receives any more when there was an error.
             scope.spawn(move || {
-                let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-                // Nobody receives any more when there was an error.
-                _ = numbers.take_while(|number| *number < count).try_for_each(|n| sender.send((n, of(n))));
+                let mut numbers = (thread as u64..count).step_by(threads);
+                numbers.try_for_each(|number| sender.send(of(number)))
             });
         }
-        drop(sender);
-        let (mut early, mut taken) = (BTreeMap::new(), 0);
-        for (number, result) in results {
-            early.insert(number, result);
-            while let Some(result) = early.remove(&taken) {
-                take(result)?;
-                taken += 1;
-            }
+        for receiver in results.iter().cycle().take(count as usize) {
+            // A thread that panicked ends the scope as well.
+            let Ok(result) = receiver.recv() else { break };
+            take(result)?;
         }
         Ok(())
     })

@@ -192,9 +192,6 @@ impl State {
     /// A sequence with a constraint waits in the batch until that is compiled.
     fn assign(&mut self, outlet: OutletId, assign: Assign, me: &ActorRef<BatcherMsg>) {
         let Some(sequence) = self.outlets.admit(outlet, assign.sequence, assign.blocks) else { return };
-        if self.outlets.is_another(sequence) {
-            return self.batch.refuse(sequence, assign.blocks, "the sequence is already here");
-        }
         let assign = Assign { sequence, ..assign };
         let compilation = self.constraints.compilation(&assign, me);
         self.batch.assign(assign);
@@ -206,10 +203,8 @@ impl State {
     }
 
     fn encode(&mut self, outlet: OutletId, encode: Encode) {
-        let Some(sequence) = self.outlets.admit(outlet, encode.sequence, encode.blocks) else { return };
-        match self.outlets.is_another(sequence) {
-            true => self.batch.refuse(sequence, encode.blocks, "the sequence is already here"),
-            false => self.batch.encode(Encode { sequence, ..encode }),
+        if let Some(sequence) = self.outlets.admit(outlet, encode.sequence, encode.blocks) {
+            self.batch.encode(Encode { sequence, ..encode });
         }
     }
 
@@ -268,9 +263,9 @@ impl State {
         if sent.is_full && !std::mem::replace(&mut self.retrying, true) {
             me.send_after(OUTLET_RETRY, || BatcherMsg::Retry);
         }
-        let has_lost = !sent.lost.is_empty();
-        sent.lost.into_iter().for_each(|outlet| self.detach(outlet));
-        has_lost
+        let is_anybody_gone = !sent.gone.is_empty();
+        sent.gone.into_iter().for_each(|outlet| self.detach(outlet));
+        is_anybody_gone
     }
 
     /// Takes an order, and answers at once where there was nothing to do: who has nothing to do seldom speaks.

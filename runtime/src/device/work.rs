@@ -120,14 +120,6 @@ impl Work {
         }
     }
 
-    /// Answers what cannot run here.
-    pub(super) fn refuse(&mut self, id: SequenceId, blocks: u32, why: &str) {
-        match self {
-            Self::Generate(batch) => batch.refuse(id, blocks, why),
-            Self::Embed(batch) => batch.refuse(id, blocks, why),
-        }
-    }
-
     /// Nothing of a text is kept.
     pub(super) fn take_block_news(&mut self) -> (Vec<u64>, Vec<u64>) {
         match self {

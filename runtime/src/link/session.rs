@@ -70,10 +70,9 @@ impl Session {
         let (number, connection) = (self.number, self.connection.clone());
         async move {
             let why = forward(control, &link).await;
-            let ended = match connection.close_reason().as_ref().map(classify) {
-                Some(SessionError::Refused(why)) => LinkMsg::Refused(why),
-                Some(SessionError::Failed(why)) => LinkMsg::Lost { session: number, why },
-                None => LinkMsg::Lost { session: number, why },
+            let ended = match connection.close_reason().map_or(SessionError::Failed(why), |reason| classify(&reason)) {
+                SessionError::Refused(why) => LinkMsg::Refused(why),
+                SessionError::Failed(why) => LinkMsg::Lost { session: number, why },
             };
             Close::Done.close(&connection, "link over");
             let _ = link.cast(ended);

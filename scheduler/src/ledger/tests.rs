@@ -13,6 +13,13 @@ use super::write::tests::finished;
 use super::*;
 use crate::journal::Made;
 
+impl LedgerHandle {
+    /// Sets aside what a request may cost that nobody could go on with.
+    async fn hold(&self, request: RequestId, client: &ClientId, amount_nano: u64) -> Result<(), HoldError> {
+        self.open_request(request, client, amount_nano, Vec::new()).await
+    }
+}
+
 /// Stands for the scheduler: hears which child failed.
 struct Owner;
 

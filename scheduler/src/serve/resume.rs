@@ -86,10 +86,8 @@ impl Market {
             Ok(replayed) => replayed,
             Err(refusal) => {
                 // Those who worked on it are paid whatever it was.
-                match delivered(&reopened).and_then(|delivered| delivered.settlement(*request)) {
-                    Some(settlement) => self.ledger().settle_later(settlement, end),
-                    None => self.ledger().release_later(*request, end),
-                }
+                let settlement = delivered(&reopened).and_then(|delivered| delivered.settlement(*request));
+                hold::end_later(self.ledger(), *request, settlement, end);
                 return Err(refusal);
             }
         };
@@ -164,7 +162,7 @@ impl Job {
 fn check_cursor(request: RequestId, after: u32, most: u32) -> Result<(), Refusal> {
     match after > most {
         true => {
-            let why = format!("{request} has at most {most} tokens of output, and not {after}");
+            let why = format!("{request} has at most {most} tokens of output, and not {after}: say how many have come");
             Err(Refusal::invalid("after", why))
         }
         false => Ok(()),
@@ -172,6 +170,7 @@ fn check_cursor(request: RequestId, after: u32, most: u32) -> Result<(), Refusal
 }
 
 fn unknown(request: RequestId) -> Refusal {
-    let why = format!("{request} is not known here: it is not of this account, or ended more than a day ago");
+    let why =
+        format!("{request} is not known here: it is not of this account, or ended more than a day ago: send it anew");
     Refusal::invalid("request", why)
 }

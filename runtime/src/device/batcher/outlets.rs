@@ -91,8 +91,8 @@ pub(super) struct Figures {
 pub(super) struct Sent {
     /// Somebody had no room.
     pub(super) is_full: bool,
-    /// These are gone.
-    pub(super) lost: Vec<OutletId>,
+    /// These are gone, or have come to their end.
+    pub(super) gone: Vec<OutletId>,
 }
 
 impl Outlets {
@@ -149,21 +149,25 @@ impl Outlets {
         orphans
     }
 
-    /// A scheduler gives a sequence: its name here, or nothing where that is no matter for the batch.
+    /// A scheduler gives a sequence: its name here, or nothing where it is answered already.
     pub(super) fn admit(&mut self, id: OutletId, sequence: SequenceId, blocks: u32) -> Option<SequenceId> {
         let outlet = self.all.get_mut(&id)?;
         let taken = Window { sequences: outlet.taken.sequences + 1, blocks: outlet.taken.blocks + u64::from(blocks) };
         if taken.sequences > outlet.granted.sequences || taken.blocks > outlet.granted.blocks {
-            let why = "the window was overdrawn".to_owned();
-            outlet.news.push_back(StepItem::new(sequence, 0, Vec::new(), Some(End::Failed(why))));
+            outlet.refuse(sequence, "the window was overdrawn");
             return None;
         }
         outlet.taken = taken;
+        if self.locals.contains_key(&(id, sequence)) {
+            outlet.give_back(blocks);
+            outlet.refuse(sequence, "the sequence is already here");
+            return None;
+        }
         outlet.sequences += 1;
         self.named += 1;
         let local = SequenceId(self.named);
         self.owners.insert(local, Owned { outlet: id, sequence, blocks });
-        self.locals.entry((id, sequence)).or_insert(local);
+        self.locals.insert((id, sequence), local);
         Some(local)
     }
 
@@ -172,28 +176,17 @@ impl Outlets {
         self.locals.get(&(id, sequence)).copied()
     }
 
-    /// Whether a scheduler has another sequence of that name.
-    pub(super) fn is_another(&self, local: SequenceId) -> bool {
-        let name = |owned: &Owned| (owned.outlet, owned.sequence);
-        self.owners.get(&local).is_some_and(|owned| self.locals.get(&name(owned)) != Some(&local))
-    }
-
     /// Hands the batch's news to those whose they are. What is nobody's any more is dropped.
     pub(super) fn route(&mut self, items: Vec<StepItem>) {
         for item in items {
             let Some(&Owned { outlet: id, sequence, blocks }) = self.owners.get(&item.sequence) else { continue };
             let has_ended = item.end.is_some();
-            if has_ended {
-                self.owners.remove(&item.sequence);
-                if self.locals.get(&(id, sequence)) == Some(&item.sequence) {
-                    self.locals.remove(&(id, sequence));
-                }
-            }
             let Some(outlet) = self.all.get_mut(&id) else { continue };
             if has_ended {
+                self.owners.remove(&item.sequence);
+                self.locals.remove(&(id, sequence));
                 outlet.sequences -= 1;
-                outlet.granted.sequences += 1;
-                outlet.granted.blocks += u64::from(blocks);
+                outlet.give_back(blocks);
             }
             outlet.news.push_back(StepItem { sequence, ..item });
         }
@@ -227,16 +220,12 @@ impl Outlets {
     /// Sends what there is to say.
     pub(super) fn publish(&mut self, figures: Figures, now: Instant) -> Sent {
         let mut sent = Sent::default();
-        let mut over = Vec::new();
         for (id, outlet) in &mut self.all {
             match outlet.publish(figures, now) {
-                Ok(true) => over.push(*id),
-                Ok(false) => sent.is_full |= outlet.unsent.is_some(),
-                Err(Gone) => sent.lost.push(*id),
+                Ok(()) => sent.is_full |= outlet.unsent.is_some(),
+                Err(Gone) => sent.gone.push(*id),
             }
         }
-        // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
-        over.into_iter().for_each(|id| _ = self.all.remove(&id));
         sent
     }
 
@@ -256,19 +245,19 @@ impl Outlets {
             outlet.told = outlet.computed;
             match outlet.send(ReplicaFrame::Beat(Beat::new(outlet.computed, due)), now) {
                 Ok(()) => sent.is_full |= outlet.unsent.is_some(),
-                Err(Gone) => sent.lost.push(*id),
+                Err(Gone) => sent.gone.push(*id),
             }
         }
         sent
     }
 }
 
-/// Nobody reads any more.
+/// Nobody reads any more, or there is nothing more to read.
 struct Gone;
 
 impl Outlet {
-    /// Sends news, windows and what is cached, if there is any of it. True where the replica has come to its end.
-    fn publish(&mut self, figures: Figures, now: Instant) -> Result<bool, Gone> {
+    /// Sends news, windows and what is cached, if there is any of it.
+    fn publish(&mut self, figures: Figures, now: Instant) -> Result<(), Gone> {
         if let Some(frame) = self.unsent.take() {
             self.send(frame, now)?;
         }
@@ -280,7 +269,19 @@ impl Outlet {
             self.draining = Draining::Announced;
             self.send(ReplicaFrame::Drain, now)?;
         }
-        Ok(self.draining == Draining::Announced && self.sequences == 0 && self.unsent.is_none())
+        // The end of its stream is the end of the replica; what was assigned meanwhile goes elsewhere.
+        let is_over = self.draining == Draining::Announced && self.sequences == 0 && self.unsent.is_none();
+        if is_over { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Answers what cannot be.
+    fn refuse(&mut self, sequence: SequenceId, why: &str) {
+        self.news.push_back(StepItem::new(sequence, 0, Vec::new(), Some(End::Failed(why.to_owned()))));
+    }
+
+    fn give_back(&mut self, blocks: u32) {
+        self.granted.sequences += 1;
+        self.granted.blocks += u64::from(blocks);
     }
 
     fn has_something_to_say(&self) -> bool {

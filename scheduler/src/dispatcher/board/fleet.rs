@@ -29,6 +29,10 @@ const PROMPT_ROWS_SHARE: f64 = 0.05;
 /// The first token is expected within so many times what was foreseen, in 95 of 100 cases, before anything is known.
 const LATE_PRIOR: f64 = 1.5;
 
+/// The order in which those who wait for a replica look again: whether they are late already, by class, by name. Nobody waits
+/// long, so nobody starves.
+pub(super) type Awaits = (bool, ServiceClass, Ticket);
+
 /// A replica as the board sees it.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -43,9 +47,8 @@ pub struct Replica {
     /// The request that its room is kept for: it has a sequence free, and too few blocks.
     pub(super) kept_for: Option<Ticket>,
     pub(super) time: StepTime,
-    /// Requests that wait for it though others have room, in the order in which they look again: by class, and those that
-    /// are late already last. Nobody waits long, so nobody starves.
-    pub(super) awaited_by: BTreeSet<(bool, ServiceClass, Ticket)>,
+    /// Requests that wait for it though others have room.
+    pub(super) awaited_by: BTreeSet<Awaits>,
     /// Milliseconds from the end of one of its requests to that of the next.
     pub(super) end_ms: Mean,
     pub(super) last_end: Duration,

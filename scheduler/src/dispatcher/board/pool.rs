@@ -8,7 +8,7 @@ use std::time::Duration;
 use cuckoo_wire::message::Offer;
 
 use self::pick::Pick;
-use super::fleet::Fleet;
+use super::fleet::{Awaits, Fleet};
 use super::prefix_index::PrefixIndex;
 use super::queue::{Queue, Waits};
 use super::rates::{Mean, StepTime};
@@ -77,8 +77,8 @@ struct Request {
     kept: Option<u32>,
     /// The replica that it waits for though others have room, or waited for last.
     preferred: Option<u32>,
-    /// Until when it does.
-    aside_until: Option<Duration>,
+    /// Until when it does, and its place among those who wait for it.
+    aside: Option<(Duration, Awaits)>,
 }
 
 /// Tokens a second while somebody waited, over the last whole period: where nobody waits, it is demand that is measured.
@@ -189,7 +189,7 @@ impl Pool {
             only,
             kept: None,
             preferred: None,
-            aside_until: None,
+            aside: None,
         };
         self.requests.insert(ticket, request);
         Ok(())
@@ -280,20 +280,20 @@ impl Pool {
         let is_late = waits.late_from <= now;
         // Who gets late is not first among those who wait any more.
         let until = if is_late { until } else { until.min(waits.late_from) };
-        (request.preferred, request.aside_until) = (Some(id), Some(until));
+        let awaits = (is_late, waits.class, waits.ticket);
+        (request.preferred, request.aside) = (Some(id), Some((until, awaits)));
         self.aside.insert((until, waits.ticket));
-        self.fleet.change(id, |replica| _ = replica.awaited_by.insert((is_late, waits.class, waits.ticket)));
+        self.fleet.change(id, |replica| _ = replica.awaited_by.insert(awaits));
         self.queue.set_aside(waits);
     }
 
     /// A request that was set aside is in the queue again.
     fn look_again(&mut self, ticket: Ticket) {
         let Some(request) = self.requests.get_mut(&ticket) else { return };
-        let Some(until) = request.aside_until.take() else { return };
+        let Some((until, awaits)) = request.aside.take() else { return };
         self.aside.remove(&(until, ticket));
-        let awaits = [false, true].map(|is_late| (is_late, request.need.class, ticket));
         if let Some(id) = request.preferred {
-            self.fleet.change(id, |replica| awaits.iter().for_each(|awaits| _ = replica.awaited_by.remove(awaits)));
+            self.fleet.change(id, |replica| _ = replica.awaited_by.remove(&awaits));
         }
         self.queue.call_back(ticket);
     }

@@ -75,16 +75,18 @@ fn who_takes_more_than_its_window_is_told_so_and_gets_it_back_as_its_sequences_e
 }
 
 #[test]
-fn a_name_that_comes_twice_is_another_sequence() {
+fn a_name_that_comes_twice_is_refused_and_the_first_goes_on() {
     let mut outlets = Outlets::default();
-    let (mut frames, _) = attach(&mut outlets, 0, window(8, 80));
+    let (mut frames, all) = attach(&mut outlets, 0, window(8, 80));
     let first = outlets.admit(id(0), SequenceId(1), 1).unwrap();
-    let again = outlets.admit(id(0), SequenceId(1), 1).unwrap();
-    assert_eq!((outlets.is_another(first), outlets.is_another(again)), (false, true));
-    outlets.route(vec![StepItem::new(again, 0, Vec::new(), Some(End::Failed("no".to_owned())))]);
-    assert_eq!(outlets.local(id(0), SequenceId(1)), Some(first));
+    assert_eq!(outlets.admit(id(0), SequenceId(1), 2), None);
     outlets.publish(FIGURES, Instant::now());
-    assert_eq!(steps(&mut frames)[0].items.len(), 1);
+    let told = steps(&mut frames).remove(0);
+    assert!(matches!(&told.items[0].end, Some(End::Failed(why)) if why.contains("already here")));
+    assert_eq!(told.window, window(all.sequences + 1, all.blocks + 2), "what it took returns");
+    outlets.route(vec![StepItem::new(first, 0, vec![5], None)]);
+    outlets.publish(FIGURES, Instant::now());
+    assert_eq!(steps(&mut frames)[0].items[0].tokens, [5]);
 }
 
 #[test]
@@ -100,5 +102,5 @@ fn one_that_reads_nothing_holds_nobody_up() {
     outlets.publish(FIGURES, Instant::now());
     assert_eq!(steps(&mut other).iter().flat_map(|step| step.cached.clone()).collect::<Vec<_>>(), [7, 8, 9]);
     drop(stuck);
-    assert_eq!(outlets.publish(FIGURES, Instant::now()).lost, [id(0)]);
+    assert_eq!(outlets.publish(FIGURES, Instant::now()).gone, [id(0)]);
 }
