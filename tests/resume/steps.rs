@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,8 +24,9 @@ const ANSWER: u32 = 5;
 const LANES: usize = 4;
 const DEPOSIT: u64 = 1_000_000_000_000;
 
-/// Steps at which a request's writes can be interrupted, by the names that the stores give them.
-const STEPS: [&str; 7] = [
+/// Steps at which a request's writes can be interrupted, by the names that the stores give them: each of them each time that
+/// it comes, whatever else is written between.
+const STEPS: [&str; 10] = [
     "batch: begun",
     "batch: accounts are written",
     "batch: postings are written",
@@ -34,7 +34,13 @@ const STEPS: [&str; 7] = [
     "batch: requests are opened",
     "batch: requests are ended",
     "batch: committed",
+    "batch: totals are written",
+    // Where they are written apart.
+    "batch: balances are written",
+    "the segment is written",
 ];
+/// Of these, those that every store has.
+const EVERYWHERE: usize = 8;
 
 /// The process that is killed. It stands still at a step, when it is told so.
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +72,10 @@ async fn a_scheduler_that_stops_where_it_is_told() {
                 scheduler.audit_books().await.unwrap();
                 println!("\naudited");
             }
-            stop => cuckoo_scheduler::ledger::stop_at_step(stop.parse().unwrap()),
+            stop => {
+                let (times, name) = stop.split_once(' ').unwrap();
+                cuckoo_scheduler::ledger::stop_at_step(name, times.parse().unwrap());
+            }
         }
     }
 }
@@ -170,15 +179,16 @@ impl Lane {
         }
     }
 
-    /// Kills a scheduler at its `stop`th step from the request on: where that was; `None` if the request takes fewer.
-    async fn survives(&self, stop: i64) -> Option<String> {
-        let name = format!("at-{stop}");
+    /// Kills a scheduler when it comes to a step for the time after so many `times` from the request on: where that was;
+    /// `None` if it does not come there so often.
+    async fn survives(&self, step: usize, times: usize) -> Option<String> {
+        let name = format!("at-{step}-{times}");
         let quic = self.address.to_string().rsplit_once('@').unwrap().1.to_owned();
         let mut first = role(self.dir.path(), &name, Some(&quic), None, self.on_server).await;
         let mut scheduler = Scheduler::start(&first);
         let key = scheduler.key.clone();
         let client = self.connect().await;
-        scheduler.order(&stop.to_string());
+        scheduler.order(&format!("{times} {}", STEPS[step]));
         let asked = tokio::spawn({
             let (client, request) = (client.clone(), request(&key));
             async move {
@@ -236,25 +246,37 @@ async fn available(client: &Client, key: &str) -> i64 {
     balances.iter().filter(|(account, _)| account.starts_with("client:")).map(|(_, nano)| *nano).sum()
 }
 
+/// What is to be tried yet: for each step the next time, unless it came no more.
+struct Plan(Mutex<[Option<usize>; STEPS.len()]>);
+
+impl Plan {
+    fn next(&self) -> Option<(usize, usize)> {
+        let mut left = self.0.lock().unwrap();
+        let (step, next) = left.iter_mut().enumerate().find_map(|(step, next)| Some((step, next.as_mut()?)))?;
+        *next += 1;
+        Some((step, *next - 1))
+    }
+
+    fn came_no_more(&self, step: usize) {
+        self.0.lock().unwrap()[step] = None;
+    }
+}
+
 /// Kills schedulers at every step, several at a time.
 fn survives_everywhere(on_server: bool) {
-    let (next, is_over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(i64::MAX)));
+    let plan = Arc::new(Plan(Mutex::new([Some(0); STEPS.len()])));
     let seen: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
     let lanes = (0..LANES).map(|_| {
-        let (next, is_over, seen) = (next.clone(), is_over.clone(), seen.clone());
+        let (plan, seen) = (plan.clone(), seen.clone());
         // What waits for a process blocks its thread.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
                 let lane = Lane::start(on_server).await;
-                loop {
-                    let stop = next.fetch_add(1, Ordering::SeqCst);
-                    if stop >= is_over.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    match lane.survives(stop).await {
+                while let Some((step, times)) = plan.next() {
+                    match lane.survives(step, times).await {
                         Some(at) => *seen.lock().unwrap().entry(at).or_default() += 1,
-                        None => _ = is_over.fetch_min(stop, Ordering::SeqCst),
+                        None => plan.came_no_more(step),
                     }
                 }
             });
@@ -265,7 +287,7 @@ fn survives_everywhere(on_server: bool) {
     }
     let seen = seen.lock().unwrap();
     println!("killed at {} steps: {seen:?}", seen.values().sum::<usize>());
-    let missing: Vec<&str> = STEPS.into_iter().filter(|step| !seen.contains_key(*step)).collect();
+    let missing: Vec<&&str> = STEPS[..EVERYWHERE].iter().filter(|step| !seen.contains_key(**step)).collect();
     assert!(missing.is_empty(), "never killed at {missing:?}: {seen:?}");
     // Opened, appended once at least, and ended.
     assert!(seen["batch: committed"] >= 3, "each write was committed and then killed: {seen:?}");

@@ -137,11 +137,11 @@ async fn die<P: Shared>(plan: &str) {
     let (stop, path) = rest.split_once(':').unwrap();
     let starts = deed.ends_with("start");
     if starts {
-        step::stop_at_step(stop.parse().unwrap());
+        step::stop_at_step("", stop.parse().unwrap());
     }
     let store = P::open_at(Path::new(path)).await;
     if !starts {
-        step::stop_at_step(stop.parse().unwrap());
+        step::stop_at_step("", stop.parse().unwrap());
     }
     act(&store, deed).await;
     println!("\ncame to its end");
