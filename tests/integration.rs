@@ -38,6 +38,8 @@ mod model;
 mod network;
 /// The official Python client, for the modules that ask it.
 mod openai;
+/// Models that come and go as they are asked for.
+mod residency;
 /// Developers, schedulers and stores that go away in the middle of an answer.
 mod resume;
 /// The market on a virtual clock, with faults from a seed.

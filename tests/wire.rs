@@ -40,9 +40,9 @@ const PRICE: Price = Price { input_per_mtok: 1_000_000, output_per_mtok: 2 };
 
 #[test]
 fn calls_have_these_bytes() {
-    snapshot(&Call::Models, "0301");
+    snapshot(&Call::Models, "0401");
     let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
-    snapshot(&wallet, "030201016b03");
+    snapshot(&wallet, "040201016b03");
     let call = ToolCall { id: "i".into(), name: "f".into(), arguments: "{}".into() };
     let chat = Prompt::Chat(vec![
         ChatMessage::new("user", "hi"),
@@ -78,12 +78,12 @@ fn calls_have_these_bytes() {
     )
     .replace(' ', "");
     snapshot(&generate(chat), &format!(
-            "0300016b016d0003 0475736572 0268690000 09617373697374616e74 00 0101690166027b7d 00 04746f6f6c 016f 00 010169 {tail}"
+            "0400016b016d0003 0475736572 0268690000 09617373697374616e74 00 0101690166027b7d 00 04746f6f6c 016f 00 010169 {tail}"
         )
         .replace(' ', ""),
     );
-    snapshot(&generate(Prompt::Text("hi".into())), &format!("0300016b016d01026869{tail}"));
-    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0300016b016d020201ac02{tail}"));
+    snapshot(&generate(Prompt::Text("hi".into())), &format!("0400016b016d01026869{tail}"));
+    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0400016b016d020201ac02{tail}"));
 }
 
 #[test]
@@ -91,15 +91,15 @@ fn calls_for_vectors_have_these_bytes() {
     let inputs = vec![EmbedInput::Text("hi".into()), EmbedInput::Tokens(vec![1, 300])];
     let embed =
         Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
-    snapshot(&Call::Embed(embed), "0303016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
+    snapshot(&Call::Embed(embed), "0403016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
 }
 
 #[test]
 fn explanations_have_these_bytes() {
     let request = RequestId([9; 16]);
     let id = "09".repeat(16);
-    snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0304016b{id}"));
-    snapshot(&Call::Resume { api_key: ApiKey("k".into()), request, after: 300 }, &format!("0305016b{id}ac02"));
+    snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0404016b{id}"));
+    snapshot(&Call::Resume { api_key: ApiKey("k".into()), request, after: 300 }, &format!("0405016b{id}ac02"));
     let terms = Terms { network: 1.0, risk: -0.5, ..Terms::default() };
     let candidate = Candidate {
         miner: PeerId([8; 32]),
@@ -123,7 +123,7 @@ fn explanations_have_these_bytes() {
     let terms = format!("0000803f{}000000bf", "0".repeat(40));
     snapshot(
         &Reply::Explained(Explanation { request, placements: vec![placement] }),
-        &format!("0308{id}010000803f040500060701{}03ac02{terms}0000803f0000803f0101", "08".repeat(32)),
+        &format!("0408{id}010000803f040500060701{}03ac02{terms}0000803f0000803f0101", "08".repeat(32)),
     );
     for text in [format!("req_{id}"), format!("chatcmpl-{id}"), format!("cmpl-{id}"), id] {
         assert_eq!(text.parse(), Ok(request));
@@ -136,27 +136,27 @@ fn explanations_have_these_bytes() {
 #[test]
 fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
-    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0300{}04", "09".repeat(16)));
+    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0400{}04", "09".repeat(16)));
     snapshot(
         &Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into(), logprobs: vec![], calls: vec![] },
-        "03010102050602c3a90000",
+        "04010102050602c3a90000",
     );
     let token = |special, logprob| TokenLogprob { token: 300, bytes: vec![0xc3], special, logprob };
     let logprobs = vec![TokenLogprobs { chosen: token(true, None), rank: 3, top: vec![token(false, Some(-1.0))] }];
     let entry = "01ac0201c301000301ac0201c30001000080bf";
-    snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("03060161{entry}"));
+    snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("04060161{entry}"));
     let begun = Some(("i".into(), "f".into()));
     let calls = vec![CallDelta { index: 2, begun, arguments: "{".into() }];
     let delta = Reply::Delta { first: 1, tokens: vec![5], text: "".into(), logprobs, calls };
-    snapshot(&delta, &format!("030101010500{entry}01020101690166017b"));
+    snapshot(&delta, &format!("040101010500{entry}01020101690166017b"));
     let reason = FinishReason::ToolCalls;
-    snapshot(&Reply::Finished { reason, usage: Usage::default() }, "030202 00000000000000".replace(' ', "").as_str());
+    snapshot(&Reply::Finished { reason, usage: Usage::default() }, "040202 00000000000000".replace(' ', "").as_str());
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
-    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "03020101020304050607");
+    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "04020101020304050607");
     let refusal =
         Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()), retry_after_s: Some(7) };
-    snapshot(&Reply::Refused(refusal), "03030b016d0101700107");
+    snapshot(&Reply::Refused(refusal), "04030b016d0101700107");
     let info = ModelInfo {
         name: "m".into(),
         context_tokens: 1,
@@ -170,8 +170,8 @@ fn replies_have_these_bytes() {
         embedding_dims: Some(384),
         parent: Some("b".into()),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("030401016d010171016c{}02030400018003010162", "08".repeat(32)));
-    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0307ac02020000803f000000bf");
+    snapshot(&Reply::Models(vec![info]), &format!("040401016d010171016c{}02030400018003010162", "08".repeat(32)));
+    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0407ac02020000803f000000bf");
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -181,12 +181,12 @@ fn replies_have_these_bytes() {
         request: Some(id),
     };
     let wallet = Wallet { balances: vec![("a".into(), -3)], entries: vec![entry] };
-    snapshot(&Reply::Wallet(wallet), &format!("03050101610501010161016204016b01{}", "09".repeat(16)));
+    snapshot(&Reply::Wallet(wallet), &format!("04050101610501010161016204016b01{}", "09".repeat(16)));
 }
 
 #[test]
 fn a_miners_messages_have_these_bytes() {
-    snapshot(&Hello { name: "n".into(), program: "p".into() }, "03016e0170");
+    snapshot(&Hello { name: "n".into(), program: "p".into() }, "04016e0170");
     let offer = Offer {
         replica: ReplicaId(1),
         weights: WeightsHash([2; 32]),
@@ -196,9 +196,10 @@ fn a_miners_messages_have_these_bytes() {
         window: Window { sequences: 4, blocks: 300 },
         task: Task::Embed,
         adapters: vec![WeightsHash([3; 32])],
+        device: 300,
     };
     let (weights, adapter) = ("02".repeat(32), "03".repeat(32));
-    snapshot(&ReplicaFrame::Offer(offer), &format!("030001{weights}0310c0843d0204ac020101{adapter}"));
+    snapshot(&ReplicaFrame::Offer(offer), &format!("040001{weights}0310c0843d0204ac020101{adapter}ac02"));
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step {
@@ -214,7 +215,7 @@ fn a_miners_messages_have_these_bytes() {
     };
     snapshot(
         &ReplicaFrame::Step(step),
-        "030101020304 050607 0108 0209ac02 03 010201030000 00 01020103010000 00 010201030103016600 00"
+        "040101020304 050607 0108 0209ac02 03 010201030000 00 01020103010000 00 010201030103016600 00"
             .replace(' ', "")
             .as_str(),
     );
@@ -223,23 +224,26 @@ fn a_miners_messages_have_these_bytes() {
     let entry = "01000080bf0201ac02000000bf";
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
-        &format!("0301000000000000000000010102010300{entry}{entry}"),
+        &format!("0401000000000000000000010102010300{entry}{entry}"),
     );
     let embedded = StepItem::new(SequenceId(1), 0, vec![], Some(End::Embedded(vec![1.0])));
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![embedded], ..Step::default() }),
-        "0301000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
+        "0401000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
-    snapshot(&ReplicaFrame::Drain, "0302");
-    snapshot(&ReplicaFrame::Beat(Beat { steps: 300, due_ms: 60 }), "0303ac023c");
+    let model = Loadable { weights: WeightsHash([2; 32]), memory_bytes: 300, load_ms: 5, ask: PRICE };
+    let capacity = Capacity { device: 1, memory_bytes: 3, models: vec![model] };
+    snapshot(&FromMiner::Devices(vec![capacity]), &format!("04000101030 1{weights}ac0205c0843d02").replace(' ', ""));
+    snapshot(&ReplicaFrame::Drain, "0402");
+    snapshot(&ReplicaFrame::Beat(Beat { steps: 300, due_ms: 60 }), "0403ac023c");
     assert!(Beat { steps: 0, due_ms: 5_000 }.check().is_ok() && Beat { steps: 0, due_ms: 5_001 }.check().is_err());
 }
 
 #[test]
 fn messages_to_a_miner_have_these_bytes() {
-    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "03000173");
+    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "04000173");
     let refusal = Refusal::new(RefusalCode::NotAllowed, "no");
-    snapshot(&ToMiner::Refused(refusal), "030108026e6f0000");
+    snapshot(&ToMiner::Refused(refusal), "040108026e6f0000");
     let (replica, sequence) = (ReplicaId(1), SequenceId(2));
     let assign = Assign {
         replica,
@@ -264,15 +268,17 @@ fn messages_to_a_miner_have_these_bytes() {
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0302010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
+        &format!("0402010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
             .replace(' ', ""),
     );
     let functions = vec![("f".into(), "{}".into())];
     let calls = CallConstraint { syntax: "s".into(), functions, text: true, many: false };
-    snapshot(&Constraint::Calls(calls), "0305017301016602 7b7d0100".replace(' ', "").as_str());
-    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "030501020203ac0201");
-    snapshot(&ToMiner::Cancel { replica, sequence }, "03030102");
-    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "030401028001");
+    snapshot(&Constraint::Calls(calls), "0405017301016602 7b7d0100".replace(' ', "").as_str());
+    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "040501020203ac0201");
+    snapshot(&ToMiner::Cancel { replica, sequence }, "04030102");
+    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "040401028001");
+    let serve = ToMiner::Serve { device: 300, weights: vec![WeightsHash([2; 32])] };
+    snapshot(&serve, &format!("0406ac0201{}", "02".repeat(32)));
 }
 
 #[test]
@@ -288,6 +294,7 @@ fn an_offer_names_each_adapter_once_and_not_too_many() {
             window: Window::default(),
             task: Task::Generate,
             adapters: adapters.into_iter().map(hash).collect(),
+            device: 0,
         };
         offer.check()
     };
@@ -295,6 +302,30 @@ fn an_offer_names_each_adapter_once_and_not_too_many() {
     assert!(offer((0..most).collect()).is_ok());
     assert!(offer((0..=most).collect()).is_err());
     assert!(offer(vec![1, 2, 1]).is_err());
+}
+
+#[test]
+fn a_miner_names_each_device_and_model_once_and_not_too_many() {
+    let model = |n: u8| Loadable { weights: WeightsHash([n; 32]), memory_bytes: 1, load_ms: 1, ask: PRICE };
+    let devices = |devices: &[(u32, &[u8])]| {
+        let capacity = |(device, models): &(u32, &[u8])| Capacity {
+            device: *device,
+            memory_bytes: 1,
+            models: models.iter().map(|n| model(*n)).collect(),
+        };
+        FromMiner::Devices(devices.iter().map(capacity).collect()).check()
+    };
+    let most: Vec<u8> = (0..cuckoo_wire::limits::LOADABLE_MAX as u8).collect();
+    assert!(devices(&[(0, &most), (7, &most), (3, &[])]).is_ok());
+    let more: Vec<u8> = (0..=most.len() as u8).collect();
+    assert!(devices(&[(0, &more)]).is_err());
+    assert!(devices(&[(0, &[1, 2, 1])]).is_err());
+    assert!(devices(&[(0, &[1]), (0, &[2])]).is_err());
+    let many: Vec<(u32, &[u8])> = (0..=cuckoo_wire::limits::DEVICES_MAX as u32).map(|n| (n, &[][..])).collect();
+    assert!(devices(&many).is_err() && devices(&many[1..]).is_ok());
+    let dear = Loadable { ask: Price { input_per_mtok: u64::MAX, output_per_mtok: 0 }, ..model(1) };
+    let capacity = Capacity { device: 0, memory_bytes: 1, models: vec![dear] };
+    assert!(FromMiner::Devices(vec![capacity]).check().is_err());
 }
 
 #[test]
@@ -327,6 +358,7 @@ proptest! {
             ReplicaFrame::Offer(_) | ReplicaFrame::Drain => {}
         });
         let _ = decode::<Hello>(&bytes).map(|h| h.check());
+        let _ = decode::<FromMiner>(&bytes).map(|m| m.check());
     }
 
     /// A message with a few bytes changed is refused or is another message; it is never a crash, and never huge.

@@ -3,7 +3,7 @@
 
 use cuckoo_wire::{
     decode, encode,
-    message::{Call, Hello, Offer, ReplicaFrame, Reply, Step, ToMiner},
+    message::{Call, FromMiner, Hello, Offer, ReplicaFrame, Reply, Step, ToMiner},
 };
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
@@ -25,6 +25,7 @@ fuzz_target!(|body: &[u8]| {
     }
     round::<Reply>(body);
     round::<Hello>(body);
+    round::<FromMiner>(body);
     round::<Offer>(body);
     round::<ReplicaFrame>(body);
     round::<Step>(body);

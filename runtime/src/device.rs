@@ -190,7 +190,7 @@ impl DeviceConfig {
         Arc::new(move || files.tokenizer().map_err(|e| e.to_string()))
     }
 
-    fn offer(&self) -> Offer {
+    fn offer(&self, device: u32) -> Offer {
         Offer {
             replica: ReplicaId(0),
             weights: self.hash,
@@ -200,6 +200,7 @@ impl DeviceConfig {
             window: Window::default(),
             task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
             adapters: self.adapters.iter().map(|(hash, ..)| *hash).collect(),
+            device,
         }
     }
 }
@@ -208,6 +209,8 @@ impl DeviceConfig {
 pub(crate) enum DeviceMsg {
     /// Its sequences have been released; nothing is left to wait for.
     End(Beyond),
+    /// Its model is not to be there any more.
+    Unload,
 }
 
 /// A fault that only a new process mends.
@@ -227,8 +230,8 @@ pub(crate) struct Device;
 
 /// What a device starts with.
 pub(crate) struct DeviceArgs {
-    /// Its number in the miner.
-    index: usize,
+    /// The number of the model on the device.
+    slot: usize,
     load: executor::Load,
     limits: BatchLimits,
     kv: KvPlan,
@@ -241,16 +244,16 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The device `index` of a miner, which is offered on all `links`.
-    pub(crate) fn new(index: usize, config: &DeviceConfig, links: Vec<ActorRef<LinkMsg>>) -> Self {
+    /// A model on the device of a miner with this number, which is offered on all `links`.
+    pub(crate) fn new((slot, device): (usize, u32), config: &DeviceConfig, links: Vec<ActorRef<LinkMsg>>) -> Self {
         Self {
-            index,
+            slot,
             load: config.load(),
             limits: config.limits,
             kv: KvPlan::new(&config.spec, &config.limits),
             draft: config.draft.as_ref().map(|draft| draft.plan(&config.limits)),
             steps_in_flight: config.kind.steps_in_flight(),
-            offer: config.offer(),
+            offer: config.offer(device),
             read_tokenizer: config.read_tokenizer(),
             mask_threads: config.kind.mask_threads(),
             links,
@@ -262,7 +265,7 @@ pub(crate) struct State {
     args: DeviceArgs,
     pair: Pair,
     restarts: Vec<Instant>,
-    /// Whether the end is a matter of [`RELEASE_TIME`].
+    /// Whether it ends: at once, or within [`RELEASE_TIME`].
     ending: bool,
 }
 
@@ -284,12 +287,21 @@ impl Actor for Device {
 
     async fn handle(
         &self,
-        _me: ActorRef<DeviceMsg>,
+        me: ActorRef<DeviceMsg>,
         message: DeviceMsg,
-        _state: &mut State,
+        state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let DeviceMsg::End(fault) = message;
-        Err(fault.into())
+        match message {
+            DeviceMsg::End(fault) => Err(fault.into()),
+            // What is beyond mending ends the miner, which this must not hide.
+            DeviceMsg::Unload if state.ending => Ok(()),
+            DeviceMsg::Unload => {
+                state.ending = true;
+                state.pair.end().await;
+                me.stop(None);
+                Ok(())
+            }
+        }
     }
 
     async fn handle_supervisor_evt(
@@ -307,7 +319,7 @@ impl Actor for Device {
             return Ok(());
         }
         if let Some(fault) = Beyond::of(&why) {
-            tracing::error!(device = state.args.index, %fault, "device beyond mending; ending the miner");
+            tracing::error!(device = state.args.slot, %fault, "device beyond mending; ending the miner");
             state.ending = true;
             state.pair.stop();
             me.send_after(RELEASE_TIME, || DeviceMsg::End(fault));
@@ -316,10 +328,10 @@ impl Actor for Device {
         let now = Instant::now();
         state.restarts.retain(|t| now.duration_since(*t) < RESTART_WINDOW);
         if state.restarts.len() >= RESTARTS_MAX {
-            return Err(format!("device {} failed {RESTARTS_MAX} times in a row: {why}", state.args.index).into());
+            return Err(format!("device {} failed {RESTARTS_MAX} times in a row: {why}", state.args.slot).into());
         }
         state.restarts.push(now);
-        tracing::error!(device = state.args.index, %why, "device fault; restarting it");
+        tracing::error!(device = state.args.slot, %why, "device fault; restarting it");
         state.pair.stop();
         state.pair = Pair::start(&me, &state.args).await?;
         Ok(())
@@ -342,13 +354,20 @@ impl Pair {
         };
         let (batcher, _) = Actor::spawn_linked(None, batcher::Batcher, batcher_args, me.get_cell()).await?;
         for link in &args.links {
-            link.cast(LinkMsg::Ready { device: args.index, batcher: batcher.clone() })?;
+            link.cast(LinkMsg::Ready { slot: args.slot, batcher: batcher.clone() })?;
         }
         Ok(Self { batcher: batcher.get_cell(), executor: executor.get_cell() })
     }
 
     fn holds(&self, who: &ActorCell) -> bool {
         who.get_id() == self.batcher.get_id() || who.get_id() == self.executor.get_id()
+    }
+
+    /// Ends both, and waits until the executor has given its memory back.
+    async fn end(&self) {
+        // Who is gone already has nothing to be waited for.
+        let _ = self.batcher.stop_and_wait(None, None).await;
+        let _ = self.executor.stop_and_wait(None, None).await;
     }
 
     fn stop(&self) {

@@ -1,8 +1,8 @@
 //! Everything a miner runs.
 //!
 //! ```text
-//! Miner
-//! ├─ Link      the connection to the scheduler; lost ▶ made again
+//! Miner       loads and unloads what schedulers need: `residency` decides
+//! ├─ Link      the connection to a scheduler; lost ▶ made again
 //! └─ Device    one a model and device; a fault in either child restarts both
 //!     ├─ Batcher    Batch + KvCache, or TextBatch for an encoder: decides each step
 //!     └─ Executor   own thread: weights, KV memory, the forward pass
@@ -13,7 +13,7 @@
 //!
 //! Before anything is loaded, `survey` finds the devices and `memory` decides what fits.
 //!
-//! The cores are pure and exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
+//! The cores are pure and most are exported: [`Batch`], [`KvCache`], [`StepBudget`], [`forward`]. The actors are private shells around them.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod forward;
 mod link;
 mod memory;
 mod miner;
+mod residency;
 mod survey;
 
 pub use device::{

@@ -3,12 +3,12 @@
 
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use cuckoo_wire::message::{ReplicaId, ToMiner};
+use cuckoo_wire::message::{Capacity, ReplicaId, ToMiner, WeightsHash};
 use cuckoo_wire::{Address, Identity};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -38,10 +38,10 @@ pub enum LinkStatus {
 
 /// Messages of the link.
 pub(crate) enum LinkMsg {
-    /// A device has a fresh batcher.
+    /// A model on a device has a fresh batcher.
     Ready {
-        /// Which device.
-        device: usize,
+        /// Which.
+        slot: usize,
         /// Its batcher.
         batcher: ActorRef<BatcherMsg>,
     },
@@ -60,12 +60,32 @@ pub(crate) enum LinkMsg {
     },
     /// A replica's stream ended because its batcher is done with it.
     ReplicaDone(ReplicaId),
+    /// Finish what runs of a model, accept nothing more for it, and say when nothing is left.
+    Unload(usize),
     /// Finish what runs, accept nothing more.
     Drain,
 }
 
-/// What a link starts with.
-pub(crate) struct LinkArgs {
+/// What a link tells the miner.
+#[derive(Debug)]
+pub(crate) enum LinkNews {
+    /// A scheduler needs models on a device, these and no others.
+    Serve {
+        /// The link to it.
+        link: usize,
+        /// Which device.
+        device: u32,
+        /// Which models.
+        weights: Vec<WeightsHash>,
+    },
+    /// The scheduler of a link is gone.
+    Lost(usize),
+    /// A link has nothing left on a model that is to be unloaded.
+    Released(usize),
+}
+
+/// Whom a link is to.
+pub(crate) struct LinkConfig {
     pub(crate) identity: Identity,
     /// Which of the miner's links it is.
     pub(crate) index: usize,
@@ -74,18 +94,38 @@ pub(crate) struct LinkArgs {
     pub(crate) status: watch::Sender<LinkStatus>,
 }
 
+/// What a link starts with.
+pub(crate) struct LinkArgs {
+    pub(crate) config: LinkConfig,
+    /// What its scheduler is told of the miner's devices; the newest counts.
+    pub(crate) capacities: watch::Receiver<Vec<Capacity>>,
+    /// Who hears what the scheduler needs.
+    pub(crate) root: DerivedActorRef<LinkNews>,
+}
+
 pub(crate) struct Link;
 
 pub(crate) struct State {
-    args: LinkArgs,
+    args: LinkConfig,
+    capacities: watch::Receiver<Vec<Capacity>>,
+    root: DerivedActorRef<LinkNews>,
+    /// By slot.
     batchers: HashMap<usize, ActorRef<BatcherMsg>>,
     session: Option<Session>,
-    replicas: HashMap<ReplicaId, ActorRef<BatcherMsg>>,
+    replicas: HashMap<ReplicaId, Replica>,
+    /// Slots whose models are to be unloaded.
+    leaving: HashSet<usize>,
     sessions_made: u64,
     replicas_made: u32,
     draining: bool,
     /// Connecting, reading and writing; aborted when this actor goes, however it goes.
     tasks: JoinSet<()>,
+}
+
+/// A batcher that is offered.
+struct Replica {
+    slot: usize,
+    batcher: ActorRef<BatcherMsg>,
 }
 
 impl Actor for Link {
@@ -95,10 +135,13 @@ impl Actor for Link {
 
     async fn pre_start(&self, me: ActorRef<LinkMsg>, args: LinkArgs) -> Result<State, ActorProcessingErr> {
         let mut state = State {
-            args,
+            args: args.config,
+            capacities: args.capacities,
+            root: args.root,
             batchers: HashMap::new(),
             session: None,
             replicas: HashMap::new(),
+            leaving: HashSet::new(),
             sessions_made: 0,
             replicas_made: 0,
             draining: false,
@@ -116,9 +159,11 @@ impl Actor for Link {
     ) -> Result<(), ActorProcessingErr> {
         while state.tasks.try_join_next().is_some() {}
         match message {
-            LinkMsg::Ready { device, batcher } => {
-                state.batchers.insert(device, batcher.clone());
-                state.attach(&me, batcher);
+            // A batcher that was made again for a model that leaves takes nothing any more.
+            LinkMsg::Ready { slot, .. } if state.leaving.contains(&slot) => {}
+            LinkMsg::Ready { slot, batcher } => {
+                state.batchers.insert(slot, batcher.clone());
+                state.attach(&me, slot, batcher);
             }
             LinkMsg::Connected(session) => state.connected(&me, session),
             LinkMsg::Refused(why) => {
@@ -128,13 +173,16 @@ impl Actor for Link {
             LinkMsg::Inbound(message) => state.inbound(message),
             LinkMsg::Lost { session, why } => state.lost(&me, session, &why),
             LinkMsg::ReplicaDone(replica) => {
-                state.replicas.remove(&replica);
+                if let Some(done) = state.replicas.remove(&replica) {
+                    state.release(done.slot);
+                }
                 state.report();
             }
+            LinkMsg::Unload(slot) => state.unload(slot),
             LinkMsg::Drain => {
                 state.draining = true;
-                for (replica, batcher) in &state.replicas {
-                    let _ = batcher.cast(BatcherMsg::Drain(state.outlet(*replica)));
+                for (name, replica) in &state.replicas {
+                    let _ = replica.batcher.cast(BatcherMsg::Drain(state.outlet(*name)));
                 }
                 state.report();
             }
@@ -171,9 +219,10 @@ impl State {
     fn connected(&mut self, me: &ActorRef<LinkMsg>, mut session: Session) {
         tracing::info!(scheduler = %self.args.scheduler, "linked");
         self.tasks.spawn(session.read(me.clone()));
+        self.tasks.spawn(session.tell(self.capacities.clone()));
         self.session = Some(session);
-        let batchers: Vec<_> = self.batchers.values().cloned().collect();
-        batchers.into_iter().for_each(|b| self.attach(me, b));
+        let batchers: Vec<_> = self.batchers.iter().map(|(slot, batcher)| (*slot, batcher.clone())).collect();
+        batchers.into_iter().for_each(|(slot, batcher)| self.attach(me, slot, batcher));
         self.report();
     }
 
@@ -183,7 +232,7 @@ impl State {
     }
 
     /// Offers a batcher on the connection, if there is one.
-    fn attach(&mut self, me: &ActorRef<LinkMsg>, batcher: ActorRef<BatcherMsg>) {
+    fn attach(&mut self, me: &ActorRef<LinkMsg>, slot: usize, batcher: ActorRef<BatcherMsg>) {
         let Some(session) = &self.session else { return };
         if self.draining {
             return;
@@ -194,8 +243,25 @@ impl State {
         self.tasks.spawn(session.write(replica, received, me.clone()));
         // A batcher that died meanwhile is replaced by its device, which says so.
         let _ = batcher.cast(BatcherMsg::Attach { outlet: self.outlet(replica), frames });
-        self.replicas.insert(replica, batcher);
+        self.replicas.insert(replica, Replica { slot, batcher });
         self.report();
+    }
+
+    /// Lets what runs on a model finish, and offers it no more.
+    fn unload(&mut self, slot: usize) {
+        self.batchers.remove(&slot);
+        self.leaving.insert(slot);
+        for (name, replica) in self.replicas.iter().filter(|(_, replica)| replica.slot == slot) {
+            let _ = replica.batcher.cast(BatcherMsg::Drain(self.outlet(*name)));
+        }
+        self.release(slot);
+    }
+
+    /// Says so where nothing is left on a model that leaves.
+    fn release(&mut self, slot: usize) {
+        if self.replicas.values().all(|replica| replica.slot != slot) && self.leaving.remove(&slot) {
+            let _ = self.root.cast(LinkNews::Released(slot));
+        }
     }
 
     fn inbound(&mut self, message: ToMiner) {
@@ -207,14 +273,18 @@ impl State {
             ToMiner::Credit { replica, sequence, tokens } => {
                 (replica, BatcherMsg::Credit(outlet(replica), sequence, tokens))
             }
+            ToMiner::Serve { device, weights } => {
+                let _ = self.root.cast(LinkNews::Serve { link: self.args.index, device, weights });
+                return;
+            }
             ToMiner::Welcome { .. } | ToMiner::Refused(_) => {
                 tracing::warn!("the scheduler repeated its greeting");
                 return;
             }
         };
         // A replica that is gone took its sequences with it; the scheduler learns so from its stream.
-        if let Some(batcher) = self.replicas.get(&replica) {
-            let _ = batcher.cast(message);
+        if let Some(replica) = self.replicas.get(&replica) {
+            let _ = replica.batcher.cast(message);
         }
     }
 
@@ -224,8 +294,10 @@ impl State {
         }
         tracing::warn!(why, "link lost");
         self.session = None;
-        for (replica, batcher) in std::mem::take(&mut self.replicas) {
-            let _ = batcher.cast(BatcherMsg::Detach(self.outlet(replica)));
+        let _ = self.root.cast(LinkNews::Lost(self.args.index));
+        for (name, replica) in std::mem::take(&mut self.replicas) {
+            let _ = replica.batcher.cast(BatcherMsg::Detach(self.outlet(name)));
+            self.release(replica.slot);
         }
         match self.draining {
             true => self.report(),

@@ -1,22 +1,25 @@
-//! The root of a miner's actor tree, and the way in for the command.
+//! The way into a miner for the command: what it starts with, how it stands, how it ends.
 
-use std::path::{Path, PathBuf};
+mod root;
+mod stock;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_models::{Adapter, ArchSpec, ModelFiles, same_vocabulary};
 use cuckoo_wire::limits::ADAPTERS_MAX;
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::device::{Adapters, Beyond, Device, DeviceArgs, DeviceConfig, DeviceKind, DraftConfig};
-use crate::forward;
-use crate::link::{Link, LinkArgs, LinkMsg, LinkStatus};
-use crate::memory::{self, BatchWish, MemoryError, MemoryPlan, Room};
+use crate::device::DeviceKind;
+use crate::link::{LinkConfig, LinkStatus};
+use crate::memory::{MemoryError, Room};
+use root::{DeviceRoom, Failure, Root, RootArgs, RootMsg};
+use stock::Stock;
 
 /// How a miner runs.
 #[derive(Clone, Debug)]
@@ -29,7 +32,8 @@ pub struct MineConfig {
     pub name: String,
     /// What computes.
     pub devices: Vec<DeviceKind>,
-    /// What it serves, each of them on each device.
+    /// What it may serve, each of them on each device: at first the first one, and those after it that fit beside it. Later
+    /// whichever are needed, as far as they fit.
     pub models: Vec<ModelConfig>,
     /// What it asks.
     pub ask: Price,
@@ -125,29 +129,16 @@ pub struct Miner {
     failure: watch::Receiver<Option<Failure>>,
 }
 
-/// What ended a miner.
-#[derive(Clone, Debug)]
-enum Failure {
-    /// What only a new process mends.
-    Stuck(String),
-    /// Anything else.
-    Other(String),
-}
-
-/// Loads the models and starts to work. Returns when everything is loaded; the link may still be connecting.
+/// Loads what there is to be at first and starts to work. Returns when that is loaded; the link may still be connecting.
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     if config.schedulers.is_empty() {
         return Err(MineError::Start("no scheduler was named: name at least one".to_owned()));
     }
-    let mut devices = Vec::new();
+    let stock = Arc::new(Stock::open(config.clone())?);
+    let mut devices: Vec<DeviceRoom> = Vec::new();
     for kind in &config.devices {
-        let mut room = Room::on(kind, config.memory_bytes_max).map_err(|e| MineError::Start(format!("{kind}: {e}")))?;
-        for model in &config.models {
-            let (device, memory) = device_config(&config, (model, kind), room)?;
-            tracing::info!(model = %model.path.display(), %kind, ?memory, ?room, "memory planned");
-            room = room.without(&memory);
-            devices.push(device);
-        }
+        let room = Room::on(kind, config.memory_bytes_max).map_err(|e| MineError::Start(format!("{kind}: {e}")))?;
+        devices.push(DeviceRoom::new(&stock, kind.clone(), room)?);
     }
     let (status_in, status) = watch::channel(LinkStatus::Connecting);
     let (failure_in, failure) = watch::channel(None);
@@ -155,11 +146,11 @@ pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     for (index, scheduler) in config.schedulers.into_iter().enumerate() {
         let (status, seen) = watch::channel(LinkStatus::Connecting);
         let (identity, name) = (config.identity.clone(), config.name.clone());
-        links.push(LinkArgs { index, identity, scheduler, name, status });
+        links.push(LinkConfig { index, identity, scheduler, name, status });
         statuses.push(seen);
     }
     tokio::spawn(all_statuses(statuses.clone(), status_in));
-    let args = RootArgs { devices, links, failure: failure_in };
+    let args = RootArgs { stock, devices, links, failure: failure_in };
     let (root, finished) = Actor::spawn(None, Root, args).await.map_err(|error| match together(&statuses) {
         // A scheduler may say no before everything is loaded.
         LinkStatus::Refused(why) => MineError::Refused(why),
@@ -227,138 +218,5 @@ fn together(statuses: &[watch::Receiver<LinkStatus>]) -> LinkStatus {
         () if is_connected => LinkStatus::Connected { replicas },
         () if has_drained => LinkStatus::Drained,
         () => LinkStatus::Connecting,
-    }
-}
-
-/// Opens a model's adapters, as many as may be.
-fn adapters(model: &ModelConfig, spec: &ArchSpec) -> Result<Adapters, MineError> {
-    let mut opened = Adapters::new();
-    for (path, hash) in &model.adapters {
-        // Named twice, it is still one.
-        if opened.iter().all(|(known, ..)| known != hash) {
-            let adapter = Adapter::open(path, spec);
-            let adapter = adapter.map_err(|e| MineError::Model { path: path.clone(), why: e.to_string() })?;
-            opened.push((*hash, path.clone(), Arc::new(adapter)));
-        }
-    }
-    match opened.len() {
-        count if count > ADAPTERS_MAX => Err(MineError::Adapters { path: model.path.clone(), count }),
-        _ => Ok(opened),
-    }
-}
-
-fn device_config(
-    config: &MineConfig,
-    (model, kind): (&ModelConfig, &DeviceKind),
-    room: Room,
-) -> Result<(DeviceConfig, MemoryPlan), MineError> {
-    let failed = |why: String| MineError::Model { path: model.path.clone(), why };
-    let files = ModelFiles::open(&model.path).map_err(|e| failed(e.to_string()))?;
-    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
-    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    let adapters = adapters(model, &spec)?;
-    let draft = model.draft.as_ref().map(|path| draft_config(config, path, &files)).transpose()?;
-    let customary = kind.customary();
-    let wish = BatchWish {
-        sequences_max: config.batch_sequences_max.unwrap_or(customary.sequences_max),
-        step_tokens_max: config.step_tokens_max.unwrap_or(customary.step_tokens_max),
-        step_target: kind.step_target(),
-        drafts_max: config.drafts_max,
-        kv_bytes_max: config.kv_bytes_max.unwrap_or(customary.kv_bytes_max),
-        kv_kind: config.kv_kind,
-        spill_bytes: config.spill_bytes_max,
-        context_tokens_max: config.context_tokens_max,
-    };
-    let planned = {
-        let draft = draft.as_ref().map(|draft| (&*draft.files, &draft.spec));
-        let adapters: Vec<&Adapter> = adapters.iter().map(|(.., adapter)| &**adapter).collect();
-        memory::plan_on(kind, ((&files, &spec), draft, &adapters), &wish, room)
-    };
-    let (limits, memory) = planned.map_err(|why| MineError::Memory { path: model.path.clone(), why })?;
-    let files = Arc::new(files);
-    let kind = kind.clone();
-    let device = DeviceConfig { kind, files, spec, hash: model.hash, draft, ask: config.ask, limits, adapters };
-    Ok((device, memory))
-}
-
-/// A draft model for the model whose files are `target`, if it can be one.
-fn draft_config(config: &MineConfig, path: &Path, target: &ModelFiles) -> Result<DraftConfig, MineError> {
-    let failed = |why: String| MineError::Draft { path: path.to_owned(), why };
-    if config.drafts_max == 0 {
-        return Err(failed("there are to be no drafts: allow some, or leave it out".to_owned()));
-    }
-    let files = ModelFiles::open(path).map_err(|e| failed(e.to_string()))?;
-    let spec = files.spec().map_err(|e| failed(e.to_string()))?;
-    forward::check(&spec).map_err(|e| failed(e.to_string()))?;
-    same_vocabulary(target, &files).map_err(|e| failed(e.to_string()))?;
-    Ok(DraftConfig { files: Arc::new(files), spec })
-}
-
-#[derive(Debug)]
-enum RootMsg {
-    Drain,
-}
-
-struct RootArgs {
-    devices: Vec<DeviceConfig>,
-    links: Vec<LinkArgs>,
-    failure: watch::Sender<Option<Failure>>,
-}
-
-struct Root;
-
-struct RootState {
-    links: Vec<ActorRef<LinkMsg>>,
-    failure: watch::Sender<Option<Failure>>,
-}
-
-impl Actor for Root {
-    type Msg = RootMsg;
-    type State = RootState;
-    type Arguments = RootArgs;
-
-    async fn pre_start(&self, me: ActorRef<RootMsg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
-        let mut links = Vec::new();
-        for link in args.links {
-            links.push(Actor::spawn_linked(None, Link, link, me.get_cell()).await?.0);
-        }
-        for (index, config) in args.devices.iter().enumerate() {
-            let args = DeviceArgs::new(index, config, links.clone());
-            Actor::spawn_linked(None, Device, args, me.get_cell()).await?;
-        }
-        Ok(RootState { links, failure: args.failure })
-    }
-
-    async fn handle(
-        &self,
-        _me: ActorRef<RootMsg>,
-        message: RootMsg,
-        state: &mut RootState,
-    ) -> Result<(), ActorProcessingErr> {
-        match message {
-            RootMsg::Drain => {
-                for link in &state.links {
-                    link.cast(LinkMsg::Drain)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        me: ActorRef<RootMsg>,
-        event: SupervisionEvent,
-        state: &mut RootState,
-    ) -> Result<(), ActorProcessingErr> {
-        // Link and devices mend what they can by themselves; what reaches this far is the miner's end.
-        if let SupervisionEvent::ActorFailed(_, why) = event {
-            state.failure.send_replace(Some(match why.is::<Beyond>() {
-                true => Failure::Stuck(why.to_string()),
-                false => Failure::Other(why.to_string()),
-            }));
-            me.stop(Some(why.to_string()));
-        }
-        Ok(())
     }
 }

@@ -3,13 +3,15 @@
 pub(crate) mod board;
 mod explanations;
 pub(crate) mod progress;
+mod residency;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, Candidate, Encode, Explanation, Offer, PlacementReasons, Price, Refusal, RefusalCode, RequestId, Step,
+    Assign, Candidate, Capacity, Encode, Explanation, Offer, PlacementReasons, Price, Refusal, RefusalCode, RequestId,
+    Step, ToMiner, WeightsHash,
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
@@ -19,18 +21,23 @@ pub use board::{
     ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 use explanations::Explanations;
+use residency::Residency;
 
 use crate::gateway::miner::{MinerLink, Running};
 use crate::ledger::ClientId;
 
 /// How often waiting requests are looked through for those that waited too long.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is decided which models are loaded where, unless somebody waits for one that nobody serves.
+const RESIDENCY_INTERVAL: Duration = Duration::from_secs(5);
 /// A dispatcher that does not answer within this is not well.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Messages of the dispatcher.
 #[allow(clippy::large_enum_variant, reason = "a submission is moved once a placement")]
 pub(crate) enum DispatcherMsg {
+    /// What a miner's devices could serve.
+    Capacity(Arc<MinerLink>, Vec<Capacity>),
     /// A replica is there.
     Offer(ReplicaKey, Offer, Arc<MinerLink>),
     /// It has computed, or accepts more.
@@ -138,6 +145,11 @@ pub(crate) struct Dispatcher;
 
 pub(crate) struct State {
     board: Board,
+    residency: Residency,
+    /// When it is decided again which models are loaded where.
+    residency_due: Duration,
+    /// Miners that said what they could serve.
+    miners: HashMap<LinkId, Arc<MinerLink>>,
     links: HashMap<ReplicaKey, Arc<MinerLink>>,
     waiting: HashMap<Ticket, Submission>,
     explanations: Explanations,
@@ -230,6 +242,9 @@ impl Actor for Dispatcher {
         me.send_interval(EXPIRY_INTERVAL, || DispatcherMsg::Expire);
         Ok(State {
             board: Board::new(rand::random()),
+            residency: Residency::default(),
+            residency_due: Duration::ZERO,
+            miners: HashMap::new(),
             links: HashMap::new(),
             waiting: HashMap::new(),
             explanations: Explanations::default(),
@@ -246,8 +261,10 @@ impl Actor for Dispatcher {
     ) -> Result<(), ActorProcessingErr> {
         let now = state.start.elapsed();
         match message {
+            DispatcherMsg::Capacity(link, devices) => state.capacity(link, devices),
             DispatcherMsg::Offer(key, offer, link) => {
                 tracing::info!(miner = %link.peer().short(), replica = key.replica.0, "replica offered");
+                state.residency.offered(key, offer.device, offer.weights);
                 state.board.offer(key, offer, link.round_trip());
                 state.links.insert(key, link);
             }
@@ -259,11 +276,12 @@ impl Actor for Dispatcher {
             DispatcherMsg::Suspect(key, is_suspect) => state.board.suspect(key, is_suspect),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
+                state.residency.lost(key);
                 state.board.lose(key);
             }
             DispatcherMsg::LinkLost(link) => {
                 state.links.retain(|key, _| key.link != link);
-                state.board.lose_link(link);
+                state.lose_link(link);
             }
             DispatcherMsg::Submit(submission) => state.submit(submission, now),
             DispatcherMsg::Withdraw(ticket) => {
@@ -286,7 +304,10 @@ impl Actor for Dispatcher {
                 let _ = reply.send(progress::verdict(&replicas, Instant::now()));
                 return Ok(());
             }
-            DispatcherMsg::Expire => state.expire(now),
+            DispatcherMsg::Expire => {
+                state.expire(now);
+                state.decide_residency(now);
+            }
         }
         state.place(now, &me);
         state.metrics.waiting.set(state.board.waiting() as i64);
@@ -322,6 +343,43 @@ impl State {
             self.explanations.add(submission.request, submission.client, reasons);
             // If nobody waits for it any more, dropping it cancels it on the miner.
             let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask }));
+        }
+    }
+
+    fn capacity(&mut self, link: Arc<MinerLink>, devices: Vec<Capacity>) {
+        let named = self.residency.named(link.id());
+        let now_named: BTreeSet<WeightsHash> =
+            devices.iter().flat_map(|device| &device.models).map(|model| model.weights).collect();
+        self.residency.capacity(link.id(), devices);
+        self.miners.insert(link.id(), link);
+        self.expect(named.union(&now_named));
+    }
+
+    fn lose_link(&mut self, link: LinkId) {
+        let named = self.residency.named(link);
+        self.residency.lost_link(link);
+        self.miners.remove(&link);
+        self.board.lose_link(link);
+        self.expect(named.iter());
+    }
+
+    /// Tells the board of models whether they could be loaded.
+    fn expect<'a>(&mut self, models: impl Iterator<Item = &'a WeightsHash>) {
+        models.for_each(|weights| self.board.expect(*weights, self.residency.is_loadable(weights)));
+    }
+
+    /// Asks miners for the models that should be loaded, if it is time.
+    fn decide_residency(&mut self, now: Duration) {
+        if now < self.residency_due && !self.board.has_unserved() {
+            return;
+        }
+        self.residency_due = now + RESIDENCY_INTERVAL;
+        let board = &self.board;
+        for (key, weights) in self.residency.decide(&board.wanted(now), &|replica| board.rate(replica), now) {
+            if let Some(miner) = self.miners.get(&key.link) {
+                tracing::info!(miner = %miner.peer().short(), device = key.device, ?weights, "models needed on a device");
+                miner.send(ToMiner::Serve { device: key.device, weights });
+            }
         }
     }
 

@@ -17,24 +17,30 @@ use crate::provision::{self, Provisioned};
 pub(super) async fn run(common: &Common, args: MineArgs) -> anyhow::Result<()> {
     let home = Home::open(common)?;
     let identity = home.identity()?;
-    let model = provision::model(&home, common, &identity, &args.mining.model).await?;
+    let models = models(&home, common, &identity, &args.mining).await?;
     let peer = identity.peer_id();
     if !common.json {
         println!("  miner   {} ({peer})", args.name);
-        println!("  model   {} from {}", args.mining.model, model.weights.path.display());
+        for model in &models {
+            println!("  model   {} from {}", model.name, model.weights.path.display());
+        }
     }
-    let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
-    let model = config(&model, &adapters, &args.mining);
+    let adapters = provision::adapters(&home, common, &identity, &models[0], &args.mining.adapters).await?;
+    let models = config(&models, &adapters, &args.mining);
     let devices = devices(&args.mining)?;
     if !common.json {
         devices.iter().for_each(|device| println!("  device  {device}"));
     }
-    let mut miner = start(identity, args.join, args.name, (model, devices), &args.mining).await?;
+    let mut miner = start(identity, args.join, args.name, (models, devices), &args.mining).await?;
     let mut status = miner.status();
     let mut was_connected = false;
     loop {
         let now = status.borrow_and_update().clone();
-        let connected = matches!(now, LinkStatus::Connected { replicas: 1.. });
+        // It is ready with its first model; later one may go before another comes.
+        let connected = match now {
+            LinkStatus::Connected { replicas } => was_connected || replicas > 0,
+            _ => false,
+        };
         if connected != was_connected {
             was_connected = connected;
             report(connected, &peer.to_string(), common.json);
@@ -57,15 +63,42 @@ fn report(connected: bool, peer: &str, json: bool) {
     }
 }
 
-/// The files of a model, of what drafts for it and of its adapters.
-pub(super) fn config(model: &Provisioned, adapters: &[Provisioned], mining: &Mining) -> ModelConfig {
+/// Fetches what is to be served; at least one model.
+pub(super) async fn models(
+    home: &Home,
+    common: &Common,
+    identity: &Identity,
+    mining: &Mining,
+) -> anyhow::Result<Vec<Provisioned>> {
+    let mut models: Vec<Provisioned> = Vec::new();
+    for name in &mining.models {
+        let model = provision::model(home, common, identity, name).await?;
+        if models.iter().any(|known| known.weights.hash == model.weights.hash) {
+            bail!("{name} is named twice, or has the weights of another model: name each model once");
+        }
+        models.push(model);
+    }
+    match models.is_empty() {
+        true => bail!("no model was named: name at least one with --model"),
+        false => Ok(models),
+    }
+}
+
+/// The files of models, and of what drafts for the first and of its adapters.
+pub(super) fn config(models: &[Provisioned], adapters: &[Provisioned], mining: &Mining) -> Vec<ModelConfig> {
     let hash = |provisioned: &Provisioned| WeightsHash(provisioned.weights.hash.0);
-    ModelConfig {
+    let alone = |model: &Provisioned| ModelConfig {
         path: model.weights.path.clone(),
         hash: hash(model),
-        draft: mining.draft_model.clone(),
-        adapters: adapters.iter().map(|adapter| (adapter.weights.path.clone(), hash(adapter))).collect(),
+        draft: None,
+        adapters: Vec::new(),
+    };
+    let mut configs: Vec<ModelConfig> = models.iter().map(alone).collect();
+    if let Some(first) = configs.first_mut() {
+        first.draft.clone_from(&mining.draft_model);
+        first.adapters = adapters.iter().map(|adapter| (adapter.weights.path.clone(), hash(adapter))).collect();
     }
+    configs
 }
 
 /// What computes. Says on standard error why no GPU does, where nobody has said that none should.
@@ -80,12 +113,12 @@ pub(super) fn devices(mining: &Mining) -> anyhow::Result<Vec<DeviceKind>> {
     Ok(found.kinds)
 }
 
-/// Loads the model onto the devices and links up with the schedulers.
+/// Loads models onto the devices and links up with the schedulers.
 pub(super) async fn start(
     identity: Identity,
     schedulers: Vec<Address>,
     name: String,
-    (model, devices): (ModelConfig, Vec<DeviceKind>),
+    (models, devices): (Vec<ModelConfig>, Vec<DeviceKind>),
     mining: &Mining,
 ) -> anyhow::Result<Miner> {
     let config = MineConfig {
@@ -93,7 +126,7 @@ pub(super) async fn start(
         schedulers,
         name,
         devices,
-        models: vec![model],
+        models,
         ask: mining.ask(),
         batch_sequences_max: mining.batch,
         step_tokens_max: mining.step_tokens,

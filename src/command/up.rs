@@ -15,8 +15,9 @@ use crate::provision;
 pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     let home = Home::open(common)?;
     let identity = home.identity()?;
-    let model = provision::model(&home, common, &identity, &args.mining.model).await?;
-    let adapters = provision::adapters(&home, common, &identity, &model, &args.mining.adapters).await?;
+    let models = mine::models(&home, common, &identity, &args.mining).await?;
+    let model = &models[0];
+    let adapters = provision::adapters(&home, common, &identity, model, &args.mining.adapters).await?;
     // One question needs no fixed ports, and must not collide with a scheduler that runs already.
     let port = |usual: u16| if args.once { 0 } else { usual };
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -27,10 +28,10 @@ pub(super) async fn run(common: &Common, args: UpArgs) -> anyhow::Result<()> {
     if quic.ip().is_unspecified() {
         to.host = Ipv4Addr::LOCALHOST.to_string();
     }
-    let work = (mine::config(&model, &adapters, &args.mining), mine::devices(&args.mining)?);
+    let work = (mine::config(&models, &adapters, &args.mining), mine::devices(&args.mining)?);
     let mut miner = mine::start(identity.clone(), vec![to], "local".to_owned(), work, &args.mining).await?;
     mine::connected(&mut miner).await?;
-    for served in std::iter::once(&model).chain(&adapters) {
+    for served in std::iter::once(model).chain(&adapters) {
         started.await_replica(&served.name).await;
     }
     if !args.once || common.json {

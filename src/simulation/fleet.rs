@@ -174,6 +174,7 @@ impl SimMiner {
             window: self.batch.window(),
             task: Task::Generate,
             adapters: Vec::new(),
+            device: 0,
         }
     }
 

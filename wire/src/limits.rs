@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of every message in this crate; the byte before each message. Peers of another version are told so.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
 
 /// Bytes before a frame's body: its length as `u32`, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;
@@ -85,6 +85,10 @@ pub const PROMPT_PIECE_BYTES: usize = 64 << 10;
 pub const STEP_TOKENS_MAX: usize = 16;
 /// Replicas of one miner.
 pub const REPLICAS_MAX: usize = 64;
+/// Devices of one miner.
+pub const DEVICES_MAX: usize = 32;
+/// Models that one device could serve.
+pub const LOADABLE_MAX: usize = 64;
 /// Tokens a miner may send of a sequence beyond what the developer's socket has taken. Also the capacity of a request's
 /// token channel, so that splitting a step never waits.
 pub const CREDIT_TOKENS: u32 = 64;
@@ -144,6 +148,8 @@ const SAMPLING_BYTES_MAX: usize = LOGIT_BIAS_MAX * (TOKEN_BYTES + 4)
 const _: () = assert!(PROMPT_TOKENS_MAX * TOKEN_BYTES + SAMPLING_BYTES_MAX + 4_096 <= ASSIGN_FRAME_BYTES_MAX);
 // An offer is a small frame with all adapters there may be.
 const _: () = assert!(ADAPTERS_MAX * 32 + 1_024 <= MINER_FRAME_BYTES_MAX);
+// So is what all devices could serve: a hash and four numbers a model.
+const _: () = assert!(DEVICES_MAX * (LOADABLE_MAX * (32 + 4 * 10) + 32) <= MINER_FRAME_BYTES_MAX);
 const _: () = assert!(STOP_TOKENS_ASKED_MAX < STOP_TOKENS_MAX);
 // A prompt in bytes leaves room in a call for roles, stops, biases and keys.
 const _: () = assert!(PROMPT_BYTES_MAX * 2 <= CALL_FRAME_BYTES_MAX && CONSTRAINT_BYTES_MAX * 4 <= PROMPT_BYTES_MAX);

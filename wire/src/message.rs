@@ -15,6 +15,7 @@ mod logprobs;
 mod price;
 mod print;
 mod refusal;
+mod residency;
 mod tools;
 
 pub use accounts::{ModelInfo, Wallet, WalletEntry};
@@ -25,6 +26,7 @@ pub use embedding::{Embed, EmbedInput, Encode, Task};
 pub use explain::{Candidate, Explanation, FoundBy, PlacementReasons, ServiceClass, Terms};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
 pub use refusal::{Refusal, RefusalCode};
+pub use residency::{Capacity, FromMiner, Loadable};
 pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
 
 // ---------------------------------------------------------------- words that both legs use
@@ -294,7 +296,7 @@ pub struct Usage {
 
 // ---------------------------------------------------------------- miner → scheduler
 
-/// The first frame of a miner's control stream.
+/// The first frame of a miner's control stream; [`FromMiner`] come after it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// What its owner calls it.
@@ -336,6 +338,8 @@ pub struct Offer {
     /// Adapters of these weights that it has loaded: hashes of their files, each once, at most
     /// [`crate::limits::ADAPTERS_MAX`].
     pub adapters: Vec<WeightsHash>,
+    /// Which of the miner's devices has it, by [`Capacity::device`].
+    pub device: u32,
 }
 
 /// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
@@ -408,10 +412,7 @@ pub enum End {
 
 /// Frames of the control stream, towards the miner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "an assignment is moved a few times a sequence, and most are sent at once"
-)]
+#[allow(clippy::large_enum_variant, reason = "an assignment is moved a few times a sequence")]
 pub enum ToMiner {
     /// The miner is in.
     Welcome {
@@ -440,6 +441,13 @@ pub enum ToMiner {
     },
     /// Make a vector of this.
     Encode(Encode),
+    /// These models are needed on a device. It loads them where they fit, and may unload what nobody needs for them.
+    Serve {
+        /// Which.
+        device: u32,
+        /// All that are needed there; at most [`crate::limits::LOADABLE_MAX`].
+        weights: Vec<WeightsHash>,
+    },
 }
 
 /// One sequence for one replica.

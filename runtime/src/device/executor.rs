@@ -125,6 +125,21 @@ impl ThreadLocalActor for Executor {
         }
         Ok(())
     }
+
+    /// Gives memory back before anybody is told that this has stopped.
+    async fn post_stop(&self, _me: ActorRef<ExecutorMsg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.engine = Box::new(Unloaded);
+        Ok(())
+    }
+}
+
+/// What is left of an engine whose memory has been given back.
+struct Unloaded;
+
+impl Stepper for Unloaded {
+    fn step(&mut self, _plan: &StepPlan, _masks: &[Option<PendingMask>]) -> Result<StepOutput, OpsError> {
+        Err(OpsError::Fault("the model is unloaded".to_owned()))
+    }
 }
 
 impl State {

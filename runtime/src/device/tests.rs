@@ -103,6 +103,7 @@ pub(super) fn offer() -> Offer {
         window: Window::default(),
         task: Task::Generate,
         adapters: Vec::new(),
+        device: 0,
     }
 }
 
@@ -128,7 +129,7 @@ async fn device(
     let (link, _) = Actor::spawn(None, Batchers, ready_in).await.unwrap();
     let (owner, _) = Actor::spawn(None, Owner, failed_in).await.unwrap();
     let args = DeviceArgs {
-        index: 0,
+        slot: 0,
         load: Arc::new(move || Ok(load())),
         limits: LIMITS,
         kv: KvPlan::plain(LIMITS.kv_blocks),

@@ -1,10 +1,10 @@
 //! One connection to a scheduler, from the greeting to its end. Moves frames; decides nothing.
 
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX};
-use cuckoo_wire::message::{Hello, ReplicaFrame, ReplicaId, ToMiner};
+use cuckoo_wire::message::{Capacity, FromMiner, Hello, ReplicaFrame, ReplicaId, ToMiner};
 use cuckoo_wire::{Address, Close, FrameError, FrameReader, FrameWriter, Identity, Role};
 use ractor::ActorRef;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::LinkMsg;
 
@@ -25,8 +25,8 @@ pub(crate) struct Session {
     connection: quinn::Connection,
     /// Taken by the one reader.
     control: Option<FrameReader<quinn::RecvStream>>,
-    /// Ends the control stream when the session goes.
-    _control_out: FrameWriter<quinn::SendStream>,
+    /// Taken by the one writer.
+    control_out: Option<FrameWriter<quinn::SendStream>>,
 }
 
 impl Session {
@@ -42,8 +42,8 @@ impl Session {
             .map_err(|e| SessionError::Failed(e.to_string()))?;
         let greeting = tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(&connection, name)).await;
         let failure = match greeting {
-            Ok(Ok((control, _control_out))) => {
-                return Ok(Self { number, connection, control: Some(control), _control_out });
+            Ok(Ok((control, out))) => {
+                return Ok(Self { number, connection, control: Some(control), control_out: Some(out) });
             }
             Ok(Err(Greeting::Refused(why))) => return Err(SessionError::Refused(why)),
             Ok(Err(Greeting::Broken(error))) => error.to_string(),
@@ -76,6 +76,30 @@ impl Session {
             };
             Close::Done.close(&connection, "link over");
             let _ = link.cast(ended);
+        }
+    }
+
+    /// Tells the scheduler what the miner's devices could serve, now and whenever that changes, until the connection ends.
+    pub(crate) fn tell(
+        &mut self,
+        mut capacities: watch::Receiver<Vec<Capacity>>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let mut out = self.control_out.take().expect("one writer a session");
+        let connection = self.connection.clone();
+        async move {
+            loop {
+                let devices = capacities.borrow_and_update().clone();
+                // Before anything is loaded there is nothing to tell.
+                if !devices.is_empty() && out.send(&FromMiner::Devices(devices)).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    changed = capacities.changed() => if changed.is_err() { break },
+                    _ = connection.closed() => return,
+                }
+            }
+            // The end of this stream would be the miner's.
+            connection.closed().await;
         }
     }
 

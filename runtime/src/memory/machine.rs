@@ -50,6 +50,11 @@ impl Room {
         needs.into_iter().find(|(needed, available)| *needed > available.bytes)
     }
 
+    /// Bytes that `plan` takes of the device's memory.
+    pub fn takes(&self, plan: &MemoryPlan) -> u64 {
+        if self.host.is_none() { plan.peak() } else { plan.on_device() }
+    }
+
     /// After `plan` took its part.
     pub fn without(self, plan: &MemoryPlan) -> Self {
         match self.host {

@@ -369,6 +369,27 @@ impl Board {
         late
     }
 
+    /// Whether somebody could load a model, so that it is worth waiting for where nobody has it.
+    pub fn expect(&mut self, weights: WeightsHash, is_loadable: bool) {
+        self.pools.entry(weights).or_default().expect(is_loadable);
+    }
+
+    /// Tokens a second that are wanted of each model.
+    pub fn wanted(&self, now: Duration) -> BTreeMap<WeightsHash, f64> {
+        self.pools.iter().map(|(weights, pool)| (*weights, pool.wanted(now))).collect()
+    }
+
+    /// Whether somebody waits for a model that nobody serves.
+    pub fn has_unserved(&self) -> bool {
+        self.pools.values().any(Pool::is_unserved)
+    }
+
+    /// Tokens a second that a replica computes, as far as is known; see [`Replica::tokens_per_s`].
+    pub fn rate(&self, key: ReplicaKey) -> Option<f64> {
+        let (weights, id) = self.homes.get(&key)?;
+        self.pools.get(weights)?.fleet.get(*id).map(Replica::tokens_per_s)
+    }
+
     /// How a model stands.
     pub fn quote(&self, model: &Computes) -> Quote {
         self.pools.get(&model.weights).map(|pool| pool.fleet.quote(model)).unwrap_or_default()

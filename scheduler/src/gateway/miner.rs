@@ -13,7 +13,7 @@ use cuckoo_wire::limits::{
     PROMPT_LOGPROBS_TOKENS_MAX, STEP_SCORES_MAX,
 };
 use cuckoo_wire::message::{
-    Assign, Encode, End, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, ToMiner,
+    Assign, Encode, End, FromMiner, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, ToMiner,
 };
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
@@ -89,6 +89,11 @@ pub(crate) enum Heard {
 }
 
 impl MinerLink {
+    /// Its name on the board.
+    pub(crate) fn id(&self) -> LinkId {
+        self.id
+    }
+
     /// Who the miner is.
     pub(crate) fn peer(&self) -> PeerId {
         self.peer
@@ -124,7 +129,7 @@ impl MinerLink {
     }
 
     /// Queues a control message. The queue holds more than a window allows, so a full one is a miner that does not read.
-    fn send(&self, message: ToMiner) {
+    pub(crate) fn send(&self, message: ToMiner) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
             Close::Protocol.close(&self.connection, "the control stream is not being read");
         }
@@ -346,8 +351,12 @@ async fn relay(
                 }
                 control_out.flush().await?;
             }
-            said = control_in.next::<Hello>() => match said {
-                Ok(Some(_)) => return Err(FrameError::Malformed),
+            said = control_in.next::<FromMiner>() => match said {
+                Ok(Some(said)) => {
+                    said.check().map_err(invalid)?;
+                    let FromMiner::Devices(devices) = said;
+                    market.dispatcher().tell(DispatcherMsg::Capacity(link.clone(), devices));
+                }
                 Ok(None) | Err(FrameError::Io(_)) => break,
                 Err(error) => return Err(error),
             }

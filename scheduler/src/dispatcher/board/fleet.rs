@@ -87,6 +87,12 @@ impl Replica {
         self.granted.blocks.saturating_sub(self.taken.blocks)
     }
 
+    /// Tokens a second that it computes with all its sequences, as far as is known: those of prompts come faster.
+    pub fn tokens_per_s(&self) -> f64 {
+        let rows = u32::try_from(self.offer.window.sequences).unwrap_or(u32::MAX).max(1);
+        f64::from(rows) * 1e3 / self.time.step_ms(rows, self.context).max(1e-3)
+    }
+
     /// What it asks.
     pub fn ask(&self) -> Price {
         self.offer.ask

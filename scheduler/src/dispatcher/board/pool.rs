@@ -32,6 +32,10 @@ const OUTPUT_SHARE: f64 = 0.02;
 const DRAIN_PRIOR: f64 = 100.0;
 /// Over such a time their rate is measured.
 const DRAIN_PERIOD: Duration = Duration::from_secs(5);
+/// What came longer ago counts a third of what comes now, in seconds.
+const ARRIVED_S: f64 = 60.0;
+/// What waits should be computed within so many seconds.
+const WAITING_S: f64 = 5.0;
 /// Nobody is told to come back sooner or later than this.
 const RETRY_AFTER: (u64, u64) = (1, 600);
 
@@ -58,6 +62,9 @@ pub(super) struct Pool {
     /// Steps of all replicas together.
     time: StepTime,
     drained: Drained,
+    arrived: Arrived,
+    /// Whether somebody could load the model who has not.
+    is_loadable: bool,
 }
 
 /// One waiting request.
@@ -106,6 +113,8 @@ impl Default for Pool {
             ended: 0,
             time: StepTime::default(),
             drained: Drained::default(),
+            arrived: Arrived::default(),
+            is_loadable: false,
         }
     }
 }
@@ -175,6 +184,9 @@ impl Pool {
         let waits_too_long = self.drained.rate.is_some_and(|rate| ahead / rate > patience.as_secs_f64());
         if is_crowded && !need.has_begun && waits_too_long {
             return Err(Turned::Busy(self.retry_after()));
+        }
+        if !need.has_begun {
+            self.arrived.add(waits.work, now);
         }
         let deadline = now + patience.min(UNSERVED_PATIENCE);
         self.deadlines.insert((deadline, ticket));
@@ -311,13 +323,15 @@ impl Pool {
             let Some(request) = self.requests.get_mut(&ticket) else { break };
             let last = request.waits.since + objective(request.need.class).patience;
             let is_known = request.is_suited || request.searched >= self.fleet.ids();
-            if computes && now < last && (request.is_suited || !is_known) {
+            let may_come = !computes && self.is_loadable;
+            if now < last && (may_come || computes && (request.is_suited || !is_known)) {
                 self.deadlines.remove(&(deadline, ticket));
-                request.deadline = if is_known { last } else { now + SEARCH_PAUSE };
+                request.deadline = if is_known || may_come { last } else { now + SEARCH_PAUSE };
                 self.deadlines.insert((request.deadline, ticket));
                 continue;
             }
             let why = match (computes, request.is_suited || !is_known) {
+                (false, _) if self.is_loadable => Turned::Busy(self.retry_after()),
                 (false, _) => Turned::Unserved,
                 (true, false) => Turned::Unsuited,
                 (true, true) => Turned::Busy(self.retry_after()),
@@ -326,6 +340,22 @@ impl Pool {
             late.push((ticket, why));
         }
         late
+    }
+
+    /// Whether somebody could load the model: then it is worth waiting for.
+    pub(super) fn expect(&mut self, is_loadable: bool) {
+        self.is_loadable = is_loadable;
+    }
+
+    /// Tokens a second that are wanted: those that come, and those that wait, which are to be served soon.
+    pub(super) fn wanted(&self, now: Duration) -> f64 {
+        let waiting: u64 = self.requests.values().map(|request| request.waits.work).sum();
+        self.arrived.rate(now) + waiting as f64 / WAITING_S
+    }
+
+    /// Whether somebody waits for a model that nobody serves.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.fleet.len() == 0 && !self.requests.is_empty()
     }
 
     /// Whether anybody waits who may be placed.
@@ -342,6 +372,23 @@ impl Pool {
 
     fn output_of(&self, need: &Need) -> f64 {
         self.output.value().min(f64::from(need.max_new))
+    }
+}
+
+/// Tokens a second that requests came with, older ones counting less and less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Arrived {
+    at: Duration,
+    rate: f64,
+}
+
+impl Arrived {
+    fn rate(&self, now: Duration) -> f64 {
+        self.rate * (-now.saturating_sub(self.at).as_secs_f64() / ARRIVED_S).exp()
+    }
+
+    fn add(&mut self, tokens: u64, now: Duration) {
+        *self = Self { at: now, rate: self.rate(now) + tokens as f64 / ARRIVED_S };
     }
 }
 

@@ -19,6 +19,7 @@ fn offer(sequences: u64, blocks: u64, ask: Price) -> Offer {
         window: Window { sequences, blocks },
         task: Task::Generate,
         adapters: Vec::new(),
+        device: 0,
     }
 }
 
