@@ -1,6 +1,8 @@
 //! Miners that die, freeze, vanish, are slow or leave: streams go on elsewhere with the same tokens, and the books balance.
 
 mod chaos;
+#[cfg(target_os = "linux")]
+mod namespaces;
 pub(crate) mod proxy;
 
 use std::sync::Arc;

@@ -29,13 +29,13 @@ fn request(market: &Market, seed: u64) -> Request {
 
 /// An answer, as far as it has come.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Answer {
-    tokens: Vec<u32>,
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) text: String,
 }
 
 /// Takes what comes until there are so many tokens, or the end.
-async fn take(stream: &mut Generation, answer: &mut Answer, tokens: usize) {
+pub(crate) async fn take(stream: &mut Generation, answer: &mut Answer, tokens: usize) {
     while answer.tokens.len() < tokens {
         let Some(delta) = stream.next().await.unwrap() else { return };
         assert_eq!(delta.first as usize, answer.tokens.len(), "no token twice or missing");
@@ -44,13 +44,13 @@ async fn take(stream: &mut Generation, answer: &mut Answer, tokens: usize) {
     }
 }
 
-async fn begun(client: &Client, request: Request) -> (Generation, Answer) {
+pub(crate) async fn begun(client: &Client, request: Request) -> (Generation, Answer) {
     let (mut stream, mut answer) = (client.generate(request).await.unwrap(), Answer::default());
     take(&mut stream, &mut answer, 8).await;
     (stream, answer)
 }
 
-async fn finished((mut stream, mut answer): (Generation, Answer)) -> (Answer, Usage, Generation) {
+pub(crate) async fn finished((mut stream, mut answer): (Generation, Answer)) -> (Answer, Usage, Generation) {
     take(&mut stream, &mut answer, usize::MAX).await;
     let usage = stream.usage().unwrap().clone();
     assert_eq!(usage.completion_tokens as usize, answer.tokens.len(), "paid is what came");
@@ -82,7 +82,7 @@ async fn undisturbed(market: &Market, seeds: std::ops::Range<u64>) -> Vec<Answer
 }
 
 /// That every account moved by what these answers cost, and nothing is held.
-fn paid_once(before: &HashMap<String, i64>, after: &HashMap<String, i64>, usages: &[Usage]) {
+pub(crate) fn paid_once(before: &HashMap<String, i64>, after: &HashMap<String, i64>, usages: &[Usage]) {
     let total = |part: fn(&Usage) -> u64| usages.iter().map(part).sum::<u64>() as i64;
     assert_eq!(total(|u| u.cost), total(|u| u.miner) + total(|u| u.author) + total(|u| u.network));
     assert_eq!(sum(before, "client:") - sum(after, "client:"), total(|u| u.cost), "nothing is held any more");
