@@ -1,15 +1,17 @@
 //! Decisions of the scheduler: a fleet of thousands, a million cached blocks, and requests that find most of their prompt
 //! somewhere. What is timed is everything between a request and its placement: queue, prefix index, cost, reservation.
 //!
-//! Prints placements a second on one core and the distribution of a placement's time.
+//! Prints placements a second on one core and the distribution of a placement's time; and how long it takes to decide which models
+//! a fleet should have loaded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_scheduler::{
-    BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Steps, Tenant, Ticket, Whom, mixed,
+    BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Residency, Steps, Tenant, Ticket, Whom,
+    mixed,
 };
-use cuckoo_wire::message::{Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window};
+use cuckoo_wire::message::{Capacity, Loadable, Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window};
 
 const WEIGHTS: WeightsHash = WeightsHash([7; 32]);
 const SEQUENCES: u64 = 16;
@@ -135,6 +137,40 @@ fn measure(size: &Size) {
     );
 }
 
+/// One decision over a fleet in which every miner could serve eight models and has one or two, and more of all is wanted.
+fn residency(devices: u64) {
+    const MODELS: u8 = 8;
+    const ROUNDS: usize = 5;
+    let model = |n: u8| WeightsHash([n; 32]);
+    let mut times: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let mut residency = Residency::default();
+            for link in 0..devices {
+                let loadable = |n: u8| Loadable {
+                    weights: model(n),
+                    memory_bytes: u64::from(n) << 30,
+                    load_ms: 10_000,
+                    ask: Price { input_per_mtok: 10, output_per_mtok: 10 },
+                };
+                let models = (1..=MODELS).map(loadable).collect();
+                residency.capacity(LinkId(link), vec![Capacity { device: 0, memory_bytes: 24 << 30, models }]);
+                residency.offered(key(link), 0, model(if link % 2 == 0 { 3 } else { 4 }));
+            }
+            let wanted = (1..=MODELS).map(|n| (model(n), 100.0 * devices as f64)).collect();
+            let began = Instant::now();
+            let asked = residency.decide(&wanted, &|_| Some(100.0), Duration::ZERO);
+            let took = began.elapsed();
+            assert!(!asked.is_empty(), "more is wanted than there is");
+            took
+        })
+        .collect();
+    times.sort_unstable();
+    println!(
+        "{devices} devices that could serve {MODELS} models: a decision takes {:?} (median of {ROUNDS})",
+        times[ROUNDS / 2]
+    );
+}
+
 fn main() {
     let is_test = std::env::args().any(|arg| arg == "--test");
     let sizes: &[Size] = match is_test {
@@ -146,4 +182,5 @@ fn main() {
         ],
     };
     sizes.iter().for_each(measure);
+    residency(if is_test { 20 } else { 10_000 });
 }

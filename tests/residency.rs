@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cuckoo::{Address, Client, FinishReason, Generation, Identity, Request};
 use cuckoo_wire::FrameWriter;
@@ -13,16 +13,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cli::folder_model;
-use crate::support::{Process, cuckoo};
+use crate::support::{self, MODEL, PATIENCE, Process, cuckoo, metric};
 
 /// Each of the models takes 33 MiB, and 8 for keys and values: two do not fit.
 const SMALL: [&str; 10] =
     ["--memory-mib", "48", "--kv-mib", "8", "--batch", "256", "--step-tokens", "256", "--threads", "1"];
 
-/// A shelf with tiny models of these names, and their folders, which `mine` takes.
+/// The real model with room for two long answers, which leaves too little for a tiny one.
+const LARGE: [&str; 8] = ["--memory-mib", "160", "--kv-mib", "48", "--batch", "16", "--step-tokens", "64"];
+
+/// A shelf with models of these names: the real one, where it is named, and tiny ones.
 fn shelf(names: &[&str]) -> TempDir {
     let shelf = tempfile::tempdir().unwrap();
     for name in names {
+        if *name == MODEL {
+            copy_of_the_real_one(shelf.path());
+            continue;
+        }
         let folder = shelf.path().join(format!("of-{name}"));
         std::fs::create_dir(&folder).unwrap();
         folder_model(&folder);
@@ -36,6 +43,15 @@ fn shelf(names: &[&str]) -> TempDir {
     shelf
 }
 
+fn copy_of_the_real_one(shelf: &Path) {
+    for folder in ["weights", "manifests"] {
+        std::fs::create_dir_all(shelf.join(folder)).unwrap();
+        for file in std::fs::read_dir(support::shelf().join(folder)).unwrap().flatten() {
+            std::fs::copy(file.path(), shelf.join(folder).join(file.file_name())).unwrap();
+        }
+    }
+}
+
 fn on(shelf: &Path, home: &Path, args: &[&str]) -> Command {
     let mut command = cuckoo();
     command.args(args).arg("--home").arg(home).arg("--models-dir").arg(shelf);
@@ -47,26 +63,27 @@ struct Market {
     _scheduler: Process,
     _miner: Process,
     shelf: TempDir,
+    http: String,
     key: String,
     client: Client,
 }
 
 impl Market {
-    /// A scheduler, and a miner that may serve all of `names`.
-    async fn start(names: &[&str]) -> Self {
+    /// A scheduler, and a miner that may serve all of `names`, as far as its `limits` go.
+    async fn start(names: &[&str], limits: &[&str]) -> Self {
         let shelf = shelf(names);
         let schedule = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"];
         let scheduler = Process::start_on(shelf.path(), tempfile::tempdir().unwrap(), &schedule);
         let ready = scheduler.ready();
         let text = |name: &str| ready[name].as_str().unwrap().to_owned();
         let (join, models) = (text("join"), names.join(","));
-        let mine = [&["mine", "--join", &join, "--model", &models][..], &SMALL].concat();
+        let mine = [&["mine", "--join", &join, "--model", &models][..], limits].concat();
         let miner = Process::start_on(shelf.path(), tempfile::tempdir().unwrap(), &mine);
         miner.ready();
         let to: Address = join.parse().unwrap();
         let client = Client::connect(&to, &Identity::generate()).await.unwrap();
-        let key = text("api_key");
-        Self { _scheduler: scheduler, _miner: miner, shelf, key, client }
+        let (http, key) = (text("http"), text("api_key"));
+        Self { _scheduler: scheduler, _miner: miner, shelf, http, key, client }
     }
 
     fn request(&self, model: &str, tokens: u32) -> Request {
@@ -118,7 +135,7 @@ async fn read(mut generation: Generation, tokens: u32) -> (String, u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_is_asked_for_takes_the_place_of_another() {
-    let market = Market::start(&["finch", "heron"]).await;
+    let market = Market::start(&["finch", "heron"], &SMALL).await;
     assert_eq!(market.loaded().await, ["finch"], "the first, and no other beside it");
     let finch = market.ask("finch", 20).await;
     // Nobody has it, and somebody could: that is worth waiting for.
@@ -132,14 +149,22 @@ async fn a_model_that_is_asked_for_takes_the_place_of_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_on_a_model_that_goes_is_finished_first() {
-    let market = Market::start(&["finch", "heron"]).await;
-    let whole = market.ask("finch", 480).await;
-    let begun = market.client.generate(market.request("finch", 480)).await.unwrap();
+    const ANSWER: u32 = 1_000;
+    let market = Market::start(&[MODEL, "heron"], &LARGE).await;
+    let long = market.request(MODEL, ANSWER);
+    let begun = [market.client.generate(long.clone()).await.unwrap(), market.client.generate(long).await.unwrap()];
     let heron = market.client.generate(market.request("heron", 4)).await.unwrap();
-    // Nobody reads meanwhile, so that the one cannot end; and for the other there is no room as long as it has not.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(read(begun, 480).await, whole);
+    let asked = Instant::now();
+    while !market.loaded().await.is_empty() {
+        assert!(asked.elapsed() < PATIENCE, "the one takes nothing more, and the other has no room yet");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(metric(&market.http, "cuckoo_num_requests_running"), 3.0, "nothing was cut short");
+    let [one, two] = begun;
+    let (one, two) = (read(one, ANSWER).await, read(two, ANSWER).await);
+    assert_eq!((&one, one.1), (&two, 0));
     read(heron, 4).await;
+    assert_eq!(market.loaded().await, ["heron"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

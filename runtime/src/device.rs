@@ -265,8 +265,17 @@ pub(crate) struct State {
     args: DeviceArgs,
     pair: Pair,
     restarts: Vec<Instant>,
-    /// Whether it ends: at once, or within [`RELEASE_TIME`].
-    ending: bool,
+    ending: Ending,
+}
+
+/// Whether it ends, and how.
+#[derive(Clone, Copy, PartialEq)]
+enum Ending {
+    No,
+    /// When the executor has given its memory back.
+    Unloading,
+    /// Within [`RELEASE_TIME`].
+    Beyond,
 }
 
 /// The two children.
@@ -282,23 +291,23 @@ impl Actor for Device {
 
     async fn pre_start(&self, me: ActorRef<DeviceMsg>, args: DeviceArgs) -> Result<State, ActorProcessingErr> {
         let pair = Pair::start(&me, &args).await?;
-        Ok(State { args, pair, restarts: Vec::new(), ending: false })
+        Ok(State { args, pair, restarts: Vec::new(), ending: Ending::No })
     }
 
     async fn handle(
         &self,
-        me: ActorRef<DeviceMsg>,
+        _me: ActorRef<DeviceMsg>,
         message: DeviceMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             DeviceMsg::End(fault) => Err(fault.into()),
             // What is beyond mending ends the miner, which this must not hide.
-            DeviceMsg::Unload if state.ending => Ok(()),
+            DeviceMsg::Unload if state.ending == Ending::Beyond => Ok(()),
             DeviceMsg::Unload => {
-                state.ending = true;
-                state.pair.end().await;
-                me.stop(None);
+                state.ending = Ending::Unloading;
+                // The batcher stays: it sees whether the executor comes back from its last step.
+                state.pair.executor.stop(None);
                 Ok(())
             }
         }
@@ -315,14 +324,21 @@ impl Actor for Device {
             SupervisionEvent::ActorTerminated(who, _, why) => (who, why.unwrap_or_else(|| "stopped".to_owned()).into()),
             _ => return Ok(()),
         };
-        if state.ending || !state.pair.holds(&who) {
+        if state.ending == Ending::Beyond || !state.pair.holds(&who) {
             return Ok(());
         }
         if let Some(fault) = Beyond::of(&why) {
             tracing::error!(device = state.args.slot, %fault, "device beyond mending; ending the miner");
-            state.ending = true;
+            state.ending = Ending::Beyond;
             state.pair.stop();
             me.send_after(RELEASE_TIME, || DeviceMsg::End(fault));
+            return Ok(());
+        }
+        if state.ending == Ending::Unloading {
+            if who.get_id() == state.pair.executor.get_id() {
+                // What is left of its children ends with it.
+                me.stop(None);
+            }
             return Ok(());
         }
         let now = Instant::now();
@@ -361,13 +377,6 @@ impl Pair {
 
     fn holds(&self, who: &ActorCell) -> bool {
         who.get_id() == self.batcher.get_id() || who.get_id() == self.executor.get_id()
-    }
-
-    /// Ends both, and waits until the executor has given its memory back.
-    async fn end(&self) {
-        // Who is gone already has nothing to be waited for.
-        let _ = self.batcher.stop_and_wait(None, None).await;
-        let _ = self.executor.stop_and_wait(None, None).await;
     }
 
     fn stop(&self) {

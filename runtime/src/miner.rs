@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_wire::limits::ADAPTERS_MAX;
+use cuckoo_wire::limits::{ADAPTERS_MAX, DEVICES_MAX, LOADABLE_MAX};
 use cuckoo_wire::message::{Price, WeightsHash};
 use cuckoo_wire::{Address, Identity};
 use ractor::{Actor, ActorRef};
@@ -133,6 +133,13 @@ pub struct Miner {
 pub async fn mine(config: MineConfig) -> Result<Miner, MineError> {
     if config.schedulers.is_empty() {
         return Err(MineError::Start("no scheduler was named: name at least one".to_owned()));
+    }
+    for (what, count, max) in
+        [("models", config.models.len(), LOADABLE_MAX), ("devices", config.devices.len(), DEVICES_MAX)]
+    {
+        if count > max {
+            return Err(MineError::Start(format!("{count} {what} are more than the {max} of one miner: name fewer")));
+        }
     }
     let stock = Arc::new(Stock::open(config.clone())?);
     let mut devices: Vec<DeviceRoom> = Vec::new();

@@ -23,8 +23,8 @@ pub(crate) struct Residency {
 #[derive(Debug)]
 struct Model {
     hash: WeightsHash,
-    /// What it takes where it is alone.
-    alone: MemoryPlan,
+    /// What it takes where it is alone; nothing where it does not fit at all.
+    alone: Option<MemoryPlan>,
     state: State,
     /// When it was needed last.
     needed: u64,
@@ -48,8 +48,9 @@ pub(crate) enum Action {
 }
 
 impl Residency {
-    /// A device with nothing loaded: the memory of all models together, and what each takes alone, in order of preference.
-    pub(crate) fn new(room: Room, models: impl IntoIterator<Item = (WeightsHash, MemoryPlan)>) -> Self {
+    /// A device with nothing loaded: the memory of all models together, and what each takes alone, if it fits, in order of
+    /// preference.
+    pub(crate) fn new(room: Room, models: impl IntoIterator<Item = (WeightsHash, Option<MemoryPlan>)>) -> Self {
         let model = |(hash, alone)| Model { hash, alone, state: State::Out, needed: 0 };
         Self { room, models: models.into_iter().map(model).collect(), needs: BTreeMap::new(), turn: 0 }
     }
@@ -59,15 +60,16 @@ impl Residency {
         let all = 0..self.models.len();
         all.filter(|at| {
             let planned = plan(*at, self.left());
-            let planned = planned.filter(|plan| *at == 0 || plan.kv >= self.models[*at].alone.kv);
+            let planned = planned.filter(|plan| *at == 0 || self.models[*at].has_all(plan));
             self.models[*at].state = planned.map_or(State::Out, State::Loading);
             planned.is_some()
         })
         .collect()
     }
 
-    /// What a scheduler needs from now on.
-    pub(crate) fn need(&mut self, link: usize, weights: Vec<WeightsHash>) {
+    /// What a scheduler needs from now on. Of what is not here nothing is remembered.
+    pub(crate) fn need(&mut self, link: usize, mut weights: Vec<WeightsHash>) {
+        weights.retain(|weights| self.models.iter().any(|model| model.hash == *weights));
         self.needs.insert(link, weights);
         self.turn += 1;
         let (needed, turn) = (self.needed(), self.turn);
@@ -101,9 +103,14 @@ impl Residency {
         self.without(&[at])
     }
 
-    /// Whether a model may be asked for.
-    pub(crate) fn is_usable(&self, at: usize) -> bool {
-        self.models[at].state != State::Broken
+    /// The memory of all models together.
+    pub(crate) fn room(&self) -> Room {
+        self.room
+    }
+
+    /// What a model takes where it is alone; `None` if it cannot be asked for.
+    pub(crate) fn usable(&self, at: usize) -> Option<&MemoryPlan> {
+        self.models[at].alone.as_ref().filter(|_| self.models[at].state != State::Broken)
     }
 
     /// What is to be done now; `plan` says what a model takes in some room, if it fits there.
@@ -147,7 +154,7 @@ impl Residency {
             .sort_by_key(|other| (!matches!(self.models[*other].state, State::Leaving(_)), self.models[*other].needed));
         let fits = |count: usize| plan(at, self.without(&order[..count]));
         let counts = || 0..=order.len();
-        let has_all = |count: &usize| fits(*count).is_some_and(|plan| plan.kv >= self.models[at].alone.kv);
+        let has_all = |count: &usize| fits(*count).is_some_and(|plan| self.models[at].has_all(&plan));
         let count = counts().find(has_all).or_else(|| counts().find(|count| fits(*count).is_some()))?;
         Some(order[..count].to_vec())
     }
@@ -176,6 +183,13 @@ impl Residency {
             State::Loading(plan) | State::In(plan) | State::Leaving(plan) => room.without(&plan),
             State::Out | State::Broken => room,
         })
+    }
+}
+
+impl Model {
+    /// Whether a plan gives it as much for keys and values as it would take alone.
+    fn has_all(&self, plan: &MemoryPlan) -> bool {
+        self.alone.is_some_and(|alone| plan.kv >= alone.kv)
     }
 }
 

@@ -21,7 +21,7 @@ pub use board::{
     ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 use explanations::Explanations;
-use residency::Residency;
+pub use residency::{DeviceKey, Residency};
 
 use crate::gateway::miner::{MinerLink, Running};
 use crate::ledger::ClientId;
@@ -420,7 +420,11 @@ impl State {
         let why = match why {
             Turned::Busy(after) => {
                 let seconds = after.as_secs() as u32;
-                let message = format!("all miners of this model are busy: try again in {seconds} s");
+                let why = match self.board.quote(&need.model).replicas {
+                    0 => "no miner has loaded this model yet",
+                    _ => "all miners of this model are busy",
+                };
+                let message = format!("{why}: try again in {seconds} s");
                 return Refusal { retry_after_s: Some(seconds), ..Refusal::new(RefusalCode::QueueFull, message) };
             }
             Turned::Unserved => "no miner serves this model now".to_owned(),

@@ -12,7 +12,7 @@ use super::MineError;
 use super::stock::Stock;
 use crate::device::{Beyond, Device, DeviceArgs, DeviceKind, DeviceMsg};
 use crate::link::{Link, LinkArgs, LinkConfig, LinkMsg, LinkNews};
-use crate::memory::{MemoryPlan, Room};
+use crate::memory::Room;
 use crate::residency::{Action, Residency};
 
 /// A model that is to be unloaded may finish what it runs for so long; then that goes on elsewhere, or here when it is back.
@@ -62,13 +62,11 @@ pub(super) struct RootArgs {
     pub(super) failure: watch::Sender<Option<Failure>>,
 }
 
-/// A device and its memory.
+/// A device and what it has loaded.
 pub(super) struct DeviceRoom {
     kind: DeviceKind,
-    room: Room,
     residency: Residency,
-    /// What each model takes where it is alone, if it fits at all, and how long it took to load.
-    alone: Vec<Option<MemoryPlan>>,
+    /// How long each model took to load, if it has been.
     took: Vec<Option<Duration>>,
 }
 
@@ -78,28 +76,27 @@ impl DeviceRoom {
         let mut alone = Vec::new();
         for model in 0..stock.len() {
             match stock.plan(model, &kind, room) {
-                Ok((_, memory)) => alone.push(Some(memory)),
+                Ok((_, memory)) => alone.push((stock.hash(model), Some(memory))),
                 Err(why) if model == 0 => return Err(why),
                 Err(why) => {
                     tracing::warn!(%kind, %why, "a model is not served on this device");
-                    alone.push(None);
+                    alone.push((stock.hash(model), None));
                 }
             }
         }
-        let models = (0..stock.len()).map(|model| (stock.hash(model), alone[model].unwrap_or_default()));
-        let residency = Residency::new(room, models);
-        Ok(Self { kind, room, residency, took: vec![None; alone.len()], alone })
+        Ok(Self { kind, residency: Residency::new(room, alone), took: vec![None; stock.len()] })
     }
 
     fn capacity(&self, device: usize, stock: &Stock) -> Capacity {
-        let usable = |(model, alone): (usize, &Option<MemoryPlan>)| {
-            let alone = alone.as_ref().filter(|_| self.residency.is_usable(model))?;
-            Some(stock.loadable(model, (alone, self.room), self.took[model]))
+        let room = self.residency.room();
+        let usable = |model: usize| {
+            let alone = self.residency.usable(model)?;
+            Some(stock.loadable(model, (alone, room), self.took[model]))
         };
         Capacity {
             device: device as u32,
-            memory_bytes: self.room.device.bytes,
-            models: self.alone.iter().enumerate().filter_map(usable).collect(),
+            memory_bytes: room.device.bytes,
+            models: (0..stock.len()).filter_map(usable).collect(),
         }
     }
 }

@@ -22,7 +22,7 @@ fn plan_in(kv: u64, room: Room) -> Option<MemoryPlan> {
 
 /// A device with so much memory, and models that want so much for keys and values; what it has loaded at first.
 fn device(bytes: u64, wants: &[u64]) -> (Residency, Vec<usize>) {
-    let alone = |(at, kv): (usize, &u64)| (hash(at), plan_in(*kv, room(bytes)).unwrap());
+    let alone = |(at, kv): (usize, &u64)| (hash(at), plan_in(*kv, room(bytes)));
     let mut device = Residency::new(room(bytes), wants.iter().enumerate().map(alone));
     let first = device.first(&|at, room| plan_in(wants[at], room));
     first.iter().for_each(|at| device.loaded(*at));
@@ -83,6 +83,21 @@ fn who_cannot_have_all_it_wants_makes_do_with_less_before_it_has_nothing() {
 }
 
 #[test]
+fn what_is_not_here_or_never_fits_is_not_loaded() {
+    let wants = [5, 5];
+    let fits = MemoryPlan { weights: WEIGHTS, kv: 5, ..MemoryPlan::default() };
+    let mut device = Residency::new(room(15), [(hash(0), Some(fits)), (hash(1), None)]);
+    let plan = |at: usize, room| if at == 0 { plan_in(5, room) } else { None };
+    assert_eq!(device.first(&plan), [0]);
+    device.loaded(0);
+    device.need(0, vec![hash(1), hash(7)]);
+    assert_eq!((device.next(&plan), device.usable(1)), (vec![], None));
+    assert_eq!(device.needs[&0], [hash(1)], "who names what is not here makes nobody remember it");
+    device.forget(0);
+    assert_eq!(act(&mut device, &wants), []);
+}
+
+#[test]
 fn what_broke_is_not_tried_again() {
     let wants = [5, 5];
     let (mut device, _) = device(15, &wants);
@@ -91,7 +106,7 @@ fn what_broke_is_not_tried_again() {
     device.unloaded(0);
     assert_eq!(act(&mut device, &wants), [Action::Load(1)]);
     device.broke(1);
-    assert_eq!((act(&mut device, &wants), device.is_usable(1)), (vec![], false));
+    assert_eq!((act(&mut device, &wants), device.usable(1)), (vec![], None));
     device.need(0, vec![hash(0), hash(1)]);
     assert_eq!(act(&mut device, &wants), [Action::Load(0)]);
 }

@@ -379,7 +379,7 @@ impl Board {
         self.pools.iter().map(|(weights, pool)| (*weights, pool.wanted(now))).collect()
     }
 
-    /// Whether somebody waits for a model that nobody serves.
+    /// Whether somebody waits for a model that nobody serves and somebody could load.
     pub fn has_unserved(&self) -> bool {
         self.pools.values().any(Pool::is_unserved)
     }

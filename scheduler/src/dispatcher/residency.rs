@@ -33,14 +33,16 @@ const STAY_TIMES: u32 = 10;
 
 /// One device of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct DeviceKey {
-    pub(crate) link: LinkId,
-    pub(crate) device: u32,
+pub struct DeviceKey {
+    /// The connection.
+    pub link: LinkId,
+    /// The device's number there.
+    pub device: u32,
 }
 
 /// All devices, and what they have.
 #[derive(Debug, Default)]
-pub(crate) struct Residency {
+pub struct Residency {
     devices: BTreeMap<DeviceKey, Device>,
     replicas: BTreeMap<ReplicaKey, (DeviceKey, WeightsHash)>,
     /// How many devices could serve a model.
@@ -65,7 +67,7 @@ struct Device {
 
 impl Residency {
     /// What a miner's devices could serve, from now on.
-    pub(crate) fn capacity(&mut self, link: LinkId, devices: Vec<Capacity>) {
+    pub fn capacity(&mut self, link: LinkId, devices: Vec<Capacity>) {
         let mut gone: BTreeSet<DeviceKey> = self.of_link(link).collect();
         for Capacity { device, memory_bytes, models } in devices {
             let key = DeviceKey { link, device };
@@ -82,7 +84,7 @@ impl Residency {
     }
 
     /// A device has a model.
-    pub(crate) fn offered(&mut self, key: ReplicaKey, device: u32, weights: WeightsHash) {
+    pub fn offered(&mut self, key: ReplicaKey, device: u32, weights: WeightsHash) {
         let at = DeviceKey { link: key.link, device };
         self.replicas.insert(key, (at, weights));
         let there = self.devices.entry(at).or_default();
@@ -91,7 +93,7 @@ impl Residency {
     }
 
     /// A device has a model no more.
-    pub(crate) fn lost(&mut self, key: ReplicaKey) {
+    pub fn lost(&mut self, key: ReplicaKey) {
         if let Some((at, weights)) = self.replicas.remove(&key)
             && let Some(there) = self.devices.get_mut(&at)
             && there.held.get(&weights) == Some(&key)
@@ -101,7 +103,7 @@ impl Residency {
     }
 
     /// A miner is gone.
-    pub(crate) fn lost_link(&mut self, link: LinkId) {
+    pub fn lost_link(&mut self, link: LinkId) {
         for key in self.of_link(link).collect::<Vec<_>>() {
             self.forget_models(key);
             self.devices.remove(&key);
@@ -110,7 +112,7 @@ impl Residency {
     }
 
     /// Models that a miner's devices could serve.
-    pub(crate) fn named(&self, link: LinkId) -> BTreeSet<WeightsHash> {
+    pub fn named(&self, link: LinkId) -> BTreeSet<WeightsHash> {
         self.of_link(link)
             .filter_map(|key| self.devices.get(&key))
             .flat_map(|there| there.models.keys())
@@ -119,13 +121,13 @@ impl Residency {
     }
 
     /// Whether any device could serve a model.
-    pub(crate) fn is_loadable(&self, weights: &WeightsHash) -> bool {
+    pub fn is_loadable(&self, weights: &WeightsHash) -> bool {
         self.loadable.contains_key(weights)
     }
 
     /// What devices should be asked for that they were not asked for already. `wanted` are tokens a second of each model, and
     /// `rate` what a replica computes of them.
-    pub(crate) fn decide(
+    pub fn decide(
         &mut self,
         wanted: &BTreeMap<WeightsHash, f64>,
         rate: &dyn Fn(ReplicaKey) -> Option<f64>,
@@ -168,15 +170,21 @@ impl Residency {
 }
 
 impl Device {
-    /// What it will have soon, as far as is known.
-    fn expected(&self) -> impl Iterator<Item = &WeightsHash> {
-        // What it has and was not asked for may be given up at any time, and is there as long as it is not.
-        self.held.keys().chain(self.awaited.keys())
-    }
-
-    /// Bytes of what it will have soon; what it has and could not load again counts nothing, for it is not known.
-    fn used_bytes(&self) -> u64 {
-        self.expected().filter_map(|weights| self.models.get(weights)).map(|model| model.memory_bytes).sum()
+    /// What it will have soon, as far as is known, and the bytes that are then free: what comes, and what it has and need not
+    /// give up for that. What it has beyond is on its way out: it was there when the other was asked for.
+    fn expected(&self) -> (BTreeSet<WeightsHash>, u64) {
+        let bytes = |weights: &WeightsHash| self.models.get(weights).map_or(0, |model| model.memory_bytes);
+        let mut has: BTreeSet<WeightsHash> = self.awaited.keys().copied().collect();
+        let mut free = self.memory_bytes.saturating_sub(has.iter().map(bytes).sum());
+        let (needed, others): (Vec<_>, Vec<_>) = self.held.keys().partition(|weights| self.needed.contains(*weights));
+        for weights in needed.into_iter().chain(others) {
+            // Where nothing comes nothing goes: it may take less than it says.
+            if self.awaited.is_empty() || bytes(weights) <= free {
+                has.insert(*weights);
+                free = free.saturating_sub(bytes(weights));
+            }
+        }
+        (has, free)
     }
 
     /// Waits no longer for what does not come.

@@ -347,15 +347,17 @@ impl Pool {
         self.is_loadable = is_loadable;
     }
 
-    /// Tokens a second that are wanted: those that come, and those that wait, which are to be served soon.
+    /// Tokens a second that are wanted: those that come, and those that wait, which are to be served soon and count for more the
+    /// longer they do, so that nobody waits for ever for a model that is asked for less than others.
     pub(super) fn wanted(&self, now: Duration) -> f64 {
-        let waiting: u64 = self.requests.values().map(|request| request.waits.work).sum();
-        self.arrived.rate(now) + waiting as f64 / WAITING_S
+        let urgency = |waits: &Waits| 1.0 + now.saturating_sub(waits.since).as_secs_f64() / WAITING_S;
+        let waiting = self.requests.values().map(|request| request.waits.work as f64 * urgency(&request.waits));
+        self.arrived.rate(now) + waiting.sum::<f64>() / WAITING_S
     }
 
-    /// Whether somebody waits for a model that nobody serves.
+    /// Whether somebody waits for a model that nobody serves and somebody could load.
     pub(super) fn is_unserved(&self) -> bool {
-        self.fleet.len() == 0 && !self.requests.is_empty()
+        self.is_loadable && self.fleet.len() == 0 && !self.requests.is_empty()
     }
 
     /// Whether anybody waits who may be placed.

@@ -37,10 +37,14 @@ pub(super) struct Plan<'a> {
 struct Work<'a> {
     key: DeviceKey,
     device: &'a Device,
+    /// What it computes of what it has, in tokens a second, as far as is known.
+    rates: BTreeMap<WeightsHash, f64>,
+    /// How much faster it is than others.
+    speed: f64,
     /// What it will have.
     has: BTreeSet<WeightsHash>,
     /// Of these, what is not to be given up for others: it comes, or has just been asked for.
-    is_fixed: BTreeSet<WeightsHash>,
+    fixed: BTreeSet<WeightsHash>,
     /// Bytes that are free.
     free: u64,
     /// The share of its time that is free.
@@ -69,17 +73,14 @@ impl<'a> Plan<'a> {
         rate: &dyn Fn(ReplicaKey) -> Option<f64>,
         now: Duration,
     ) -> Self {
-        let work = |(key, device): (&DeviceKey, &'a Device)| Work {
-            key: *key,
-            device,
-            has: device.expected().copied().collect(),
-            is_fixed: device.awaited.keys().copied().collect(),
-            free: device.memory_bytes.saturating_sub(device.used_bytes()),
-            left: 1.0,
-            flow: BTreeMap::new(),
+        let work = |(key, device): (&DeviceKey, &'a Device)| {
+            let (has, free) = device.expected();
+            let fixed = device.awaited.keys().copied().collect();
+            let (rates, flow) = (BTreeMap::new(), BTreeMap::new());
+            Work { key: *key, device, rates, speed: 1.0, has, fixed, free, left: 1.0, flow }
         };
-        let devices: Vec<Work<'a>> = residency.devices.iter().map(work).collect();
-        let rates = Rates::of(&devices, rate);
+        let mut devices: Vec<Work<'a>> = residency.devices.iter().map(work).collect();
+        let rates = Rates::learn(&mut devices, rate);
         let unmet = wanted.iter().filter(|(_, tokens)| **tokens >= WANTED_MIN).map(|(model, t)| (*model, *t)).collect();
         let mut holders = BTreeMap::new();
         devices.iter().flat_map(|work| &work.has).for_each(|model| *holders.entry(*model).or_default() += 1);
@@ -195,7 +196,7 @@ impl<'a> Plan<'a> {
         let mut may_go: Vec<(f64, WeightsHash)> = work
             .has
             .iter()
-            .filter(|model| !work.is_fixed.contains(model) && bytes(model) > 0)
+            .filter(|model| !work.fixed.contains(model) && bytes(model) > 0)
             .map(|model| (work.flow.get(model).copied().unwrap_or(0.0) / bytes(model) as f64, *model))
             .collect();
         may_go.sort_by(|(a, x), (b, y)| a.total_cmp(b).then_with(|| x.cmp(y)));
@@ -232,7 +233,7 @@ impl<'a> Plan<'a> {
         work.left = (work.left + freed - served / rates.of_model(work, &weights)).max(0.0);
         work.flow.insert(weights, served);
         work.has.insert(weights);
-        work.is_fixed.insert(weights);
+        work.fixed.insert(weights);
         *self.holders.entry(weights).or_default() += 1;
         self.unmet.entry(weights).and_modify(|unmet| *unmet = (*unmet - served).max(0.0));
         for (model, flow) in displaced.into_iter().filter(|(_, flow)| *flow > 0.0) {
@@ -246,7 +247,7 @@ impl<'a> Plan<'a> {
         let needs = |work: Work<'_>| {
             let serves = work.flow.iter().filter(|(_, flow)| **flow > 0.0).map(|(model, _)| *model);
             // Nothing can be asked for that the device does not name; it would not know it.
-            let needed = serves.chain(work.is_fixed).filter(|model| work.device.models.contains_key(model)).collect();
+            let needed = serves.chain(work.fixed).filter(|model| work.device.models.contains_key(model)).collect();
             (work.key, needed)
         };
         self.devices.into_iter().map(needs).collect()
@@ -263,51 +264,45 @@ impl Change {
     }
 }
 
-/// What devices compute, in tokens a second: what is known, and what follows for the rest.
+/// What devices compute of models where that is not known, in tokens a second: what follows from others.
 struct Rates {
-    known: BTreeMap<(DeviceKey, WeightsHash), f64>,
     /// Of each model, over all who have it.
     mean: BTreeMap<WeightsHash, f64>,
-    /// How much faster a device is than others.
-    speed: BTreeMap<DeviceKey, f64>,
     /// Bytes of a model times its rate, over everything known: how fast models of any size are.
     bytes: Option<f64>,
 }
 
 impl Rates {
-    fn of(devices: &[Work<'_>], rate: &dyn Fn(ReplicaKey) -> Option<f64>) -> Self {
-        let mut known = BTreeMap::new();
+    /// Asks what devices compute of what they have, and finds out how much faster each is than others.
+    fn learn(devices: &mut [Work<'_>], rate: &dyn Fn(ReplicaKey) -> Option<f64>) -> Self {
         let (mut sums, mut bytes) = (BTreeMap::<WeightsHash, (f64, f64)>::new(), Vec::new());
-        for work in devices {
+        for work in devices.iter_mut() {
             for (model, replica) in &work.device.held {
                 let Some(rate) = rate(*replica).filter(|rate| rate.is_finite() && *rate > 0.0) else { continue };
-                known.insert((work.key, *model), rate);
+                work.rates.insert(*model, rate);
                 let (sum, count) = sums.entry(*model).or_default();
                 (*sum, *count) = (*sum + rate, *count + 1.0);
                 bytes.extend(work.device.models.get(model).map(|model| rate * model.memory_bytes as f64));
             }
         }
         let mean: BTreeMap<WeightsHash, f64> = sums.into_iter().map(|(model, (sum, n))| (model, sum / n)).collect();
-        let mut speeds = BTreeMap::<DeviceKey, (f64, f64)>::new();
-        for ((device, model), rate) in &known {
-            let (sum, count) = speeds.entry(*device).or_default();
-            (*sum, *count) = (*sum + rate / mean[model], *count + 1.0);
+        for work in devices.iter_mut().filter(|work| !work.rates.is_empty()) {
+            let faster = work.rates.iter().map(|(model, rate)| rate / mean[model]);
+            work.speed = faster.sum::<f64>() / work.rates.len() as f64;
         }
-        let speed = speeds.into_iter().map(|(device, (sum, n))| (device, sum / n)).collect();
         let bytes = (!bytes.is_empty()).then(|| bytes.iter().sum::<f64>() / bytes.len() as f64);
-        Self { known, mean, speed, bytes }
+        Self { mean, bytes }
     }
 
     /// What a device would compute of a model if it did nothing else; above 0.
     fn of_model(&self, work: &Work<'_>, model: &WeightsHash) -> f64 {
-        if let Some(known) = self.known.get(&(work.key, *model)) {
+        if let Some(known) = work.rates.get(model) {
             return *known;
         }
         let by_size = || {
             let bytes = work.device.models.get(model)?.memory_bytes.max(1);
             Some(self.bytes? / bytes as f64)
         };
-        let usual = self.mean.get(model).copied().or_else(by_size).unwrap_or(RATE_PRIOR);
-        usual * self.speed.get(&work.key).copied().unwrap_or(1.0)
+        self.mean.get(model).copied().or_else(by_size).unwrap_or(RATE_PRIOR) * work.speed
     }
 }
