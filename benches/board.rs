@@ -11,7 +11,9 @@ use cuckoo_scheduler::{
     BlockName, Board, Computes, Ended, LinkId, Need, Placement, ReplicaKey, Residency, Steps, Tenant, Ticket, Whom,
     mixed,
 };
-use cuckoo_wire::message::{Capacity, Loadable, Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window};
+use cuckoo_wire::message::{
+    Capacity, KvFormat, Loadable, Numerics, Offer, Price, ReplicaId, ServiceClass, Task, WeightsHash, Window,
+};
 
 const WEIGHTS: WeightsHash = WeightsHash([7; 32]);
 const SEQUENCES: u64 = 16;
@@ -42,6 +44,7 @@ fn offer(price: u64) -> Offer {
         task: Task::Generate,
         adapters: Vec::new(),
         device: 0,
+        numerics: Numerics::exact(1, KvFormat::F16),
     }
 }
 
@@ -64,6 +67,7 @@ fn need(number: u64, kinds: u64) -> Need {
         has_begun: false,
         chain,
         whom: Whom::Any,
+        numerics: None,
     }
 }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use cuckoo::{Address, Client, Identity, Request};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_BEAT, MINER_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    Assign, Beat, End, Hello, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task, ToMiner, WeightsHash,
-    Window,
+    Assign, Beat, End, Hello, KvFormat, Numerics, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task,
+    ToMiner, WeightsHash, Window,
 };
 use cuckoo_wire::{Admission, FrameReader, FrameWriter, PeerId, Role, connect, listen};
 use serde_json::Value;
@@ -241,6 +241,7 @@ async fn mine(
         task: Task::Generate,
         adapters: Vec::new(),
         device: 0,
+        numerics: Numerics::exact(1, KvFormat::F16),
     };
     replica.send(&ReplicaFrame::Offer(offer)).await.expect("sent");
     ready.send(()).await.expect("somebody waits");

@@ -4,7 +4,7 @@
 use cuckoo::{Client, ClientError, Embed, EmbedInput, Identity, Refusal, RefusalCode, Request};
 use cuckoo_kernels::{Cpu, Exact};
 use cuckoo_models::{ModelFiles, Shelf};
-use cuckoo_wire::message::{ApiKey, End, StepItem, Task, ToMiner, WeightsHash};
+use cuckoo_wire::message::{ApiKey, End, KvFormat, StepItem, Task, ToMiner, WeightsHash};
 use serde::Deserialize;
 
 use crate::families::vectors;
@@ -176,8 +176,9 @@ async fn a_miner_that_says_nothing_of_a_text_is_not_waited_for() {
     let join = ready["join"].as_str().unwrap().parse().unwrap();
     let key = ApiKey(ready["api_key"].as_str().unwrap().to_owned());
     let client = Client::connect(&join, &Identity::generate()).await.unwrap();
-    let offering =
-        async || FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), Task::Embed, 8).await;
+    let offering = async || {
+        FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), (Task::Embed, KvFormat::F16), 8).await
+    };
     let mut mute = offering().await;
     let request = Embed::new(key, crate::support::ENCODER.to_owned(), vec![text("a bird")]);
     let asked = tokio::spawn(async move { client.embed(request).await });
@@ -202,7 +203,9 @@ async fn a_miner_with_wrong_answers_is_not_paid_and_its_texts_move_on() {
     let (join, http) = (ready["join"].as_str().unwrap().parse().unwrap(), ready["http"].as_str().unwrap());
     let key = ready["api_key"].as_str().unwrap();
     let client = Client::connect(&join, &Identity::generate()).await.unwrap();
-    let mut fake = FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), Task::Embed, 8).await;
+    let mut fake =
+        FakeMiner::offering(&join, &Identity::generate(), WeightsHash(weights.0), (Task::Embed, KvFormat::F16), 8)
+            .await;
     let request = Embed::new(ApiKey(key.to_owned()), crate::support::ENCODER.to_owned(), vec![text("a bird")]);
     let asked = tokio::spawn(async move { client.embed(request).await });
     let mut nan = unit(384);

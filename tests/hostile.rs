@@ -5,7 +5,8 @@ use std::time::Duration;
 use cuckoo::{Address, Client, ClientError, Identity, RefusalCode, Request};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_FRAME_BYTES_MAX, PROTOCOL_VERSION};
 use cuckoo_wire::message::{
-    Hello, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, Task, ToMiner, WeightsHash, Window,
+    Hello, KvFormat, Numerics, Offer, Price, ReplicaFrame, ReplicaId, Step, StepItem, Task, ToMiner, WeightsHash,
+    Window,
 };
 use cuckoo_wire::{Close, FrameReader, FrameWriter, Role, connect};
 use serde_json::Value;
@@ -88,15 +89,20 @@ pub(crate) struct FakeMiner {
 
 impl FakeMiner {
     pub(crate) async fn join(to: &Address, identity: &Identity, sequences: u64) -> Self {
+        Self::keeping(to, identity, KvFormat::F16, sequences).await
+    }
+
+    /// With keys and values in this format.
+    pub(crate) async fn keeping(to: &Address, identity: &Identity, kv: KvFormat, sequences: u64) -> Self {
         let hash: cuckoo_models::WeightsHash = weights().file_stem().unwrap().to_str().unwrap().parse().unwrap();
-        Self::offering(to, identity, WeightsHash(hash.0), Task::Generate, sequences).await
+        Self::offering(to, identity, WeightsHash(hash.0), (Task::Generate, kv), sequences).await
     }
 
     pub(crate) async fn offering(
         to: &Address,
         identity: &Identity,
         weights: WeightsHash,
-        task: Task,
+        (task, kv): (Task, KvFormat),
         sequences: u64,
     ) -> Self {
         let connection = connect(to, identity, Role::Miner).await.unwrap();
@@ -116,6 +122,7 @@ impl FakeMiner {
             task,
             adapters: Vec::new(),
             device: 0,
+            numerics: Numerics::exact(1, kv),
         };
         replica.send(&ReplicaFrame::Offer(offer)).await.unwrap();
         Self { connection, control, replica, _hello: hello }

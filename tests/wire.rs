@@ -40,9 +40,9 @@ const PRICE: Price = Price { input_per_mtok: 1_000_000, output_per_mtok: 2 };
 
 #[test]
 fn calls_have_these_bytes() {
-    snapshot(&Call::Models, "0401");
+    snapshot(&Call::Models, "0501");
     let wallet = Call::Wallet { api_key: Some(ApiKey("k".into())), entries_max: 3 };
-    snapshot(&wallet, "040201016b03");
+    snapshot(&wallet, "050201016b03");
     let call = ToolCall { id: "i".into(), name: "f".into(), arguments: "{}".into() };
     let chat = Prompt::Chat(vec![
         ChatMessage::new("user", "hi"),
@@ -78,12 +78,12 @@ fn calls_have_these_bytes() {
     )
     .replace(' ', "");
     snapshot(&generate(chat), &format!(
-            "0400016b016d0003 0475736572 0268690000 09617373697374616e74 00 0101690166027b7d 00 04746f6f6c 016f 00 010169 {tail}"
+            "0500016b016d0003 0475736572 0268690000 09617373697374616e74 00 0101690166027b7d 00 04746f6f6c 016f 00 010169 {tail}"
         )
         .replace(' ', ""),
     );
-    snapshot(&generate(Prompt::Text("hi".into())), &format!("0400016b016d01026869{tail}"));
-    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0400016b016d020201ac02{tail}"));
+    snapshot(&generate(Prompt::Text("hi".into())), &format!("0500016b016d01026869{tail}"));
+    snapshot(&generate(Prompt::Tokens(vec![1, 300])), &format!("0500016b016d020201ac02{tail}"));
 }
 
 #[test]
@@ -91,15 +91,15 @@ fn calls_for_vectors_have_these_bytes() {
     let inputs = vec![EmbedInput::Text("hi".into()), EmbedInput::Tokens(vec![1, 300])];
     let embed =
         Embed { dimensions: Some(384), max_price: Some(PRICE), ..Embed::new(ApiKey("k".into()), "m".into(), inputs) };
-    snapshot(&Call::Embed(embed), "0403016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
+    snapshot(&Call::Embed(embed), "0503016b016d020002686901020 1ac02018003 01c0843d02".replace(' ', "").as_str());
 }
 
 #[test]
 fn explanations_have_these_bytes() {
     let request = RequestId([9; 16]);
     let id = "09".repeat(16);
-    snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0404016b{id}"));
-    snapshot(&Call::Resume { api_key: ApiKey("k".into()), request, after: 300 }, &format!("0405016b{id}ac02"));
+    snapshot(&Call::Explain { api_key: ApiKey("k".into()), request }, &format!("0504016b{id}"));
+    snapshot(&Call::Resume { api_key: ApiKey("k".into()), request, after: 300 }, &format!("0505016b{id}ac02"));
     let terms = Terms { network: 1.0, risk: -0.5, ..Terms::default() };
     let candidate = Candidate {
         miner: PeerId([8; 32]),
@@ -115,6 +115,7 @@ fn explanations_have_these_bytes() {
         waited_ms: 1.0,
         waiting: 4,
         replicas: 5,
+        other_numerics: 2,
         class: ServiceClass::Interactive,
         served_tokens: 6,
         prompt_tokens: 7,
@@ -123,7 +124,7 @@ fn explanations_have_these_bytes() {
     let terms = format!("0000803f{}000000bf", "0".repeat(40));
     snapshot(
         &Reply::Explained(Explanation { request, placements: vec![placement] }),
-        &format!("0408{id}010000803f040500060701{}03ac02{terms}0000803f0000803f0101", "08".repeat(32)),
+        &format!("0508{id}010000803f04050200060701{}03ac02{terms}0000803f0000803f0101", "08".repeat(32)),
     );
     for text in [format!("req_{id}"), format!("chatcmpl-{id}"), format!("cmpl-{id}"), id] {
         assert_eq!(text.parse(), Ok(request));
@@ -136,27 +137,27 @@ fn explanations_have_these_bytes() {
 #[test]
 fn replies_have_these_bytes() {
     let id = RequestId([9; 16]);
-    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0400{}04", "09".repeat(16)));
+    snapshot(&Reply::Accepted { request: id, prompt_tokens: 4 }, &format!("0500{}04", "09".repeat(16)));
     snapshot(
         &Reply::Delta { first: 1, tokens: vec![5, 6], text: "é".into(), logprobs: vec![], calls: vec![] },
-        "04010102050602c3a90000",
+        "05010102050602c3a90000",
     );
     let token = |special, logprob| TokenLogprob { token: 300, bytes: vec![0xc3], special, logprob };
     let logprobs = vec![TokenLogprobs { chosen: token(true, None), rank: 3, top: vec![token(false, Some(-1.0))] }];
     let entry = "01ac0201c301000301ac0201c30001000080bf";
-    snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("04060161{entry}"));
+    snapshot(&Reply::Prompt { text: "a".into(), logprobs: logprobs.clone() }, &format!("05060161{entry}"));
     let begun = Some(("i".into(), "f".into()));
     let calls = vec![CallDelta { index: 2, begun, arguments: "{".into() }];
     let delta = Reply::Delta { first: 1, tokens: vec![5], text: "".into(), logprobs, calls };
-    snapshot(&delta, &format!("040101010500{entry}01020101690166017b"));
+    snapshot(&delta, &format!("050101010500{entry}01020101690166017b"));
     let reason = FinishReason::ToolCalls;
-    snapshot(&Reply::Finished { reason, usage: Usage::default() }, "040202 00000000000000".replace(' ', "").as_str());
+    snapshot(&Reply::Finished { reason, usage: Usage::default() }, "050202 00000000000000".replace(' ', "").as_str());
     let usage =
         Usage { prompt_tokens: 1, completion_tokens: 2, cost: 3, miner: 4, author: 5, network: 6, migrations: 7 };
-    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "04020101020304050607");
+    snapshot(&Reply::Finished { reason: FinishReason::Length, usage }, "05020101020304050607");
     let refusal =
         Refusal { code: RefusalCode::Internal, message: "m".into(), param: Some("p".into()), retry_after_s: Some(7) };
-    snapshot(&Reply::Refused(refusal), "04030b016d0101700107");
+    snapshot(&Reply::Refused(refusal), "05030b016d0101700107");
     let info = ModelInfo {
         name: "m".into(),
         context_tokens: 1,
@@ -170,8 +171,8 @@ fn replies_have_these_bytes() {
         embedding_dims: Some(384),
         parent: Some("b".into()),
     };
-    snapshot(&Reply::Models(vec![info]), &format!("040401016d010171016c{}02030400018003010162", "08".repeat(32)));
-    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0407ac02020000803f000000bf");
+    snapshot(&Reply::Models(vec![info]), &format!("050401016d010171016c{}02030400018003010162", "08".repeat(32)));
+    snapshot(&Reply::Embedding { index: 300, vector: vec![1.0, -0.5] }, "0507ac02020000803f000000bf");
     let entry = WalletEntry {
         at_ms: -1,
         account: "a".into(),
@@ -181,12 +182,12 @@ fn replies_have_these_bytes() {
         request: Some(id),
     };
     let wallet = Wallet { balances: vec![("a".into(), -3)], entries: vec![entry] };
-    snapshot(&Reply::Wallet(wallet), &format!("04050101610501010161016204016b01{}", "09".repeat(16)));
+    snapshot(&Reply::Wallet(wallet), &format!("05050101610501010161016204016b01{}", "09".repeat(16)));
 }
 
 #[test]
 fn a_miners_messages_have_these_bytes() {
-    snapshot(&Hello { name: "n".into(), program: "p".into() }, "04016e0170");
+    snapshot(&Hello { name: "n".into(), program: "p".into() }, "05016e0170");
     let offer = Offer {
         replica: ReplicaId(1),
         weights: WeightsHash([2; 32]),
@@ -197,9 +198,13 @@ fn a_miners_messages_have_these_bytes() {
         task: Task::Embed,
         adapters: vec![WeightsHash([3; 32])],
         device: 300,
+        numerics: Numerics { contract: 300, kv: KvFormat::Q8_0, tensor_cores: Some(90) },
     };
     let (weights, adapter) = ("02".repeat(32), "03".repeat(32));
-    snapshot(&ReplicaFrame::Offer(offer), &format!("040001{weights}0310c0843d0204ac020101{adapter}ac02"));
+    snapshot(
+        &ReplicaFrame::Offer(offer),
+        &format!("050001{weights}0310c0843d0204ac020101{adapter}ac02 ac02 02 015a").replace(' ', ""),
+    );
     let item = |end| StepItem::new(SequenceId(1), 2, vec![3], end);
     let ends = vec![item(None), item(Some(End::Stop)), item(Some(End::Failed("f".into())))];
     let step = Step {
@@ -215,7 +220,7 @@ fn a_miners_messages_have_these_bytes() {
     };
     snapshot(
         &ReplicaFrame::Step(step),
-        "040101020304 050607 0108 0209ac02 03 010201030000 00 01020103010000 00 010201030103016600 00"
+        "050101020304 050607 0108 0209ac02 03 010201030000 00 01020103010000 00 010201030103016600 00"
             .replace(' ', "")
             .as_str(),
     );
@@ -224,26 +229,26 @@ fn a_miners_messages_have_these_bytes() {
     let entry = "01000080bf0201ac02000000bf";
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![item], ..Step::default() }),
-        &format!("0401000000000000000000010102010300{entry}{entry}"),
+        &format!("0501000000000000000000010102010300{entry}{entry}"),
     );
     let embedded = StepItem::new(SequenceId(1), 0, vec![], Some(End::Embedded(vec![1.0])));
     snapshot(
         &ReplicaFrame::Step(Step { items: vec![embedded], ..Step::default() }),
-        "0401000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
+        "0501000000000000000000 01010000010401 0000803f 0000".replace(' ', "").as_str(),
     );
     let model = Loadable { weights: WeightsHash([2; 32]), memory_bytes: 300, load_ms: 5, ask: PRICE };
     let capacity = Capacity { device: 1, memory_bytes: 3, models: vec![model] };
-    snapshot(&FromMiner::Devices(vec![capacity]), &format!("04000101030 1{weights}ac0205c0843d02").replace(' ', ""));
-    snapshot(&ReplicaFrame::Drain, "0402");
-    snapshot(&ReplicaFrame::Beat(Beat { steps: 300, due_ms: 60 }), "0403ac023c");
+    snapshot(&FromMiner::Devices(vec![capacity]), &format!("05000101030 1{weights}ac0205c0843d02").replace(' ', ""));
+    snapshot(&ReplicaFrame::Drain, "0502");
+    snapshot(&ReplicaFrame::Beat(Beat { steps: 300, due_ms: 60 }), "0503ac023c");
     assert!(Beat { steps: 0, due_ms: 5_000 }.check().is_ok() && Beat { steps: 0, due_ms: 5_001 }.check().is_err());
 }
 
 #[test]
 fn messages_to_a_miner_have_these_bytes() {
-    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "04000173");
+    snapshot(&ToMiner::Welcome { scheduler: "s".into() }, "05000173");
     let refusal = Refusal::new(RefusalCode::NotAllowed, "no");
-    snapshot(&ToMiner::Refused(refusal), "040108026e6f0000");
+    snapshot(&ToMiner::Refused(refusal), "050108026e6f0000");
     let (replica, sequence) = (ReplicaId(1), SequenceId(2));
     let assign = Assign {
         replica,
@@ -268,17 +273,17 @@ fn messages_to_a_miner_have_these_bytes() {
     let salt = "09".repeat(16);
     snapshot(
         &ToMiner::Assign(assign),
-        &format!("0402010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
+        &format!("0502010202030401 05{SAMPLING}0601074008{salt}0102010 20105 00010201 0103020161016201{adapter}")
             .replace(' ', ""),
     );
     let functions = vec![("f".into(), "{}".into())];
     let calls = CallConstraint { syntax: "s".into(), functions, text: true, many: false };
-    snapshot(&Constraint::Calls(calls), "0405017301016602 7b7d0100".replace(' ', "").as_str());
-    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "040501020203ac0201");
-    snapshot(&ToMiner::Cancel { replica, sequence }, "04030102");
-    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "040401028001");
+    snapshot(&Constraint::Calls(calls), "0505017301016602 7b7d0100".replace(' ', "").as_str());
+    snapshot(&ToMiner::Encode(Encode { replica, sequence, tokens: vec![3, 300], blocks: 1 }), "050501020203ac0201");
+    snapshot(&ToMiner::Cancel { replica, sequence }, "05030102");
+    snapshot(&ToMiner::Credit { replica, sequence, tokens: 128 }, "050401028001");
     let serve = ToMiner::Serve { device: 300, weights: vec![WeightsHash([2; 32])] };
-    snapshot(&serve, &format!("0406ac0201{}", "02".repeat(32)));
+    snapshot(&serve, &format!("0506ac0201{}", "02".repeat(32)));
 }
 
 #[test]
@@ -295,6 +300,7 @@ fn an_offer_names_each_adapter_once_and_not_too_many() {
             task: Task::Generate,
             adapters: adapters.into_iter().map(hash).collect(),
             device: 0,
+            numerics: Numerics::exact(1, KvFormat::F16),
         };
         offer.check()
     };
@@ -302,6 +308,25 @@ fn an_offer_names_each_adapter_once_and_not_too_many() {
     assert!(offer((0..most).collect()).is_ok());
     assert!(offer((0..=most).collect()).is_err());
     assert!(offer(vec![1, 2, 1]).is_err());
+}
+
+#[test]
+fn an_offer_computes_in_a_way_that_there_is() {
+    let (kv, exact) = (KvFormat::BF16, Numerics::exact(1, KvFormat::BF16));
+    assert_eq!((exact.check(), Numerics::exact(u16::MAX, kv).check()), (Ok(()), Ok(())));
+    assert!(Numerics::exact(0, kv).check().is_err());
+    for (capability, is_sound) in [(0, false), (69, false), (70, true), (999, true), (1_000, false), (u16::MAX, false)]
+    {
+        let fast = Numerics { tensor_cores: Some(capability), ..exact };
+        assert_eq!(fast.check().is_ok(), is_sound, "{capability}");
+        assert_ne!(fast, exact);
+    }
+    let fast = Numerics { tensor_cores: Some(120), ..exact };
+    assert_eq!(fast.to_string(), "contract 1, keys and values as bf16, tensor cores of 12.0");
+    // Formats that nobody knows are no message.
+    let bytes = postcard::to_stdvec(&exact).unwrap();
+    assert_eq!(bytes, [1, 1, 0]);
+    assert!(postcard::from_bytes::<Numerics>(&[1, 3, 0]).is_err());
 }
 
 #[test]
@@ -355,7 +380,8 @@ proptest! {
         let _ = decode::<ReplicaFrame>(&bytes).map(|f| match f {
             ReplicaFrame::Step(step) => _ = step.check(),
             ReplicaFrame::Beat(beat) => _ = beat.check(),
-            ReplicaFrame::Offer(_) | ReplicaFrame::Drain => {}
+            ReplicaFrame::Offer(offer) => _ = offer.check(),
+            ReplicaFrame::Drain => {}
         });
         let _ = decode::<Hello>(&bytes).map(|h| h.check());
         let _ = decode::<FromMiner>(&bytes).map(|m| m.check());

@@ -21,6 +21,9 @@ use crate::quant::{Quant, dequantize_row};
 use crate::routing::{Routed, Routing, route};
 use crate::sampling::{self, LogprobRequest, Logprobs, SampleRequest, Sampled};
 
+/// Which version of the contract this is. Raised with every change after which any token could be another: see `NUMERICS.md`.
+pub const CONTRACT_VERSION: u16 = 1;
+
 /// The contract as a backend.
 pub struct Exact {
     threads: usize,

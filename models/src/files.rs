@@ -202,6 +202,15 @@ impl ModelFiles {
         self.tensors().map(|tensor| tensor.weights()).sum()
     }
 
+    /// Whether any matrix is of 16-bit floating-point numbers.
+    pub fn has_halves(&self) -> bool {
+        let halves = |kind| {
+            use TensorKind::{Ggml, Safetensors};
+            matches!(kind, Ggml(GgmlType::F16 | GgmlType::BF16) | Safetensors(Dtype::F16 | Dtype::BF16))
+        };
+        self.tensors().any(|tensor| tensor.dims.len() > 1 && tensor.weights() > 0 && halves(tensor.kind))
+    }
+
     /// How most parameters are stored, such as `Q4_1`, `BF16` or `AWQ`.
     pub fn quantization(&self) -> String {
         let mut counts = std::collections::BTreeMap::<String, u64>::new();

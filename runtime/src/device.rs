@@ -30,10 +30,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cuckoo_kernels::KvKind;
 use cuckoo_kernels::cuda::{Gpu, Profile};
+use cuckoo_kernels::exact::CONTRACT_VERSION;
 use cuckoo_kernels::ops::OpsError;
 use cuckoo_models::{Adapter, ArchSpec, ModelFiles};
-use cuckoo_wire::message::{Offer, Price, ReplicaId, Task, WeightsHash, Window};
+use cuckoo_wire::message::{KvFormat, Numerics, Offer, Price, ReplicaId, Task, WeightsHash, Window};
 use ractor::thread_local::{ThreadLocalActor, ThreadLocalActorSpawner};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -201,7 +203,25 @@ impl DeviceConfig {
             task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
             adapters: self.adapters.iter().map(|(hash, ..)| *hash).collect(),
             device,
+            numerics: self.numerics(),
         }
+    }
+
+    /// What decides its tokens beside the model: neither threads nor batches, drafts or spilled blocks do.
+    fn numerics(&self) -> Numerics {
+        let kv = match self.limits.kv_kind {
+            KvKind::F16 => KvFormat::F16,
+            KvKind::BF16 => KvFormat::BF16,
+            KvKind::Q8_0 => KvFormat::Q8_0,
+        };
+        let tensor_cores = match &self.kind {
+            // Other weights keep to the contract in that profile too, and so do adapters.
+            DeviceKind::Cuda(Gpu { capability: (major, minor), .. }, Profile::Fast) if self.files.has_halves() => {
+                u16::try_from(10 * major + minor).ok()
+            }
+            DeviceKind::Cuda(..) | DeviceKind::Cpu { .. } => None,
+        };
+        Numerics { tensor_cores, ..Numerics::exact(CONTRACT_VERSION, kv) }
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
-    Assign, Candidate, Capacity, Encode, Explanation, Offer, PlacementReasons, Price, Refusal, RefusalCode, RequestId,
-    Step, ToMiner, WeightsHash,
+    Assign, Candidate, Capacity, Encode, Explanation, Numerics, Offer, PlacementReasons, Price, Refusal, RefusalCode,
+    RequestId, Step, ToMiner, WeightsHash,
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
@@ -108,6 +108,7 @@ impl From<ClientId> for Tenant {
 pub(crate) struct Placed {
     pub(crate) running: Running,
     pub(crate) ask: Price,
+    pub(crate) numerics: Numerics,
 }
 
 /// A request's place on a replica, as the board knows it: it is told how that goes on, and of its end when this is
@@ -342,7 +343,8 @@ impl State {
             let reasons = self.reasons(&submission.need, placement.reasons);
             self.explanations.add(submission.request, submission.client, reasons);
             // If nobody waits for it any more, dropping it cancels it on the miner.
-            let _ = submission.reply.send(Ok(Placed { running, ask: placement.ask }));
+            let Placement { ask, numerics, .. } = placement;
+            let _ = submission.reply.send(Ok(Placed { running, ask, numerics }));
         }
     }
 
@@ -401,6 +403,7 @@ impl State {
             waited_ms: reasons.waited.as_secs_f32() * 1e3,
             waiting: reasons.waiting,
             replicas: reasons.replicas,
+            other_numerics: reasons.other_numerics,
             class: need.class,
             served_tokens: reasons.served_tokens,
             prompt_tokens: need.tokens,
@@ -420,7 +423,7 @@ impl State {
         let why = match why {
             Turned::Busy(after) => {
                 let seconds = after.as_secs() as u32;
-                let why = match self.board.quote(&need.model).replicas {
+                let why = match self.board.quote_for(need).replicas {
                     0 => "no miner has loaded this model yet",
                     _ => "all miners of this model are busy",
                 };
@@ -428,7 +431,14 @@ impl State {
                 return Refusal { retry_after_s: Some(seconds), ..Refusal::new(RefusalCode::QueueFull, message) };
             }
             Turned::Unserved => "no miner serves this model now".to_owned(),
-            Turned::Unsuited => match self.board.quote(&need.model).lowest_ask {
+            Turned::Unmatched => {
+                let begun = need.numerics.map(|numerics| format!(" ({numerics})")).unwrap_or_default();
+                format!(
+                    "the miners of this model that are here now compute in another way than those that made the \
+                     beginning of this answer{begun}, so that they would not go on with the same tokens"
+                )
+            }
+            Turned::Unsuited => match self.board.quote_for(need).lowest_ask {
                 Some(ask) if !ask.within(&need.limit) => format!(
                     "no miner serves this model at the price allowed; the lowest ask is {} in and {} out (nano-credits \
                      per million tokens)",

@@ -250,6 +250,8 @@ impl Work {
             has_begun,
             chain: Arc::new([]),
             whom,
+            // Each vector is made by one miner as a whole.
+            numerics: None,
         };
         // Where, and under which name, is decided by the placement.
         let encode = Encode { replica: ReplicaId(0), sequence: SequenceId(0), tokens: tokens.to_vec(), blocks: 0 };
@@ -260,7 +262,7 @@ impl Work {
     /// Waits for news of a text, from whoever has them first: where a miner should have spoken by now, another is asked too.
     /// `None` if all who were asked are lost.
     async fn hedged(&self, tokens: &[u32], placed: Placed) -> Option<(News, PeerId, Price)> {
-        let Placed { mut running, ask } = placed;
+        let Placed { mut running, ask, .. } = placed;
         let first = loop {
             match running.heard().await {
                 Heard::News(news) => return Some((news, running.miner(), ask)),
@@ -270,7 +272,7 @@ impl Work {
             }
         };
         let mut second = std::pin::pin!(async {
-            let Placed { mut running, ask } = self.place(tokens, Whom::Not(first), true).await.ok()?;
+            let Placed { mut running, ask, .. } = self.place(tokens, Whom::Not(first), true).await.ok()?;
             news(&mut running).await.map(|news| (news, running.miner(), ask))
         });
         let (miner, mut is_there) = (running.miner(), true);

@@ -13,13 +13,16 @@ use std::collections::HashMap;
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::PROMPT_TOKENS_MAX;
-use cuckoo_wire::message::{FinishReason, Price, Refusal, RequestId};
+use cuckoo_wire::message::{FinishReason, Numerics, Price, Refusal, RequestId};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::ClientId;
 
+mod segment;
 #[cfg(test)]
 mod tests;
+
+pub use segment::{Damaged, Output, Part, Segment};
 
 /// Bytes of a [`Entry::Open::spec`]: an assignment fits, with its prompt as token ids.
 pub const SPEC_BYTES_MAX: usize = 1 << 20;
@@ -66,6 +69,8 @@ pub struct Maker {
     pub miner: PeerId,
     /// What it asked when it was chosen.
     pub ask: Price,
+    /// How it computes; `None` where it was written down by a version that did not ask.
+    pub numerics: Option<Numerics>,
 }
 
 /// A maker's part of an output: from a token on, up to the next one's.
@@ -382,110 +387,5 @@ fn check_append(request: RequestId, row: &Row, first: u32, tokens: &[u32]) -> Re
         Some(same) if same == tokens => Ok(Noted::Before),
         None if first as usize == accepted => Ok(Noted::Now),
         _ => Err(Refused::OutOfOrder { request, accepted: accepted as u32, first }),
-    }
-}
-
-/// Tokens that one commit added to the log, of all requests together.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment(pub Vec<Part>);
-
-/// Of one request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Part {
-    /// Which.
-    pub request: RequestId,
-    /// The number of its first token.
-    pub first: u32,
-    /// The tokens.
-    pub tokens: Vec<u32>,
-    /// Who made them; `None` is whoever made those before.
-    pub by: Option<Maker>,
-}
-
-/// A request's output, as far as a log was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
-    /// The segment with which it begins. One before may speak of the request too, from when it was had before.
-    pub from: i64,
-    /// All tokens.
-    pub tokens: Vec<u32>,
-    /// Who made them, in order.
-    pub makers: Vec<Made>,
-}
-
-impl Output {
-    /// Nothing yet, of what is in segments from this one on.
-    pub fn beginning(from: i64) -> Self {
-        Self { from, ..Self::default() }
-    }
-}
-
-/// A segment, or what is kept of an ended request, is not what was written.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the journal is damaged: {0}")]
-pub struct Damaged(pub String);
-
-impl Segment {
-    /// Adds what was accepted. Parts of one request that follow each other become one.
-    pub fn add(&mut self, request: RequestId, first: u32, tokens: &[u32], by: Option<Maker>) {
-        let follows =
-            |last: &Part| last.request == request && last.first as usize + last.tokens.len() == first as usize;
-        match self.0.last_mut() {
-            Some(last) if by.is_none() && follows(last) => last.tokens.extend_from_slice(tokens),
-            _ => self.0.push(Part { request, first, tokens: tokens.to_vec(), by }),
-        }
-    }
-
-    /// Adds a whole output.
-    pub fn add_all(&mut self, request: RequestId, tokens: &[u32], makers: &[Made]) {
-        let mut starts: Vec<(usize, Option<Maker>)> = makers.iter().map(|m| (m.first as usize, Some(m.by))).collect();
-        if starts.first().is_none_or(|(first, _)| *first > 0) {
-            starts.insert(0, (0, None));
-        }
-        let ends = starts.iter().skip(1).map(|(first, _)| *first).chain([tokens.len()]);
-        for (&(first, by), end) in starts.iter().zip(ends) {
-            if let Some(tokens) = tokens.get(first..end).filter(|tokens| !tokens.is_empty()) {
-                self.add(request, first as u32, tokens, by);
-            }
-        }
-    }
-
-    /// As kept.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).expect("plain lists can be written")
-    }
-
-    /// Reads [`Self::to_bytes`] back.
-    ///
-    /// # Errors
-    /// If it is something else.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Damaged> {
-        postcard::from_bytes(bytes).map_err(|e| Damaged(format!("a segment cannot be read ({e})")))
-    }
-
-    /// Adds what the segment, number `seq` of its log, says of requests in `outputs`. What is there already must be the
-    /// same.
-    ///
-    /// # Errors
-    /// If tokens are missing before it, or differ.
-    pub fn replay(&self, seq: i64, outputs: &mut HashMap<RequestId, Output>) -> Result<(), Damaged> {
-        for Part { request, first, tokens, by } in &self.0 {
-            let Some(Output { tokens: output, makers, .. }) = outputs.get_mut(request).filter(|o| o.from <= seq) else {
-                continue;
-            };
-            if let Some(by) = by.filter(|_| makers.last().is_none_or(|last| last.first < *first)) {
-                makers.push(Made { first: *first, by });
-            }
-            let first = *first as usize;
-            let Some(there) = output.get(first..) else {
-                return Err(Damaged(format!("{request} lacks tokens {} to {first}", output.len())));
-            };
-            let same = there.len().min(tokens.len());
-            if there[..same] != tokens[..same] {
-                return Err(Damaged(format!("{request} has two outputs from token {first} on")));
-            }
-            output.extend_from_slice(&tokens[same..]);
-        }
-        Ok(())
     }
 }

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use cuckoo_models::Syntax;
 use cuckoo_wire::message::{
-    Assign, Constraint, FinishReason, Generate, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling, SequenceId,
-    ServiceClass, Task, Usage,
+    Assign, Constraint, FinishReason, Generate, Numerics, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
+    SequenceId, ServiceClass, Task, Usage,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -196,6 +196,10 @@ struct Job {
     attempts: Vec<Attempt>,
     /// Of these, those that are known from the journal alone.
     made_before: usize,
+    /// How each of the attempts computes; `None` where the journal does not say.
+    computed: Vec<Option<Numerics>>,
+    /// How what the developer has was computed: whoever goes on with it computes so too. `None` while it has nothing.
+    numerics: Option<Numerics>,
     /// Tokens that the developer has. They may be more than the journal does, which a loss of power can cost its last moment:
     /// those are made once more and not sent.
     known: u32,
@@ -227,6 +231,8 @@ impl Job {
             constraint: held.constraint,
             judge: held.judge,
             attempts: Vec::new(),
+            computed: Vec::new(),
+            numerics: None,
             made_before: 0,
             known: 0,
             maker: None,
@@ -287,6 +293,7 @@ impl Job {
             has_begun: !self.attempts.is_empty(),
             chain: Need::chain_of(&self.model.computes(), &self.cache_salt, &self.tokens),
             whom,
+            numerics: self.numerics,
         };
         let (logprobs, prompt_logprobs) = self.speller.wanted();
         let assign = Assign {

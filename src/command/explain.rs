@@ -23,9 +23,23 @@ pub(super) async fn run(common: &Common, args: ExplainArgs) -> anyhow::Result<()
 }
 
 fn print(number: usize, placement: &PlacementReasons) {
-    let PlacementReasons { waited_ms, waiting, replicas, class, served_tokens, prompt_tokens, candidates } = placement;
+    let PlacementReasons {
+        waited_ms,
+        waiting,
+        replicas,
+        other_numerics,
+        class,
+        served_tokens,
+        prompt_tokens,
+        candidates,
+    } = placement;
     println!("placement {number}: {prompt_tokens} tokens, class {}", word(class));
     println!("  waited {waited_ms:.1} ms, while {waiting} others went on waiting; {replicas} replicas of the model");
+    if *other_numerics > 0 {
+        println!(
+            "  {other_numerics} of these left out: they compute in another way than those that made its beginning"
+        );
+    }
     println!("  its account had been given {served_tokens} tokens in this class");
     println!(
         "  {:<14} {:>8} {:>7} {:>9} = {:>7} {:>7} {:>8} {:>8} {:>8} {:>7} {:>6}  {:>9} {:>7}  meets  found by",
@@ -97,6 +111,7 @@ fn as_json(placement: &PlacementReasons) -> Value {
     };
     json!({
         "waited_ms": placement.waited_ms, "waiting": placement.waiting, "replicas": placement.replicas,
+        "other_numerics": placement.other_numerics,
         "class": word(&placement.class), "served_tokens": placement.served_tokens,
         "prompt_tokens": placement.prompt_tokens,
         "candidates": placement.candidates.iter().map(candidate).collect::<Vec<_>>(),

@@ -4,14 +4,19 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
+use cuckoo_kernels::exact::CONTRACT_VERSION;
 use cuckoo_runtime::{Batch, BatchLimits, Draw, StepOutput, StepPlan};
 use cuckoo_wire::limits::BLOCK_TOKENS;
-use cuckoo_wire::message::{Assign, Offer, Price, ReplicaId, SequenceId, StepItem, Task, WeightsHash, Window};
+use cuckoo_wire::message::{
+    Assign, KvFormat, Numerics, Offer, Price, ReplicaId, SequenceId, StepItem, Task, WeightsHash, Window,
+};
 
 use super::chance::Chance;
 
 /// The one model of a simulation.
 pub(super) const WEIGHTS: WeightsHash = WeightsHash([7; 32]);
+/// How all miners compute.
+pub(super) const NUMERICS: Numerics = Numerics::exact(CONTRACT_VERSION, KvFormat::F16);
 /// Nano-credits for a million tokens that a miner asks about.
 const ASK: f64 = 10e9;
 /// Rows of a step at most.
@@ -175,6 +180,7 @@ impl SimMiner {
             task: Task::Generate,
             adapters: Vec::new(),
             device: 0,
+            numerics: NUMERICS,
         }
     }
 

@@ -1,9 +1,10 @@
 //! Every bound of the protocol, with the relations between them checked when this compiles.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Version of every message in this crate; the byte before each message. Peers of another version are told so.
-pub const PROTOCOL_VERSION: u8 = 4;
+pub const PROTOCOL_VERSION: u8 = 5;
 
 /// Bytes before a frame's body: its length as `u32`, little-endian.
 pub const FRAME_HEADER_BYTES: usize = 4;
@@ -69,6 +70,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 
 /// Sequences that one replica may run; also bounds items of a step.
 pub const REPLICA_SEQUENCES_MAX: usize = 1_024;
+/// Compute capabilities that GPUs with tensor cores may have: ten times the major number, and the minor one.
+pub const COMPUTE_CAPABILITIES: RangeInclusive<u16> = 70..=999;
 /// Adapters that one replica may offer.
 pub const ADAPTERS_MAX: usize = 256;
 /// Most probable tokens that a request may ask for beside each token.

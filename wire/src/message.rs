@@ -12,6 +12,7 @@ mod defaults;
 mod embedding;
 mod explain;
 mod logprobs;
+mod offer;
 mod price;
 mod print;
 mod refusal;
@@ -25,6 +26,7 @@ pub use constraint::{CallConstraint, Constraint};
 pub use embedding::{Embed, EmbedInput, Encode, Task};
 pub use explain::{Candidate, Explanation, FoundBy, PlacementReasons, ServiceClass, Terms};
 pub use logprobs::{Logprobs, PromptLogprobs, TokenLogprob, TokenLogprobs};
+pub use offer::{KvFormat, Numerics, Offer, Window};
 pub use refusal::{Refusal, RefusalCode};
 pub use residency::{Capacity, FromMiner, Loadable};
 pub use tools::{CallDelta, Tool, ToolCall, ToolChoice, Tools};
@@ -316,40 +318,6 @@ pub enum ReplicaFrame {
     Drain,
     /// Nothing else was said for [`crate::limits::MINER_BEAT`], or for [`crate::limits::MINER_IDLE_BEAT`] without sequences.
     Beat(Beat),
-}
-
-/// A loaded model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
-    /// Its name on this connection.
-    pub replica: ReplicaId,
-    /// What it runs.
-    pub weights: WeightsHash,
-    /// Longest sequence.
-    pub context_tokens: u32,
-    /// Tokens in a KV block.
-    pub block_tokens: u32,
-    /// What it asks.
-    pub ask: Price,
-    /// What it accepts now.
-    pub window: Window,
-    /// What it is for.
-    pub task: Task,
-    /// Adapters of these weights that it has loaded: hashes of their files, each once, at most
-    /// [`crate::limits::ADAPTERS_MAX`].
-    pub adapters: Vec<WeightsHash>,
-    /// Which of the miner's devices has it, by [`Capacity::device`].
-    pub device: u32,
-}
-
-/// How much a replica accepts, counted since its offer. Cumulative like QUIC's MAX_STREAMS (RFC 9000 §4.6): a repeated
-/// or overtaken grant is harmless.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
-    /// Sequences.
-    pub sequences: u64,
-    /// KV blocks, at [`Assign::blocks`] a sequence.
-    pub blocks: u64,
 }
 
 /// What one step did.

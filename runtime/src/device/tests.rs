@@ -104,6 +104,7 @@ pub(super) fn offer() -> Offer {
         task: Task::Generate,
         adapters: Vec::new(),
         device: 0,
+        numerics: Numerics::exact(1, KvFormat::F16),
     }
 }
 

@@ -28,7 +28,9 @@ use std::time::Duration;
 
 use cuckoo_wire::BlockHash;
 use cuckoo_wire::limits::BLOCK_TOKENS;
-use cuckoo_wire::message::{FoundBy, Offer, Price, ReplicaId, ServiceClass, Task, Terms, WeightsHash, Window};
+use cuckoo_wire::message::{
+    FoundBy, Numerics, Offer, Price, ReplicaId, ServiceClass, Task, Terms, WeightsHash, Window,
+};
 
 pub use chance::mixed;
 pub use fleet::Replica;
@@ -115,6 +117,8 @@ pub struct Need {
     pub chain: Arc<[BlockName]>,
     /// Who is asked.
     pub whom: Whom,
+    /// How whoever goes on with it must compute: as those who made what it has did. `None` where it has nothing yet.
+    pub numerics: Option<Numerics>,
 }
 
 impl Need {
@@ -137,6 +141,8 @@ pub struct Placement {
     pub blocks: u32,
     /// What it will be charged.
     pub ask: Price,
+    /// How it is computed there.
+    pub numerics: Numerics,
     /// Why there.
     pub reasons: Reasons,
 }
@@ -150,6 +156,8 @@ pub struct Reasons {
     pub waiting: u32,
     /// Replicas of the model.
     pub replicas: u32,
+    /// Of these, those left out because they compute in another way than it was begun in.
+    pub other_numerics: u32,
     /// What its tenant had got when it was its turn, in tokens.
     pub served_tokens: u64,
     /// Who was considered; the first was taken.
@@ -210,6 +218,8 @@ pub enum Turned {
     Unserved,
     /// None that suits: too dear, too small, or gone.
     Unsuited,
+    /// Those who compute this do so in another way than it was begun in.
+    Unmatched,
     /// Too many wait, or this one waited too long: so long until there may be room.
     Busy(Duration),
 }
@@ -392,7 +402,13 @@ impl Board {
 
     /// How a model stands.
     pub fn quote(&self, model: &Computes) -> Quote {
-        self.pools.get(&model.weights).map(|pool| pool.fleet.quote(model)).unwrap_or_default()
+        self.pools.get(&model.weights).map(|pool| pool.fleet.quote(model, None)).unwrap_or_default()
+    }
+
+    /// How a model stands for whoever needs it so: of all replicas, those count that compute as the need says.
+    pub fn quote_for(&self, need: &Need) -> Quote {
+        let quote = |pool: &Pool| pool.fleet.quote(&need.model, need.numerics);
+        self.pools.get(&need.model.weights).map(quote).unwrap_or_default()
     }
 
     /// Requests that wait.

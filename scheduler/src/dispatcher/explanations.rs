@@ -52,6 +52,7 @@ mod tests {
             waited_ms: 0.0,
             waiting,
             replicas: 1,
+            other_numerics: 0,
             class: ServiceClass::Standard,
             served_tokens: 0,
             prompt_tokens: 1,

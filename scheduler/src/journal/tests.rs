@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cuckoo_wire::message::RefusalCode;
+use cuckoo_wire::message::{KvFormat, RefusalCode};
 use proptest::prelude::*;
 
 use super::*;
@@ -123,6 +123,31 @@ fn a_segment_that_does_not_fit_is_damage() {
     assert!(Segment::from_bytes(&[0xFF; 9]).is_err());
 }
 
+/// How one of two miners computes.
+fn numerics(n: u8) -> Option<Numerics> {
+    Some(Numerics::exact(1, if n == 0 { KvFormat::F16 } else { KvFormat::Q8_0 }))
+}
+
+#[test]
+fn older_segments_are_read_and_neither_newer_ones_nor_these_by_older_programs() {
+    let ask = Price { input_per_mtok: 1, output_per_mtok: 2 };
+    let mut segment = Segment::default();
+    segment.add(request(1), 3, &[5, 70_000], Some(Maker { miner: peer(2), ask, numerics: numerics(1) }));
+    segment.add(request(2), 0, &[6], None);
+    let bytes = segment.to_bytes();
+    assert_eq!(Segment::from_bytes(&bytes), Ok(segment.clone()));
+    // As they were before anybody asked how a maker computes.
+    type Old = Vec<(RequestId, u32, Vec<u32>, Option<(PeerId, Price)>)>;
+    let old: Old = vec![(request(1), 3, vec![5, 70_000], Some((peer(2), ask))), (request(2), 0, vec![6], None)];
+    segment.0[0].by = Some(Maker { miner: peer(2), ask, numerics: None });
+    assert_eq!(Segment::from_bytes(&postcard::to_stdvec(&old).unwrap()), Ok(segment));
+    assert_eq!(Segment::from_bytes(&postcard::to_stdvec(&Old::new()).unwrap()), Ok(Segment::default()));
+    assert!(postcard::from_bytes::<Old>(&bytes).is_err(), "a program of then finds it damaged, and not empty");
+    let newer = [&bytes[..4], &[3], &bytes[5..]].concat();
+    let why = Segment::from_bytes(&newer).unwrap_err().to_string();
+    assert!(why.contains("form 3") && why.contains("update"), "{why}");
+}
+
 /// A step of a history of two schedulers and four requests.
 #[derive(Clone, Debug)]
 enum Step {
@@ -137,7 +162,8 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     let tokens = prop::collection::vec(any::<u32>(), 1..5);
     let ask = Price { input_per_mtok: 1, output_per_mtok: 2 };
-    let by = prop::option::weighted(0.3, (0..3_u8).prop_map(move |n| Maker { miner: peer(n), ask }));
+    let by =
+        prop::option::weighted(0.3, (0..3_u8).prop_map(move |n| Maker { miner: peer(n), ask, numerics: numerics(n) }));
     prop_oneof![
         3 => (0..4_u8).prop_map(Step::Open),
         8 => (0..4_u8, prop::bool::weighted(0.2), 0..2_u32, tokens, by).prop_map(|(n, l, b, t, m)| Step::Append(n, l, b, t, m)),

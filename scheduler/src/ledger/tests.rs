@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use cuckoo_wire::message::{Price, RefusalCode};
+use cuckoo_wire::message::{KvFormat, Numerics, Price, RefusalCode};
 use ractor::{ActorProcessingErr, SupervisionEvent};
 use tokio::sync::mpsc;
 
@@ -238,7 +238,11 @@ async fn refusals_say_what_developers_can_use() {
 
 /// A request runs, its scheduler ends without a word, and the next one goes on where it was.
 async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
-    let maker = Maker { miner: PeerId([3; 32]), ask: Price { input_per_mtok: 1, output_per_mtok: 2 } };
+    let maker = Maker {
+        miner: PeerId([3; 32]),
+        ask: Price { input_per_mtok: 1, output_per_mtok: 2 },
+        numerics: Some(Numerics::exact(1, KvFormat::Q8_0)),
+    };
     let opened = open_in(dir, database).await;
     let key = opened.ledger.create_key("test", 100_000).await.unwrap();
     let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();

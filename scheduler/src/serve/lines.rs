@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use cuckoo_wire::message::{PromptLogprobs, Refusal, RefusalCode, Reply};
+use cuckoo_wire::message::{Numerics, PromptLogprobs, Refusal, RefusalCode, Reply};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -59,8 +59,9 @@ enum Why {
 struct Asked {
     placing: Placing,
     why: Why,
-    /// Tokens of output that the order knows.
+    /// Tokens of output that the order knows, and how whoever goes on with them must compute.
     accepted: u32,
+    numerics: Option<Numerics>,
     /// What the order asks for of the prompt.
     scores: Option<PromptLogprobs>,
 }
@@ -196,6 +197,7 @@ impl Job {
             // Its replica is not asked again before it has spoken.
             (lines.successor, lines.asked) = (None, None);
         }
+        self.leave_others(lines);
         if lines.current.is_none() && lines.successor.is_some() {
             self.take_over(lines);
         }
@@ -226,20 +228,32 @@ impl Job {
         Ok(())
     }
 
+    /// Whoever was asked before there was anything of the answer, and computes in another way than who made its beginning, is
+    /// no good for the rest.
+    fn leave_others(&self, lines: &mut Lines) {
+        let is_other = |line: &Line| self.numerics.is_some() && self.computed[line.attempt] != self.numerics;
+        if lines.successor.as_ref().is_some_and(is_other) {
+            (lines.successor, lines.asked) = (None, None);
+        }
+        if lines.asked.as_ref().is_some_and(|asked| asked.numerics != self.numerics) {
+            lines.asked = None;
+        }
+    }
+
     /// Puts the rest of the request on the board.
     fn ask(&self, whom: Whom, why: Why) -> Asked {
         let market = self.hold.market().clone();
         let (need, assign) = self.assignment(whom);
-        let scores = assign.prompt_logprobs;
+        let (scores, numerics) = (assign.prompt_logprobs, need.numerics);
         let (whose, ticket) = ((self.hold.request(), self.client), market.next_ticket());
         let placing = async move { market.dispatcher().place(whose, ticket, need, Order::Assign(assign)).await };
-        Asked { placing: Box::pin(placing), why, accepted: self.accepted(), scores }
+        Asked { placing: Box::pin(placing), why, accepted: self.accepted(), numerics, scores }
     }
 
     /// The board has answered.
     fn placed(&mut self, lines: &mut Lines, placed: Result<Placed, Refusal>) -> Option<Outcome> {
         let asked = lines.asked.take()?;
-        let Placed { running, ask } = match placed {
+        let Placed { running, ask, numerics } = match placed {
             Ok(placed) => placed,
             Err(refusal) if lines.current.is_none() => return Some(Outcome::Ended(Ending::Failed(refusal))),
             Err(_) => {
@@ -252,6 +266,7 @@ impl Job {
             }
         };
         self.attempts.push(Attempt::new(running.miner(), ask));
+        self.computed.push(Some(numerics));
         let now = Instant::now();
         let (attempt, at) = (self.attempts.len() - 1, asked.accepted);
         let why = asked.why;

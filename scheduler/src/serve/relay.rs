@@ -40,6 +40,9 @@ impl Job {
             Ok(scored) => scored,
             Err(error) => return Some(unasked(error)),
         };
+        if !scored.is_empty() {
+            self.numerics = self.numerics.or(self.computed[attempt]);
+        }
         if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
             return Some(Outcome::Ended(ending));
         }
@@ -134,13 +137,14 @@ impl Job {
     /// Writes down what was taken in: nobody is sent, or pays for, what is not.
     async fn log(&mut self, attempt: usize, first: u32, taken: &[u32]) -> Result<(), Refusal> {
         let Attempt { miner, ask, .. } = self.attempts[attempt];
-        let by = Maker { miner, ask };
+        let by = Maker { miner, ask, numerics: self.computed[attempt] };
         let news = (self.maker != Some(by)).then_some(by);
         if let Err(refusal) = self.hold.append(first, taken, news).await {
             self.tokens.truncate((self.prompt_tokens + first) as usize);
             return Err(refusal);
         }
         self.maker = Some(by);
+        self.numerics = self.numerics.or(by.numerics);
         self.attempts[attempt].tokens += taken.len() as u32;
         Ok(())
     }

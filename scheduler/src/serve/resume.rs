@@ -94,6 +94,8 @@ impl Market {
         job.hold = Hold::taken_over(self, *request, *epoch);
         job.attempts = spec::attempts(makers, tokens.len() as u32);
         job.made_before = job.attempts.len();
+        job.computed = makers.iter().map(|made| made.by.numerics).collect();
+        job.numerics = job.computed.iter().rev().find_map(|numerics| *numerics);
         job.known = after;
         job.maker = makers.last().map(|made| made.by);
         job.moves = (makers.len() as u32).saturating_sub(1);

@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn everybody_has_the_tokens_up_to_the_next_ones_first() {
-        let maker = |n: u8| Maker { miner: PeerId([n; 32]), ask: Price::default() };
+        let maker = |n: u8| Maker { miner: PeerId([n; 32]), ask: Price::default(), numerics: None };
         let made = |first, n| Made { first, by: maker(n) };
         let parts = |makers: &[Made], tokens| -> Vec<(u8, u32)> {
             attempts(makers, tokens).iter().map(|a| (a.miner.0[0], a.tokens)).collect()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cuckoo_scheduler::{Board, Computes, Ended, LinkId, Need, ReplicaKey, Steps, Tenant, Ticket, Whom};
 use cuckoo_wire::message::{Price, ReplicaId, Task};
 
-use super::super::fleet::{Frame, SimMiner, WEIGHTS};
+use super::super::fleet::{Frame, NUMERICS, SimMiner, WEIGHTS};
 use super::super::workload::Job;
 use super::stream::Place;
 
@@ -63,6 +63,7 @@ impl Ours {
             has_begun: accepted > 0,
             chain: chain(job, accepted),
             whom: Whom::Any,
+            numerics: (accepted > 0).then_some(NUMERICS),
         };
         let is_in = self.board.submit(Ticket(self.tickets_made), need, now).is_ok();
         if is_in {

@@ -181,7 +181,7 @@ impl Offer {
             () if self.window.sequences > limits::REPLICA_SEQUENCES_MAX as u64 => {
                 Err(Invalid(format!("a replica runs at most {} sequences", limits::REPLICA_SEQUENCES_MAX)))
             }
-            () => Ok(()),
+            () => self.numerics.check(),
         }
     }
 }

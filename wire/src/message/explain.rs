@@ -88,6 +88,9 @@ pub struct PlacementReasons {
     pub waiting: u32,
     /// Replicas of the model.
     pub replicas: u32,
+    /// Of these, those that were left out because they compute in another way than those that made its beginning: their tokens
+    /// would be others. See [`super::Numerics`].
+    pub other_numerics: u32,
     /// Its class.
     pub class: ServiceClass,
     /// Tokens that its account had got in that class when it was this request's turn.

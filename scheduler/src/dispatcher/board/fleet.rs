@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use cuckoo_wire::message::{Assign, Offer, Price, ServiceClass, WeightsHash, Window};
+use cuckoo_wire::message::{Assign, Numerics, Offer, Price, ServiceClass, WeightsHash, Window};
 
 use super::chance::mixed;
 use super::members::Members;
@@ -111,6 +111,7 @@ impl Replica {
         !self.draining
             && need.whom.admits(&self.key)
             && self.has(&need.model)
+            && need.numerics.is_none_or(|numerics| numerics == self.offer.numerics)
             && self.offer.task == need.task
             && self.offer.ask.within(&need.limit)
             && need.tokens + need.max_new <= self.offer.context_tokens
@@ -155,7 +156,10 @@ impl Replica {
     }
 }
 
-/// Replicas with one adapter, or all of them.
+/// With which adapter replicas are, and how they compute; each of the two, or all.
+type Kind = (Option<WeightsHash>, Option<Numerics>);
+
+/// Replicas of a kind.
 #[derive(Debug, Default)]
 struct Group {
     /// Those that somebody may be placed on.
@@ -171,8 +175,8 @@ pub(super) struct Fleet {
     replicas: Vec<Option<Replica>>,
     vacant: Vec<u32>,
     count: u32,
-    /// By adapter; all of them under `None`.
-    groups: HashMap<Option<WeightsHash>, Group>,
+    /// Each replica is in all groups that it belongs to.
+    groups: HashMap<Kind, Group>,
     ring: BTreeMap<u64, u32>,
     /// Replicas that somebody waits for, and of which it should be looked at whether they have room.
     stirred: Vec<u32>,
@@ -338,19 +342,24 @@ impl Fleet {
         });
     }
 
-    /// Replicas that a request may be placed on, as far as windows and adapters say.
-    pub(super) fn open(&self, model: &Computes) -> &[u32] {
-        self.groups.get(&model.adapter).map_or(&[], |group| group.open.list())
+    /// Replicas that a request may be placed on, as far as windows, adapters and numerics say.
+    pub(super) fn open(&self, need: &Need) -> &[u32] {
+        self.groups.get(&(need.model.adapter, need.numerics)).map_or(&[], |group| group.open.list())
     }
 
     /// Whether any replica has room, for anybody or for somebody.
     pub(super) fn has_room(&self) -> bool {
-        self.kept > 0 || self.groups.get(&None).is_some_and(|all| !all.open.list().is_empty())
+        self.kept > 0 || self.groups.get(&(None, None)).is_some_and(|all| !all.open.list().is_empty())
     }
 
-    /// Whether anybody has what computes this.
-    pub(super) fn computes(&self, model: &Computes) -> bool {
-        self.groups.contains_key(&model.adapter)
+    /// Whether anybody computes this, in the way that is needed.
+    pub(super) fn computes(&self, need: &Need) -> bool {
+        self.groups.contains_key(&(need.model.adapter, need.numerics))
+    }
+
+    /// Replicas that compute this, and in another way than is needed.
+    pub(super) fn other_numerics(&self, need: &Need) -> u32 {
+        self.quote(&need.model, None).replicas - self.quote(&need.model, need.numerics).replicas
     }
 
     /// Where prompts with this beginning go: the first on the ring that is no busier than others.
@@ -368,9 +377,9 @@ impl Fleet {
         after.take(RING_WALK_MAX).map(|(_, id)| *id).find(fits)
     }
 
-    /// How a model or an adapter stands.
-    pub(super) fn quote(&self, model: &Computes) -> Quote {
-        let Some(group) = self.groups.get(&model.adapter) else { return Quote::default() };
+    /// How a model or an adapter stands, of those who compute in this way if one is given.
+    pub(super) fn quote(&self, model: &Computes, numerics: Option<Numerics>) -> Quote {
+        let Some(group) = self.groups.get(&(model.adapter, numerics)) else { return Quote::default() };
         Quote {
             replicas: group.contexts.values().sum(),
             lowest_ask: group
@@ -383,8 +392,10 @@ impl Fleet {
     }
 }
 
-fn groups_of(offer: &Offer) -> impl Iterator<Item = Option<WeightsHash>> {
-    std::iter::once(None).chain(offer.adapters.iter().copied().map(Some))
+fn groups_of(offer: &Offer) -> impl Iterator<Item = Kind> {
+    let adapters = std::iter::once(None).chain(offer.adapters.iter().copied().map(Some));
+    let numerics = [None, Some(offer.numerics)];
+    adapters.flat_map(move |adapter| numerics.map(|numerics| (adapter, numerics)))
 }
 
 fn by_sum(price: &Price) -> (u64, u64, u64) {

@@ -179,7 +179,7 @@ impl Pool {
             work: u64::from(need.tokens) + output as u64 + 1,
         };
         let patience = objective.patience;
-        let is_crowded = self.fleet.computes(&need.model) && self.fleet.open(&need.model).is_empty();
+        let is_crowded = self.fleet.computes(&need) && self.fleet.open(&need).is_empty();
         let ahead = self.queue.ahead_of(need.tenant, waits.work) as f64;
         let waits_too_long = self.drained.rate.is_some_and(|rate| ahead / rate > patience.as_secs_f64());
         if is_crowded && !need.has_begun && waits_too_long {
@@ -315,7 +315,10 @@ impl Pool {
     pub(super) fn expire(&mut self, now: Duration) -> Vec<(Ticket, Turned)> {
         let mut late = Vec::new();
         while let Some((deadline, ticket)) = self.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
-            let computes = self.requests.get(&ticket).is_some_and(|request| self.fleet.computes(&request.need.model));
+            let of = |ask: fn(&Fleet, &Need) -> bool| {
+                self.requests.get(&ticket).is_some_and(|request| ask(&self.fleet, &request.need))
+            };
+            let (computes, is_unmatched) = (of(Fleet::computes), of(|fleet, need| fleet.other_numerics(need) > 0));
             self.look_again(ticket);
             if computes && !self.parked.contains(&ticket) {
                 self.search(ticket);
@@ -323,7 +326,8 @@ impl Pool {
             let Some(request) = self.requests.get_mut(&ticket) else { break };
             let last = request.waits.since + objective(request.need.class).patience;
             let is_known = request.is_suited || request.searched >= self.fleet.ids();
-            let may_come = !computes && self.is_loadable;
+            // Who has the model already is among those who could load it, and would compute in no other way then.
+            let may_come = !computes && !is_unmatched && self.is_loadable;
             if now < last && (may_come || computes && (request.is_suited || !is_known)) {
                 self.deadlines.remove(&(deadline, ticket));
                 request.deadline = if is_known || may_come { last } else { now + SEARCH_PAUSE };
@@ -331,6 +335,7 @@ impl Pool {
                 continue;
             }
             let why = match (computes, request.is_suited || !is_known) {
+                (false, _) if is_unmatched => Turned::Unmatched,
                 (false, _) if self.is_loadable => Turned::Busy(self.retry_after()),
                 (false, _) => Turned::Unserved,
                 (true, false) => Turned::Unsuited,

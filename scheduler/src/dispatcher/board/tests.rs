@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use cuckoo_wire::message::KvFormat;
+
 use super::*;
 
 const W: WeightsHash = WeightsHash([1; 32]);
@@ -20,6 +22,7 @@ fn offer(sequences: u64, blocks: u64, ask: Price) -> Offer {
         task: Task::Generate,
         adapters: Vec::new(),
         device: 0,
+        numerics: Numerics::exact(1, KvFormat::F16),
     }
 }
 
@@ -39,6 +42,7 @@ fn need(tokens: u32, max_new: u32) -> Need {
         has_begun: false,
         chain: Arc::new([]),
         whom: Whom::Any,
+        numerics: None,
     }
 }
 
@@ -444,6 +448,8 @@ fn what_ended_is_what_the_rest_is_foreseen_from() {
     assert!((itl[0] - 128.0).abs() < 1.0 && (itl[199] - 20.0).abs() < 5.0, "{} {}", itl[0], itl[199]);
 }
 
+/// Streams that go on only where they are computed as they were begun.
+mod numerics;
 /// Those that wait for a better replica than there is.
 mod waiting;
 /// Windows, against a plain model of them.

@@ -35,7 +35,7 @@ impl Pool {
     /// Looks for a replica for a request that is next.
     pub(super) fn pick(&mut self, waits: Waits, now: Duration, chance: &mut u64) -> Pick {
         let Some(request) = self.requests.get(&waits.ticket) else { return Pick::Waits };
-        if !self.fleet.computes(&request.need.model) {
+        if !self.fleet.computes(&request.need) {
             return Pick::Unserved;
         }
         let mut found = self.candidates(request, chance);
@@ -81,7 +81,7 @@ impl Pool {
         if let Some(id) = need.chain.first().and_then(|first| self.fleet.on_ring(*first, need)) {
             add(&mut found, id, FoundBy::Ring);
         }
-        let open = self.fleet.open(&need.model);
+        let open = self.fleet.open(need);
         match open.len() <= 2 * BY_CHANCE {
             true => open.iter().for_each(|id| add(&mut found, *id, FoundBy::Chance)),
             false => (0..BY_CHANCE).for_each(|_| {
@@ -128,7 +128,7 @@ impl Pool {
     /// What is known of a request beside its need.
     fn outlook(&self, need: &Need) -> Outlook {
         let output = self.output_of(need);
-        let lowest = self.fleet.quote(&need.model).lowest_ask;
+        let lowest = self.fleet.quote(&need.model, need.numerics).lowest_ask;
         Outlook { output, lowest_cost: lowest.map_or(0.0, |ask| score::cost_at(need, output, &ask)) }
     }
 
@@ -196,7 +196,7 @@ impl Pool {
         let output = self.output_of(need);
         let (id, foreseen, considered) = candidates[0];
         let replica = self.fleet.get(id).expect("it is a candidate");
-        let (key, blocks, ask) = (replica.key, replica.blocks(need), replica.ask());
+        let (key, blocks, ask, numerics) = (replica.key, replica.blocks(need), replica.ask(), replica.offer.numerics);
         let uncached = need.tokens.saturating_sub(considered.cached_tokens);
         let served_tokens = self.queue.counter(waits.tenant, waits.class);
         self.fleet.assign(id, waits.ticket, blocks, Runs { uncached, foreseen: Some((now, foreseen.ttft_ms)) });
@@ -206,10 +206,11 @@ impl Pool {
             waited: now.saturating_sub(waits.since),
             waiting: self.queue.len() as u32,
             replicas: self.fleet.len(),
+            other_numerics: self.fleet.other_numerics(need),
             served_tokens,
             candidates: candidates.into_iter().map(|(_, _, considered)| considered).collect(),
         };
-        Placement { ticket: waits.ticket, key, blocks, ask, reasons }
+        Placement { ticket: waits.ticket, key, blocks, ask, numerics, reasons }
     }
 }
 
