@@ -36,6 +36,8 @@ mod mirror;
 mod model;
 /// A scheduler, miners and clients over loopback QUIC.
 mod network;
+/// Miners that compute in other ways than each other: streams stay with their like.
+mod numerics;
 /// The official Python client, for the modules that ask it.
 mod openai;
 /// Models that come and go as they are asked for.
