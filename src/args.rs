@@ -149,7 +149,7 @@ pub(crate) struct Mining {
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     pub(crate) devices: Vec<DeviceChoice>,
     /// How GPUs compute with weights of 16-bit floating-point numbers: exact, as every other device does, or fast, on tensor
-    /// cores, where a stream that moves to another device may go on with other tokens. Quantized weights are fast and exact
+    /// cores, where streams only move between GPUs of one architecture that do so too. Quantized weights are fast and exact
     #[arg(long, value_name = "HOW", default_value = "exact", value_parser = numerics)]
     pub(crate) numerics: Profile,
     /// Processor threads that compute [default: all processors]
@@ -172,8 +172,8 @@ pub(crate) struct Mining {
     #[arg(long, alias = "kv-memory", value_name = "MIB")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=16_777_216))]
     pub(crate) kv_mib: Option<u64>,
-    /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: miners of a
-    /// market that are to continue each other's streams use the same
+    /// How keys and values are kept: f16, bf16 or q8_0. Tokens depend on it, as they do on the weights' format: a stream only
+    /// moves between miners that use the same
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub(crate) kv_type: KvKind,
     /// Host memory for keys and values whose room on the device is needed, in MiB: they are copied back rather than computed
@@ -305,6 +305,9 @@ pub(crate) struct SimulateArgs {
     /// Accounts that ask
     #[arg(long, default_value = "20", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) tenants: u64,
+    /// In how many ways miners compute: this project's rule goes on with a stream only where it is computed as it was begun
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) numerics: u16,
     /// Faults: 0 for none, 1 for a bad day
     #[arg(long, default_value = "0", value_parser = faults)]
     pub(crate) faults: f64,

@@ -16,8 +16,13 @@ fn jobs(seed: u64, requests: usize) -> Vec<Job> {
 }
 
 fn simulated(seed: u64, rule: Rule, faults: Faults) -> Report {
+    of_numerics(1, seed, rule, faults)
+}
+
+/// Where miners compute in so many ways.
+fn of_numerics(numerics: u16, seed: u64, rule: Rule, faults: Faults) -> Report {
     let miners = (0..8).map(|at| HARDWARE[at % 4]).collect();
-    run(&Scenario { seed, rule, miners, jobs: jobs(seed, 80), faults })
+    run(&Scenario { seed, rule, miners, numerics, jobs: jobs(seed, 80), faults })
         .unwrap_or_else(|violation| panic!("{violation}"))
 }
 
@@ -29,6 +34,16 @@ fn whatever_breaks_every_request_ends_with_its_own_tokens_and_is_paid_once() {
     assert!(reports.iter().all(|report| report.finished + report.turned_away == report.requests));
     let finished: usize = reports.iter().map(|report| report.finished).sum();
     assert!(finished * 10 > 25 * 80 * 8, "{finished}: who does not leave is answered");
+}
+
+#[test]
+fn streams_stay_with_miners_that_compute_alike() {
+    let reports: Vec<Report> = (0..15).map(|seed| of_numerics(3, seed, Rule::Cuckoo, BAD_DAY)).collect();
+    let moves: u64 = reports.iter().map(|report| report.moves).sum();
+    assert!(moves > 20, "{moves}: miners were lost while they computed");
+    assert!(reports.iter().all(|report| report.finished + report.turned_away == report.requests));
+    let finished: usize = reports.iter().map(|report| report.finished).sum();
+    assert!(finished * 10 > 15 * 80 * 8, "{finished}: miners of each kind come back");
 }
 
 #[test]

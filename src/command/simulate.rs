@@ -33,7 +33,8 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
         let seed = args.seed.wrapping_add(run / rules.len() as u64);
         let rule = rules[(run % rules.len() as u64) as usize];
         let (miners, jobs, faults) = (fleet(args.miners as usize), jobs(seed), faults(args.faults));
-        simulated(&Scenario { seed, rule, miners, jobs, faults })
+        let numerics = args.numerics;
+        simulated(&Scenario { seed, rule, miners, numerics, jobs, faults })
             .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))
     };
     let mut reports = Vec::new();

@@ -4,19 +4,16 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use cuckoo_kernels::KvKind;
-use cuckoo_kernels::exact::CONTRACT_VERSION;
 use cuckoo_runtime::{Batch, BatchLimits, Draw, StepOutput, StepPlan};
 use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{
-    Assign, KvFormat, Numerics, Offer, Price, ReplicaId, SequenceId, StepItem, Task, WeightsHash, Window,
+    Assign, Numerics, Offer, Price, ReplicaId, SequenceId, StepItem, Task, WeightsHash, Window,
 };
 
 use super::chance::Chance;
 
 /// The one model of a simulation.
 pub(super) const WEIGHTS: WeightsHash = WeightsHash([7; 32]);
-/// How all miners compute.
-pub(super) const NUMERICS: Numerics = Numerics::exact(CONTRACT_VERSION, KvFormat::F16);
 /// Nano-credits for a million tokens that a miner asks about.
 const ASK: f64 = 10e9;
 /// Rows of a step at most.
@@ -123,6 +120,8 @@ pub(super) struct Frame {
 pub(super) struct SimMiner {
     /// What it is.
     pub(super) hardware: Hardware,
+    /// How it computes.
+    pub(super) numerics: Numerics,
     /// One way to it, in microseconds.
     pub(super) latency_us: u64,
     /// Its connection, which is a new one after each loss.
@@ -149,9 +148,10 @@ pub(super) struct SimMiner {
 }
 
 impl SimMiner {
-    pub(super) fn new(hardware: Hardware, latency_us: u64, link: u64) -> Self {
+    pub(super) fn new(hardware: Hardware, numerics: Numerics, latency_us: u64, link: u64) -> Self {
         Self {
             hardware,
+            numerics,
             latency_us,
             link,
             is_up: true,
@@ -180,7 +180,7 @@ impl SimMiner {
             task: Task::Generate,
             adapters: Vec::new(),
             device: 0,
-            numerics: NUMERICS,
+            numerics: self.numerics,
         }
     }
 
@@ -197,7 +197,7 @@ impl SimMiner {
             busy_us: self.busy_us,
             looked_up: (looked_up, hit),
             frozen_until_us: self.frozen_until_us,
-            ..Self::new(self.hardware, self.latency_us, link)
+            ..Self::new(self.hardware, self.numerics, self.latency_us, link)
         };
     }
 

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use cuckoo_scheduler::mixed;
-use cuckoo_wire::message::{Assign, End, ReplicaId, SequenceId};
+use cuckoo_wire::message::{Assign, End, KvFormat, Numerics, ReplicaId, SequenceId};
 
 use accounts::Accounts;
 use events::{Event, Events};
@@ -46,6 +46,8 @@ pub struct Scenario {
     pub rule: Rule,
     /// The fleet.
     pub miners: Vec<Hardware>,
+    /// In how many ways miners compute, each in the next one's turn; 1 where what one began any other goes on with.
+    pub numerics: u16,
     /// What is asked.
     pub jobs: Vec<Job>,
     /// What breaks.
@@ -130,7 +132,11 @@ impl<'a> Market<'a> {
         let mut latencies = chance.fork(2);
         let miners: Vec<SimMiner> = (0..)
             .zip(&scenario.miners)
-            .map(|(link, hardware)| SimMiner::new(*hardware, 2_000 + latencies.below(40_000), link))
+            .map(|(link, hardware)| {
+                let contract = 1 + (link % u64::from(scenario.numerics.max(1))) as u16;
+                let numerics = Numerics::exact(contract, KvFormat::F16);
+                SimMiner::new(*hardware, numerics, 2_000 + latencies.below(40_000), link)
+            })
             .collect();
         let placing = match scenario.rule {
             Rule::Cuckoo => Placing::Ours(Box::new(Ours::new(scenario.seed))),
@@ -232,15 +238,15 @@ impl<'a> Market<'a> {
 
     /// Asks for a place for a request, with what it has.
     fn submit(&mut self, request: usize) -> Result<(), String> {
-        let (job, accepted, now) = (&self.scenario.jobs[request], self.streams[request].accepted, self.now());
+        let (job, stream, now) = (&self.scenario.jobs[request], &self.streams[request], self.now());
         match &mut self.placing {
             Placing::Ours(ours) => {
-                if !ours.submit(request, job, accepted, now) {
+                if !ours.submit(request, job, stream, now) {
                     return self.turn_away(request);
                 }
                 self.place()
             }
-            Placing::Rivals(rivals) => match rivals.choose(request, job, accepted) {
+            Placing::Rivals(rivals) => match rivals.choose(request, job, stream.accepted) {
                 Some(miner) => self.assign(request, miner, None),
                 None => self.place(),
             },
@@ -389,6 +395,11 @@ impl<'a> Market<'a> {
         }
         if tokens.is_empty() {
             return Ok(());
+        }
+        // Others' rules know of no ways of computing.
+        let numerics = self.miners[miner].numerics;
+        if *stream.numerics.get_or_insert(numerics) != numerics && matches!(self.placing, Placing::Ours(_)) {
+            return Err(format!("request {request} went on in another way of computing than it was begun in"));
         }
         if let Some(lost) = stream.lost_at.take() {
             self.recoveries.push((now_us - lost) as f64 / 1e3);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use cuckoo_scheduler::{Board, Computes, Ended, LinkId, Need, ReplicaKey, Steps, Tenant, Ticket, Whom};
 use cuckoo_wire::message::{Price, ReplicaId, Task};
 
-use super::super::fleet::{Frame, NUMERICS, SimMiner, WEIGHTS};
+use super::super::fleet::{Frame, SimMiner, WEIGHTS};
 use super::super::workload::Job;
-use super::stream::Place;
+use super::stream::{Place, Stream};
 
 const MODEL: Computes = Computes { weights: WEIGHTS, adapter: None };
 
@@ -50,7 +50,8 @@ impl Ours {
     }
 
     /// False if it is turned away.
-    pub(super) fn submit(&mut self, request: usize, job: &Job, accepted: u32, now: Duration) -> bool {
+    pub(super) fn submit(&mut self, request: usize, job: &Job, stream: &Stream, now: Duration) -> bool {
+        let accepted = stream.accepted;
         self.tickets_made += 1;
         let need = Need {
             model: MODEL,
@@ -63,7 +64,7 @@ impl Ours {
             has_begun: accepted > 0,
             chain: chain(job, accepted),
             whom: Whom::Any,
-            numerics: (accepted > 0).then_some(NUMERICS),
+            numerics: stream.numerics,
         };
         let is_in = self.board.submit(Ticket(self.tickets_made), need, now).is_ok();
         if is_in {

@@ -1,6 +1,6 @@
 //! One request on its way.
 
-use cuckoo_wire::message::SequenceId;
+use cuckoo_wire::message::{Numerics, SequenceId};
 
 use super::super::report::Seen;
 use super::super::workload::Job;
@@ -31,6 +31,8 @@ pub(super) struct Stream {
     pub(super) place: Option<Place>,
     /// Tokens that its developer has.
     pub(super) accepted: u32,
+    /// How they were computed, if there are any.
+    pub(super) numerics: Option<Numerics>,
     /// Of these, those since it was placed last.
     pub(super) since_placed: u32,
     pub(super) first_us: u64,
