@@ -17,7 +17,7 @@ fn it_is_the_llama_that_its_publisher_describes() {
     assert_eq!((spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim), (30, 576, 9, 3, 64));
     assert_eq!((spec.ffn, spec.vocab, spec.context_tokens), (1_536, 49_152, 8_192));
     assert_eq!((spec.rope_base, spec.tied_head, spec.rope_freqs), (100_000.0, true, false));
-    assert_eq!(files.parameters(), 134_515_008);
+    assert_eq!((files.parameters(), files.has_halves()), (134_515_008, false));
 }
 
 /// Texts in many scripts, code, digits, blanks and special tokens; `fixtures/make_fixtures.py` has byte-level BPE written

@@ -113,6 +113,24 @@ impl DeviceKind {
         }
     }
 
+    /// What decides the tokens of a model beside its weights: neither threads nor batches, drafts or spilled blocks do. `has_halves`
+    /// says whether it has matrices of 16-bit floating-point numbers.
+    fn numerics(&self, kv: KvKind, has_halves: bool) -> Numerics {
+        let kv = match kv {
+            KvKind::F16 => KvFormat::F16,
+            KvKind::BF16 => KvFormat::BF16,
+            KvKind::Q8_0 => KvFormat::Q8_0,
+        };
+        let tensor_cores = match self {
+            // Other weights keep to the contract in that profile too, and so do adapters.
+            Self::Cuda(Gpu { capability: (major, minor), .. }, Profile::Fast) if has_halves => {
+                Some(u16::try_from(10 * major + minor).unwrap_or(u16::MAX))
+            }
+            Self::Cuda(..) | Self::Cpu { .. } => None,
+        };
+        Numerics { tensor_cores, ..Numerics::exact(CONTRACT_VERSION, kv) }
+    }
+
     /// Threads that compute the masks of constrained sequences while a step is computed.
     fn mask_threads(&self) -> usize {
         match self {
@@ -203,25 +221,8 @@ impl DeviceConfig {
             task: if self.spec.is_encoder() { Task::Embed } else { Task::Generate },
             adapters: self.adapters.iter().map(|(hash, ..)| *hash).collect(),
             device,
-            numerics: self.numerics(),
+            numerics: self.kind.numerics(self.limits.kv_kind, self.files.has_halves()),
         }
-    }
-
-    /// What decides its tokens beside the model: neither threads nor batches, drafts or spilled blocks do.
-    fn numerics(&self) -> Numerics {
-        let kv = match self.limits.kv_kind {
-            KvKind::F16 => KvFormat::F16,
-            KvKind::BF16 => KvFormat::BF16,
-            KvKind::Q8_0 => KvFormat::Q8_0,
-        };
-        let tensor_cores = match &self.kind {
-            // Other weights keep to the contract in that profile too, and so do adapters.
-            DeviceKind::Cuda(Gpu { capability: (major, minor), .. }, Profile::Fast) if self.files.has_halves() => {
-                u16::try_from(10 * major + minor).ok()
-            }
-            DeviceKind::Cuda(..) | DeviceKind::Cpu { .. } => None,
-        };
-        Numerics { tensor_cores, ..Numerics::exact(CONTRACT_VERSION, kv) }
     }
 }
 

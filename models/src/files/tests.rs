@@ -112,6 +112,7 @@ fn a_packed_folder_is_the_folder() {
             (files.parameters(), files.quantization()),
             (40 * 32 + 3 * 32 + 2 * 48 * 32 + 3 * 64 * 32, "BF16".to_owned())
         );
+        assert!(files.has_halves());
         assert_eq!((text(files, "README.md"), text(files, "1_Pooling/config.json")), (None, None));
     }
 }

@@ -108,6 +108,35 @@ pub(super) fn offer() -> Offer {
     }
 }
 
+#[test]
+fn how_a_device_computes_is_told_as_it_is() {
+    let gpu = |capability| Gpu {
+        ordinal: 0,
+        name: "test".to_owned(),
+        capability,
+        multiprocessors: 1,
+        memory_bytes: 1 << 30,
+        driver: 12_040,
+    };
+    let fast = DeviceKind::Cuda(gpu((9, 0)), Profile::Fast);
+    let exact = DeviceKind::Cuda(gpu((8, 9)), Profile::Exact);
+    let told = |kind: &DeviceKind, kv, has_halves| kind.numerics(kv, has_halves);
+    for (threads, has_halves) in [(1, false), (8, true)] {
+        let cpu = told(&DeviceKind::Cpu { threads }, KvKind::F16, has_halves);
+        assert_eq!(cpu, Numerics::exact(CONTRACT_VERSION, KvFormat::F16));
+        assert_eq!(told(&exact, KvKind::F16, has_halves), cpu, "on any number of threads as on a GPU");
+    }
+    assert_eq!(
+        told(&fast, KvKind::BF16, false),
+        Numerics::exact(CONTRACT_VERSION, KvFormat::BF16),
+        "nothing to be fast at"
+    );
+    let cores = told(&fast, KvKind::Q8_0, true);
+    assert_eq!((cores.tensor_cores, cores.kv), (Some(90), KvFormat::Q8_0));
+    assert!(cores.check().is_ok());
+    assert!(told(&DeviceKind::Cuda(gpu((u32::MAX / 20, 0)), Profile::Fast), KvKind::F16, true).check().is_err());
+}
+
 pub(super) fn no_tokenizer() -> constraints::ReadTokenizer {
     Arc::new(|| Err("this model has no words".to_owned()))
 }

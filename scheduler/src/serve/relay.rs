@@ -40,7 +40,7 @@ impl Job {
             Ok(scored) => scored,
             Err(error) => return Some(unasked(error)),
         };
-        if !scored.is_empty() {
+        if !news.prompt_logprobs.is_empty() {
             self.numerics = self.numerics.or(self.computed[attempt]);
         }
         if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
