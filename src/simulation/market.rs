@@ -5,6 +5,7 @@ mod events;
 mod losses;
 mod ours;
 mod rivals;
+mod scenario;
 mod stream;
 mod summary;
 
@@ -22,11 +23,13 @@ use ours::Ours;
 use rivals::Rivals;
 use stream::{Place, Stage, Stream};
 
+pub use scenario::{Faults, Scenario, Violation};
+
 use super::chance::Chance;
-use super::fleet::{Frame, Hardware, SimMiner};
+use super::fleet::{Frame, SimMiner};
 use super::report::Report;
 use super::rival::Rule;
-use super::workload::{Job, STOP};
+use super::workload::STOP;
 
 /// A miner that is silent is found out after so long.
 const DETECTION_US: u64 = 300_000;
@@ -36,48 +39,6 @@ const EXPIRY_US: u64 = 500_000;
 const RESTART_US: u64 = 1_000_000;
 /// A run whose last request has not ended so long after it came never ends.
 const END_US: u64 = 86_400_000_000;
-
-/// What is simulated.
-#[derive(Clone, Debug)]
-pub struct Scenario {
-    /// Everything that is left to chance follows from it.
-    pub seed: u64,
-    /// Who places.
-    pub rule: Rule,
-    /// The fleet.
-    pub miners: Vec<Hardware>,
-    /// What is asked.
-    pub jobs: Vec<Job>,
-    /// What breaks.
-    pub faults: Faults,
-}
-
-/// Faults of the whole market in a minute, on the average.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// A miner's process is killed, and is started again after some seconds.
-    pub kills: f64,
-    /// A miner stops for 50 ms to 10 s.
-    pub freezes: f64,
-    /// A miner cannot be reached for 50 ms to 10 s.
-    pub partitions: f64,
-    /// The scheduler's process is killed.
-    pub scheduler_kills: f64,
-    /// The share of developers who leave before their answer is whole.
-    pub departures: f64,
-}
-
-/// Something that must never be, and was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("seed {seed}, at {at_us} µs: {what}")]
-pub struct Violation {
-    /// Where it is found again.
-    pub seed: u64,
-    /// When, by the virtual clock.
-    pub at_us: u64,
-    /// What.
-    pub what: String,
-}
 
 /// Runs to the end.
 ///
