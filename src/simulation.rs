@@ -9,6 +9,7 @@
 //! ```
 
 mod chance;
+mod fairness;
 mod fleet;
 mod market;
 mod report;
@@ -18,6 +19,6 @@ mod workload;
 pub use chance::Chance;
 pub use fleet::{HARDWARE, Hardware};
 pub use market::{Faults, Scenario, Violation, run};
-pub use report::{ClassReport, Report, Spread};
+pub use report::{ClassReport, Report, ServiceGap, Spread};
 pub use rival::Rule;
 pub use workload::{Job, TraceError, Workload, read_trace, write_trace};

@@ -77,6 +77,33 @@ fn the_command_prints_the_same_bytes_again() {
 }
 
 #[test]
+fn tenants_that_wait_are_compared_whoever_places() {
+    let reports = [Rule::Cuckoo, Rule::RoundRobin, Rule::Horde].map(|rule| {
+        let miners = vec![HARDWARE[3]; 2];
+        let workload = Workload { requests: 150, per_second: 40.0, tenants: 3 };
+        run(&Scenario { seed: 2, rule, miners, jobs: workload.draw(2), faults: Faults::default() }).unwrap()
+    });
+    let longest =
+        Workload { requests: 150, per_second: 40.0, tenants: 3 }.draw(2).iter().map(|job| job.prompt.len()).max();
+    for report in reports {
+        let gap = report.service_gap;
+        let memory = 2 * u64::from(HARDWARE[3].blocks()) * 16;
+        assert_eq!((gap.tenants, gap.bound), (3, 2 * (2 * memory).max(longest.unwrap() as u64)), "{}", report.rule);
+        assert!(gap.tokens > 0 && gap.contended_s > 1.0 && gap.contended_s < report.seconds, "{report:?}");
+    }
+    let alone = Workload { requests: 20, per_second: 40.0, tenants: 1 };
+    let scenario = Scenario {
+        seed: 2,
+        rule: Rule::Cuckoo,
+        miners: vec![HARDWARE[3]],
+        jobs: alone.draw(2),
+        faults: Faults::default(),
+    };
+    let gap = run(&scenario).unwrap().service_gap;
+    assert_eq!((gap.tokens, gap.contended_s, gap.tenants), (0, 0.0, 1), "nobody is ahead of nobody");
+}
+
+#[test]
 fn seeds_that_run_side_by_side_print_what_they_print_alone() {
     let printed = |seed: u64, seeds: u64| {
         let mut command = cuckoo();

@@ -125,7 +125,7 @@ fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {
 
 fn table(reports: &[Report], rules: &[Rule]) {
     println!(
-        "{:<11} {:>7} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>6} {:>9} {:>8} {:>7} {:>9}",
+        "{:<11} {:>7} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>6} {:>9} {:>8} {:>10} {:>9} {:>7} {:>9}",
         "rule",
         "good",
         "turned",
@@ -137,6 +137,8 @@ fn table(reports: &[Report], rules: &[Rule]) {
         "busy",
         "cost/Mtok",
         "fairness",
+        "gap, ktok",
+        "bound",
         "moves",
         "recovery"
     );
@@ -144,7 +146,7 @@ fn table(reports: &[Report], rules: &[Rule]) {
         let of: Vec<&Report> = reports.iter().filter(|report| report.rule == rule.name()).collect();
         let mean = |f: &dyn Fn(&Report) -> f64| of.iter().map(|report| f(report)).sum::<f64>() / of.len().max(1) as f64;
         println!(
-            "{:<11} {:>6.1}% {:>7.1}% {:>8.0}ms {:>8.0}ms {:>6.1}ms {:>6.1}ms {:>6.1}% {:>5.0}% {:>9.2} {:>8.3} {:>7.1} {:>7.0}ms",
+            "{:<11} {:>6.1}% {:>7.1}% {:>8.0}ms {:>8.0}ms {:>6.1}ms {:>6.1}ms {:>6.1}% {:>5.0}% {:>9.2} {:>8.3} {:>10.1} {:>9.0} {:>7.1} {:>7.0}ms",
             rule.name(),
             100.0 * mean(&|r| r.goodput),
             100.0 * mean(&|r| r.turned_away as f64 / r.requests as f64),
@@ -156,6 +158,8 @@ fn table(reports: &[Report], rules: &[Rule]) {
             100.0 * mean(&|r| r.busy),
             mean(&|r| r.cost_per_mtok) / 1e9,
             mean(&|r| r.fairness),
+            mean(&|r| r.service_gap.tokens as f64) / 1e3,
+            mean(&|r| r.service_gap.bound as f64) / 1e3,
             mean(&|r| r.moves as f64),
             mean(&|r| r.recovery_ms.p99),
         );

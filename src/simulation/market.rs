@@ -8,6 +8,7 @@ mod rivals;
 mod scenario;
 mod stream;
 mod summary;
+mod watch;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use events::{Event, Events};
 use ours::Ours;
 use rivals::Rivals;
 use stream::{Place, Stage, Stream};
+use watch::Watch;
 
 pub use scenario::{Faults, Scenario, Violation};
 
@@ -49,7 +51,7 @@ pub fn run(scenario: &Scenario) -> Result<Report, Violation> {
     // Whatever is asserted on the way must always hold, too.
     let outcome = catch_unwind(AssertUnwindSafe(|| market.run())).unwrap_or_else(|why| Err(said(&*why)));
     outcome.map_err(|what| Violation { seed: scenario.seed, at_us: market.events.now(), what })?;
-    Ok(market.report())
+    Ok(market.summary())
 }
 
 /// What somebody who panicked said.
@@ -79,6 +81,7 @@ struct Market<'a> {
     left: usize,
     placing: Placing,
     accounts: Accounts,
+    watch: Watch,
     /// Whether the scheduler runs.
     is_up: bool,
     recoveries: Vec<f64>,
@@ -110,6 +113,7 @@ impl<'a> Market<'a> {
             left: scenario.jobs.len(),
             placing,
             accounts: Accounts::new(&scenario.jobs),
+            watch: Watch::new(&scenario.jobs),
             is_up: true,
             recoveries: Vec::new(),
             digest: mixed(scenario.seed),
@@ -187,6 +191,7 @@ impl<'a> Market<'a> {
         let stream = &mut self.streams[request];
         stream.last_us = self.events.now();
         stream.stage = Stage::Open;
+        self.watch.waits(self.events.now(), request);
         self.accounts.hold(request, &self.scenario.jobs[request])?;
         if self.is_up { self.submit(request) } else { Ok(()) }
     }
@@ -245,6 +250,7 @@ impl<'a> Market<'a> {
         stream.place = Some(Place { miner, link, sequence, ticket });
         self.placed.insert(sequence, request);
         stream.since_placed = 0;
+        self.watch.goes(self.events.now(), request);
         self.accounts.attempt(request, miner, self.miners[miner].ask());
         let latency = self.miners[miner].latency_us;
         let assign = Box::new(assign);
@@ -262,16 +268,31 @@ impl<'a> Market<'a> {
                 if !there.assign(request, assign) {
                     return Err("a window was overdrawn".to_owned());
                 }
+                self.enters(miner, request);
             }
-            Placing::Rivals(_) => there.waiting.push_back((request, assign)),
+            Placing::Rivals(_) => {
+                there.waiting.push_back((request, assign));
+                if self.streams[request].is_on(miner, link) {
+                    self.watch.waits(self.events.now(), request);
+                }
+            }
         }
         self.launch(miner);
         Ok(())
     }
 
+    /// A request came into a miner's batch; not one that has been given up meanwhile.
+    fn enters(&mut self, miner: usize, request: usize) {
+        if self.streams[request].is_on(miner, self.miners[miner].link) {
+            self.watch.enters(self.events.now(), request, self.scenario.jobs[request].prompt.len());
+        }
+    }
+
     fn launch(&mut self, miner: usize) {
+        while let Some(request) = self.miners[miner].admit() {
+            self.enters(miner, request);
+        }
         let there = &mut self.miners[miner];
-        there.admit();
         if let Some(took_us) = there.launch(&mut self.chance) {
             let link = there.link;
             self.events.after(took_us, Event::Landed { miner, link });
@@ -355,6 +376,7 @@ impl<'a> Market<'a> {
             self.recoveries.push((now_us - lost) as f64 / 1e3);
         }
         self.accounts.delivered(request, tokens.len() as u32);
+        self.watch.delivers(now_us, request, tokens.len());
         let is_first = first == 0;
         match &mut self.placing {
             Placing::Ours(ours) if is_first => {
@@ -414,6 +436,7 @@ impl<'a> Market<'a> {
     /// Nobody takes it; what it has is paid.
     fn turn_away(&mut self, request: usize) -> Result<(), String> {
         self.streams[request].stage = Stage::TurnedAway;
+        self.watch.goes(self.events.now(), request);
         self.left -= 1;
         self.accounts.settle(request, &self.scenario.jobs[request]).map(|_| ())
     }
