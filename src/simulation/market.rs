@@ -29,6 +29,7 @@ pub use scenario::{Faults, Scenario, Violation};
 
 use super::chance::Chance;
 use super::fleet::{Frame, SimMiner};
+use super::recording::Recording;
 use super::report::Report;
 use super::rival::Rule;
 use super::workload::STOP;
@@ -47,7 +48,19 @@ const END_US: u64 = 86_400_000_000;
 /// # Errors
 /// With the first thing that must never be.
 pub fn run(scenario: &Scenario) -> Result<Report, Violation> {
-    let mut market = Market::new(scenario);
+    played(scenario, false).map(|(report, _)| report)
+}
+
+/// Runs to the end, and records what pictures are drawn from. The report is the same.
+///
+/// # Errors
+/// With the first thing that must never be.
+pub fn record(scenario: &Scenario) -> Result<(Report, Recording), Violation> {
+    played(scenario, true).map(|(report, recording)| (report, recording.unwrap_or_default()))
+}
+
+fn played(scenario: &Scenario, is_recorded: bool) -> Result<(Report, Option<Recording>), Violation> {
+    let mut market = Market::new(scenario, is_recorded);
     // Whatever is asserted on the way must always hold, too.
     let outcome = catch_unwind(AssertUnwindSafe(|| market.run())).unwrap_or_else(|why| Err(said(&*why)));
     outcome.map_err(|what| Violation { seed: scenario.seed, at_us: market.events.now(), what })?;
@@ -89,7 +102,7 @@ struct Market<'a> {
 }
 
 impl<'a> Market<'a> {
-    fn new(scenario: &'a Scenario) -> Self {
+    fn new(scenario: &'a Scenario, is_recorded: bool) -> Self {
         let chance = Chance::new(scenario.seed);
         let mut latencies = chance.fork(2);
         let miners: Vec<SimMiner> = (0..)
@@ -113,7 +126,7 @@ impl<'a> Market<'a> {
             left: scenario.jobs.len(),
             placing,
             accounts: Accounts::new(&scenario.jobs),
-            watch: Watch::new(&scenario.jobs),
+            watch: Watch::new(&scenario.jobs, scenario.miners.len(), is_recorded),
             is_up: true,
             recoveries: Vec::new(),
             digest: mixed(scenario.seed),
@@ -295,6 +308,7 @@ impl<'a> Market<'a> {
         let there = &mut self.miners[miner];
         if let Some(took_us) = there.launch(&mut self.chance) {
             let link = there.link;
+            self.watch.computes(self.events.now(), took_us);
             self.events.after(took_us, Event::Landed { miner, link });
         }
     }

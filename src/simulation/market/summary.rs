@@ -4,18 +4,27 @@ use cuckoo_wire::limits::BLOCK_TOKENS;
 
 use super::super::fairness::bound;
 use super::super::fleet::SimMiner;
+use super::super::recording::{Distribution, Recording};
 use super::super::report::{ClassReport, Report, Seen, ServiceGap, Spread, is_good, jain};
 use super::super::workload::Job;
 use super::Market;
 use super::stream::Stage;
 
 impl Market<'_> {
-    pub(super) fn summary(self) -> Report {
-        let report = self.report();
+    pub(super) fn summary(self) -> (Report, Option<Recording>) {
+        let mut report = self.report();
         let longest_input = self.scenario.jobs.iter().map(|job| job.prompt.len() as u64).max().unwrap_or(0);
         let blocks: u64 = self.scenario.miners.iter().map(|hardware| u64::from(hardware.blocks())).sum();
-        let service_gap = self.watch.seen(bound(longest_input, blocks * BLOCK_TOKENS as u64));
-        Report { service_gap, ..report }
+        let done: Vec<Seen> = self.done().map(|(_, seen)| seen).collect();
+        let (service_gap, recording) = self.watch.seen(bound(longest_input, blocks * BLOCK_TOKENS as u64));
+        report.service_gap = service_gap;
+        let recording = recording.map(|recording| Recording {
+            ttft: Distribution::of(done.iter().map(|seen| seen.ttft_ms)),
+            itl: Distribution::of(done.iter().map(|seen| seen.itl_ms)),
+            recovery: Distribution::of(self.recoveries.iter().copied()),
+            ..*recording
+        });
+        (report, recording)
     }
 
     /// Those that were answered to their end, and what they saw.

@@ -1,8 +1,9 @@
-//! Who looks on: what each tenant waits for and gets, for the report. It changes nothing.
+//! Who looks on: what each tenant waits for and gets, for the report and for pictures. It changes nothing.
 
 use std::collections::BTreeMap;
 
 use super::super::fairness::{Fairness, INPUT_WEIGHT, OUTPUT_WEIGHT, TENANTS_MAX};
+use super::super::recording::{OverTime, Recording, TENANTS_RECORDED};
 use super::super::report::ServiceGap;
 use super::super::workload::Job;
 
@@ -10,6 +11,8 @@ pub(super) struct Watch {
     fairness: Fairness,
     compared: usize,
     requests: Vec<Seen>,
+    /// Where pictures are asked for.
+    recording: Option<Box<Recording>>,
 }
 
 /// What is known of one request.
@@ -22,7 +25,7 @@ struct Seen {
 }
 
 impl Watch {
-    pub(super) fn new(jobs: &[Job]) -> Self {
+    pub(super) fn new(jobs: &[Job], miners: usize, is_recorded: bool) -> Self {
         let mut asked = BTreeMap::<u64, u64>::new();
         for job in jobs {
             *asked.entry(job.tenant).or_default() += weighted(job.prompt.len() as u64, u64::from(job.output));
@@ -33,10 +36,15 @@ impl Watch {
         tenants.truncate(TENANTS_MAX);
         let places: BTreeMap<u64, usize> = tenants.iter().copied().zip(0..).collect();
         let seen = |job: &Job| Seen { tenant: places.get(&job.tenant).copied(), is_waiting: false, was_served: false };
+        let recording = || {
+            let served = tenants.iter().take(TENANTS_RECORDED).map(|tenant| (*tenant, OverTime::default()));
+            Box::new(Recording { served: served.collect(), miners, ..Recording::default() })
+        };
         Self {
             fairness: Fairness::new(tenants.len()),
             compared: tenants.len(),
             requests: jobs.iter().map(seen).collect(),
+            recording: is_recorded.then(recording),
         }
     }
 
@@ -76,12 +84,26 @@ impl Watch {
     fn serves(&mut self, now_us: u64, request: usize, tokens: u64) {
         let Some(tenant) = self.requests[request].tenant else { return };
         self.fairness.serves(now_us, tenant, tokens);
+        if let Some(recording) = &mut self.recording
+            && let Some((_, served)) = recording.served.get_mut(tenant)
+        {
+            served.add(now_us, tokens);
+        }
     }
 
-    /// What came of it, with the gap's bound.
-    pub(super) fn seen(self, bound: u64) -> ServiceGap {
+    /// A miner computes a step.
+    pub(super) fn computes(&mut self, now_us: u64, took_us: u64) {
+        if let Some(recording) = &mut self.recording {
+            recording.busy.span(now_us, now_us + took_us);
+        }
+    }
+
+    /// What came of it, with the gap's bound, and what was recorded.
+    pub(super) fn seen(self, bound: u64) -> (ServiceGap, Option<Box<Recording>>) {
+        debug_assert!(self.requests.iter().all(|seen| !seen.is_waiting), "all have ended");
         let (tokens, contended_us) = self.fairness.measured();
-        ServiceGap { tokens, bound, contended_s: contended_us as f64 / 1e6, tenants: self.compared }
+        let (contended_s, tenants) = (contended_us as f64 / 1e6, self.compared);
+        (ServiceGap { tokens, bound, contended_s, tenants }, self.recording)
     }
 }
 
