@@ -317,6 +317,9 @@ pub(crate) struct SimulateArgs {
     /// Write the requests of the first seed as a trace
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,
+    /// Draw what the rules did side by side, and write the pictures into this folder (SVG); those of earlier runs are replaced
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,19 +5,24 @@
 //! ```text
 //! workload ─▶ market: Board, or a rival's rule ─ latency ▶ fleet: Batch ▶ a step's time
 //!                 ▲ tokens, windows, block news ◀─ latency ─┘
-//!                 └ what must always hold is checked on the way; report at the end
+//!                 └ what must always hold is checked on the way; report and pictures at the end
 //! ```
 
 mod chance;
+mod fairness;
 mod fleet;
 mod market;
+mod plots;
+mod recording;
 mod report;
 mod rival;
 mod workload;
 
 pub use chance::Chance;
 pub use fleet::{HARDWARE, Hardware};
-pub use market::{Faults, Scenario, Violation, run};
-pub use report::{ClassReport, Report, Spread};
+pub use market::{Faults, Scenario, Violation, record, run};
+pub use plots::{DrawError, Pictures};
+pub use recording::Recording;
+pub use report::{ClassReport, Report, ServiceGap, Spread};
 pub use rival::Rule;
 pub use workload::{Job, TraceError, Workload, read_trace, write_trace};

@@ -1,10 +1,15 @@
 //! The market on a virtual clock: what must hold whatever breaks, from many seeds; and that a seed is all it takes to see
 //! a run again.
 
+use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::io::Cursor;
+use std::path::Path;
 use std::process::Stdio;
 
-use cuckoo::simulation::{Faults, HARDWARE, Job, Report, Rule, Scenario, Workload, read_trace, run, write_trace};
+use cuckoo::simulation::{
+    Faults, HARDWARE, Job, Report, Rule, Scenario, Workload, read_trace, record, run, write_trace,
+};
 use serde_json::Value;
 
 use crate::support::cuckoo;
@@ -89,6 +94,102 @@ fn the_command_prints_the_same_bytes_again() {
         assert!(!refused.status.success() && words.iter().all(|word| why.contains(word)), "{wrong:?}: {why}");
         assert!(!why.contains("panicked"), "{why}");
     }
+}
+
+#[test]
+fn tenants_that_wait_are_compared_whoever_places() {
+    let reports = [Rule::Cuckoo, Rule::RoundRobin, Rule::Horde].map(|rule| {
+        let miners = vec![HARDWARE[3]; 2];
+        let workload = Workload { requests: 150, per_second: 40.0, tenants: 3 };
+        run(&Scenario { seed: 2, rule, miners, numerics: 1, jobs: workload.draw(2), faults: Faults::default() })
+            .unwrap()
+    });
+    let longest =
+        Workload { requests: 150, per_second: 40.0, tenants: 3 }.draw(2).iter().map(|job| job.prompt.len()).max();
+    for report in reports {
+        let gap = report.service_gap;
+        let memory = 2 * u64::from(HARDWARE[3].blocks()) * 16;
+        assert_eq!((gap.tenants, gap.bound), (3, 2 * (2 * memory).max(longest.unwrap() as u64)), "{}", report.rule);
+        assert!(gap.tokens > 0 && gap.contended_s > 1.0 && gap.contended_s < report.seconds, "{report:?}");
+    }
+    let alone = Workload { requests: 20, per_second: 40.0, tenants: 1 };
+    let scenario = Scenario {
+        seed: 2,
+        rule: Rule::Cuckoo,
+        miners: vec![HARDWARE[3]],
+        numerics: 1,
+        jobs: alone.draw(2),
+        faults: Faults::default(),
+    };
+    let gap = run(&scenario).unwrap().service_gap;
+    assert_eq!((gap.tokens, gap.contended_s, gap.tenants), (0, 0.0, 1), "nobody is ahead of nobody");
+}
+
+#[test]
+fn to_record_a_run_changes_nothing_of_it() {
+    for rule in [Rule::Cuckoo, Rule::Sglang] {
+        let miners: Vec<_> = (0..8).map(|at| HARDWARE[at % 4]).collect();
+        let scenario = Scenario { seed: 4, rule, miners, numerics: 1, jobs: jobs(4, 80), faults: BAD_DAY };
+        assert_eq!(run(&scenario).unwrap(), record(&scenario).unwrap().0);
+        assert_eq!(record(&scenario).unwrap().1, record(&scenario).unwrap().1);
+    }
+}
+
+#[test]
+fn pictures_are_the_same_bytes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let ran = |plots: Option<&Path>| {
+        let mut command = cuckoo();
+        command.args(["simulate", "--json", "--requests", "60", "--seeds", "3", "--faults", "3"]);
+        command.args(["--rule", "cuckoo", "--rule", "llm-d"]);
+        if let Some(folder) = plots {
+            command.arg("--plots").arg(folder);
+        }
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let pictures = |at: &str| {
+        // One level more than there is: folders are made.
+        let folder = folder.path().join(at).join("pictures");
+        let output = ran(Some(&folder));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let read = |entry: std::io::Result<DirEntry>| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(path).unwrap())
+        };
+        (std::fs::read_dir(&folder).unwrap().map(read).collect::<BTreeMap<_, _>>(), output.stdout)
+    };
+    let (first, printed) = pictures("a");
+    assert_eq!((&first, &printed), (&pictures("b").0, &ran(None).stdout), "and what is printed stays as it is");
+    assert_eq!(pictures("a").0, first, "those of before are replaced");
+    let names: Vec<&str> = first.keys().map(String::as_str).collect();
+    let all = ["cost", "fairness", "goodput", "itl", "recovery", "service", "ttft", "utilisation"];
+    assert_eq!(names, all.map(|name| format!("{name}.svg")));
+    assert!(
+        first.values().all(|svg| svg.starts_with("<svg ") && svg.contains("llm-d") && svg.contains("seeds 1 to 3"))
+    );
+}
+
+#[test]
+fn pictures_that_cannot_be_written_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = |at: &Path| {
+        let mut command = cuckoo();
+        command.args(["simulate", "--requests", "5", "--plots"]).arg(at);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !why.contains("panicked"), "{why}");
+        why
+    };
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let why = told(&file);
+    assert!(why.contains("file: the folder cannot be made"), "{why}");
+    std::fs::create_dir_all(folder.path().join("taken/cost.svg/in")).unwrap();
+    let taken = folder.path().join("taken");
+    let why = told(&taken);
+    assert!(why.contains("cost.svg: the picture cannot be written"), "{why}");
+    let left = std::fs::read_dir(&taken).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(left.into_iter().all(|name| name.ends_with(".svg")), "nothing is left half done");
 }
 
 #[test]

@@ -5,13 +5,13 @@ mod explanations;
 pub(crate) mod progress;
 mod residency;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::message::{
     Assign, Candidate, Capacity, Encode, Explanation, Numerics, Offer, PlacementReasons, Price, Refusal, RefusalCode,
-    RequestId, Step, ToMiner, WeightsHash,
+    RequestId, Step, WeightsHash,
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
@@ -21,6 +21,7 @@ pub use board::{
     ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 use explanations::Explanations;
+use residency::actor::{Demand, ResidencyActor, ResidencyMsg};
 pub use residency::{DeviceKey, Residency};
 
 use crate::gateway::miner::{MinerLink, Running};
@@ -64,6 +65,10 @@ pub(crate) enum DispatcherMsg {
     Quote(Computes, RpcReplyPort<Quote>),
     /// Does anybody get on with what is assigned?
     Health(RpcReplyPort<Result<(), String>>),
+    /// Which models could be loaded, of those of which that may have changed.
+    Expected(Vec<(WeightsHash, bool)>),
+    /// Miners were asked for what they should load.
+    Decided,
     /// Look for requests that waited too long.
     Expire,
 }
@@ -146,11 +151,10 @@ pub(crate) struct Dispatcher;
 
 pub(crate) struct State {
     board: Board,
-    residency: Residency,
+    residency: ActorRef<ResidencyMsg>,
     /// When it is decided again which models are loaded where.
     residency_due: Duration,
-    /// Miners that said what they could serve.
-    miners: HashMap<LinkId, Arc<MinerLink>>,
+    is_deciding: bool,
     links: HashMap<ReplicaKey, Arc<MinerLink>>,
     waiting: HashMap<Ticket, Submission>,
     explanations: Explanations,
@@ -241,11 +245,13 @@ impl Actor for Dispatcher {
         metrics: Arc<crate::metrics::Metrics>,
     ) -> Result<State, ActorProcessingErr> {
         me.send_interval(EXPIRY_INTERVAL, || DispatcherMsg::Expire);
+        // What fails there ends this actor too, and with it the process.
+        let residency = Actor::spawn_linked(None, ResidencyActor, me.clone(), me.get_cell()).await?.0;
         Ok(State {
             board: Board::new(rand::random()),
-            residency: Residency::default(),
+            residency,
             residency_due: Duration::ZERO,
-            miners: HashMap::new(),
+            is_deciding: false,
             links: HashMap::new(),
             waiting: HashMap::new(),
             explanations: Explanations::default(),
@@ -262,10 +268,10 @@ impl Actor for Dispatcher {
     ) -> Result<(), ActorProcessingErr> {
         let now = state.start.elapsed();
         match message {
-            DispatcherMsg::Capacity(link, devices) => state.capacity(link, devices),
+            DispatcherMsg::Capacity(link, devices) => state.residency.cast(ResidencyMsg::Capacity(link, devices))?,
             DispatcherMsg::Offer(key, offer, link) => {
                 tracing::info!(miner = %link.peer().short(), replica = key.replica.0, "replica offered");
-                state.residency.offered(key, offer.device, offer.weights);
+                state.residency.cast(ResidencyMsg::Offered(key, offer.device, offer.weights))?;
                 state.board.offer(key, offer, link.round_trip());
                 state.links.insert(key, link);
             }
@@ -277,12 +283,13 @@ impl Actor for Dispatcher {
             DispatcherMsg::Suspect(key, is_suspect) => state.board.suspect(key, is_suspect),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
-                state.residency.lost(key);
+                state.residency.cast(ResidencyMsg::Lost(key))?;
                 state.board.lose(key);
             }
             DispatcherMsg::LinkLost(link) => {
                 state.links.retain(|key, _| key.link != link);
-                state.lose_link(link);
+                state.residency.cast(ResidencyMsg::LinkLost(link))?;
+                state.board.lose_link(link);
             }
             DispatcherMsg::Submit(submission) => state.submit(submission, now),
             DispatcherMsg::Withdraw(ticket) => {
@@ -307,7 +314,14 @@ impl Actor for Dispatcher {
             }
             DispatcherMsg::Expire => {
                 state.expire(now);
-                state.decide_residency(now);
+                state.decide_residency(now)?;
+            }
+            DispatcherMsg::Expected(models) => {
+                models.into_iter().for_each(|(weights, is_loadable)| state.board.expect(weights, is_loadable));
+            }
+            DispatcherMsg::Decided => {
+                state.is_deciding = false;
+                return Ok(());
             }
         }
         state.place(now, &me);
@@ -348,41 +362,15 @@ impl State {
         }
     }
 
-    fn capacity(&mut self, link: Arc<MinerLink>, devices: Vec<Capacity>) {
-        let named = self.residency.named(link.id());
-        let now_named: BTreeSet<WeightsHash> =
-            devices.iter().flat_map(|device| &device.models).map(|model| model.weights).collect();
-        self.residency.capacity(link.id(), devices);
-        self.miners.insert(link.id(), link);
-        self.expect(named.union(&now_named));
-    }
-
-    fn lose_link(&mut self, link: LinkId) {
-        let named = self.residency.named(link);
-        self.residency.lost_link(link);
-        self.miners.remove(&link);
-        self.board.lose_link(link);
-        self.expect(named.iter());
-    }
-
-    /// Tells the board of models whether they could be loaded.
-    fn expect<'a>(&mut self, models: impl Iterator<Item = &'a WeightsHash>) {
-        models.for_each(|weights| self.board.expect(*weights, self.residency.is_loadable(weights)));
-    }
-
-    /// Asks miners for the models that should be loaded, if it is time.
-    fn decide_residency(&mut self, now: Duration) {
-        if now < self.residency_due && !self.board.has_unserved() {
-            return;
+    /// Has it decided which models should be loaded, if it is time: one decision after the other.
+    fn decide_residency(&mut self, now: Duration) -> Result<(), ActorProcessingErr> {
+        if self.is_deciding || (now < self.residency_due && !self.board.has_unserved()) {
+            return Ok(());
         }
-        self.residency_due = now + RESIDENCY_INTERVAL;
-        let board = &self.board;
-        for (key, weights) in self.residency.decide(&board.wanted(now), &|replica| board.rate(replica), now) {
-            if let Some(miner) = self.miners.get(&key.link) {
-                tracing::info!(miner = %miner.peer().short(), device = key.device, ?weights, "models needed on a device");
-                miner.send(ToMiner::Serve { device: key.device, weights });
-            }
-        }
+        (self.residency_due, self.is_deciding) = (now + RESIDENCY_INTERVAL, true);
+        let rates = self.links.keys().filter_map(|key| Some((*key, self.board.rate(*key)?))).collect();
+        let demand = Demand { wanted: self.board.wanted(now), rates, now };
+        Ok(self.residency.cast(ResidencyMsg::Decide(demand))?)
     }
 
     /// Why a request went where it went, in words that its developer may read.

@@ -2,7 +2,7 @@
 //! same transactions, the journal of what runs. Knows neither models nor miners' connections.
 //!
 //! ```text
-//! LedgerHandle ──open, append, settle, release, deposit──▶ actor: what arrives while one batch commits is the next batch
+//! LedgerHandle ──open, append, settle, release, deposit──▶ inbox ─▶ actor: what comes while one batch commits is the next
 //!      │              └─▶ Store::commit ─▶ Books, Journal (the rules) ─▶ postings, balances; requests, tokens
 //!      └─adopt, claim, request, wallet, totals, trial balance, keys──▶ Store, past the actor
 //! ```
@@ -16,13 +16,13 @@ use std::time::{Duration, SystemTime};
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::message::{ApiKey, Refusal, RefusalCode, RequestId, Wallet};
-use ractor::rpc::CallResult;
 use ractor::{Actor, ActorCell, ActorRef};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 mod account;
 mod actor;
 mod books;
+mod inbox;
 mod keys;
 mod store;
 #[cfg(test)]
@@ -44,6 +44,7 @@ pub use write::{Changed, Done, End, Rejected, Write};
 
 use crate::journal::{Ending, Epoch, Maker, Refused};
 use actor::{Ledger, LedgerMsg};
+use inbox::{Inbox, Port};
 use keys::Keys;
 
 /// Writes of one transaction that move money.
@@ -54,7 +55,7 @@ pub const LEDGER_WRITES_MAX: usize = 4_096;
 pub const LEDGER_BYTES_MAX: usize = 8 << 20;
 /// How often the store is tended: leases are renewed, and what is old is forgotten.
 pub const TEND_EVERY: Duration = Duration::from_secs(1);
-/// Writes that may wait for an answer; whoever comes then waits for a place. Bounds the actor's mailbox.
+/// Writes that may wait for an answer; whoever comes then waits for a place. Bounds the actor's inbox.
 pub const LEDGER_WAITING_MAX: usize = 4_096;
 /// After a failed commit, commands that nobody waits for are tried again this often.
 const LEDGER_RETRY: Duration = Duration::from_secs(1);
@@ -63,6 +64,7 @@ const LEDGER_RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct LedgerHandle {
     actor: ActorRef<LedgerMsg>,
+    inbox: Arc<Inbox>,
     store: Arc<AnyStore>,
     keys: Arc<Keys<AnyStore>>,
     waiting: Arc<Semaphore>,
@@ -118,10 +120,11 @@ impl LedgerHandle {
             None => AnyStore::Sqlite(SqliteStore::open(dir, me).await?),
         });
         let keys = Arc::new(Keys::open(dir, store.clone()).await?);
-        let (actor, _) = Actor::spawn_linked(None, Ledger::default(), store.clone(), supervisor)
+        let inbox = Arc::new(Inbox::default());
+        let (actor, _) = Actor::spawn_linked(None, Ledger::default(), (store.clone(), inbox.clone()), supervisor)
             .await
             .map_err(|_| LedgerError::Stopped)?;
-        Ok(Self { actor, store, keys, waiting: Arc::new(Semaphore::new(LEDGER_WAITING_MAX)) })
+        Ok(Self { actor, inbox, store, keys, waiting: Arc::new(Semaphore::new(LEDGER_WAITING_MAX)) })
     }
 
     /// Takes over what was left open by an earlier run of this scheduler, and by schedulers that are gone: a few at a
@@ -251,14 +254,21 @@ impl LedgerHandle {
 
     async fn ask(&self, write: Write) -> Result<Done, LedgerError> {
         // No timeout: a disk that hangs is the caller's deadline to notice, and the write may yet be durable.
-        match self.actor.call(|port| LedgerMsg::Apply(write, Some(port)), None).await {
-            Ok(CallResult::Success(answer)) => answer,
-            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => Err(LedgerError::Stopped),
+        let (port, answer) = oneshot::channel();
+        self.hand_in(write, Some(port))?;
+        answer.await.map_err(|_| LedgerError::Stopped)?
+    }
+
+    fn hand_in(&self, write: Write, port: Option<Port>) -> Result<(), LedgerError> {
+        if self.inbox.push(write, port)? && self.actor.cast(LedgerMsg::Commit).is_err() {
+            self.inbox.close();
+            return Err(LedgerError::Stopped);
         }
+        Ok(())
     }
 
     fn cast(&self, write: Write) {
-        if self.actor.cast(LedgerMsg::Apply(write, None)).is_err() {
+        if self.hand_in(write, None).is_err() {
             tracing::warn!("the ledger has stopped before a request was closed; the next start will find it open");
         }
     }

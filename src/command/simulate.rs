@@ -8,7 +8,8 @@ use std::sync::mpsc;
 
 use anyhow::{Context, bail};
 use cuckoo::simulation::{
-    Faults, HARDWARE, Hardware, Job, Report, Rule, Scenario, Workload, read_trace, run as simulated, write_trace,
+    Faults, HARDWARE, Hardware, Job, Pictures, Recording, Report, Rule, Scenario, Workload, read_trace, record,
+    run as simulated, write_trace,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -25,6 +26,10 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.write_trace {
         write(path, &jobs(args.seed))?;
     }
+    if let Some(folder) = &args.plots {
+        // Before hours of work, rather than after.
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
+    }
     let runs = args.seeds * rules.len() as u64;
     let bar = ProgressBar::new(runs).with_style(
         ProgressStyle::with_template("{bar:40} {pos}/{len} runs, {per_sec}, {eta} left").context("a progress bar")?,
@@ -34,13 +39,20 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
         let rule = rules[(run % rules.len() as u64) as usize];
         let (miners, jobs, faults) = (fleet(args.miners as usize), jobs(seed), faults(args.faults));
         let numerics = args.numerics;
-        simulated(&Scenario { seed, rule, miners, numerics, jobs, faults })
-            .with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))
+        let scenario = Scenario { seed, rule, miners, numerics, jobs, faults };
+        let outcome = match args.plots {
+            Some(_) => record(&scenario).map(|(report, recording)| (report, Some(recording))),
+            None => simulated(&scenario).map(|report| (report, None)),
+        };
+        outcome.with_context(|| format!("rule {}: run this seed again to see it again", rule.name()))
     };
-    let mut reports = Vec::new();
-    in_order(runs, report_of, |report: anyhow::Result<Report>| {
-        let report = report?;
+    let (mut reports, mut pictures) = (Vec::new(), Pictures::default());
+    in_order(runs, report_of, |outcome: anyhow::Result<(Report, Option<Recording>)>| {
+        let (report, recording) = outcome?;
         bar.inc(1);
+        if let Some(recording) = recording {
+            pictures.add(report.clone(), recording);
+        }
         match common.json {
             true => println!("{}", serde_json::to_string(&report)?),
             false => reports.push(report),
@@ -51,7 +63,7 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     if !common.json {
         table(&reports, &rules);
     }
-    Ok(())
+    args.plots.as_ref().map_or(Ok(()), |folder| keep(folder, &pictures))
 }
 
 /// Computes `of` all numbers below `count`, on as many threads as there are cores, and gives the results to `take` in the
@@ -109,6 +121,21 @@ fn write(path: &Path, jobs: &[Job]) -> anyhow::Result<()> {
     write_trace(&mut file, jobs).and_then(|()| file.flush()).with_context(named)
 }
 
+/// Writes pictures, each whole or not at all.
+fn keep(folder: &Path, pictures: &Pictures) -> anyhow::Result<()> {
+    for (name, svg) in pictures.draw()? {
+        let path = folder.join(format!("{name}.svg"));
+        let staged = folder.join(format!(".{name}.svg.{}", std::process::id()));
+        let kept = std::fs::write(&staged, svg).and_then(|()| std::fs::rename(&staged, &path));
+        if kept.is_err() {
+            // Where nothing can be written there may be nothing to remove.
+            let _ = std::fs::remove_file(&staged);
+        }
+        kept.with_context(|| format!("{}: the picture cannot be written", path.display()))?;
+    }
+    Ok(())
+}
+
 fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {
     if names.iter().any(|name| name == "all") {
         return Ok(Rule::ALL.to_vec());
@@ -126,7 +153,7 @@ fn rules(names: &[String]) -> anyhow::Result<Vec<Rule>> {
 
 fn table(reports: &[Report], rules: &[Rule]) {
     println!(
-        "{:<11} {:>7} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>6} {:>9} {:>8} {:>7} {:>9}",
+        "{:<11} {:>7} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7} {:>6} {:>9} {:>8} {:>10} {:>9} {:>7} {:>9}",
         "rule",
         "good",
         "turned",
@@ -138,6 +165,8 @@ fn table(reports: &[Report], rules: &[Rule]) {
         "busy",
         "cost/Mtok",
         "fairness",
+        "gap, ktok",
+        "bound",
         "moves",
         "recovery"
     );
@@ -145,7 +174,7 @@ fn table(reports: &[Report], rules: &[Rule]) {
         let of: Vec<&Report> = reports.iter().filter(|report| report.rule == rule.name()).collect();
         let mean = |f: &dyn Fn(&Report) -> f64| of.iter().map(|report| f(report)).sum::<f64>() / of.len().max(1) as f64;
         println!(
-            "{:<11} {:>6.1}% {:>7.1}% {:>8.0}ms {:>8.0}ms {:>6.1}ms {:>6.1}ms {:>6.1}% {:>5.0}% {:>9.2} {:>8.3} {:>7.1} {:>7.0}ms",
+            "{:<11} {:>6.1}% {:>7.1}% {:>8.0}ms {:>8.0}ms {:>6.1}ms {:>6.1}ms {:>6.1}% {:>5.0}% {:>9.2} {:>8.3} {:>10.1} {:>9.0} {:>7.1} {:>7.0}ms",
             rule.name(),
             100.0 * mean(&|r| r.goodput),
             100.0 * mean(&|r| r.turned_away as f64 / r.requests as f64),
@@ -157,6 +186,8 @@ fn table(reports: &[Report], rules: &[Rule]) {
             100.0 * mean(&|r| r.busy),
             mean(&|r| r.cost_per_mtok) / 1e9,
             mean(&|r| r.fairness),
+            mean(&|r| r.service_gap.tokens as f64) / 1e3,
+            mean(&|r| r.service_gap.bound as f64) / 1e3,
             mean(&|r| r.moves as f64),
             mean(&|r| r.recovery_ms.p99),
         );

@@ -221,14 +221,14 @@ impl SimMiner {
         fits
     }
 
-    /// Lets those in that wait here, as far as the window allows.
-    pub(super) fn admit(&mut self) {
-        while let Some((request, assign)) = self.waiting.pop_front() {
-            if !self.assign(request, assign.clone()) {
-                self.waiting.push_front((request, assign));
-                break;
-            }
+    /// Lets the next in that waits here, if the window allows it.
+    pub(super) fn admit(&mut self) -> Option<usize> {
+        let (request, assign) = self.waiting.pop_front()?;
+        if self.assign(request, assign.clone()) {
+            return Some(request);
         }
+        self.waiting.push_front((request, assign));
+        None
     }
 
     /// A sequence is not wanted any more.

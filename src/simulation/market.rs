@@ -5,8 +5,10 @@ mod events;
 mod losses;
 mod ours;
 mod rivals;
+mod scenario;
 mod stream;
 mod summary;
+mod watch;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -21,12 +23,16 @@ use events::{Event, Events};
 use ours::Ours;
 use rivals::Rivals;
 use stream::{Place, Stage, Stream};
+use watch::Watch;
+
+pub use scenario::{Faults, Scenario, Violation};
 
 use super::chance::Chance;
-use super::fleet::{Frame, Hardware, SimMiner};
+use super::fleet::{Frame, SimMiner};
+use super::recording::Recording;
 use super::report::Report;
 use super::rival::Rule;
-use super::workload::{Job, STOP};
+use super::workload::STOP;
 
 /// A miner that is silent is found out after so long.
 const DETECTION_US: u64 = 300_000;
@@ -37,60 +43,28 @@ const RESTART_US: u64 = 1_000_000;
 /// A run whose last request has not ended so long after it came never ends.
 const END_US: u64 = 86_400_000_000;
 
-/// What is simulated.
-#[derive(Clone, Debug)]
-pub struct Scenario {
-    /// Everything that is left to chance follows from it.
-    pub seed: u64,
-    /// Who places.
-    pub rule: Rule,
-    /// The fleet.
-    pub miners: Vec<Hardware>,
-    /// In how many ways miners compute, each in the next one's turn; 1 where what one began any other goes on with.
-    pub numerics: u16,
-    /// What is asked.
-    pub jobs: Vec<Job>,
-    /// What breaks.
-    pub faults: Faults,
-}
-
-/// Faults of the whole market in a minute, on the average.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// A miner's process is killed, and is started again after some seconds.
-    pub kills: f64,
-    /// A miner stops for 50 ms to 10 s.
-    pub freezes: f64,
-    /// A miner cannot be reached for 50 ms to 10 s.
-    pub partitions: f64,
-    /// The scheduler's process is killed.
-    pub scheduler_kills: f64,
-    /// The share of developers who leave before their answer is whole.
-    pub departures: f64,
-}
-
-/// Something that must never be, and was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("seed {seed}, at {at_us} µs: {what}")]
-pub struct Violation {
-    /// Where it is found again.
-    pub seed: u64,
-    /// When, by the virtual clock.
-    pub at_us: u64,
-    /// What.
-    pub what: String,
-}
-
 /// Runs to the end.
 ///
 /// # Errors
 /// With the first thing that must never be.
 pub fn run(scenario: &Scenario) -> Result<Report, Violation> {
-    let mut market = Market::new(scenario);
+    played(scenario, false).map(|(report, _)| report)
+}
+
+/// Runs to the end, and records what pictures are drawn from. The report is the same.
+///
+/// # Errors
+/// With the first thing that must never be.
+pub fn record(scenario: &Scenario) -> Result<(Report, Recording), Violation> {
+    played(scenario, true).map(|(report, recording)| (report, recording.unwrap_or_default()))
+}
+
+fn played(scenario: &Scenario, is_recorded: bool) -> Result<(Report, Option<Recording>), Violation> {
+    let mut market = Market::new(scenario, is_recorded);
     // Whatever is asserted on the way must always hold, too.
     let outcome = catch_unwind(AssertUnwindSafe(|| market.run())).unwrap_or_else(|why| Err(said(&*why)));
     outcome.map_err(|what| Violation { seed: scenario.seed, at_us: market.events.now(), what })?;
-    Ok(market.report())
+    Ok(market.summary())
 }
 
 /// What somebody who panicked said.
@@ -120,6 +94,7 @@ struct Market<'a> {
     left: usize,
     placing: Placing,
     accounts: Accounts,
+    watch: Watch,
     /// Whether the scheduler runs.
     is_up: bool,
     recoveries: Vec<f64>,
@@ -127,7 +102,7 @@ struct Market<'a> {
 }
 
 impl<'a> Market<'a> {
-    fn new(scenario: &'a Scenario) -> Self {
+    fn new(scenario: &'a Scenario, is_recorded: bool) -> Self {
         let chance = Chance::new(scenario.seed);
         let mut latencies = chance.fork(2);
         let miners: Vec<SimMiner> = (0..)
@@ -155,6 +130,7 @@ impl<'a> Market<'a> {
             left: scenario.jobs.len(),
             placing,
             accounts: Accounts::new(&scenario.jobs),
+            watch: Watch::new(&scenario.jobs, scenario.miners.len(), is_recorded),
             is_up: true,
             recoveries: Vec::new(),
             digest: mixed(scenario.seed),
@@ -232,6 +208,7 @@ impl<'a> Market<'a> {
         let stream = &mut self.streams[request];
         stream.last_us = self.events.now();
         stream.stage = Stage::Open;
+        self.watch.waits(self.events.now(), request);
         self.accounts.hold(request, &self.scenario.jobs[request])?;
         if self.is_up { self.submit(request) } else { Ok(()) }
     }
@@ -290,6 +267,7 @@ impl<'a> Market<'a> {
         stream.place = Some(Place { miner, link, sequence, ticket });
         self.placed.insert(sequence, request);
         stream.since_placed = 0;
+        self.watch.goes(self.events.now(), request);
         self.accounts.attempt(request, miner, self.miners[miner].ask());
         let latency = self.miners[miner].latency_us;
         let assign = Box::new(assign);
@@ -307,18 +285,34 @@ impl<'a> Market<'a> {
                 if !there.assign(request, assign) {
                     return Err("a window was overdrawn".to_owned());
                 }
+                self.enters(miner, request);
             }
-            Placing::Rivals(_) => there.waiting.push_back((request, assign)),
+            Placing::Rivals(_) => {
+                there.waiting.push_back((request, assign));
+                if self.streams[request].is_on(miner, link) {
+                    self.watch.waits(self.events.now(), request);
+                }
+            }
         }
         self.launch(miner);
         Ok(())
     }
 
+    /// A request came into a miner's batch; not one that has been given up meanwhile.
+    fn enters(&mut self, miner: usize, request: usize) {
+        if self.streams[request].is_on(miner, self.miners[miner].link) {
+            self.watch.enters(self.events.now(), request, self.scenario.jobs[request].prompt.len());
+        }
+    }
+
     fn launch(&mut self, miner: usize) {
+        while let Some(request) = self.miners[miner].admit() {
+            self.enters(miner, request);
+        }
         let there = &mut self.miners[miner];
-        there.admit();
         if let Some(took_us) = there.launch(&mut self.chance) {
             let link = there.link;
+            self.watch.computes(self.events.now(), took_us);
             self.events.after(took_us, Event::Landed { miner, link });
         }
     }
@@ -405,6 +399,7 @@ impl<'a> Market<'a> {
             self.recoveries.push((now_us - lost) as f64 / 1e3);
         }
         self.accounts.delivered(request, tokens.len() as u32);
+        self.watch.delivers(now_us, request, tokens.len());
         let is_first = first == 0;
         match &mut self.placing {
             Placing::Ours(ours) if is_first => {
@@ -464,6 +459,7 @@ impl<'a> Market<'a> {
     /// Nobody takes it; what it has is paid.
     fn turn_away(&mut self, request: usize) -> Result<(), String> {
         self.streams[request].stage = Stage::TurnedAway;
+        self.watch.goes(self.events.now(), request);
         self.left -= 1;
         self.accounts.settle(request, &self.scenario.jobs[request]).map(|_| ())
     }

@@ -82,12 +82,28 @@ pub struct Report {
     pub income: Vec<(&'static str, f64)>,
     /// Jain's index of what tenants got of what they asked: 1 where all got the same share.
     pub fairness: f64,
+    /// How far apart tenants got while they waited.
+    pub service_gap: ServiceGap,
     /// How often requests moved because a miner was lost.
     pub moves: u64,
     /// From the loss of a miner to the next token of each of its requests.
     pub recovery_ms: Spread,
     /// A hash over all that was answered, and when.
     pub digest: String,
+}
+
+/// How far apart tenants got that waited at the same time, in weighted tokens: one for a token of a prompt, two for one of an
+/// answer, counted when the prompt comes into a batch and when the answer comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ServiceGap {
+    /// The largest difference between two, in any interval in which both had requests waiting all the time.
+    pub tokens: u64,
+    /// What it is at most with a virtual token counter on one server that had all KV memory of the fleet (Sheng et al. 2024).
+    pub bound: u64,
+    /// Seconds in which two or more had requests waiting.
+    pub contended_s: f64,
+    /// Tenants that were compared: those that ask for most, where there are too many.
+    pub tenants: usize,
 }
 
 /// What became of the requests of one class.

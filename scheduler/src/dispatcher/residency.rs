@@ -15,6 +15,7 @@ use cuckoo_wire::message::{Capacity, Loadable, WeightsHash};
 
 use super::{LinkId, ReplicaKey};
 
+pub(super) mod actor;
 mod plan;
 #[cfg(test)]
 mod tests;

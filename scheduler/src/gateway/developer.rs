@@ -1,5 +1,7 @@
-//! One developer's connection: a stream a call. A request is a function, held here; its text goes straight from
-//! [`Market::serve`] to its stream.
+//! One developer's connection: a stream a call. A request is a function, run with the connection's others ([`requests`]);
+//! its text goes straight from [`Market::serve`] to its stream.
+
+mod requests;
 
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::market::Market;
 use crate::serve::{Listener, Resume};
+use requests::Requests;
 
 /// Tokens that are sent to a developer of whom nothing is heard meanwhile, not even that they have come. Acknowledgements come
 /// all the time from whoever is there; who has vanished without a word pays for little more than twice this.
@@ -79,20 +82,17 @@ impl Drop for State {
 
 async fn accept(args: DeveloperArgs) {
     let Some(peer) = peer_of(&args.connection) else { return };
+    let requests = Requests::start();
     let mut calls = JoinSet::new();
     loop {
         tokio::select! {
             stream = args.connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let (connection, market) = (args.connection.clone(), args.market.clone());
+                    let requests = requests.clone();
                     calls.spawn(async move {
-                        if let Err(error) = answer((send, recv), connection.clone(), market, peer).await {
-                            tracing::debug!(%error, "call broke");
-                            // Another version or garbage: the connection has no future. A vanished reader is no fault.
-                            if !matches!(error, FrameError::Io(_)) {
-                                Close::Protocol.close(&connection, &error.to_string());
-                            }
-                        }
+                        let broken = answer((send, recv), connection.clone(), market, peer, &requests).await;
+                        broken.unwrap_or_else(|error| break_off(&connection, &error));
                     });
                 }
                 Err(_) => return,
@@ -102,11 +102,20 @@ async fn accept(args: DeveloperArgs) {
     }
 }
 
+/// A call went wrong. Another version or garbage: the connection has no future. A vanished reader is no fault.
+fn break_off(connection: &quinn::Connection, error: &FrameError) {
+    tracing::debug!(%error, "call broke");
+    if !matches!(error, FrameError::Io(_)) {
+        Close::Protocol.close(connection, &error.to_string());
+    }
+}
+
 async fn answer(
     (send, recv): (quinn::SendStream, quinn::RecvStream),
     connection: quinn::Connection,
     market: Market,
     peer: PeerId,
+    requests: &Requests,
 ) -> Result<(), FrameError> {
     let mut reader = FrameReader::new(recv, CALL_FRAME_BYTES_MAX);
     let mut writer = FrameWriter::new(send, REPLY_FRAME_BYTES_MAX);
@@ -117,14 +126,20 @@ async fn answer(
     match call {
         None => Ok(()),
         Some(Call::Generate(request)) => {
-            relay(writer, connection, |listener| async move { market.serve(request, listener).await }).await
+            let serve = |listener| async move { market.serve(request, listener).await };
+            begin(requests, writer, connection, serve).await;
+            Ok(())
         }
         Some(Call::Resume { api_key, request, after }) => {
             let resume = Resume { api_key, request, after };
-            relay(writer, connection, |listener| async move { market.resume(resume, listener).await }).await
+            let serve = |listener| async move { market.resume(resume, listener).await };
+            begin(requests, writer, connection, serve).await;
+            Ok(())
         }
         Some(Call::Embed(request)) => {
-            relay(writer, connection, |listener| async move { market.embed(request, listener.replies).await }).await
+            let serve = |listener: Listener| async move { market.embed(request, listener.replies).await };
+            begin(requests, writer, connection, serve).await;
+            Ok(())
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
         Some(Call::Explain { api_key, request }) => {
@@ -147,16 +162,31 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
     Ok(())
 }
 
-/// Relays a request's replies until they end, the developer goes, or it takes nothing for too long.
-async fn relay<F: Future<Output = ()> + Send + 'static>(
-    mut writer: FrameWriter<quinn::SendStream>,
+/// Begins a request, and to relay its replies. It outlives its stream: when the receiver goes, it stops, and ends unless its
+/// developer comes back.
+async fn begin<F: Future<Output = ()> + Send + 'static>(
+    requests: &Requests,
+    writer: FrameWriter<quinn::SendStream>,
     connection: quinn::Connection,
     serve: impl FnOnce(Listener) -> F,
-) -> Result<(), FrameError> {
-    let (replies_in, mut replies) = mpsc::channel(REPLY_QUEUE);
+) {
+    let (replies_in, replies) = mpsc::channel(REPLY_QUEUE);
     let farewell = CancellationToken::new();
-    // Not tied to this stream: when the receiver goes, the request stops, and ends unless its developer comes back.
-    tokio::spawn(serve(Listener { replies: replies_in, farewell: farewell.clone() }));
+    let served = serve(Listener { replies: replies_in, farewell: farewell.clone() });
+    let relayed = async move {
+        let relayed = relay(writer, connection.clone(), replies, farewell).await;
+        relayed.unwrap_or_else(|error| break_off(&connection, &error));
+    };
+    requests.add(served, relayed).await;
+}
+
+/// Relays a request's replies until they end, the developer goes, or it takes nothing for too long.
+async fn relay(
+    mut writer: FrameWriter<quinn::SendStream>,
+    connection: quinn::Connection,
+    mut replies: mpsc::Receiver<Reply>,
+    farewell: CancellationToken,
+) -> Result<(), FrameError> {
     let stopped = writer.get_mut().stopped();
     let gone = async {
         let said_so = match stopped.await {

@@ -1,32 +1,23 @@
-//! The actor that writes books and journal: collects what is to be written while a batch commits, commits it together,
-//! answers each. Decides nothing itself.
+//! The actor that writes books and journal: commits what has come into its inbox while the batch before was committed,
+//! together, and answers each. Decides nothing itself.
 
-use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::{
-    Done, LEDGER_BATCH_MAX, LEDGER_BYTES_MAX, LEDGER_RETRY, LEDGER_WRITES_MAX, LedgerError, Store, StoreError,
-    TEND_EVERY, Write, now_ms,
-};
-use crate::journal::Entry;
+use super::inbox::{Inbox, Port};
+use super::{Done, LEDGER_RETRY, LedgerError, Store, StoreError, TEND_EVERY, Write, now_ms};
 
 /// Messages of the ledger.
-#[allow(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 pub(super) enum LedgerMsg {
-    /// Do this; answer when it is durable, where somebody waits.
-    Apply(Write, Option<Port>),
-    /// Commit what has arrived.
+    /// Commit what is in the inbox.
     Commit,
     /// The store may work again.
     Retry,
     /// A second has passed.
     Tend,
 }
-
-type Port = RpcReplyPort<Result<Done, LedgerError>>;
 
 /// The actor over any store.
 pub(super) struct Ledger<S>(PhantomData<fn() -> S>);
@@ -40,10 +31,7 @@ impl<S> Default for Ledger<S> {
 /// What the actor owns.
 pub(super) struct State<S> {
     store: Arc<S>,
-    /// Arrived and not committed. Bounded: by the handle's places where somebody waits, by open holds where not.
-    pending: VecDeque<(Write, Option<Port>)>,
-    /// A `Commit` is on its way.
-    committing: bool,
+    inbox: Arc<Inbox>,
     /// A `Retry` is on its way.
     retrying: bool,
 }
@@ -51,11 +39,15 @@ pub(super) struct State<S> {
 impl<S: Store> Actor for Ledger<S> {
     type Msg = LedgerMsg;
     type State = State<S>;
-    type Arguments = Arc<S>;
+    type Arguments = (Arc<S>, Arc<Inbox>);
 
-    async fn pre_start(&self, me: ActorRef<LedgerMsg>, store: Arc<S>) -> Result<State<S>, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        me: ActorRef<LedgerMsg>,
+        (store, inbox): (Arc<S>, Arc<Inbox>),
+    ) -> Result<State<S>, ActorProcessingErr> {
         me.send_after(TEND_EVERY, || LedgerMsg::Tend);
-        Ok(State { store, pending: VecDeque::new(), committing: false, retrying: false })
+        Ok(State { store, inbox, retrying: false })
     }
 
     async fn handle(
@@ -65,23 +57,21 @@ impl<S: Store> Actor for Ledger<S> {
         state: &mut State<S>,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LedgerMsg::Apply(write, port) => {
-                state.pending.push_back((write, port));
-                state.schedule_commit(&me)
-            }
-            LedgerMsg::Commit => {
-                state.committing = false;
-                match state.commit().await? {
-                    Progress::Done => state.schedule_commit(&me),
-                    Progress::Failed => {
-                        state.schedule_retry(&me);
-                        Ok(())
-                    }
+            LedgerMsg::Commit => match state.commit().await? {
+                // Behind the other messages, so that none of them waits for a ledger that always has something to write.
+                Progress::Done if state.inbox.done() => Ok(me.cast(LedgerMsg::Commit)?),
+                Progress::Done => Ok(()),
+                Progress::Failed => {
+                    state.schedule_retry(&me);
+                    Ok(())
                 }
-            }
+            },
             LedgerMsg::Retry => {
                 state.retrying = false;
-                state.schedule_commit(&me)
+                if state.inbox.tell() {
+                    me.cast(LedgerMsg::Commit)?;
+                }
+                Ok(())
             }
             LedgerMsg::Tend => {
                 // One at a time: the next second begins when this one's work is done.
@@ -102,30 +92,20 @@ impl<S: Store> Actor for Ledger<S> {
 /// How a batch went.
 enum Progress {
     Done,
-    /// What nobody waits for is pending again.
+    /// What nobody waits for is in the inbox again.
     Failed,
 }
 
 impl<S: Store> State<S> {
-    /// The message goes behind what has arrived meanwhile, and that is what fills a batch.
-    fn schedule_commit(&mut self, me: &ActorRef<LedgerMsg>) -> Result<(), ActorProcessingErr> {
-        if !self.committing && !self.pending.is_empty() {
-            self.committing = true;
-            me.cast(LedgerMsg::Commit)?;
-        }
-        Ok(())
-    }
-
     fn schedule_retry(&mut self, me: &ActorRef<LedgerMsg>) {
-        if !self.retrying && !self.pending.is_empty() {
+        if !self.retrying && self.inbox.has_any() {
             self.retrying = true;
             me.send_after(LEDGER_RETRY, || LedgerMsg::Retry);
         }
     }
 
     async fn commit(&mut self) -> Result<Progress, ActorProcessingErr> {
-        let batch = self.batch_len();
-        let (writes, ports): (Vec<Write>, Vec<Option<Port>>) = self.pending.drain(..batch).unzip();
+        let (writes, ports): (Vec<Write>, Vec<Option<Port>>) = self.inbox.take().into_iter().unzip();
         let error = match self.store.commit(&writes, now_ms()).await {
             Ok(answers) => {
                 for ((done, port), write) in answers.into_iter().zip(ports).zip(writes) {
@@ -135,27 +115,19 @@ impl<S: Store> State<S> {
             }
             Err(error) => error,
         };
-        tracing::error!(%error, writes = batch, "the ledger could not commit");
+        tracing::error!(%error, writes = writes.len(), "the ledger could not commit");
         // Everybody who waits is told at once; the others keep their order.
-        let later = std::mem::take(&mut self.pending);
-        for (write, port) in writes.into_iter().zip(ports).chain(later) {
-            match port {
-                Some(_) => answer(port, Err(LedgerError::Store(error.clone())), &write),
-                None => self.pending.push_back((write, None)),
-            }
+        for port in self.inbox.put_back(writes.into_iter().zip(ports).collect()) {
+            let _ = port.send(Err(LedgerError::Store(error.clone())));
         }
         if is_final(&error) { Err(error.into()) } else { Ok(Progress::Failed) }
     }
+}
 
-    /// How many of what is pending are one transaction.
-    fn batch_len(&self) -> usize {
-        let (mut money, mut bytes) = (0, 0);
-        let fits = |(write, _): &&(Write, Option<Port>)| {
-            money += usize::from(write.money().is_some());
-            bytes += write.entry().map_or(0, Entry::weight);
-            money <= LEDGER_BATCH_MAX && bytes <= LEDGER_BYTES_MAX
-        };
-        self.pending.iter().take(LEDGER_WRITES_MAX).take_while(fits).count().max(1).min(self.pending.len())
+/// However the actor ends, nobody waits for it any more.
+impl<S> Drop for State<S> {
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 
@@ -178,28 +150,39 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
-    use ractor::rpc::CallResult;
+    use tokio::sync::oneshot;
 
     use super::super::books::tests::{client, deposit, hold, request};
     use super::super::store::stub::Stub;
     use super::super::write::tests::{append, open, release, write};
-    use super::super::{Command, Outcome};
+    use super::super::{Command, LEDGER_BATCH_MAX, LEDGER_WRITES_MAX, Outcome};
     use super::*;
 
-    async fn start() -> (Arc<Stub>, ActorRef<LedgerMsg>) {
-        let store = Arc::new(Stub::default());
-        let (actor, _) = Actor::spawn(None, Ledger::default(), store.clone()).await.unwrap();
-        (store, actor)
+    /// The actor, as the handle uses it.
+    #[derive(Clone)]
+    struct Door(ActorRef<LedgerMsg>, Arc<Inbox>);
+
+    impl Door {
+        fn push(&self, write: Write, port: Option<Port>) {
+            if self.1.push(write, port).unwrap() {
+                self.0.cast(LedgerMsg::Commit).unwrap();
+            }
+        }
     }
 
-    async fn ask(actor: &ActorRef<LedgerMsg>, command: Command) -> Result<Outcome, LedgerError> {
-        match actor.call(|port| LedgerMsg::Apply(write(command), Some(port)), None).await.unwrap() {
-            CallResult::Success(answer) => answer.map(|done| match done {
-                Done::Money(outcome) => outcome,
-                Done::Appended => panic!("a command was answered as tokens are"),
-            }),
-            other => panic!("{other:?}"),
-        }
+    async fn start() -> (Arc<Stub>, Door) {
+        let (store, inbox) = (Arc::new(Stub::default()), Arc::new(Inbox::default()));
+        let (actor, _) = Actor::spawn(None, Ledger::default(), (store.clone(), inbox.clone())).await.unwrap();
+        (store, Door(actor, inbox))
+    }
+
+    async fn ask(actor: &Door, command: Command) -> Result<Outcome, LedgerError> {
+        let (port, answer) = oneshot::channel();
+        actor.push(write(command), Some(port));
+        answer.await.unwrap().map(|done| match done {
+            Done::Money(outcome) => outcome,
+            Done::Appended => panic!("a command was answered as tokens are"),
+        })
     }
 
     fn full() -> StoreError {
@@ -234,9 +217,9 @@ mod tests {
     async fn tokens_of_thousands_of_streams_are_one_batch() {
         let (store, actor) = start().await;
         ask(&actor, deposit(1, 1, 1_000)).await.unwrap();
-        actor.cast(LedgerMsg::Apply(open(1, 10), None)).unwrap();
+        actor.push(open(1, 10), None);
         for first in 0..5_000 {
-            actor.cast(LedgerMsg::Apply(append(1, 1, first, &[first]), None)).unwrap();
+            actor.push(append(1, 1, first, &[first]), None);
         }
         ask(&actor, deposit(2, 1, 1_000)).await.unwrap();
         let sizes: Vec<usize> = store.batches.lock().iter().map(Vec::len).collect();
@@ -245,7 +228,7 @@ mod tests {
         // What is long waits for the next one.
         for n in 10..30 {
             let spec = vec![1; crate::journal::SPEC_BYTES_MAX];
-            actor.cast(LedgerMsg::Apply(Write::open(request(n), client(1), 1, spec), None)).unwrap();
+            actor.push(Write::open(request(n), client(1), 1, spec), None);
         }
         ask(&actor, deposit(3, 1, 1_000)).await.unwrap();
         let sizes: Vec<usize> = store.batches.lock().iter().skip(sizes.len()).map(Vec::len).collect();
@@ -258,7 +241,7 @@ mod tests {
         ask(&actor, deposit(1, 1, 1_000)).await.unwrap();
         ask(&actor, hold(1, 1, 600)).await.unwrap();
         store.failures.lock().extend([full(), full()]);
-        actor.cast(LedgerMsg::Apply(release(1), None)).unwrap();
+        actor.push(release(1), None);
         assert_eq!(ask(&actor, hold(2, 1, 100)).await, Err(LedgerError::Store(full())));
         assert_eq!(ask(&actor, hold(3, 1, 100)).await, Err(LedgerError::Store(full())));
         let released = async {
@@ -268,5 +251,15 @@ mod tests {
         };
         tokio::time::timeout(LEDGER_RETRY * 3, released).await.expect("the release is tried again");
         assert_eq!(ask(&actor, hold(3, 1, 1_000)).await, Ok(Outcome::Held));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_an_actor_that_is_gone() {
+        let (_store, actor) = start().await;
+        let (port, answer) = oneshot::channel();
+        actor.push(write(deposit(1, 1, 1_000)), Some(port));
+        actor.0.kill();
+        assert!(answer.await.is_err(), "it was killed before it could commit");
+        assert_eq!(actor.1.push(write(deposit(2, 1, 1_000)), None), Err(LedgerError::Stopped));
     }
 }

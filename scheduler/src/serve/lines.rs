@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cuckoo_wire::message::{Numerics, PromptLogprobs, Refusal, RefusalCode, Reply};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::handover::{Decision, decide};
 use super::{ATTEMPTS_MAX, Ending, Job, Outcome, PROGRESS_MAX};
@@ -105,16 +105,16 @@ impl Line {
 }
 
 impl Lines {
-    async fn next(&mut self, replies: &mpsc::Sender<Reply>) -> Event {
+    async fn next(&mut self, gone: Pin<&mut impl Future<Output = ()>>, alarm: Pin<&mut Sleep>) -> Event {
         let late = self.current.as_ref().map(|line| line.heard + PROGRESS_MAX);
         let look = self.pause.filter(|pause| *pause > Instant::now());
         tokio::select! {
             biased;
-            () = replies.closed() => Event::Gone,
+            () = gone => Event::Gone,
             heard = heard(&mut self.current) => Event::Current(heard),
             heard = heard(&mut self.successor) => Event::Successor(heard),
             placed = placed(&mut self.asked) => Event::Placed(placed),
-            () = until(late) => Event::Late,
+            () = overdue(alarm, late) => Event::Late,
             () = until(look) => Event::Look,
         }
     }
@@ -152,6 +152,19 @@ async fn placed(asked: &mut Option<Asked>) -> Result<Placed, Refusal> {
     }
 }
 
+/// Waits for a deadline that moves with every word, by an alarm that does not: to set one is dear beside a token. It is set
+/// anew when it goes off too soon, and never goes off too late, for deadlines only move on.
+async fn overdue(mut alarm: Pin<&mut Sleep>, deadline: Option<Instant>) {
+    let Some(deadline) = deadline else { return std::future::pending().await };
+    loop {
+        alarm.as_mut().await;
+        if Instant::now() >= deadline {
+            return;
+        }
+        alarm.as_mut().reset(deadline);
+    }
+}
+
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -163,11 +176,13 @@ impl Job {
     /// Has the request run until it ends.
     pub(super) async fn carry(&mut self, replies: &mpsc::Sender<Reply>) -> Ending {
         let mut lines = Lines::default();
+        let mut gone = std::pin::pin!(replies.closed());
+        let mut alarm = std::pin::pin!(tokio::time::sleep(PROGRESS_MAX));
         loop {
             if let Err(refusal) = self.arrange(&mut lines) {
                 return Ending::Failed(refusal);
             }
-            let outcome = match lines.next(replies).await {
+            let outcome = match lines.next(gone.as_mut(), alarm.as_mut()).await {
                 Event::Gone => return Ending::Gone,
                 Event::Placed(placed) => self.placed(&mut lines, placed),
                 Event::Current(heard) => self.hear_current(&mut lines, heard, replies).await,

@@ -103,6 +103,7 @@ impl Market<'_> {
         let stream = &mut self.streams[request];
         stream.moves += 1;
         stream.lost_at.get_or_insert(self.events.now());
+        self.watch.waits(self.events.now(), request);
         self.submit(request)
     }
 
@@ -113,11 +114,12 @@ impl Market<'_> {
         self.placed.clear();
         self.is_up = false;
         self.links.iter_mut().for_each(|link| *link = None);
-        for stream in &mut self.streams {
+        for (request, stream) in self.streams.iter_mut().enumerate() {
             // What was accepted is in the journal; where it was is not.
             if stream.place.take().is_some() {
                 stream.moves += 1;
                 stream.lost_at.get_or_insert(self.events.now());
+                self.watch.waits(self.events.now(), request);
             }
         }
         match &mut self.placing {

@@ -1,21 +1,41 @@
 //! What came of a run.
 
+use cuckoo_wire::limits::BLOCK_TOKENS;
+
+use super::super::fairness::bound;
 use super::super::fleet::SimMiner;
-use super::super::report::{ClassReport, Report, Seen, Spread, is_good, jain};
+use super::super::recording::{Distribution, Recording};
+use super::super::report::{ClassReport, Report, Seen, ServiceGap, Spread, is_good, jain};
 use super::super::workload::Job;
 use super::Market;
 use super::stream::Stage;
 
 impl Market<'_> {
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn summary(self) -> (Report, Option<Recording>) {
+        let mut report = self.report();
+        let longest_input = self.scenario.jobs.iter().map(|job| job.prompt.len() as u64).max().unwrap_or(0);
+        let blocks: u64 = self.scenario.miners.iter().map(|hardware| u64::from(hardware.blocks())).sum();
+        let done: Vec<Seen> = self.done().map(|(_, seen)| seen).collect();
+        let (service_gap, recording) = self.watch.seen(bound(longest_input, blocks * BLOCK_TOKENS as u64));
+        report.service_gap = service_gap;
+        let recording = recording.map(|recording| Recording {
+            ttft: Distribution::of(done.iter().map(|seen| seen.ttft_ms)),
+            itl: Distribution::of(done.iter().map(|seen| seen.itl_ms)),
+            recovery: Distribution::of(self.recoveries.iter().copied()),
+            ..*recording
+        });
+        (report, recording)
+    }
+
+    /// Those that were answered to their end, and what they saw.
+    fn done(&self) -> impl Iterator<Item = (&Job, Seen)> {
+        let requests = self.scenario.jobs.iter().zip(&self.streams);
+        requests.filter(|(_, stream)| stream.stage == Stage::Done).map(|(job, stream)| (job, stream.seen(job)))
+    }
+
+    fn report(&self) -> Report {
         let scenario = self.scenario;
-        let done: Vec<(&Job, Seen)> = scenario
-            .jobs
-            .iter()
-            .zip(&self.streams)
-            .filter(|(_, stream)| stream.stage == Stage::Done)
-            .map(|(job, stream)| (job, stream.seen(job)))
-            .collect();
+        let done: Vec<(&Job, Seen)> = self.done().collect();
         let spread = |of: &dyn Fn(&Seen) -> f64| Spread::of(done.iter().map(|(_, seen)| of(seen)).collect());
         let good = done.iter().filter(|(job, seen)| is_good(job, seen)).count();
         let (tokens, cost) = done.iter().fold((0, 0), |(t, c), (_, seen)| (t + u64::from(seen.output), c + seen.cost));
@@ -47,6 +67,7 @@ impl Market<'_> {
             busy: busy as f64 / 1e6 / seconds.max(1e-6) / self.miners.len().max(1) as f64,
             income: self.accounts.income(&scenario.miners),
             fairness: jain(&self.served()),
+            service_gap: ServiceGap::default(),
             moves: self.streams.iter().map(|stream| u64::from(stream.moves)).sum(),
             recovery_ms: Spread::of(self.recoveries.clone()),
             digest: format!("{:016x}", self.digest),
@@ -54,7 +75,7 @@ impl Market<'_> {
     }
 
     /// What each tenant got in time, of what it asked.
-    pub(super) fn served(&self) -> Vec<f64> {
+    fn served(&self) -> Vec<f64> {
         let mut tenants = std::collections::BTreeMap::<u64, (f64, f64)>::new();
         for (job, stream) in self.scenario.jobs.iter().zip(&self.streams) {
             let (asked, got) = tenants.entry(job.tenant).or_default();
