@@ -233,6 +233,7 @@ impl SimMiner {
 
     /// A sequence is not wanted any more.
     pub(super) fn cancel(&mut self, sequence: SequenceId) {
+        self.waiting.retain(|(_, assign)| assign.sequence != sequence);
         self.batch.cancel(sequence);
     }
 
@@ -275,5 +276,23 @@ impl SimMiner {
         let (cached, evicted) = self.batch.take_block_news();
         let blocks_used = u64::from(self.batch.blocks_used());
         Frame { items, window: self.batch.window(), rows, took, blocks_used, cached, evicted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cuckoo_wire::message::KvFormat;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_wanted_any_more_is_not_computed_for_nobody() {
+        let mut miner = SimMiner::new(HARDWARE[0], Numerics::exact(1, KvFormat::F16), 0, 0);
+        for request in 0..3 {
+            let sequence = SequenceId(request as u64);
+            miner.waiting.push_back((request, Assign::new(ReplicaId(1), sequence, vec![1; 8], 4, 16)));
+        }
+        miner.cancel(SequenceId(1));
+        assert_eq!(std::iter::from_fn(|| miner.admit()).collect::<Vec<_>>(), [0, 2]);
     }
 }
