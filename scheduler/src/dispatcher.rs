@@ -14,7 +14,7 @@ use cuckoo_wire::message::{
     RequestId, Step, WeightsHash,
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use board::{
     BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
@@ -37,15 +37,9 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages of the dispatcher.
 #[allow(clippy::large_enum_variant, reason = "a submission is moved once a placement")]
 pub(crate) enum DispatcherMsg {
-    /// What a miner's devices could serve.
-    Capacity(Arc<MinerLink>, Vec<Capacity>),
-    /// A replica is there.
-    Offer(ReplicaKey, Offer, Arc<MinerLink>),
-    /// It has computed, or accepts more.
-    Stepped(ReplicaKey, Step),
-    /// It accepts nothing more.
-    Drain(ReplicaKey),
-    /// It should have spoken by now, or has spoken again.
+    /// What a miner says: see [`DispatcherHandle::hear`].
+    OfMiner(MinerNews, OwnedSemaphorePermit),
+    /// A replica should have spoken by now, or has spoken again.
     Suspect(ReplicaKey, bool),
     /// It is gone.
     ReplicaLost(ReplicaKey),
@@ -71,6 +65,19 @@ pub(crate) enum DispatcherMsg {
     Decided,
     /// Look for requests that waited too long.
     Expire,
+}
+
+/// What a miner says of itself.
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are steps")]
+pub(crate) enum MinerNews {
+    /// What its devices could serve.
+    Capacity(Arc<MinerLink>, Vec<Capacity>),
+    /// A replica is there.
+    Offer(ReplicaKey, Offer, Arc<MinerLink>),
+    /// It has computed, or accepts more.
+    Stepped(ReplicaKey, Step),
+    /// It accepts nothing more.
+    Drain(ReplicaKey),
 }
 
 /// What a miner is told to do, complete but for what the placement decides.
@@ -181,6 +188,15 @@ impl DispatcherHandle {
         let _ = self.0.cast(message);
     }
 
+    /// Passes on what a miner says, when there is a place among its messages that are `unheard`: who says too much waits for
+    /// itself, and is not read meanwhile.
+    pub(crate) async fn hear(&self, unheard: &Arc<Semaphore>, news: MinerNews) {
+        // Places are never closed.
+        if let Ok(place) = unheard.clone().acquire_owned().await {
+            self.tell(DispatcherMsg::OfMiner(news, place));
+        }
+    }
+
     /// Waits until a client's request runs somewhere. Dropping this takes it off the board.
     pub(crate) async fn place(
         &self,
@@ -268,18 +284,7 @@ impl Actor for Dispatcher {
     ) -> Result<(), ActorProcessingErr> {
         let now = state.start.elapsed();
         match message {
-            DispatcherMsg::Capacity(link, devices) => state.residency.cast(ResidencyMsg::Capacity(link, devices))?,
-            DispatcherMsg::Offer(key, offer, link) => {
-                tracing::info!(miner = %link.peer().short(), replica = key.replica.0, "replica offered");
-                state.residency.cast(ResidencyMsg::Offered(key, offer.device, offer.weights))?;
-                state.board.offer(key, offer, link.round_trip());
-                state.links.insert(key, link);
-            }
-            DispatcherMsg::Stepped(key, step) => {
-                state.board.stepped(key, facts(&step));
-                state.board.grant(key, step.window);
-            }
-            DispatcherMsg::Drain(key) => state.board.drain(key),
+            DispatcherMsg::OfMiner(news, place) => state.hear(news, place)?,
             DispatcherMsg::Suspect(key, is_suspect) => state.board.suspect(key, is_suspect),
             DispatcherMsg::ReplicaLost(key) => {
                 state.links.remove(&key);
@@ -332,6 +337,24 @@ impl Actor for Dispatcher {
 }
 
 impl State {
+    fn hear(&mut self, news: MinerNews, place: OwnedSemaphorePermit) -> Result<(), ActorProcessingErr> {
+        match news {
+            MinerNews::Capacity(link, devices) => self.residency.cast(ResidencyMsg::Capacity(link, devices, place))?,
+            MinerNews::Offer(key, offer, link) => {
+                tracing::info!(miner = %link.peer().short(), replica = key.replica.0, "replica offered");
+                self.residency.cast(ResidencyMsg::Offered(key, offer.device, offer.weights))?;
+                self.board.offer(key, offer, link.round_trip());
+                self.links.insert(key, link);
+            }
+            MinerNews::Stepped(key, step) => {
+                self.board.stepped(key, facts(&step));
+                self.board.grant(key, step.window);
+            }
+            MinerNews::Drain(key) => self.board.drain(key),
+        }
+        Ok(())
+    }
+
     fn submit(&mut self, submission: Submission, now: Duration) {
         if submission.reply.is_closed() {
             return;
@@ -448,3 +471,6 @@ fn facts(step: &Step) -> Steps<'_> {
 fn going_down() -> Refusal {
     Refusal::new(RefusalCode::Unavailable, "the scheduler is going down: try again")
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,17 +18,20 @@ use cuckoo_wire::message::{
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::dispatcher::progress::Progress;
-use crate::dispatcher::{DispatcherMsg, LinkId, Order, ReplicaKey, Seat};
+use crate::dispatcher::{DispatcherMsg, LinkId, MinerNews, Order, ReplicaKey, Seat};
 use crate::market::Market;
 use sequences::Sequences;
 pub(crate) use sequences::Standing;
 
 /// How long the steps that a leaving miner has sent may take to be read.
 const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
+
+/// Messages of a miner that may wait to be heard by the dispatcher: more than it ever sends while one is heard, if it means well.
+const UNHEARD_MAX: usize = 64;
 
 /// News of one sequence, from its miner.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ pub(crate) struct MinerLink {
     sequences_made: AtomicU64,
     /// There is something to look after again.
     busy: Notify,
+    /// Places for messages of it that the dispatcher has not heard yet.
+    unheard: Arc<Semaphore>,
 }
 
 /// A sequence on a miner; dropping it cancels what still runs. Its channel ends without a last item if the miner is lost.
@@ -305,6 +310,7 @@ async fn serve(args: MinerArgs) -> Result<(), FrameError> {
         sequences: Mutex::new(Sequences::new(Instant::now())),
         sequences_made: AtomicU64::new(1),
         busy: Notify::new(),
+        unheard: Arc::new(Semaphore::new(UNHEARD_MAX)),
     });
     let registered = Registered { link: link.clone(), market: market.clone() };
     let mut replicas: JoinSet<Result<(), FrameError>> = JoinSet::new();
@@ -355,7 +361,7 @@ async fn relay(
                 Ok(Some(said)) => {
                     said.check().map_err(invalid)?;
                     let FromMiner::Devices(devices) = said;
-                    market.dispatcher().tell(DispatcherMsg::Capacity(link.clone(), devices));
+                    market.dispatcher().hear(&link.unheard, MinerNews::Capacity(link.clone(), devices)).await;
                 }
                 Ok(None) | Err(FrameError::Io(_)) => break,
                 Err(error) => return Err(error),
@@ -403,11 +409,11 @@ async fn serve_replica(link: Arc<MinerLink>, market: Market, stream: quinn::Recv
     let key = ReplicaKey { link: link.id, replica: offer.replica };
     link.sequences.lock().add_replica(offer.replica, Instant::now());
     let mut replica = ReplicaStream { key, link, market };
-    replica.market.dispatcher().tell(DispatcherMsg::Offer(key, offer, replica.link.clone()));
+    replica.tell(MinerNews::Offer(key, offer, replica.link.clone())).await;
     while let Some(frame) = reader.next::<ReplicaFrame>().await? {
         match frame {
-            ReplicaFrame::Step(step) => replica.step(step)?,
-            ReplicaFrame::Drain => replica.leave(),
+            ReplicaFrame::Step(step) => replica.step(step).await?,
+            ReplicaFrame::Drain => replica.leave().await,
             ReplicaFrame::Beat(beat) => {
                 beat.check().map_err(invalid)?;
                 replica.link.sequences.lock().beat(key.replica, beat, Instant::now());
@@ -425,18 +431,22 @@ struct ReplicaStream {
 }
 
 impl ReplicaStream {
-    fn step(&mut self, mut step: Step) -> Result<(), FrameError> {
+    async fn tell(&self, news: MinerNews) {
+        self.market.dispatcher().hear(&self.link.unheard, news).await;
+    }
+
+    async fn step(&mut self, mut step: Step) -> Result<(), FrameError> {
         step.check().map_err(invalid)?;
         self.market.metrics().step(&self.link.peer, &step);
         let items = std::mem::take(&mut step.items);
         self.link.sequences.lock().split(self.key.replica, items, Instant::now()).map_err(invalid)?;
-        self.market.dispatcher().tell(DispatcherMsg::Stepped(self.key, step));
+        self.tell(MinerNews::Stepped(self.key, step)).await;
         Ok(())
     }
 
     /// Nobody is placed here any more before those who are here look for another place.
-    fn leave(&self) {
-        self.market.dispatcher().tell(DispatcherMsg::Drain(self.key));
+    async fn leave(&self) {
+        self.tell(MinerNews::Drain(self.key)).await;
         self.link.sequences.lock().leave(self.key.replica);
     }
 }

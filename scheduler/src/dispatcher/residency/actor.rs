@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cuckoo_wire::message::{Capacity, ToMiner, WeightsHash};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Residency;
 use crate::dispatcher::{DispatcherMsg, LinkId, ReplicaKey};
@@ -14,8 +15,8 @@ use crate::gateway::miner::MinerLink;
 
 /// Messages of the residency.
 pub(in crate::dispatcher) enum ResidencyMsg {
-    /// What a miner's devices could serve.
-    Capacity(Arc<MinerLink>, Vec<Capacity>),
+    /// What a miner's devices could serve, and its place among those that are unheard.
+    Capacity(Arc<MinerLink>, Vec<Capacity>, OwnedSemaphorePermit),
     /// A device has a model.
     Offered(ReplicaKey, u32, WeightsHash),
     /// It has it no more.
@@ -65,7 +66,7 @@ impl Actor for ResidencyActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ResidencyMsg::Capacity(link, devices) => state.capacity(link, devices)?,
+            ResidencyMsg::Capacity(link, devices, _place) => state.capacity(link, devices)?,
             ResidencyMsg::Offered(key, device, weights) => state.residency.offered(key, device, weights),
             ResidencyMsg::Lost(key) => state.residency.lost(key),
             ResidencyMsg::LinkLost(link) => {
