@@ -124,36 +124,34 @@ async fn answer(
         Err(_) => return writer.send(&Reply::Refused(Refusal::new(RefusalCode::InvalidRequest, "no call came"))).await,
     };
     match call {
-        None => Ok(()),
+        None => {}
         Some(Call::Generate(request)) => {
             let serve = |listener| async move { market.serve(request, listener).await };
             begin(requests, writer, connection, serve).await;
-            Ok(())
         }
         Some(Call::Resume { api_key, request, after }) => {
             let resume = Resume { api_key, request, after };
             let serve = |listener| async move { market.resume(resume, listener).await };
             begin(requests, writer, connection, serve).await;
-            Ok(())
         }
         Some(Call::Embed(request)) => {
             let serve = |listener: Listener| async move { market.embed(request, listener.replies).await };
             begin(requests, writer, connection, serve).await;
-            Ok(())
         }
-        Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await,
+        Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await?,
         Some(Call::Explain { api_key, request }) => {
             let reply = market.explain(&api_key, request).await.map_or_else(Reply::Refused, Reply::Explained);
-            finish(writer, reply).await
+            finish(writer, reply).await?;
         }
         Some(Call::Wallet { api_key, entries_max }) => {
             let reply = match market.wallet(peer, api_key.as_ref(), entries_max).await {
                 Ok(wallet) => Reply::Wallet(wallet),
                 Err(refusal) => Reply::Refused(refusal),
             };
-            finish(writer, reply).await
+            finish(writer, reply).await?;
         }
     }
+    Ok(())
 }
 
 async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Result<(), FrameError> {
