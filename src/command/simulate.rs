@@ -28,7 +28,8 @@ pub(super) fn run(common: &Common, args: &SimulateArgs) -> anyhow::Result<()> {
     }
     if let Some(folder) = &args.plots {
         // Before hours of work, rather than after.
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
+        let why = || format!("{}: the folder cannot be made: name another one with --plots", folder.display());
+        std::fs::create_dir_all(folder).with_context(why)?;
     }
     let runs = args.seeds * rules.len() as u64;
     let bar = ProgressBar::new(runs).with_style(
@@ -131,7 +132,9 @@ fn keep(folder: &Path, pictures: &Pictures) -> anyhow::Result<()> {
             // Where nothing can be written there may be nothing to remove.
             let _ = std::fs::remove_file(&staged);
         }
-        kept.with_context(|| format!("{}: the picture cannot be written", path.display()))?;
+        let why =
+            || format!("{}: the picture cannot be written: make room there, or name another folder", path.display());
+        kept.with_context(why)?;
     }
     Ok(())
 }
