@@ -14,6 +14,8 @@ mod cli;
 mod cuda;
 /// Vectors of texts: the real encoder against numpy, bit for bit against itself, and through both doors.
 mod embeddings;
+/// Tenants that want more than there is, at more schedulers than one.
+mod fairness;
 /// A tiny model of every family, against its reference code in numpy.
 mod families;
 /// Miners that die, freeze, vanish, are slow or leave, as real processes behind a network that fails.

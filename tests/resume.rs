@@ -214,14 +214,20 @@ async fn who_does_not_come_back_pays_for_what_it_took() {
     assert!(kept.tokens.starts_with(&answer.tokens) && kept.tokens.len() < answer.tokens.len() + 130);
 }
 
-/// Two schedulers with one store, and two miners that work for both.
-struct Pair {
-    first: Market,
-    second: Market,
+/// Two schedulers with one store, and miners that work for both.
+pub(crate) struct Pair {
+    pub(crate) first: Market,
+    pub(crate) second: Market,
+    /// The second one's first API key; both markets use the first one's.
+    pub(crate) other_key: String,
 }
 
 impl Pair {
     async fn start() -> Self {
+        Self::start_with(2, MINER).await
+    }
+
+    pub(crate) async fn start_with(miners: usize, options: &[&str]) -> Self {
         let url = server::shared().address(&server::shared().schema().await);
         let first = Market::start_with(&["--store", &url], 0, &[]);
         let home = tempfile::tempdir().unwrap();
@@ -229,24 +235,26 @@ impl Pair {
         std::fs::create_dir(home.path().join("ledger")).unwrap();
         std::fs::copy(first.home().join(&pepper), home.path().join(&pepper)).unwrap();
         let args = ["schedule", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0", "--store", &url];
-        let mut second = Market::of(Process::start_in(home, &args), &["--store", &url]).with_key_of(&first);
+        let second = Market::of(Process::start_in(home, &args), &["--store", &url]);
+        let other_key = second.key().to_owned();
+        let mut second = second.with_key_of(&first);
         let joins = format!("{},{}", first.join(), second.join());
-        for _ in 0..2 {
-            let miner = Process::start(&[&["mine", "--join", &joins, "--threads", "1"], MINER].concat());
+        for _ in 0..miners {
+            let miner = Process::start(&[&["mine", "--join", &joins, "--threads", "1"], options].concat());
             miner.ready();
             second.miners.push(miner);
         }
         for market in [&first, &second] {
-            eventually("both miners work for both", || metric(market.http(), "cuckoo_replicas") == 2.0);
+            eventually("all miners work for both", || metric(market.http(), "cuckoo_replicas") as usize == miners);
         }
-        Self { first, second }
+        Self { first, second, other_key }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_a_scheduler_that_is_killed_go_on_through_another() {
     let mut pair = Pair::start().await;
-    let Pair { first, second } = &pair;
+    let Pair { first, second, .. } = &pair;
     let expected = undisturbed(first, 0..4).await;
     eventually("what was earned is added up", || sum(&second.balances(), "miner:") > 0);
     let before = second.balances();

@@ -1,6 +1,7 @@
 //! The actor around the [`Board`]: requests and windows come in as messages, assignments go out to miners' links.
 
 pub(crate) mod board;
+pub(crate) mod exchange;
 mod explanations;
 pub(crate) mod progress;
 mod residency;
@@ -17,7 +18,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use board::{
-    BlockName, Board, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
+    BlockName, Board, Charge, Computes, Considered, Ended, LinkId, Need, Objective, Placement, Quote, Reasons, Replica,
     ReplicaKey, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 use explanations::Explanations;
@@ -63,6 +64,10 @@ pub(crate) enum DispatcherMsg {
     Expected(Vec<(WeightsHash, bool)>),
     /// Miners were asked for what they should load.
     Decided,
+    /// What was charged since this was asked last?
+    Charges(RpcReplyPort<Vec<Charge>>),
+    /// Other schedulers have charged so much.
+    ChargedElsewhere(Vec<Charge>, RpcReplyPort<()>),
     /// Look for requests that waited too long.
     Expire,
 }
@@ -315,6 +320,15 @@ impl Actor for Dispatcher {
                 let replicas: Vec<_> =
                     state.links.iter().filter_map(|(key, link)| link.progress(key.replica)).collect();
                 let _ = reply.send(progress::verdict(&replicas, Instant::now()));
+                return Ok(());
+            }
+            DispatcherMsg::Charges(reply) => {
+                let _ = reply.send(state.board.take_charges(exchange::CHARGES_MAX));
+                return Ok(());
+            }
+            DispatcherMsg::ChargedElsewhere(charges, reply) => {
+                state.board.charge_elsewhere(&charges);
+                let _ = reply.send(());
                 return Ok(());
             }
             DispatcherMsg::Expire => {

@@ -4,7 +4,7 @@
 //! ```text
 //! LedgerHandle ──open, append, settle, release, deposit──▶ inbox ─▶ actor: what comes while one batch commits is the next
 //!      │              └─▶ Store::commit ─▶ Books, Journal (the rules) ─▶ postings, balances; requests, tokens
-//!      └─adopt, claim, request, wallet, totals, trial balance, keys──▶ Store, past the actor
+//!      └─adopt, claim, request, wallet, totals, trial balance, keys, exchange──▶ Store, past the actor
 //! ```
 //!
 //! A write is answered when it is durable. A broken invariant fails the actor, and its supervisor is to stop the
@@ -37,8 +37,9 @@ pub use books::{
 };
 pub use keys::{KeyError, KeyInfo};
 pub use store::{
-    AnyStore, ENDED_KEPT, Kept, LEASE_SECONDS, NoUrl, PostgresStore, PostgresUrl, Reopened, SqliteStore, Store,
-    StoreError, StoredKey, TAKEOVER_MAX, Takeover, Totals, TrialBalance, WALLET_ENTRIES_MAX, stop_at_step,
+    AnyStore, ENDED_KEPT, Kept, LEASE_SECONDS, NOTE_BYTES_MAX, NoUrl, Note, PostgresStore, PostgresUrl, Reopened,
+    SqliteStore, Store, StoreError, StoredKey, TAKEOVER_MAX, Takeover, Totals, TrialBalance, WALLET_ENTRIES_MAX,
+    stop_at_step,
 };
 pub use write::{Changed, Done, End, Rejected, Write};
 
@@ -144,6 +145,12 @@ impl LedgerHandle {
     /// What is known of a request, with its output so far or, for [`ENDED_KEPT`], after its end.
     pub async fn request(&self, request: RequestId) -> Result<Option<Kept>, LedgerError> {
         Ok(self.store.request(request).await?)
+    }
+
+    /// Tells the other schedulers of a shared store something, and hears what they have told since this was asked last: see
+    /// [`Store::exchange`].
+    pub async fn exchange(&self, note: Option<&Note>) -> Result<Vec<Vec<u8>>, LedgerError> {
+        Ok(self.store.exchange(note).await?)
     }
 
     /// A new API key whose account starts with `deposit_nano` nano-credits. Its text is nowhere but in the answer.

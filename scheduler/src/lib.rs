@@ -37,7 +37,7 @@ mod tools;
 mod words;
 
 pub use dispatcher::{
-    BlockName, Board, Computes, Considered, DeviceKey, Ended, LinkId, Need, Objective, Placement, Quote, Reasons,
-    Replica, ReplicaKey, Residency, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
+    BlockName, Board, Charge, Computes, Considered, DeviceKey, Ended, LinkId, Need, Objective, Placement, Quote,
+    Reasons, Replica, ReplicaKey, Residency, Steps, Tenant, Ticket, Turned, WAITING_MAX, Whom, mixed, objective,
 };
 pub use root::{ScheduleConfig, ScheduleError, Scheduler, schedule};

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adopt;
 use crate::catalog::CatalogHandle;
-use crate::dispatcher::DispatcherHandle;
+use crate::dispatcher::{DispatcherHandle, exchange};
 use crate::gateway::{Gateway, GatewayArgs, http};
 use crate::ledger::{LedgerHandle, PostgresUrl};
 use crate::market::Market;
@@ -219,8 +219,9 @@ struct RootArgs {
 
 struct RootState {
     failure: watch::Sender<Option<String>>,
-    /// Ends with the root.
+    /// These end with the root.
     _adopting: AbortOnDropHandle<()>,
+    _exchanging: AbortOnDropHandle<()>,
 }
 
 struct Root;
@@ -237,6 +238,7 @@ impl Actor for Root {
         let adopting = AbortOnDropHandle::new(tokio::spawn(adopt::for_ever(ledger.clone())));
         let catalog = CatalogHandle::start(args.shelf_dir, me.get_cell()).await?;
         let dispatcher = DispatcherHandle::start(me.get_cell(), metrics.clone()).await?;
+        let exchanging = AbortOnDropHandle::new(tokio::spawn(exchange::for_ever(dispatcher.clone(), ledger.clone())));
         let market = Market::new(catalog, dispatcher, ledger, metrics);
         let gateway = GatewayArgs {
             endpoint: args.endpoint,
@@ -248,7 +250,7 @@ impl Actor for Root {
         };
         Actor::spawn_linked(None, Gateway, gateway, me.get_cell()).await?;
         let _ = args.market.send(market);
-        Ok(RootState { failure: args.failure, _adopting: adopting })
+        Ok(RootState { failure: args.failure, _adopting: adopting, _exchanging: exchanging })
     }
 
     /// Whoever owns shared truth and fails takes the scheduler along: better no answer than a wrong one.

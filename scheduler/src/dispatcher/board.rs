@@ -31,6 +31,7 @@ use cuckoo_wire::limits::BLOCK_TOKENS;
 use cuckoo_wire::message::{
     FoundBy, Numerics, Offer, Price, ReplicaId, ServiceClass, Task, Terms, WeightsHash, Window,
 };
+use serde::{Deserialize, Serialize};
 
 pub use chance::mixed;
 pub use fleet::Replica;
@@ -59,8 +60,21 @@ pub struct ReplicaKey {
 pub struct Ticket(pub u64);
 
 /// Who is served: requests of one account share its turn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tenant(pub u64);
+
+/// What a tenant was charged for the service of one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    /// The model, with all its adapters.
+    pub weights: WeightsHash,
+    /// As what its requests came.
+    pub class: ServiceClass,
+    /// Who.
+    pub tenant: Tenant,
+    /// How many tokens; negative where it had been charged for more than it got.
+    pub tokens: i64,
+}
 
 /// What computes: weights, and perhaps an adapter of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -377,6 +391,27 @@ impl Board {
         late.iter().for_each(|(ticket, _)| _ = self.tickets.remove(ticket));
         late.sort_by_key(|(ticket, _)| *ticket);
         late
+    }
+
+    /// Takes what was charged here since the last time, `most` charges at most, for the other schedulers to count.
+    pub fn take_charges(&mut self, most: usize) -> Vec<Charge> {
+        let mut taken = Vec::new();
+        for (weights, pool) in &mut self.pools {
+            let untold = pool.queue.take_untold(most - taken.len());
+            let charge = |(class, tenant, tokens)| Charge { weights: *weights, class, tenant, tokens };
+            taken.extend(untold.into_iter().map(charge));
+        }
+        taken
+    }
+
+    /// Other schedulers have charged so much. What is said of a model that was never asked for or offered here is not kept:
+    /// nobody competes for it here, and whoever comes first begins level.
+    pub fn charge_elsewhere(&mut self, charges: &[Charge]) {
+        for Charge { weights, class, tenant, tokens } in charges {
+            if let Some(pool) = self.pools.get_mut(weights) {
+                pool.queue.charge_elsewhere(*tenant, *class, *tokens);
+            }
+        }
     }
 
     /// Whether somebody could load a model, so that it is worth waiting for where nobody has it.

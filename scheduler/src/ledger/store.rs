@@ -43,7 +43,13 @@ pub const ENDED_KEPT: Duration = Duration::from_hours(24);
 pub const TAKEOVER_MAX: usize = 64;
 /// A scheduler that shares a store with others and says nothing for so long is gone: its requests may be taken over.
 pub const LEASE_SECONDS: i64 = 5;
-/// Ended requests that are forgotten at a time.
+/// Bytes of a note to other schedulers.
+pub const NOTE_BYTES_MAX: usize = 256 << 10;
+/// Notes of others that are heard at a time; more wait.
+const NOTES_MAX: i64 = 256;
+/// Notes are kept so long for who cannot reach the store, and then serves nobody new.
+const NOTES_KEPT_SECONDS: i64 = 600;
+/// Ended requests, and notes, that are forgotten at a time.
 const FORGOTTEN_MAX: i64 = 1_000;
 /// Segments of a log before what is still needed of them is written anew, so that one long request does not keep
 /// everybody's tokens.
@@ -71,6 +77,13 @@ pub trait Store: Send + Sync + 'static {
     /// What is kept of a request; `None` if it was never opened, or has ended and is forgotten.
     fn request(&self, request: RequestId) -> impl Future<Output = Result<Option<Kept>, StoreError>> + Send;
 
+    /// Tells the other schedulers a `note`, and answers what they have told since this was asked last or, at first, since
+    /// the store was opened: each note once and each scheduler's in its order. A store of one process has nobody to tell.
+    ///
+    /// # Errors
+    /// Where the note may have been told or not: it is told again with its number, and counts once. Nothing was heard.
+    fn exchange(&self, note: Option<&Note>) -> impl Future<Output = Result<Vec<Vec<u8>>, StoreError>> + Send;
+
     /// What must be done once in a while, every second: renews the lease, and forgets what nobody needs any more.
     fn tend(&self, at_ms: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
 
@@ -95,6 +108,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Keys that begin with `prefix`, or all for `None`, in the order in which they were made.
     fn keys(&self, prefix: Option<&str>) -> impl Future<Output = Result<Vec<StoredKey>, StoreError>> + Send;
+}
+
+/// What one scheduler tells all others that share its store. Lost when nobody asks for it in time: nothing that must be true
+/// depends on one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// 1, 2, 3, … in this run of the scheduler. The next one is told when this one has been.
+    pub number: i64,
+    /// For those who understand it; [`NOTE_BYTES_MAX`] at most.
+    pub body: Vec<u8>,
 }
 
 /// Which requests are taken over.

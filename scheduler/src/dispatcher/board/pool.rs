@@ -44,7 +44,7 @@ const RETRY_AFTER: (u64, u64) = (1, 600);
 pub(super) struct Pool {
     pub(super) fleet: Fleet,
     pub(super) index: PrefixIndex,
-    queue: Queue,
+    pub(super) queue: Queue,
     requests: HashMap<Ticket, Request>,
     /// Until when each of them waits.
     deadlines: BTreeSet<(Duration, Ticket)>,

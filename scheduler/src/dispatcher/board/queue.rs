@@ -6,11 +6,14 @@
 //! back from having nothing to do starts at the level of who is being served, so nobody saves up. Within a tenant, a
 //! request of `w` tokens is taken for one that came `w` times [`AGE_PER_TOKEN_US`] later: short ones pass long ones, but
 //! only for so long.
+//!
+//! What other schedulers of the same store gave a tenant counts as if it had got it here, so that whoever talks to many has
+//! one share. It comes to be known a little later, and the gap between tenants is wider by what is served meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use super::{ServiceClass, Tenant, Ticket};
+use super::{ServiceClass, Tenant, Ticket, WAITING_MAX};
 
 /// How much later a request counts as having come, for each token of its work, in microseconds.
 const AGE_PER_TOKEN_US: u64 = 2_000;
@@ -18,8 +21,9 @@ const AGE_PER_TOKEN_US: u64 = 2_000;
 const LATE_TURNS: u32 = 4;
 /// Shares of the classes where all have requests waiting: interactive, standard, batch.
 const WEIGHTS: [u64; 3] = [8, 4, 1];
-/// Tenants that wait for nothing are forgotten when there are so many, if they got no more than who is served.
+/// Tenants of a class whose counters are kept, and of which others have yet to be told. Those that wait are fewer.
 const TENANTS_REMEMBERED: usize = 10_000;
+const _: () = assert!(WAITING_MAX <= TENANTS_REMEMBERED / 2);
 /// Parts of a token that counters count, so that weights divide them.
 const PARTS: u64 = 64;
 
@@ -62,8 +66,10 @@ struct Class {
     /// Tenants that wait, by counter.
     order: BTreeSet<(u64, Tenant)>,
     counters: HashMap<Tenant, u64>,
-    /// The counter of the tenant that was served last.
+    /// Where newcomers begin: the counter of the tenant that was served last, unless somebody who waits has less.
     floor: u64,
+    /// Tokens that each was charged here since other schedulers were told.
+    untold: HashMap<Tenant, i64>,
 }
 
 /// What waits of one tenant.
@@ -190,6 +196,25 @@ impl Queue {
         }
         class.counter = class.counter.saturating_add_signed(tokens.saturating_mul(PARTS as i64) / weight as i64);
         class.charge(tenant, tokens);
+        class.keep_for_others(tenant, tokens);
+    }
+
+    /// Another scheduler has served a tenant so many tokens. Its class is not charged: weights of classes hold at each
+    /// scheduler, and so in the sum, but a tenant with a share of each scheduler would have many.
+    pub(super) fn charge_elsewhere(&mut self, tenant: Tenant, class: ServiceClass, tokens: i64) {
+        self.classes[class as usize].charge_elsewhere(tenant, tokens);
+    }
+
+    /// Takes what was charged here since the last time, of `most` tenants at most.
+    pub(super) fn take_untold(&mut self, most: usize) -> Vec<(ServiceClass, Tenant, i64)> {
+        let mut taken = Vec::new();
+        for class in [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch] {
+            let untold = &mut self.classes[class as usize].untold;
+            let tenants: Vec<Tenant> = untold.keys().copied().take(most - taken.len()).collect();
+            let charges = tenants.into_iter().filter_map(|tenant| untold.remove_entry(&tenant));
+            taken.extend(charges.filter(|(_, tokens)| *tokens != 0).map(|(tenant, tokens)| (class, tenant, tokens)));
+        }
+        taken
     }
 
     /// What a tenant got, in tokens, by the counter that decides when it is next.
@@ -214,9 +239,9 @@ impl Class {
             let counter = self.counters.entry(tenant).or_insert(self.floor);
             *counter = (*counter).max(self.floor);
             self.order.insert((*counter, tenant));
-            self.forget();
         }
         self.waiting.entry(tenant).or_default().in_time.insert(place_of(&request), request);
+        self.forget();
     }
 
     fn take(&mut self, now: Duration) -> Option<Waits> {
@@ -241,23 +266,53 @@ impl Class {
     }
 
     fn charge(&mut self, tenant: Tenant, tokens: i64) {
-        let counter = self.counters.entry(tenant).or_insert(self.floor);
-        let before = *counter;
+        let before = *self.counters.entry(tenant).or_insert(self.floor);
         if tokens > 0 {
-            // Who is served is who had least.
-            self.floor = self.floor.max(before);
+            // Who is served is who had least, but for streams that have begun and for service elsewhere: there somebody who
+            // waits here may have less, and newcomers are not to begin behind them.
+            let least = self.order.first().map_or(before, |(counter, _)| *counter);
+            self.floor = self.floor.max(before.min(least));
         }
-        *counter = before.saturating_add_signed(tokens.saturating_mul(PARTS as i64));
+        let counter = before.saturating_add_signed(tokens.saturating_mul(PARTS as i64));
+        self.counters.insert(tenant, counter);
         if self.order.remove(&(before, tenant)) {
-            self.order.insert((*counter, tenant));
+            self.order.insert((counter, tenant));
+        }
+        self.forget();
+    }
+
+    fn charge_elsewhere(&mut self, tenant: Tenant, tokens: i64) {
+        if !self.waiting.contains_key(&tenant) {
+            // It begins where it would if it came here now, or what it gets elsewhere would be hidden below that.
+            let counter = self.counters.entry(tenant).or_insert(self.floor);
+            *counter = (*counter).max(self.floor);
+        }
+        self.charge(tenant, tokens);
+    }
+
+    /// Notes a charge of which others are to be told. Where they have not been for so long that there are too many tenants,
+    /// those who come last are served without the others' knowing.
+    fn keep_for_others(&mut self, tenant: Tenant, tokens: i64) {
+        if self.untold.len() < TENANTS_REMEMBERED || self.untold.contains_key(&tenant) {
+            let untold = self.untold.entry(tenant).or_default();
+            *untold = untold.saturating_add(tokens);
         }
     }
 
+    /// Makes room where there are too many counters. Nobody who waits is forgotten. Of the others, those who got no more than
+    /// who is served would begin there anyway; where these are too few, those follow who got least beyond that: they gain it.
     fn forget(&mut self) {
-        if self.counters.len() > TENANTS_REMEMBERED {
-            let (waiting, floor) = (&self.waiting, self.floor);
-            self.counters.retain(|tenant, counter| *counter > floor || waiting.contains_key(tenant));
+        if self.counters.len() <= TENANTS_REMEMBERED {
+            return;
         }
+        let (waiting, floor) = (&self.waiting, self.floor);
+        self.counters.retain(|tenant, counter| *counter > floor || waiting.contains_key(tenant));
+        let Some(excess) = self.counters.len().checked_sub(TENANTS_REMEMBERED / 2) else { return };
+        // Half at a time: looking at all of them is not for every newcomer.
+        let idle = self.counters.iter().filter(|(tenant, _)| !waiting.contains_key(tenant));
+        let mut idle: Vec<(u64, Tenant)> = idle.map(|(tenant, counter)| (*counter, *tenant)).collect();
+        idle.sort_unstable();
+        idle.iter().take(excess).for_each(|(_, tenant)| _ = self.counters.remove(tenant));
     }
 }
 
@@ -266,147 +321,4 @@ fn place_of(request: &Waits) -> (u64, Ticket) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn waits(ticket: u64, tenant: u64, class: ServiceClass, work: u64) -> Waits {
-        let since = Duration::from_millis(ticket);
-        let late_from = Duration::MAX;
-        Waits { ticket: Ticket(ticket), tenant: Tenant(tenant), class, has_begun: false, since, late_from, work }
-    }
-
-    /// Serves the next, wholly.
-    fn serve(queue: &mut Queue) -> Waits {
-        let next = queue.take(Duration::ZERO).expect("somebody waits");
-        queue.charge(next.tenant, next.class, next.work as i64);
-        next
-    }
-
-    #[test]
-    fn streams_that_have_begun_come_first() {
-        let mut queue = Queue::default();
-        queue.put(waits(1, 1, ServiceClass::Interactive, 1));
-        queue.put(Waits { has_begun: true, ..waits(9, 2, ServiceClass::Batch, 1_000) });
-        queue.put(Waits { has_begun: true, ..waits(8, 2, ServiceClass::Batch, 5_000) });
-        let order: Vec<u64> = (0..3).map(|_| serve(&mut queue).ticket.0).collect();
-        assert_eq!((order, queue.len()), (vec![8, 9, 1], 0));
-    }
-
-    #[test]
-    fn classes_share_by_weight_and_leave_nothing_idle() {
-        let mut queue = Queue::default();
-        for ticket in 0..390 {
-            let class = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch][ticket as usize % 3];
-            queue.put(waits(ticket, 1, class, 100));
-        }
-        let served: Vec<ServiceClass> = (0..130).map(|_| serve(&mut queue).class).collect();
-        let of = |class| served.iter().filter(|c| **c == class).count();
-        assert_eq!((of(ServiceClass::Interactive), of(ServiceClass::Standard), of(ServiceClass::Batch)), (80, 40, 10));
-        let mut rest: Vec<ServiceClass> = (0..260).map(|_| serve(&mut queue).class).collect();
-        rest.reverse();
-        assert!(rest[..50].iter().all(|class| *class == ServiceClass::Batch), "what is left is served all the same");
-    }
-
-    #[test]
-    fn a_class_that_was_away_has_saved_nothing_up() {
-        let mut queue = Queue::default();
-        (0..100).for_each(|n| queue.put(waits(n, 1, ServiceClass::Standard, 100)));
-        (0..50).for_each(|_| _ = serve(&mut queue));
-        (100..130).for_each(|n| queue.put(waits(n, 1, ServiceClass::Batch, 100)));
-        let batch = (0..50).filter(|_| serve(&mut queue).class == ServiceClass::Batch).count();
-        assert_eq!(batch, 10, "a fifth from now on");
-    }
-
-    #[test]
-    fn who_floods_is_served_as_much_as_who_does_not() {
-        let mut queue = Queue::default();
-        (0..1_000).for_each(|n| queue.put(waits(n, 1, ServiceClass::Standard, 100)));
-        (0..20).for_each(|_| _ = serve(&mut queue));
-        (1_000..1_010).for_each(|n| queue.put(waits(n, 2, ServiceClass::Standard, 100)));
-        let quiet = (0..20).filter(|_| serve(&mut queue).tenant == Tenant(2)).count();
-        assert!((9..=10).contains(&quiet), "{quiet}");
-    }
-
-    #[test]
-    fn who_is_late_waits_for_who_is_not_but_not_for_ever() {
-        let mut queue = Queue::default();
-        let now = Duration::from_secs(10);
-        (0..10).for_each(|n| queue.put(Waits { late_from: now, ..waits(n, 1, ServiceClass::Standard, 50) }));
-        (10..20).for_each(|n| queue.put(waits(n, 1, ServiceClass::Standard, 50)));
-        let order: Vec<u64> = (0..20).filter_map(|_| queue.take(now)).map(|r| r.ticket.0).collect();
-        assert_eq!(order[..8], [10, 11, 12, 0, 13, 14, 15, 1]);
-        assert_eq!((order.len(), &order[13..]), (20, &[3, 4, 5, 6, 7, 8, 9][..]));
-    }
-
-    #[test]
-    fn short_requests_pass_long_ones_for_a_while() {
-        let mut queue = Queue::default();
-        queue.put(waits(0, 1, ServiceClass::Standard, 5_000));
-        queue.put(waits(1, 1, ServiceClass::Standard, 50));
-        queue.put(waits(20_000, 1, ServiceClass::Standard, 50));
-        let order: Vec<u64> = (0..3).map(|_| serve(&mut queue).ticket.0).collect();
-        assert_eq!(order, [1, 0, 20_000], "ten seconds ahead, and no more");
-    }
-
-    proptest! {
-        /// While two tenants of a class both wait, what they got differs by no more than twice the largest request
-        /// (Sheng et al. 2023, theorem 4.4).
-        #[test]
-        fn the_service_gap_is_bounded(works in prop::collection::vec((1u64..3, 1u64..2_000), 2..200)) {
-            let mut queue = Queue::default();
-            for (at, (tenant, work)) in works.iter().enumerate() {
-                queue.put(waits(at as u64, *tenant, ServiceClass::Standard, *work));
-            }
-            let mut left = [0; 3];
-            works.iter().for_each(|(tenant, _)| left[*tenant as usize] += 1);
-            let mut got = [0i64; 3];
-            while left[1] > 0 && left[2] > 0 {
-                let next = serve(&mut queue);
-                left[next.tenant.0 as usize] -= 1;
-                got[next.tenant.0 as usize] += next.work as i64;
-                prop_assert!((got[1] - got[2]).abs() <= 2 * 2_000);
-            }
-        }
-
-        /// Whatever is put in comes out once, or is removed, and the length is what it says.
-        #[test]
-        fn nothing_is_lost(acts in prop::collection::vec((0u8..6, 0u64..5, 0u8..3, any::<bool>(), 1u64..100), 1..200)) {
-            let (mut queue, mut inside, mut aside) = (Queue::default(), Vec::<Waits>::new(), Vec::<Waits>::new());
-            for (at, (act, tenant, class, has_begun, work)) in acts.into_iter().enumerate() {
-                let class = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch][class as usize];
-                match act {
-                    0 | 1 => {
-                        let request = Waits { has_begun, ..waits(at as u64, tenant, class, work) };
-                        queue.put(request);
-                        inside.push(request);
-                    }
-                    2 => match queue.take(Duration::ZERO) {
-                        Some(taken) => {
-                            let at = inside.iter().position(|r| *r == taken);
-                            prop_assert!(at.is_some());
-                            inside.swap_remove(at.unwrap_or_default());
-                            queue.charge(taken.tenant, taken.class, work as i64 - 50);
-                        }
-                        None => prop_assert!(inside.is_empty()),
-                    },
-                    3 => if let Some(request) = inside.pop().or_else(|| aside.pop()) {
-                        prop_assert!(queue.remove(&request) && !queue.remove(&request));
-                    }
-                    4 => if let Some(taken) = queue.take(Duration::ZERO) {
-                        inside.retain(|request| *request != taken);
-                        queue.set_aside(taken);
-                        aside.push(taken);
-                    }
-                    _ => if let Some(request) = aside.pop() {
-                        queue.call_back(request.ticket);
-                        inside.push(request);
-                    }
-                }
-                let work: u64 = inside.iter().chain(&aside).map(|request| request.work).sum();
-                prop_assert_eq!((queue.len(), queue.work()), (inside.len() + aside.len(), work));
-            }
-            prop_assert_eq!(std::iter::from_fn(|| queue.take(Duration::ZERO)).count(), inside.len());
-        }
-    }
-}
+mod tests;

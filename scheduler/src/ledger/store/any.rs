@@ -4,7 +4,9 @@ use cuckoo_wire::message::{RequestId, Wallet};
 
 use super::super::account::Account;
 use super::super::write::{Done, Rejected, Write};
-use super::{Kept, PostgresStore, Reopened, SqliteStore, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance};
+use super::{
+    Kept, Note, PostgresStore, Reopened, SqliteStore, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance,
+};
 
 /// A ledger, wherever it is.
 #[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
@@ -35,6 +37,10 @@ impl Store for AnyStore {
 
     async fn request(&self, request: RequestId) -> Result<Option<Kept>, StoreError> {
         either!(self, store => store.request(request))
+    }
+
+    async fn exchange(&self, note: Option<&Note>) -> Result<Vec<Vec<u8>>, StoreError> {
+        either!(self, store => store.exchange(note))
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 //! the lock of its own row meanwhile: that is what a takeover waits for. Of others it locks only the accounts of
 //! developers whose requests it opens or ends.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::path::Path;
@@ -19,11 +20,12 @@ use super::super::account::Account;
 use super::super::books::Broken;
 use super::super::write::{Done, Rejected, Write};
 use super::rows::{Columns, Failure};
-use super::{Kept, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
+use super::{Kept, Note, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
 
 mod batch;
 mod journal;
 mod keys;
+mod notes;
 mod trial;
 mod url;
 mod wallet;
@@ -33,7 +35,9 @@ pub use url::{NoUrl, PostgresUrl};
 use writer::Writer;
 
 /// The tables' version that this program writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+/// The version in which schedulers told each other nothing.
+const WITHOUT_NOTES: i64 = 1;
 /// Locked for as long as a process is the scheduler whose data directory this is in.
 const LOCK_FILE: &str = "store.lock";
 /// A server that does not answer for so long is away.
@@ -44,7 +48,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// milliseconds. Shorter than [`ANSWER_MAX`], so that who waits sees the end of it.
 const IDLE_MAX_MS: &str = "5000";
 const LOCK_WAIT_MS: &str = "8000";
-/// Connections for wallets, totals and trial balances; they never wait for the writer.
+/// Connections for wallets, totals, trial balances and notes; they never wait for the writer.
 const READERS: u32 = 4;
 /// Times that a transaction is tried when the server ends it for the sake of another one.
 const TRIES_MAX: usize = 3;
@@ -62,6 +66,8 @@ pub struct PostgresStore {
     /// `None` after a failure: the next use connects anew and reads anew what runs.
     writer: Mutex<Option<Writer>>,
     readers: PgPool,
+    /// The last note that was heard of each scheduler.
+    heard: Mutex<HashMap<i64, i64>>,
     /// Unlocked when dropped.
     _lock: File,
 }
@@ -84,10 +90,12 @@ impl PostgresStore {
         ]);
         let pool = PgPoolOptions::new().max_connections(READERS).acquire_timeout(CONNECT_MAX);
         let readers = pool.connect_lazy_with(options.clone());
-        let mut store =
-            Self { url: url.clone(), options, me, run: (0, 0), writer: Mutex::new(None), readers, _lock: lock };
+        let (url, writer, heard) = (url.clone(), Mutex::new(None), Mutex::default());
+        let mut store = Self { url, options, me, run: (0, 0), writer, readers, heard, _lock: lock };
         let mut connection = store.connect().await?;
         store.run = store.within(store.prepare(&mut connection)).await?;
+        // What was told before this run is about service that nobody here had a part in.
+        *store.heard.get_mut() = store.within(notes::last(&mut connection)).await?;
         let writer = store.within(Writer::load(connection, store.me, store.run)).await?;
         *store.writer.get_mut() = Some(writer);
         Ok(store)
@@ -129,7 +137,10 @@ impl PostgresStore {
             return Err(foreign("has another program's tables: use another database or schema".to_owned()));
         }
         let version = sqlx::query("SELECT version::bigint FROM store").fetch_one(&mut *tx).await?.int(0)?;
-        if version != SCHEMA_VERSION {
+        if version == WITHOUT_NOTES {
+            sqlx::raw_sql(include_str!("postgres/notes.sql")).execute(&mut *tx).await?;
+            step::reached("open: there are notes");
+        } else if version != SCHEMA_VERSION {
             return Err(foreign(format!(
                 "has ledger version {version}; this program knows {SCHEMA_VERSION}: update it"
             )));
@@ -236,6 +247,11 @@ impl Store for PostgresStore {
     async fn request(&self, request: RequestId) -> Result<Option<Kept>, StoreError> {
         let mut reader = self.reader().await?;
         self.within(journal::read(&mut reader, request)).await
+    }
+
+    async fn exchange(&self, note: Option<&Note>) -> Result<Vec<Vec<u8>>, StoreError> {
+        let (mut heard, mut reader) = (self.heard.lock().await, self.reader().await?);
+        self.within(notes::exchange(&mut reader, self.run, &mut heard, note)).await
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {

@@ -17,7 +17,7 @@ use super::super::account::Account;
 use super::super::books::Broken;
 use super::super::write::{Done, Rejected, Write};
 use super::rows::Failure;
-use super::{Kept, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
+use super::{Kept, Note, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
 use crate::journal::Journal;
 
 mod batch;
@@ -237,6 +237,11 @@ impl Store for SqliteStore {
     async fn request(&self, request: RequestId) -> Result<Option<Kept>, StoreError> {
         let mut reader = self.reader().await?;
         journal::read(&mut reader, request).await.map_err(|f| self.explain(f))
+    }
+
+    /// There are no others.
+    async fn exchange(&self, _: Option<&Note>) -> Result<Vec<Vec<u8>>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {

@@ -49,6 +49,10 @@ impl Store for Stub {
         unreachable!("the store was asked for a request")
     }
 
+    async fn exchange(&self, _: Option<&Note>) -> Result<Vec<Vec<u8>>, StoreError> {
+        unreachable!("the store was asked to exchange notes")
+    }
+
     async fn tend(&self, _: i64) -> Result<(), StoreError> {
         Ok(())
     }

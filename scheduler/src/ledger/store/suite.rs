@@ -112,6 +112,7 @@ suite![
     a_long_request_does_not_keep_everybodys_tokens,
     what_has_ended_is_forgotten_after_a_day,
     a_lost_answer_is_the_same_when_tried_again,
+    who_is_alone_hears_nothing,
 ];
 
 pub(super) async fn commit(store: &impl Store, writes: &[Write]) -> Vec<Result<Done, Rejected>> {
@@ -413,4 +414,18 @@ async fn a_lost_answer_is_the_same_when_tried_again(place: impl Place) {
     assert_eq!(tokens_of(&store, 3).await, [1, 2, 3]);
     let other = Refused::OutOfOrder { request: request(3), accepted: 3, first: 2 };
     assert_eq!(commit(&store, &[append(3, 1, 2, &[4])]).await, [Err(Rejected::Journal(other))]);
+}
+
+async fn who_is_alone_hears_nothing(place: impl Place) {
+    let store = place.reopen().await;
+    all(&store, &history()).await;
+    let trial = store.trial_balance().await.unwrap();
+    for number in [1, 1, 2] {
+        let note = Note { number, body: vec![7; NOTE_BYTES_MAX] };
+        assert_eq!(store.exchange(Some(&note)).await.unwrap(), Vec::<Vec<u8>>::new(), "not itself either");
+    }
+    drop(store);
+    let store = place.reopen().await;
+    assert_eq!(store.exchange(None).await.unwrap(), Vec::<Vec<u8>>::new(), "nor its earlier run");
+    assert_eq!(store.trial_balance().await.unwrap(), trial);
 }

@@ -12,9 +12,9 @@ use super::super::rows::{self, Columns, Failure};
 use super::super::{
     ENDED_KEPT, FORGOTTEN_MAX, Kept, LEASE_SECONDS, Reopened, SEGMENTS_MAX, TAKEOVER_MAX, Takeover, step,
 };
-use super::INCOME_LOCK;
 use super::wallet::SNAPSHOT;
 use super::writer::{Lease, Writer};
+use super::{INCOME_LOCK, notes};
 use crate::journal::{Journal, Output, Row, Segment};
 
 /// The chain before a scheduler's first posting.
@@ -198,6 +198,8 @@ pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure>
                ORDER BY ended_ms LIMIT $2 FOR UPDATE SKIP LOCKED)";
     sqlx::query(sql).bind(until).bind(FORGOTTEN_MAX).execute(&mut *tx).await?;
     step::reached("tend: old requests are gone");
+    notes::forget(&mut tx).await?;
+    step::reached("tend: old notes are gone");
     add_up_income(&mut tx).await?;
     tx.commit().await?;
     step::reached("tend: committed");

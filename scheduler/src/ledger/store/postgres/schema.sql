@@ -126,4 +126,5 @@ CREATE TABLE pepper (
   fingerprint bytea   NOT NULL CHECK (length(fingerprint) = 32)
 );
 
+-- `notes.sql` goes on from here.
 INSERT INTO store (id, application, version) VALUES (1, 'cuckoo ledger', 1);

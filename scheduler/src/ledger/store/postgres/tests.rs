@@ -8,6 +8,7 @@ use super::super::super::books::tests::{client, deposit, failover, peer, request
 use super::super::super::books::{Outcome, Settlement};
 use super::super::super::write::End;
 use super::super::super::write::tests::{append, finished, open, write};
+use super::super::NOTES_MAX;
 use super::super::suite::{ME, OnServer, Place, all, balance_of, commit, take_over};
 use super::server::{Server, shared};
 use super::*;
@@ -163,13 +164,17 @@ async fn a_server_that_is_away_is_said_so_and_found_again() {
     let schema = server.schema().await;
     let (dir, url) = (tempfile::tempdir().unwrap(), server.address(&schema).parse::<PostgresUrl>().unwrap());
     let store = PostgresStore::open(&url, dir.path(), peer(ME)).await.unwrap();
+    let other = PostgresStore::open(&url, &dir.path().join("other"), peer(OTHER)).await.unwrap();
     all(&store, &[write(deposit(1, 1, 1_000)), open(1, 10), append(1, 1, 0, &[1, 2])]).await;
+    store.exchange(Some(&note(1))).await.unwrap();
     server.stop();
     for _ in 0..2 {
         let away = store.commit(&[open(2, 10)], 1).await.unwrap_err();
         assert!(matches!(away, StoreError::Away { .. }), "{away}");
         assert!(!away.to_string().contains("secret"), "{away}");
         assert!(matches!(store.tend(1).await.unwrap_err(), StoreError::Away { .. }));
+        assert!(matches!(store.exchange(Some(&note(2))).await.unwrap_err(), StoreError::Away { .. }));
+        assert!(matches!(other.exchange(None).await.unwrap_err(), StoreError::Away { .. }));
     }
     assert!(matches!(store.totals().await.unwrap_err(), StoreError::Away { .. }));
     let code = cuckoo_wire::message::Refusal::from(super::super::super::LedgerError::Store(StoreError::Away {
@@ -182,6 +187,70 @@ async fn a_server_that_is_away_is_said_so_and_found_again() {
     all(&store, &[open(2, 10), append(1, 1, 2, &[3])]).await;
     assert_eq!(store.request(request(1)).await.unwrap().unwrap().tokens, [1, 2, 3]);
     store.trial_balance().await.unwrap();
+    store.exchange(Some(&note(2))).await.unwrap();
+    assert_eq!(other.exchange(None).await.unwrap(), [[1], [2]], "of notes none is lost");
+}
+
+fn note(number: u8) -> Note {
+    Note { number: i64::from(number), body: vec![number] }
+}
+
+#[tokio::test]
+async fn a_note_is_heard_once_by_each_other_scheduler_and_in_its_order() {
+    let place = OnServer::make().await;
+    let (first, second) = (place.reopen().await, place.open(peer(OTHER)).await.unwrap());
+    assert_eq!(first.exchange(Some(&note(1))).await.unwrap(), Vec::<Vec<u8>>::new());
+    assert_eq!(second.exchange(Some(&note(7))).await.unwrap(), [[1]]);
+    // Its answer was lost, so it is told again; what was heard meanwhile is not heard again.
+    assert_eq!(first.exchange(Some(&note(1))).await.unwrap(), [[7]]);
+    assert_eq!(first.exchange(Some(&note(2))).await.unwrap(), Vec::<Vec<u8>>::new());
+    let third = place.open(peer(99)).await.unwrap();
+    drop(first);
+    // The next run counts anew, and so does what it has heard.
+    let again = place.reopen().await;
+    assert_eq!(again.exchange(Some(&note(1))).await.unwrap(), Vec::<Vec<u8>>::new());
+    assert_eq!(again.exchange(Some(&note(2))).await.unwrap(), Vec::<Vec<u8>>::new());
+    assert_eq!(second.exchange(None).await.unwrap(), [[2], [1], [2]]);
+    assert_eq!(third.exchange(None).await.unwrap(), [[1], [2]], "what was told before it came is not for it");
+    for heard in [&second, &third, &again] {
+        assert_eq!(heard.exchange(None).await.unwrap(), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[tokio::test]
+async fn notes_are_heard_so_many_at_a_time_and_forgotten_in_the_end() {
+    let place = OnServer::make().await;
+    let (first, second) = (place.reopen().await, place.open(peer(OTHER)).await.unwrap());
+    let insert = "INSERT INTO note (scheduler, run, number, at, body) SELECT s.id, s.run, n, clock_timestamp(), \
+                  decode(to_hex(n % 16 + 16), 'hex') FROM scheduler AS s, generate_series(1, 300) AS n \
+                  WHERE s.peer = decode(repeat('4d', 32), 'hex')";
+    assert_eq!(place.tamper(insert).await, 300);
+    let (some, rest) = (second.exchange(None).await.unwrap(), second.exchange(None).await.unwrap());
+    assert_eq!((some.len(), rest.len()), (NOTES_MAX as usize, 300 - NOTES_MAX as usize));
+    let all: Vec<u8> = some.into_iter().chain(rest).flatten().collect();
+    assert_eq!(all, (1..=300_u32).map(|n| (n % 16 + 16) as u8).collect::<Vec<u8>>());
+    first.tend(1).await.unwrap();
+    assert_eq!(place.tamper("UPDATE note SET at = at - interval '9 minutes'").await, 300);
+    place.tamper("UPDATE note SET at = at - interval '2 minutes' WHERE number <= 200").await;
+    second.tend(1).await.unwrap();
+    assert_eq!(place.tamper("UPDATE note SET at = at").await, 100);
+    // What is forgotten is not told anew.
+    assert_eq!(second.exchange(None).await.unwrap(), Vec::<Vec<u8>>::new());
+}
+
+#[tokio::test]
+async fn tables_of_the_first_version_get_what_they_lack() {
+    let place = OnServer::make().await;
+    let first = place.reopen().await;
+    all(&first, &[write(deposit(1, 1, 1_000_000)), open(1, 10)]).await;
+    let trial = first.trial_balance().await.unwrap();
+    drop(first);
+    place.tamper("DROP TABLE note").await;
+    place.tamper("UPDATE store SET version = 1").await;
+    let (first, second) = (place.reopen().await, place.open(peer(OTHER)).await.unwrap());
+    assert_eq!(first.trial_balance().await.unwrap(), trial);
+    first.exchange(Some(&note(1))).await.unwrap();
+    assert_eq!(second.exchange(None).await.unwrap(), [[1]]);
 }
 
 #[tokio::test]
@@ -191,9 +260,9 @@ async fn what_is_no_ledger_is_not_opened() {
     assert!(matches!(place.open(peer(ME)).await, Err(StoreError::Foreign { .. })));
     let newer = OnServer::make().await;
     drop(newer.reopen().await);
-    newer.tamper("UPDATE store SET version = 2").await;
+    newer.tamper("UPDATE store SET version = 3").await;
     let Err(StoreError::Foreign { detail, .. }) = newer.open(peer(ME)).await else { panic!("a newer one opens") };
-    assert!(detail.contains("version 2"), "{detail}");
+    assert!(detail.contains("version 3"), "{detail}");
     let nowhere: PostgresUrl = "postgresql://cuckoo:secret@127.0.0.1:1/x".parse().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let away = PostgresStore::open(&nowhere, dir.path(), peer(ME)).await.err().unwrap().to_string();
