@@ -448,6 +448,8 @@ fn what_ended_is_what_the_rest_is_foreseen_from() {
     assert!((itl[0] - 128.0).abs() < 1.0 && (itl[199] - 20.0).abs() < 5.0, "{} {}", itl[0], itl[199]);
 }
 
+/// What other schedulers charge, and are told.
+mod elsewhere;
 /// Streams that go on only where they are computed as they were begun.
 mod numerics;
 /// Those that wait for a better replica than there is.
