@@ -1,5 +1,6 @@
 //! Tenants that want more than there is, at two schedulers with one store.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cuckoo::{Client, ClientError, RefusalCode, Request};
@@ -10,60 +11,75 @@ use crate::support::MODEL;
 
 /// Requests of a tenant at a scheduler at any time: several times what the miner takes.
 const AT_ONCE: usize = 12;
-/// How long it takes until schedulers know how long answers are, and have told each other.
-const WARM_UP: Duration = Duration::from_secs(6);
-/// How long is measured.
-const MEASURED: Duration = Duration::from_secs(24);
+/// Until schedulers know how long answers are, and have told each other: so long, and so many answers.
+const WARM_UP: (Duration, usize) = (Duration::from_secs(4), 40);
+/// What is counted then: so long, and so many answers.
+const COUNTED: (Duration, usize) = (Duration::from_secs(10), 120);
 
-/// Asks with `key` again and again, and counts the tokens of what was answered between these times.
-async fn asks(client: Client, key: String, number: usize, (from, until): (Instant, Instant)) -> u64 {
-    let mut tokens = 0;
+/// Who was answered how often.
+struct Tally {
+    began: Instant,
+    /// Before it was counted, and of each tenant since.
+    answers: Mutex<(usize, [usize; 2])>,
+}
+
+impl Tally {
+    fn answered(&self, tenant: usize) {
+        let mut answers = self.answers.lock().unwrap();
+        match self.began.elapsed() < WARM_UP.0 || answers.0 < WARM_UP.1 {
+            true => answers.0 += 1,
+            false => answers.1[tenant] += 1,
+        }
+    }
+
+    /// Those of each tenant, once there are enough.
+    fn counted(&self) -> Option<[usize; 2]> {
+        let (_, counted) = *self.answers.lock().unwrap();
+        let is_done = self.began.elapsed() >= WARM_UP.0 + COUNTED.0 && counted.iter().sum::<usize>() >= COUNTED.1;
+        is_done.then_some(counted)
+    }
+}
+
+/// Asks again and again, always for as much.
+async fn ask(client: Client, (key, tenant): (String, usize), number: usize, tally: Arc<Tally>) {
     for turn in 0.. {
-        // No beginning is in a cache.
+        // Nobody asks what anybody has asked.
         let mut request = Request::chat(&key, MODEL, format!("{turn} and {number} are numbers.")).max_tokens(16);
         request.0.ignore_eos = true;
-        let answered = async {
-            let mut stream = client.generate(request).await?;
-            stream.text().await?;
-            Ok::<_, ClientError>(stream.usage().cloned())
-        };
+        let answered = async { client.generate(request).await?.text().await };
         match answered.await {
-            Ok(usage) if (from..until).contains(&Instant::now()) => {
-                let usage = usage.unwrap();
-                tokens += u64::from(usage.prompt_tokens + usage.completion_tokens);
-            }
-            Ok(_) => {}
+            Ok(_) => tally.answered(tenant),
             Err(ClientError::Refused(refusal)) if refusal.code == RefusalCode::QueueFull => {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(other) => panic!("{other}"),
         }
-        if Instant::now() >= until {
-            break;
-        }
     }
-    tokens
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_two_schedulers_has_one_share() {
     let pair = Pair::start_with(1, &["--batch", "4", "--kv-mib", "64"]).await;
-    let from = Instant::now() + WARM_UP;
+    let tally = Arc::new(Tally { began: Instant::now(), answers: Mutex::default() });
     let (mut asking, both, one) = (JoinSet::new(), pair.first.key(), pair.other_key.as_str());
-    for (of, market, key) in [(0, &pair.first, both), (0, &pair.second, both), (1, &pair.first, one)] {
+    let asked = [(&pair.first, both, 0), (&pair.second, both, 0), (&pair.first, one, 1)];
+    for (at, (market, key, tenant)) in asked.into_iter().enumerate() {
         let client = market.client().await;
-        for number in 0..AT_ONCE {
-            let asks = asks(client.clone(), key.to_owned(), number, (from, from + MEASURED));
-            asking.spawn(async move { (of, asks.await) });
+        for number in at * AT_ONCE..(at + 1) * AT_ONCE {
+            asking.spawn(ask(client.clone(), (key.to_owned(), tenant), number, tally.clone()));
         }
     }
-    let mut got = [0; 2];
-    while let Some(done) = asking.join_next().await {
-        let (of, tokens) = done.unwrap();
-        got[of] += tokens;
-    }
-    let share = got[1] as f64 / (got[0] + got[1]) as f64;
-    println!("tokens of who asks two schedulers and of who asks one: {got:?}, a share of {share:.2}");
+    let counted = loop {
+        // Who asks ends only where something is wrong.
+        if let Ok(Some(ended)) = tokio::time::timeout(Duration::from_millis(100), asking.join_next()).await {
+            ended.unwrap();
+        }
+        if let Some(counted) = tally.counted() {
+            break counted;
+        }
+    };
+    let share = counted[1] as f64 / (counted[0] + counted[1]) as f64;
+    println!("answers of who asks two schedulers and of who asks one: {counted:?}, a share of {share:.2}");
     // Where schedulers tell each other nothing it is a quarter.
-    assert!(share >= 0.4, "{got:?}");
+    assert!(share >= 0.4, "{counted:?}");
 }

@@ -45,7 +45,7 @@ pub const TAKEOVER_MAX: usize = 64;
 pub const LEASE_SECONDS: i64 = 5;
 /// Bytes of a note to other schedulers.
 pub const NOTE_BYTES_MAX: usize = 256 << 10;
-/// Notes of others that are heard at a time; more wait.
+/// Notes of others that are heard at a time, 64 MiB at most; more wait.
 const NOTES_MAX: i64 = 256;
 /// Notes are kept so long for who cannot reach the store, and then serves nobody new.
 const NOTES_KEPT_SECONDS: i64 = 600;

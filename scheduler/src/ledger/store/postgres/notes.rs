@@ -40,10 +40,12 @@ pub(super) async fn exchange(
     Ok(notes.into_iter().map(|(_, _, body)| body).collect())
 }
 
-/// Forgets old notes, by the server's clock.
+/// Forgets old notes, by the server's clock. The newest of each scheduler stays: should that tell it again after all that
+/// time, it is known.
 pub(super) async fn forget(tx: &mut PgConnection) -> Result<(), Failure> {
-    let sql = "DELETE FROM note WHERE id IN (SELECT id FROM note WHERE at < clock_timestamp() - $1 * interval '1 s' \
-               ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+    let sql = "DELETE FROM note WHERE id IN (SELECT n.id FROM note AS n WHERE n.at < clock_timestamp() - $1 * interval '1 s' \
+               AND EXISTS (SELECT 1 FROM note AS later WHERE later.scheduler = n.scheduler AND later.id > n.id) \
+               ORDER BY n.at LIMIT $2 FOR UPDATE OF n SKIP LOCKED)";
     sqlx::query(sql).bind(NOTES_KEPT_SECONDS).bind(FORGOTTEN_MAX).execute(tx).await?;
     Ok(())
 }

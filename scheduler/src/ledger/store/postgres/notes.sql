@@ -1,7 +1,8 @@
 -- Version 2: what schedulers tell each other, beside the tables of version 1.
 
--- One row a note, kept for minutes. Each scheduler writes its own one after the other, so of one scheduler's rows none appears
--- after a later one, and whoever knows the last that it has heard misses none.
+-- One row a note, kept for minutes. A process writes its own one after the other, so none of them appears after a later one,
+-- and whoever knows the last that it has heard of a scheduler misses none; but perhaps the last one of a process that was
+-- fenced off.
 CREATE TABLE note (
   id        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   scheduler bigint      NOT NULL REFERENCES scheduler (id),

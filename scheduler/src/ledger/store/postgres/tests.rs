@@ -233,7 +233,11 @@ async fn notes_are_heard_so_many_at_a_time_and_forgotten_in_the_end() {
     place.tamper("UPDATE note SET at = at - interval '2 minutes' WHERE number <= 200").await;
     second.tend(1).await.unwrap();
     assert_eq!(place.tamper("UPDATE note SET at = at").await, 100);
-    // What is forgotten is not told anew.
+    // What is forgotten is not told anew, and what may be told once more is not forgotten.
+    place.tamper("UPDATE note SET at = at - interval '1 day'").await;
+    second.tend(1).await.unwrap();
+    assert_eq!(place.tamper("UPDATE note SET at = at").await, 1);
+    first.exchange(Some(&Note { number: 300, ..note(1) })).await.unwrap();
     assert_eq!(second.exchange(None).await.unwrap(), Vec::<Vec<u8>>::new());
 }
 
