@@ -61,7 +61,7 @@ const _: () = assert!(WALLET_ENTRIES_MAX as usize * 208 + 16_384 <= REPLY_FRAME_
 /// A ledger's durable side. Everything is integer nano-credits.
 pub trait Store: Send + Sync + 'static {
     /// Applies `writes` in order, in one transaction that is durable when this returns. Each has its own answer. Where they
-    /// are tokens alone, a store may leave it to the system for a moment: they survive this process, if not a loss of power.
+    /// are tokens alone, a store may leave it to the system for a while: they survive this process, if not a loss of power.
     ///
     /// # Errors
     /// Where nothing at all was written, or the answer was lost: then the same may be tried again, and counts once.

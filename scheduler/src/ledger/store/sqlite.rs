@@ -219,8 +219,8 @@ const SQLITE_NOTADB: u32 = 26;
 impl Store for SqliteStore {
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
         // Money is not lost with the machine's power. Tokens alone are not lost with this process: they are with the system when
-        // this returns, and on the disk with the next money or within a second; to wait for the disk would cost each token
-        // milliseconds.
+        // this returns, and on the disk with the next money or when the system writes back, which may take it half a minute; to
+        // wait for the disk would cost each token milliseconds.
         let (mut slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
         let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
