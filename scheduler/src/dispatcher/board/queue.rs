@@ -266,17 +266,18 @@ impl Class {
     }
 
     fn charge(&mut self, tenant: Tenant, tokens: i64) {
-        let before = *self.counters.entry(tenant).or_insert(self.floor);
+        let counter = self.counters.entry(tenant).or_insert(self.floor);
+        let before = *counter;
+        *counter = before.saturating_add_signed(tokens.saturating_mul(PARTS as i64));
+        let after = *counter;
         if tokens > 0 {
             // Who is served is who had least, but for streams that have begun and for service elsewhere: there somebody who
             // waits here may have less, and newcomers are not to begin behind them.
             let least = self.order.first().map_or(before, |(counter, _)| *counter);
             self.floor = self.floor.max(before.min(least));
         }
-        let counter = before.saturating_add_signed(tokens.saturating_mul(PARTS as i64));
-        self.counters.insert(tenant, counter);
         if self.order.remove(&(before, tenant)) {
-            self.order.insert((counter, tenant));
+            self.order.insert((after, tenant));
         }
         self.forget();
     }
@@ -293,9 +294,10 @@ impl Class {
     /// Notes a charge of which others are to be told. Where they have not been for so long that there are too many tenants,
     /// those who come last are served without the others' knowing.
     fn keep_for_others(&mut self, tenant: Tenant, tokens: i64) {
-        if self.untold.len() < TENANTS_REMEMBERED || self.untold.contains_key(&tenant) {
-            let untold = self.untold.entry(tenant).or_default();
+        if let Some(untold) = self.untold.get_mut(&tenant) {
             *untold = untold.saturating_add(tokens);
+        } else if self.untold.len() < TENANTS_REMEMBERED {
+            self.untold.insert(tenant, tokens);
         }
     }
 
