@@ -90,7 +90,9 @@ fn sums(notes: &[Vec<u8>]) -> Vec<Charge> {
                 let sum = sums.entry((weights, class, tenant)).or_default();
                 *sum = sum.saturating_add(tokens);
             }),
-            Err(error) => tracing::warn!(%error, "another scheduler told something that cannot be read"),
+            Err(error) => {
+                tracing::warn!(%error, "what another scheduler charged cannot be read and is left out: run the same version on all")
+            }
         }
     }
     let charge = |((weights, class, tenant), tokens)| Charge { weights, class, tenant, tokens };

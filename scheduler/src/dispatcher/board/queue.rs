@@ -19,8 +19,10 @@ use super::{ServiceClass, Tenant, Ticket, WAITING_MAX};
 const AGE_PER_TOKEN_US: u64 = 2_000;
 /// Of so many turns of a tenant that has requests in time, one goes to one that is late.
 const LATE_TURNS: u32 = 4;
-/// Shares of the classes where all have requests waiting: interactive, standard, batch.
-const WEIGHTS: [u64; 3] = [8, 4, 1];
+/// The classes, each at its place in everything that is kept of them.
+const CLASSES: [ServiceClass; 3] = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch];
+/// Their shares where all have requests waiting.
+const WEIGHTS: [u64; CLASSES.len()] = [8, 4, 1];
 /// Tenants of a class whose counters are kept, and of which others have yet to be told. Those that wait are fewer.
 const TENANTS_REMEMBERED: usize = 10_000;
 const _: () = assert!(WAITING_MAX <= TENANTS_REMEMBERED / 2);
@@ -208,10 +210,8 @@ impl Queue {
     /// Takes what was charged here since the last time, of `most` tenants at most.
     pub(super) fn take_untold(&mut self, most: usize) -> Vec<(ServiceClass, Tenant, i64)> {
         let mut taken = Vec::new();
-        for class in [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch] {
-            let untold = &mut self.classes[class as usize].untold;
-            let tenants: Vec<Tenant> = untold.keys().copied().take(most - taken.len()).collect();
-            let charges = tenants.into_iter().filter_map(|tenant| untold.remove_entry(&tenant));
+        for class in CLASSES {
+            let charges = self.classes[class as usize].untold.extract_if(|_, _| true).take(most - taken.len());
             taken.extend(charges.filter(|(_, tokens)| *tokens != 0).map(|(tenant, tokens)| (class, tenant, tokens)));
         }
         taken

@@ -14,6 +14,21 @@ fn serve(queue: &mut Queue) -> Waits {
     next
 }
 
+/// As many of each class, all of one tenant and of 100 tokens.
+fn of_all_classes() -> Queue {
+    let mut queue = Queue::default();
+    for (ticket, class) in (0..390).zip(CLASSES.into_iter().cycle()) {
+        queue.put(waits(ticket, 1, class, 100));
+    }
+    queue
+}
+
+/// Of the next `turns`, those of each class.
+fn served_of_classes(queue: &mut Queue, turns: usize) -> [usize; CLASSES.len()] {
+    let served: Vec<ServiceClass> = (0..turns).map(|_| serve(queue).class).collect();
+    CLASSES.map(|class| served.iter().filter(|served| **served == class).count())
+}
+
 #[test]
 fn streams_that_have_begun_come_first() {
     let mut queue = Queue::default();
@@ -26,14 +41,8 @@ fn streams_that_have_begun_come_first() {
 
 #[test]
 fn classes_share_by_weight_and_leave_nothing_idle() {
-    let mut queue = Queue::default();
-    for ticket in 0..390 {
-        let class = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch][ticket as usize % 3];
-        queue.put(waits(ticket, 1, class, 100));
-    }
-    let served: Vec<ServiceClass> = (0..130).map(|_| serve(&mut queue).class).collect();
-    let of = |class| served.iter().filter(|c| **c == class).count();
-    assert_eq!((of(ServiceClass::Interactive), of(ServiceClass::Standard), of(ServiceClass::Batch)), (80, 40, 10));
+    let mut queue = of_all_classes();
+    assert_eq!(served_of_classes(&mut queue, 130), [80, 40, 10]);
     let mut rest: Vec<ServiceClass> = (0..260).map(|_| serve(&mut queue).class).collect();
     rest.reverse();
     assert!(rest[..50].iter().all(|class| *class == ServiceClass::Batch), "what is left is served all the same");
@@ -105,7 +114,7 @@ proptest! {
     fn nothing_is_lost(acts in prop::collection::vec((0u8..6, 0u64..5, 0u8..3, any::<bool>(), 1u64..100), 1..200)) {
         let (mut queue, mut inside, mut aside) = (Queue::default(), Vec::<Waits>::new(), Vec::<Waits>::new());
         for (at, (act, tenant, class, has_begun, work)) in acts.into_iter().enumerate() {
-            let class = [ServiceClass::Interactive, ServiceClass::Standard, ServiceClass::Batch][class as usize];
+            let class = CLASSES[class as usize];
             match act {
                 0 | 1 => {
                     let request = Waits { has_begun, ..waits(at as u64, tenant, class, work) };
@@ -192,15 +201,9 @@ fn who_talks_to_two_schedulers_has_one_share() {
 
 #[test]
 fn service_elsewhere_leaves_shares_of_classes_as_they_are() {
-    let mut queue = Queue::default();
-    for ticket in 0..390 {
-        let class = [ServiceClass::Interactive, STANDARD, ServiceClass::Batch][ticket as usize % 3];
-        queue.put(waits(ticket, 1, class, 100));
-    }
+    let mut queue = of_all_classes();
     queue.charge_elsewhere(Tenant(1), ServiceClass::Interactive, 1_000_000);
-    let served: Vec<ServiceClass> = (0..130).map(|_| serve(&mut queue).class).collect();
-    let of = |class| served.iter().filter(|c| **c == class).count();
-    assert_eq!((of(ServiceClass::Interactive), of(STANDARD), of(ServiceClass::Batch)), (80, 40, 10));
+    assert_eq!(served_of_classes(&mut queue, 130), [80, 40, 10]);
 }
 
 /// Of the next `turns`, those of a tenant.
@@ -285,14 +288,13 @@ proptest! {
     fn all_that_was_charged_is_told_once(
         acts in prop::collection::vec((0u64..6, 0usize..3, -50i64..200, 0usize..5), 1..200),
     ) {
-        let classes = [ServiceClass::Interactive, STANDARD, ServiceClass::Batch];
         let (mut queue, mut charged, mut told) = (Queue::default(), [[0i64; 6]; 3], [[0i64; 6]; 3]);
         let mut hear = |taken: Vec<(ServiceClass, Tenant, i64)>| {
             taken.iter().for_each(|(class, tenant, tokens)| told[*class as usize][tenant.0 as usize] += tokens);
         };
         for (tenant, class, tokens, asks) in acts {
-            queue.charge(Tenant(tenant), classes[class], tokens);
-            queue.charge_elsewhere(Tenant(tenant), classes[class], 1_000);
+            queue.charge(Tenant(tenant), CLASSES[class], tokens);
+            queue.charge_elsewhere(Tenant(tenant), CLASSES[class], 1_000);
             charged[class][tenant as usize] += tokens;
             let taken = queue.take_untold(asks);
             prop_assert!(taken.len() <= asks);
