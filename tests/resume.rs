@@ -277,8 +277,8 @@ async fn clients_of_a_scheduler_that_is_killed_go_on_through_another() {
     paid_once(&before, &second.balances(), &usages);
 }
 
-/// Conversations whose turns go through these schedulers, one after the other: how many tokens of their prompts were cached
-/// where they went.
+/// Conversations whose turns go through these schedulers, one after the other: how many tokens of their prompts were known to
+/// be in a cache.
 async fn cached_of_conversations(schedulers: &[(&Market, Client)], topic: &str) -> u32 {
     let mut cached = 0;
     for talk in 0..4 {
@@ -292,7 +292,9 @@ async fn cached_of_conversations(schedulers: &[(&Market, Client)], topic: &str) 
             let (answer, _, stream) = finished((client.generate(request).await.unwrap(), Answer::default())).await;
             turns.push(ChatMessage::new("assistant", answer.text));
             let explained = client.explain(key(), stream.request()).await.unwrap();
-            cached += explained.placements[0].candidates[0].cached_tokens;
+            // What is known of caches. Where it went is the board's choice, which a machine that is busy with other things sways.
+            let known = explained.placements[0].candidates.iter().map(|candidate| candidate.cached_tokens).max();
+            cached += known.unwrap();
         }
     }
     cached
