@@ -4,10 +4,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
+use tokio_util::codec::{Encoder, FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use crate::limits::{FRAME_HEADER_BYTES, PROTOCOL_VERSION};
 
@@ -39,12 +40,19 @@ pub enum FrameError {
 /// The body of a frame, without its length.
 pub fn encode<T: Serialize>(message: &T, bytes_max: usize) -> Result<Bytes, FrameError> {
     let mut body = BytesMut::with_capacity(128);
-    body.put_u8(PROTOCOL_VERSION);
-    let body = postcard::to_extend(message, Extend(body)).map_err(|_| FrameError::Malformed)?.0;
-    if body.len() > bytes_max {
-        return Err(FrameError::TooLong { max: bytes_max });
-    }
+    put(message, bytes_max, &mut body)?;
     Ok(body.freeze())
+}
+
+/// Writes the body of a frame behind what is in `buffer`. Its length; where it fails, there may be a part of it.
+fn put<T: Serialize>(message: &T, bytes_max: usize, buffer: &mut BytesMut) -> Result<usize, FrameError> {
+    let begin = buffer.len();
+    buffer.put_u8(PROTOCOL_VERSION);
+    postcard::serialize_with_flavor(message, Body(buffer)).map_err(|_| FrameError::Malformed)?;
+    match buffer.len() - begin {
+        bytes if bytes > bytes_max => Err(FrameError::TooLong { max: bytes_max }),
+        bytes => Ok(bytes),
+    }
 }
 
 /// The message in a frame's body; every byte must belong to it.
@@ -59,12 +67,50 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     }
 }
 
-/// postcard writes into anything that extends by bytes; `BytesMut` does so by reference only.
-struct Extend(BytesMut);
+/// Where postcard writes.
+struct Body<'a>(&'a mut BytesMut);
 
-impl std::iter::Extend<u8> for Extend {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
-        self.0.extend(bytes);
+impl Flavor for Body<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.put_u8(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.put_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes frames straight into the buffer that they leave from.
+#[derive(Debug)]
+struct Frames {
+    bytes_max: usize,
+}
+
+impl<T: Serialize> Encoder<&T> for Frames {
+    type Error = FrameError;
+
+    fn encode(&mut self, message: &T, buffer: &mut BytesMut) -> Result<(), FrameError> {
+        let begin = buffer.len();
+        buffer.put_slice(&[0; FRAME_HEADER_BYTES]);
+        match put(message, self.bytes_max, buffer) {
+            Ok(bytes) => {
+                let header = &mut buffer[begin..begin + FRAME_HEADER_BYTES];
+                header.copy_from_slice(&(bytes as u32).to_le_bytes());
+                Ok(())
+            }
+            Err(error) => {
+                buffer.truncate(begin);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -102,29 +148,28 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 /// Writes frames of at most a given length.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
-    framed: FramedWrite<W, LengthDelimitedCodec>,
-    bytes_max: usize,
+    framed: FramedWrite<W, Frames>,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Longer messages are refused here rather than by the other end.
     pub fn new(stream: W, bytes_max: usize) -> Self {
-        Self { framed: FramedWrite::new(stream, codec(bytes_max)), bytes_max }
+        Self { framed: FramedWrite::new(stream, Frames { bytes_max }) }
     }
 
     /// Writes one message and hands it to the stream.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
-        self.framed.send(encode(message, self.bytes_max)?).await.map_err(FrameError::Io)
+        self.framed.send(message).await
     }
 
     /// Queues one message; it leaves with the next [`FrameWriter::send`] or [`FrameWriter::flush`].
     pub async fn feed<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
-        self.framed.feed(encode(message, self.bytes_max)?).await.map_err(FrameError::Io)
+        self.framed.feed(message).await
     }
 
     /// Hands everything queued to the stream.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
-        <FramedWrite<_, _> as SinkExt<Bytes>>::flush(&mut self.framed).await.map_err(FrameError::Io)
+        <FramedWrite<_, _> as SinkExt<&()>>::flush(&mut self.framed).await
     }
 
     /// The stream itself.
@@ -168,6 +213,18 @@ mod tests {
         let mut reader = FrameReader::new(&[0xff, 0xff, 0xff, 0x7f, 1][..], 1_000);
         assert!(matches!(reader.next::<u8>().await, Err(FrameError::TooLong { max: 1_000 })));
         assert!(matches!(encode(&vec![0u8; 1_000], 1_000), Err(FrameError::TooLong { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_long_leaves_nothing_behind() {
+        let mut writer = FrameWriter::new(Vec::new(), 10);
+        writer.feed(&1u8).await.unwrap();
+        assert!(matches!(writer.feed(&vec![7u8; 11]).await, Err(FrameError::TooLong { max: 10 })));
+        writer.send(&"abc").await.unwrap();
+        assert_eq!(
+            *writer.get_mut(),
+            [2, 0, 0, 0, PROTOCOL_VERSION, 1, 5, 0, 0, 0, PROTOCOL_VERSION, 3, b'a', b'b', b'c']
+        );
     }
 
     #[tokio::test]
