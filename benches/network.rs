@@ -3,7 +3,8 @@
 //!
 //! A miner that computes nothing sends one step frame a tick; a real scheduler, a process of its own, splits it,
 //! detokenizes, writes it down, meters and sends each developer its token. Miner and developers are this process; the bare
-//! row has the same ends without the scheduler. Rows are interleaved; medians and ratios are printed.
+//! row has the same ends without the scheduler. Rows are interleaved; medians and ratios are printed. `--streams N` and
+//! `--tick-ms N` make another batch of it.
 
 mod support;
 
@@ -57,16 +58,20 @@ type Sent = Arc<Mutex<Vec<Instant>>>;
 
 fn main() {
     let of = |load: Load| if support::is_test() { Load { tokens: 5, streams: 64, ..load } } else { load };
+    let batch = of(BATCH);
+    let streams = support::argument("--streams").unwrap_or(batch.streams);
+    let tick = support::argument("--tick-ms").map_or(batch.tick, |ms| Duration::from_millis(ms as u64));
+    let batch = Load { streams, tick, ..batch };
     let rounds = if support::is_test() { 1 } else { 3 };
     let hash = WeightsHash(support::weights().hash.0);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
     let (mut relayed, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         // Spawned: the thread that blocks here is no worker.
-        relayed.push(runtime.block_on(async { tokio::spawn(relay(of(BATCH), hash)).await }).expect("it ran"));
-        bare.push(runtime.block_on(async { tokio::spawn(direct(of(BATCH))).await }).expect("it ran"));
+        relayed.push(runtime.block_on(async { tokio::spawn(relay(batch, hash)).await }).expect("it ran"));
+        bare.push(runtime.block_on(async { tokio::spawn(direct(batch)).await }).expect("it ran"));
     }
-    let Load { streams, tick, tokens, .. } = of(BATCH);
+    let Load { streams, tick, tokens, .. } = batch;
     println!("{streams} streams, a token each every {tick:?}, {rounds} interleaved rounds of {tokens} tokens a stream");
     let a = row("through the scheduler", &relayed);
     let b = row("bare quinn", &bare);
