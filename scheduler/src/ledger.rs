@@ -259,11 +259,15 @@ impl LedgerHandle {
         self.ask(write).await
     }
 
-    async fn ask(&self, write: Write) -> Result<Done, LedgerError> {
+    /// Hands a write in at once; what came of it is waited for.
+    fn ask(&self, write: Write) -> impl Future<Output = Result<Done, LedgerError>> + use<> {
         // No timeout: a disk that hangs is the caller's deadline to notice, and the write may yet be durable.
         let (port, answer) = oneshot::channel();
-        self.hand_in(write, Some(port))?;
-        answer.await.map_err(|_| LedgerError::Stopped)?
+        let handed_in = self.hand_in(write, Some(port));
+        async move {
+            handed_in?;
+            answer.await.map_err(|_| LedgerError::Stopped)?
+        }
     }
 
     fn hand_in(&self, write: Write, port: Option<Port>) -> Result<(), LedgerError> {

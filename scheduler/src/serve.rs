@@ -86,8 +86,9 @@ impl Market {
     /// Runs one request to its end. Replies go out in order: `Accepted`, `Delta`…, `Finished`; or `Refused` at any
     /// point.
     pub(crate) async fn serve(&self, request: Generate, listener: Listener) {
-        let last = match self.job(request).await {
-            Ok((job, opening)) => job.run(opening, None, &listener).await,
+        // Apart, like the job: what begins a request needs much room, and is done with before the first token.
+        let last = match Box::pin(self.job(request)).await {
+            Ok((job, opening)) => Box::new(job).run(opening, None, &listener).await,
             Err(refusal) => Some(Reply::Refused(refusal)),
         };
         self.conclude(last, &listener.replies).await;
@@ -149,19 +150,19 @@ struct Plan {
 /// What an output is held to, and what reads calls out of it.
 struct Held {
     constraint: Option<Constraint>,
-    judge: Option<Judge>,
+    judge: Option<Box<Judge>>,
     reader: Option<CallReader>,
     syntax: Option<&'static Syntax>,
 }
 
 async fn held(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Held, Refusal> {
     let Some(tools) = request.callable() else {
-        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?;
+        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?.map(Box::new);
         return Ok(Held { constraint: request.constraint.clone(), judge, reader: None, syntax: None });
     };
     let Calling { constraint, judge, parser, syntax } = tools::calling(market, model, tools).await?;
     let reader = CallReader { parser, marks: model.marks().to_vec() };
-    Ok(Held { constraint, judge, reader: Some(reader), syntax: Some(syntax) })
+    Ok(Held { constraint, judge: judge.map(Box::new), reader: Some(reader), syntax: Some(syntax) })
 }
 
 pub(crate) fn unknown_model(name: &str, market: &Market) -> Refusal {
@@ -189,7 +190,7 @@ struct Job {
     client: ClientId,
     class: ServiceClass,
     constraint: Option<Constraint>,
-    judge: Option<Judge>,
+    judge: Option<Box<Judge>>,
     output: Output,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
@@ -250,7 +251,7 @@ impl Job {
     /// Says what there is to say at first, places the request until it ends (unless it `has_finished`), then settles. The
     /// last reply, unless nobody is there to read it.
     async fn run(
-        mut self,
+        mut self: Box<Self>,
         opening: Vec<Reply>,
         has_finished: Option<FinishReason>,
         listener: &Listener,

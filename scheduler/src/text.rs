@@ -20,33 +20,30 @@ pub(crate) struct CallReader {
     pub(crate) marks: Vec<(u32, String)>,
 }
 
-/// What may be shown of an output.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shown {
-    /// In order.
-    pub(crate) events: Vec<Event>,
-    /// Whether a stop string was found: nothing after it counts.
-    pub(crate) stopped: bool,
-}
-
 impl Output {
     /// Ends before any of `stops`, or after it where `include_stop`. Stop strings are looked for in text, not in calls.
     pub(crate) fn new(decoder: Decoder, stops: Vec<String>, include_stop: bool, calls: Option<CallReader>) -> Self {
         Self { decoder, scanner: StopScanner::new(stops, include_stop), calls }
     }
 
-    /// What one more token shows.
-    pub(crate) fn push(&mut self, token: u32) -> Shown {
-        self.show(token, true)
+    /// Adds what one more token shows, in order. Whether a stop string was found: nothing after it counts.
+    pub(crate) fn push(&mut self, token: u32, shown: &mut Vec<Event>) -> bool {
+        if self.scanner.stops.is_empty() {
+            return self.push_unscanned(token, shown);
+        }
+        let mut events = Vec::new();
+        self.read(token, &mut events);
+        self.scan(events, shown)
     }
 
-    /// What one more token shows where stop strings do not count yet; none may be pushed before that does.
-    pub(crate) fn push_unscanned(&mut self, token: u32) -> Shown {
-        self.show(token, false)
+    /// [`Self::push`] where stop strings do not count yet; none may be pushed before that does.
+    pub(crate) fn push_unscanned(&mut self, token: u32, shown: &mut Vec<Event>) -> bool {
+        self.read(token, shown);
+        false
     }
 
-    fn show(&mut self, token: u32, scans: bool) -> Shown {
-        let events = match &mut self.calls {
+    fn read(&mut self, token: u32, events: &mut Vec<Event>) {
+        match &mut self.calls {
             Some(calls) => {
                 let mark = calls.marks.iter().find(|(mark, _)| *mark == token);
                 let text = match mark {
@@ -54,39 +51,26 @@ impl Output {
                     Some((_, name)) => Some(self.decoder.finish().unwrap_or_default() + name),
                     None => self.decoder.push(token),
                 };
-                text.map_or(Vec::new(), |text| calls.parser.push(&text))
+                events.extend(text.into_iter().flat_map(|text| calls.parser.push(&text)));
             }
-            None => self.decoder.push(token).map(Event::Content).into_iter().collect(),
-        };
-        match scans {
-            true => self.scan(events),
-            false => Shown { events, stopped: false },
+            None => events.extend(self.decoder.push(token).map(Event::Content)),
         }
     }
 
-    fn scan(&mut self, events: Vec<Event>) -> Shown {
-        let mut shown = Shown::default();
+    fn scan(&mut self, events: Vec<Event>, shown: &mut Vec<Event>) -> bool {
         for event in events {
-            let (text, stopped) = match &event {
-                Event::Content(text) => {
-                    let scanned = self.scanner.push(text);
-                    (scanned.text, scanned.stopped)
-                }
+            let (scanned, event) = match event {
+                Event::Content(text) => (self.scanner.push(&text), None),
                 // No stop string reaches over a call.
-                Event::Call { .. } | Event::Arguments(_) => (self.scanner.finish(), false),
+                event => (Scanned { text: self.scanner.finish(), stopped: false }, Some(event)),
             };
-            if !text.is_empty() {
-                shown.events.push(Event::Content(text));
+            shown.extend(content(scanned.text));
+            if scanned.stopped {
+                return true;
             }
-            if stopped {
-                shown.stopped = true;
-                return shown;
-            }
-            if !matches!(event, Event::Content(_)) {
-                shown.events.push(event);
-            }
+            shown.extend(event);
         }
-        shown
+        false
     }
 
     /// What was held back, once nothing more can come.
@@ -98,7 +82,7 @@ impl Output {
             if let Some(calls) = &mut self.calls {
                 let mut last = calls.parser.push(&tail.unwrap_or_default());
                 last.extend(calls.parser.finish());
-                events = self.scan(last).events;
+                self.scan(last, &mut events);
                 events.extend(content(self.scanner.finish()));
             } else {
                 events.extend(content(self.scanner.finish() + &tail.unwrap_or_default()));
@@ -231,9 +215,10 @@ mod tests {
             (_, event) => events.push(event),
         };
         for token in tokenizer.encode(text, true).unwrap() {
-            let shown = output.push(token);
-            shown.events.into_iter().for_each(&mut add);
-            if shown.stopped {
+            let mut shown = Vec::new();
+            let stopped = output.push(token, &mut shown);
+            shown.into_iter().for_each(&mut add);
+            if stopped {
                 output.finish().into_iter().for_each(&mut add);
                 return (events, true);
             }

@@ -192,33 +192,39 @@ impl Caller {
     }
 }
 
-/// What `events` are to a developer: at least one reply, of which the first has the tokens. In a reply, text comes before
-/// calls, so text after them begins another one.
+/// Adds what `events` are to a developer: at least one reply, of which the first has the tokens. In a reply, text comes
+/// before calls, so text after them begins another one.
 pub(crate) fn replies(
     caller: &mut Option<Caller>,
     events: Vec<Event>,
-    first: u32,
-    tokens: Vec<u32>,
-    logprobs: Vec<TokenLogprobs>,
-) -> Vec<Reply> {
-    let mut said = vec![(String::new(), Vec::new())];
+    mut first: u32,
+    (mut tokens, mut logprobs): (Vec<u32>, Vec<TokenLogprobs>),
+    said: &mut Vec<Reply>,
+) {
+    let later = first + tokens.len() as u32;
+    let mut delta = |text: &mut String, calls: &mut Vec<CallDelta>| {
+        let (tokens, logprobs) = (std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
+        let (first, text, calls) = (std::mem::replace(&mut first, later), std::mem::take(text), std::mem::take(calls));
+        Reply::Delta { first, tokens, text, logprobs, calls }
+    };
+    let (mut text, mut calls) = (String::new(), Vec::new());
     for event in events {
-        if matches!(event, Event::Content(_)) && said.last().is_some_and(|(_, calls)| !calls.is_empty()) {
-            said.push(Default::default());
-        }
-        match (said.last_mut(), event, caller.as_mut()) {
-            (Some((text, _)), Event::Content(more), _) => text.push_str(&more),
-            (Some((_, calls)), event, Some(caller)) => caller.take(event, calls),
-            _ => {}
+        match (event, caller.as_mut()) {
+            (Event::Content(more), _) => {
+                if !calls.is_empty() {
+                    said.push(delta(&mut text, &mut calls));
+                }
+                // Most replies are a token's text and nothing else.
+                match text.is_empty() {
+                    true => text = more,
+                    false => text.push_str(&more),
+                }
+            }
+            (event, Some(caller)) => caller.take(event, &mut calls),
+            (_, None) => {}
         }
     }
-    let later = first + tokens.len() as u32;
-    let (mut first, mut tokens, mut logprobs) = (first, tokens, logprobs);
-    let delta = |(text, calls)| {
-        let (tokens, logprobs) = (std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
-        Reply::Delta { first: std::mem::replace(&mut first, later), tokens, text, logprobs, calls }
-    };
-    said.into_iter().map(delta).collect()
+    said.push(delta(&mut text, &mut calls));
 }
 
 #[cfg(test)]
@@ -299,13 +305,13 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        let told = replies(
-            &mut caller,
-            events(&["a", "b", "call:f", "more:{", "more:}", "c", "call:g"]),
-            3,
-            vec![8, 9],
-            vec![],
-        );
+        let replies = |caller: &mut _, events, first, tokens| {
+            let mut said = Vec::new();
+            replies(caller, events, first, (tokens, vec![]), &mut said);
+            said
+        };
+        let all = events(&["a", "b", "call:f", "more:{", "more:}", "c", "call:g"]);
+        let told = replies(&mut caller, all, 3, vec![8, 9]);
         let [
             Reply::Delta { first: 3, tokens, text, calls, .. },
             Reply::Delta { first: 5, tokens: none, text: then, calls: last, .. },
@@ -318,10 +324,10 @@ mod tests {
         assert_eq!((none.len(), then.as_str(), last[0].index), (0, "c", 1));
         let ids: Vec<&str> = calls.iter().chain(last).map(|call| call.begun.as_ref().unwrap().0.as_str()).collect();
         assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9));
-        let more = replies(&mut caller, events(&["more:{}"]), 5, vec![1], vec![]);
+        let more = replies(&mut caller, events(&["more:{}"]), 5, vec![1]);
         let [Reply::Delta { calls, .. }] = more.as_slice() else { panic!("{more:?}") };
         assert_eq!(calls[0], CallDelta { index: 1, begun: None, arguments: "{}".to_owned() });
-        let plain = replies(&mut None, events(&["a"]), 0, vec![1], vec![]);
+        let plain = replies(&mut None, events(&["a"]), 0, vec![1]);
         assert_eq!(
             plain,
             [Reply::Delta { first: 0, tokens: vec![1], text: "a".into(), logprobs: vec![], calls: vec![] }]

@@ -39,7 +39,7 @@ impl Market {
     /// Goes on with a request for whoever lost its replies, as [`Market::serve`] would have: `Accepted`, then what comes
     /// after the tokens that are there already.
     pub(crate) async fn resume(&self, resume: Resume, listener: Listener) {
-        let last = match self.found(resume).await {
+        let last = match Box::pin(self.found(resume)).await {
             Ok(Found::Open(job, opening, has_finished)) => job.run(opening, has_finished, &listener).await,
             Ok(Found::Ended(replies, last)) => {
                 // Who goes again loses nothing.

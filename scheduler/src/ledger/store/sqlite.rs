@@ -245,7 +245,8 @@ impl Store for SqliteStore {
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
-        let (mut slot, mut writer) = self.writer(true).await?;
+        // What is forgotten may be forgotten once more: nobody's tokens wait for the disk because of it.
+        let (mut slot, mut writer) = self.writer(false).await?;
         journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(())
