@@ -8,6 +8,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -261,8 +262,13 @@ async fn mine(
             _ = beats.tick() => replica.send(&ReplicaFrame::Beat(Beat::default())).await.expect("sent"),
         }
     }
-    // Credits are read, and always come in time at this pace.
-    let credits = tokio::spawn(async move { while let Ok(Some(ToMiner::Credit { .. })) = control.next().await {} });
+    let mut credit: HashMap<_, _> = assigned.iter().map(|a| (a.sequence, a.credit)).collect();
+    let (credits_in, mut credits) = mpsc::channel(streams);
+    let reader = tokio::spawn(async move {
+        while let Ok(Some(ToMiner::Credit { sequence, tokens, .. })) = control.next().await {
+            let _ = credits_in.send((sequence, tokens)).await;
+        }
+    });
     let go = go.wait();
     tokio::pin!(go);
     loop {
@@ -281,10 +287,18 @@ async fn mine(
         if let Some(sent) = &sent {
             sent.lock().await.push(Instant::now());
         }
+        // It comes in time at this pace, unless the scheduler stands still for a while: then so does the miner.
+        while let Ok((sequence, tokens)) = credits.try_recv() {
+            credit.insert(sequence, tokens);
+        }
+        while credit.values().any(|tokens| *tokens as usize <= index) {
+            let (sequence, tokens) = credits.recv().await.expect("the scheduler is there");
+            credit.insert(sequence, tokens);
+        }
         replica.send(&ReplicaFrame::Step(step)).await.expect("sent");
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    credits.abort();
+    reader.abort();
 }
 
 struct Anybody;
