@@ -338,10 +338,12 @@ async fn direct(load: Load) -> Figures {
 
 async fn send_direct(endpoint: quinn::Endpoint, load: Load, sent: Sent) {
     let connection = endpoint.accept().await.expect("a peer").await.expect("a handshake");
-    let mut writers = Vec::new();
+    let (mut writers, mut kept) = (Vec::new(), Vec::new());
     for _ in 0..load.streams {
-        let (send, _) = connection.accept_bi().await.expect("a stream");
+        let (send, recv) = connection.accept_bi().await.expect("a stream");
         writers.push(FrameWriter::new(send, REPLY_FRAME_BYTES_MAX));
+        // Dropped, it would stop a stream that is there because a later one is, and on which nothing has been sent yet.
+        kept.push(recv);
     }
     let mut clock = tokio::time::interval(load.tick);
     for index in 0..load.tokens {
