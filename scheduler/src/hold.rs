@@ -75,12 +75,8 @@ impl Hold {
 
     /// Accepts tokens: they may be sent on when this returns.
     pub(crate) async fn append(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Result<(), Refusal> {
-        let append = || self.market.ledger().append(self.request, self.epoch, first, tokens.to_vec(), by);
-        match append().await {
-            // Apart: each token passes here, and patience needs room.
-            Err(LedgerError::Store(_)) => Ok(Box::pin(patiently(append)).await?),
-            done => Ok(done?),
-        }
+        let (ledger, request, epoch) = (self.market.ledger(), self.request, self.epoch);
+        Ok(patiently(|| ledger.append(request, epoch, first, tokens.to_vec(), by)).await?)
     }
 
     /// Pays for what was delivered, returns the rest, and writes down how it ended.

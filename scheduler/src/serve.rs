@@ -150,19 +150,19 @@ struct Plan {
 /// What an output is held to, and what reads calls out of it.
 struct Held {
     constraint: Option<Constraint>,
-    judge: Option<Box<Judge>>,
+    judge: Option<Judge>,
     reader: Option<CallReader>,
     syntax: Option<&'static Syntax>,
 }
 
 async fn held(market: &Market, model: &Arc<Model>, request: &Generate) -> Result<Held, Refusal> {
     let Some(tools) = request.callable() else {
-        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?.map(Box::new);
+        let judge = constraint::judge(market, model, request.constraint.as_ref()).await?;
         return Ok(Held { constraint: request.constraint.clone(), judge, reader: None, syntax: None });
     };
     let Calling { constraint, judge, parser, syntax } = tools::calling(market, model, tools).await?;
     let reader = CallReader { parser, marks: model.marks().to_vec() };
-    Ok(Held { constraint, judge: judge.map(Box::new), reader: Some(reader), syntax: Some(syntax) })
+    Ok(Held { constraint, judge, reader: Some(reader), syntax: Some(syntax) })
 }
 
 pub(crate) fn unknown_model(name: &str, market: &Market) -> Refusal {
@@ -230,7 +230,7 @@ impl Job {
             class: request.class,
             sampling: request.sampling,
             constraint: held.constraint,
-            judge: held.judge,
+            judge: held.judge.map(Box::new),
             attempts: Vec::new(),
             computed: Vec::new(),
             numerics: None,

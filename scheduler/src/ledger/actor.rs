@@ -105,7 +105,7 @@ impl<S: Store> State<S> {
     }
 
     async fn commit(&mut self) -> Result<Progress, ActorProcessingErr> {
-        let (writes, ports) = self.inbox.take();
+        let (writes, ports): (Vec<Write>, Vec<Option<Port>>) = self.inbox.take().into_iter().unzip();
         let error = match self.store.commit(&writes, now_ms()).await {
             Ok(answers) => {
                 for ((done, port), write) in answers.into_iter().zip(ports).zip(writes) {
@@ -117,7 +117,7 @@ impl<S: Store> State<S> {
         };
         tracing::error!(%error, writes = writes.len(), "the ledger could not commit");
         // Everybody who waits is told at once; the others keep their order.
-        for port in self.inbox.put_back((writes, ports)) {
+        for port in self.inbox.put_back(writes.into_iter().zip(ports).collect()) {
             let _ = port.send(Err(LedgerError::Store(error.clone())));
         }
         if is_final(&error) { Err(error.into()) } else { Ok(Progress::Failed) }

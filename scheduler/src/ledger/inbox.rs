@@ -1,6 +1,8 @@
 //! What waits to be written. Lies between those who write and the actor, so that a write costs no message: the actor is told
 //! that there is something, once, and takes what has come by then. A step of a miner's is a token of many requests at once.
 
+use std::collections::VecDeque;
+
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -16,9 +18,7 @@ pub(super) struct Inbox(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
-    /// Each with its port, in two lists: so that a batch is handed on without being copied.
-    writes: Vec<Write>,
-    ports: Vec<Option<Port>>,
+    writes: VecDeque<(Write, Option<Port>)>,
     /// The actor knows that there is something.
     is_told: bool,
     /// The actor is gone.
@@ -35,17 +35,15 @@ impl Inbox {
         if waiting.is_closed {
             return Err(LedgerError::Stopped);
         }
-        waiting.writes.push(write);
-        waiting.ports.push(port);
+        waiting.writes.push_back((write, port));
         Ok(waiting.tell())
     }
 
-    /// As many writes as are one transaction, oldest first, and their ports.
-    pub(super) fn take(&self) -> (Vec<Write>, Vec<Option<Port>>) {
+    /// As many writes as are one transaction, oldest first.
+    pub(super) fn take(&self) -> Vec<(Write, Option<Port>)> {
         let mut waiting = self.0.lock();
         let batch = batch_len(&waiting.writes);
-        let (writes, ports) = (waiting.writes.split_off(batch), waiting.ports.split_off(batch));
-        (std::mem::replace(&mut waiting.writes, writes), std::mem::replace(&mut waiting.ports, ports))
+        waiting.writes.drain(..batch).collect()
     }
 
     /// The actor has nothing in hand any more. Whether it is to be told of what has come meanwhile.
@@ -57,21 +55,18 @@ impl Inbox {
 
     /// `batch` could not be written: what nobody waits for will be tried again, in its order. Gives out the others, of the
     /// batch and of what has come since.
-    pub(super) fn put_back(&self, (mut writes, mut ports): (Vec<Write>, Vec<Option<Port>>)) -> Vec<Port> {
+    pub(super) fn put_back(&self, batch: Vec<(Write, Option<Port>)>) -> Vec<Port> {
         let mut waiting = self.0.lock();
-        writes.append(&mut waiting.writes);
-        ports.append(&mut waiting.ports);
-        let (mut later, mut given) = (Vec::new(), Vec::new());
-        for (write, port) in writes.into_iter().zip(ports) {
+        let mut ports = Vec::new();
+        let later = std::mem::take(&mut waiting.writes);
+        for (write, port) in batch.into_iter().chain(later) {
             match port {
-                Some(port) => given.push(port),
-                None => later.push(write),
+                Some(port) => ports.push(port),
+                None => waiting.writes.push_back((write, None)),
             }
         }
-        waiting.ports = later.iter().map(|_| None).collect();
-        waiting.writes = later;
         waiting.is_told = false;
-        given
+        ports
     }
 
     /// Whether something waits.
@@ -89,7 +84,6 @@ impl Inbox {
         let mut waiting = self.0.lock();
         waiting.is_closed = true;
         waiting.writes.clear();
-        waiting.ports.clear();
     }
 }
 
@@ -102,9 +96,9 @@ impl Waiting {
 }
 
 /// How many of `writes` are one transaction.
-fn batch_len(writes: &[Write]) -> usize {
+fn batch_len(writes: &VecDeque<(Write, Option<Port>)>) -> usize {
     let (mut money, mut bytes) = (0, 0);
-    let fits = |write: &&Write| {
+    let fits = |(write, _): &&(Write, Option<Port>)| {
         money += usize::from(write.money().is_some());
         bytes += write.entry().map_or(0, Entry::weight);
         money <= LEDGER_BATCH_MAX && bytes <= LEDGER_BYTES_MAX

@@ -51,13 +51,14 @@ impl Job {
         let Taken { tokens, reason, allowed } = self.take_portions(&news.tokens, logprobs, (portion, known), &mut said);
         if tokens > 0 {
             // Nobody is sent, or pays for, what is not written down.
-            let by = self.maker_of(attempt);
+            let Attempt { miner, ask, .. } = self.attempts[attempt];
+            let by = Maker { miner, ask, numerics: self.computed[attempt] };
             let taken = &self.tokens[(self.prompt_tokens + first) as usize..];
             if let Err(refusal) = self.hold.append(first, taken, (self.maker != Some(by)).then_some(by)).await {
                 self.tokens.truncate((self.prompt_tokens + first) as usize);
                 return Some(Outcome::Ended(Ending::Failed(refusal)));
             }
-            self.written(attempt, first, tokens);
+            self.written(attempt, by, (first, tokens));
             if let Err(ending) = send_all(replies, said).await {
                 return Some(Outcome::Ended(ending));
             }
@@ -81,10 +82,8 @@ impl Job {
         let Some(known) = handover::known(output, at, &news.tokens) else {
             return Err(Outcome::Lost("the miner sent other tokens than the one before it".to_owned()));
         };
-        if known > 0 {
-            news.tokens.drain(..known);
-            news.logprobs.drain(..known.min(news.logprobs.len()));
-        }
+        news.tokens.drain(..known);
+        news.logprobs.drain(..known.min(news.logprobs.len()));
         Ok(())
     }
 
@@ -137,14 +136,8 @@ impl Job {
         Taken { tokens: tokens.len(), reason: None, allowed: true }
     }
 
-    fn maker_of(&self, attempt: usize) -> Maker {
-        let Attempt { miner, ask, .. } = self.attempts[attempt];
-        Maker { miner, ask, numerics: self.computed[attempt] }
-    }
-
     /// So many tokens of an attempt's are in the journal, from number `first` on.
-    fn written(&mut self, attempt: usize, first: u32, tokens: usize) {
-        let by = self.maker_of(attempt);
+    fn written(&mut self, attempt: usize, by: Maker, (first, tokens): (u32, usize)) {
         self.maker = Some(by);
         self.numerics = self.numerics.or(by.numerics);
         self.attempts[attempt].tokens += tokens as u32;
