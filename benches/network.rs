@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use cuckoo::{Address, Client, Identity, Request};
 use cuckoo_wire::limits::{ASSIGN_FRAME_BYTES_MAX, MINER_BEAT, MINER_FRAME_BYTES_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{
-    Assign, Beat, End, Hello, KvFormat, Numerics, Offer, Price, ReplicaFrame, ReplicaId, Reply, Step, StepItem, Task,
-    ToMiner, WeightsHash, Window,
+    Assign, Beat, End, Hello, KvFormat, Numerics, Offer, Price, ReplicaFrame, ReplicaId, Reply, SequenceId, Step,
+    StepItem, Task, ToMiner, WeightsHash, Window,
 };
 use cuckoo_wire::{Admission, FrameReader, FrameWriter, PeerId, Role, connect, listen};
 use serde_json::Value;
@@ -262,13 +262,7 @@ async fn mine(
             _ = beats.tick() => replica.send(&ReplicaFrame::Beat(Beat::default())).await.expect("sent"),
         }
     }
-    let mut credit: HashMap<_, _> = assigned.iter().map(|a| (a.sequence, a.credit)).collect();
-    let (credits_in, mut credits) = mpsc::channel(streams);
-    let reader = tokio::spawn(async move {
-        while let Ok(Some(ToMiner::Credit { sequence, tokens, .. })) = control.next().await {
-            let _ = credits_in.send((sequence, tokens)).await;
-        }
-    });
+    let mut credits = Credits::of(&assigned, control);
     let go = go.wait();
     tokio::pin!(go);
     loop {
@@ -288,17 +282,42 @@ async fn mine(
             sent.lock().await.push(Instant::now());
         }
         // It comes in time at this pace, unless the scheduler stands still for a while: then so does the miner.
-        while let Ok((sequence, tokens)) = credits.try_recv() {
-            credit.insert(sequence, tokens);
-        }
-        while credit.values().any(|tokens| *tokens as usize <= index) {
-            let (sequence, tokens) = credits.recv().await.expect("the scheduler is there");
-            credit.insert(sequence, tokens);
-        }
+        credits.cover(index).await;
         replica.send(&ReplicaFrame::Step(step)).await.expect("sent");
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    reader.abort();
+}
+
+/// How many tokens of each sequence may be sent in all.
+struct Credits {
+    tokens: HashMap<SequenceId, u32>,
+    more: mpsc::Receiver<(SequenceId, u32)>,
+}
+
+impl Credits {
+    /// Of sequences as they were assigned; read from then on.
+    fn of(assigned: &[Assign], mut control: FrameReader<quinn::RecvStream>) -> Self {
+        let (more_in, more) = mpsc::channel(assigned.len());
+        tokio::spawn(async move {
+            while let Ok(Some(ToMiner::Credit { sequence, tokens, .. })) = control.next().await {
+                if more_in.send((sequence, tokens)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Self { tokens: assigned.iter().map(|a| (a.sequence, a.credit)).collect(), more }
+    }
+
+    /// Waits until the token with this index may be sent of all.
+    async fn cover(&mut self, index: usize) {
+        while let Ok((sequence, tokens)) = self.more.try_recv() {
+            self.tokens.insert(sequence, tokens);
+        }
+        while self.tokens.values().any(|tokens| *tokens as usize <= index) {
+            let (sequence, tokens) = self.more.recv().await.expect("the scheduler is there");
+            self.tokens.insert(sequence, tokens);
+        }
+    }
 }
 
 struct Anybody;
