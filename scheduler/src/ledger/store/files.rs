@@ -1,6 +1,7 @@
 //! Locks on data directories, and what a file system's refusal means.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use super::StoreError;
@@ -16,6 +17,14 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-pub(super) fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
+/// What it means that something could not be read or written.
+pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full { path: path.to_owned() },
+        _ => unusable(path, error),
+    }
+}
+
+pub(super) fn unusable(path: &Path, error: &io::Error) -> StoreError {
     StoreError::Unusable { path: path.to_owned(), detail: error.to_string() }
 }

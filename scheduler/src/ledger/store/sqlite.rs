@@ -1,6 +1,6 @@
-//! The store on SQLite: one writer, one transaction a batch, a few statements whatever the batch's size. Holds no
-//! balance in memory, and what runs only beside a connection that has not failed: a commit that fails leaves nothing to
-//! undo.
+//! The store on SQLite: one writer, one transaction a batch, a few statements whatever the batch's size; tokens alone wait in
+//! a log ([`log`]) for the next of them. Holds no balance in memory, and what runs only beside a connection that has not
+//! failed: a commit that fails leaves nothing to undo.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,19 @@ use super::super::write::{Done, Rejected, Write};
 use super::rows::Failure;
 use super::{Kept, Note, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
 use crate::journal::Journal;
+use log::{Log, Tail};
 
 mod batch;
 mod journal;
 mod keys;
+mod log;
 mod trial;
 mod wallet;
 
 /// The database's name in the data directory.
 const FILE: &str = "ledger.db";
+/// Tokens that the database does not have yet.
+const LOG_FILE: &str = "tokens.log";
 /// Locked for as long as a process writes the ledger.
 const LOCK_FILE: &str = "ledger.lock";
 /// See `schema.sql`.
@@ -49,6 +53,7 @@ const READERS: u32 = 2;
 /// A ledger in a directory.
 pub struct SqliteStore {
     path: PathBuf,
+    log: PathBuf,
     me: PeerId,
     /// This scheduler's row and this process's run of it.
     run: (i64, i64),
@@ -69,6 +74,8 @@ struct Writer {
     run: i64,
     /// What runs here.
     journal: Journal,
+    /// What was accepted since the last transaction.
+    log: Log,
     /// Whether a commit waits for the disk.
     waits: bool,
 }
@@ -97,7 +104,8 @@ impl SqliteStore {
         let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY_WAIT).foreign_keys(true);
         let read_only = options.clone().read_only(true).disable_statement_logging();
         let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(read_only);
-        let mut store = Self { path, me, run: (0, 0), writer: Mutex::new(None), readers, _lock: lock };
+        let log = dir.join(LOG_FILE);
+        let mut store = Self { path, log, me, run: (0, 0), writer: Mutex::new(None), readers, _lock: lock };
         let mut connection = store.connect().await?;
         store.run = store.prepare(&mut connection).await?;
         let writer = store.load(connection).await?;
@@ -105,14 +113,18 @@ impl SqliteStore {
         Ok(store)
     }
 
-    /// Reads what runs here, for a connection that is to write. A connection that was given up may still be at its commit:
-    /// it has the lock that this one waits for, so what is read is what it left.
+    /// Reads what runs here, for a connection that is to write, and moves what the log has into the database. A connection that
+    /// was given up may still be at its commit: it has the lock that this one waits for, so what is read is what it left.
     async fn load(&self, mut connection: SqliteConnection) -> Result<Writer, StoreError> {
         let (id, run) = self.run;
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|e| self.error(e))?;
+        journal::take_in(&mut tx, &Tail::read(&self.log)?).await.map_err(|f| self.explain(f))?;
+        step::reached("open: the log is taken in");
         let journal = journal::load(&mut tx, self.me, id).await.map_err(|f| self.explain(f))?;
-        tx.rollback().await.map_err(|e| self.error(e))?;
-        Ok(Writer { connection, id, run, journal, waits: true })
+        tx.commit().await.map_err(|e| self.error(e))?;
+        step::reached("open: committed");
+        let log = Log::begin(&self.log, id)?;
+        Ok(Writer { connection, id, run, journal, log, waits: true })
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -161,18 +173,24 @@ impl SqliteStore {
         }
         step::reached("open: registered");
         tx.commit().await.map_err(e)?;
-        step::reached("open: committed");
+        step::reached("open: this run has begun");
         Ok(run)
     }
 
     /// The writer, out of its slot: only who succeeds puts it back. A connection that failed, or whose user stopped
-    /// waiting, is closed instead, and closing undoes its transaction. `waits` for the disk at its commits, or not.
-    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
+    /// waiting, is closed instead, and closing undoes its transaction.
+    async fn writer(&self) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
         let mut slot = self.writer.lock().await;
-        let mut writer = match slot.take() {
+        let writer = match slot.take() {
             Some(writer) => writer,
             None => self.load(self.connect().await?).await?,
         };
+        Ok((slot, writer))
+    }
+
+    /// The same, for a transaction whose commit `waits` for the disk, or does not.
+    async fn transactor(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
+        let (slot, mut writer) = self.writer().await?;
         writer.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
         Ok((slot, writer))
     }
@@ -221,22 +239,30 @@ impl Store for SqliteStore {
         // Money is not lost with the machine's power. Tokens alone are not lost with this process: they are with the system when
         // this returns, and on the disk with the next money or when the system writes back, which may take it half a minute; to
         // wait for the disk would cost each token milliseconds.
-        let (mut slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
-        let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
+        let (mut slot, mut writer) = self.writer().await?;
+        let done = match batch::accept(&mut writer, writes) {
+            Some(accepted) => accepted,
+            None => {
+                let moves_money = writes.iter().any(|write| write.money().is_some());
+                writer.wait_for_disk(moves_money).await.map_err(|e| self.error(e))?;
+                batch::commit(&mut writer, writes, at_ms).await
+            }
+        };
+        let done = done.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(done)
     }
 
     async fn take_over(&self, which: Takeover) -> Result<Vec<Reopened>, StoreError> {
-        let (mut slot, mut writer) = self.writer(true).await?;
+        let (mut slot, mut writer) = self.transactor(true).await?;
         let taken = journal::take_over(&mut writer, which).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(taken)
     }
 
     async fn request(&self, request: RequestId) -> Result<Option<Kept>, StoreError> {
-        let mut reader = self.reader().await?;
-        journal::read(&mut reader, request).await.map_err(|f| self.explain(f))
+        let (tail, mut reader) = (Tail::read(&self.log)?, self.reader().await?);
+        journal::read(&mut reader, &tail, request).await.map_err(|f| self.explain(f))
     }
 
     /// There are no others.
@@ -246,7 +272,7 @@ impl Store for SqliteStore {
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
         // What is forgotten may be forgotten once more: nobody's tokens wait for the disk because of it.
-        let (mut slot, mut writer) = self.writer(false).await?;
+        let (mut slot, mut writer) = self.transactor(false).await?;
         journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(())
@@ -263,19 +289,19 @@ impl Store for SqliteStore {
     }
 
     async fn trial_balance(&self) -> Result<TrialBalance, StoreError> {
-        let mut reader = self.reader().await?;
-        trial::balance(&mut reader).await.map_err(|f| self.explain(f))
+        let (tail, mut reader) = (Tail::read(&self.log)?, self.reader().await?);
+        trial::balance(&mut reader, &tail).await.map_err(|f| self.explain(f))
     }
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        let (mut slot, mut writer) = self.writer(true).await?;
+        let (mut slot, mut writer) = self.transactor(true).await?;
         let pinned = keys::pin_pepper(&mut writer.connection, fingerprint).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
-        let (mut slot, mut writer) = self.writer(true).await?;
+        let (mut slot, mut writer) = self.transactor(true).await?;
         keys::add(&mut writer.connection, key).await.map_err(|f| self.explain(f))?;
         *slot = Some(writer);
         Ok(())

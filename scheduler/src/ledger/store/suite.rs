@@ -257,7 +257,8 @@ async fn a_trial_balance_finds_what_was_changed_behind_its_back<P: Place>(_: P) 
         let store = place.reopen().await;
         all(&store, &history()).await;
         all(&store, &[open(4, 100), append(4, 1, 0, &[1, 2])]).await;
-        all(&store, &[append(4, 1, 2, &[3, 4])]).await;
+        // With money, so that they are where they are tampered with.
+        all(&store, &[write(deposit(9, 1, 1)), append(4, 1, 2, &[3, 4])]).await;
         store.trial_balance().await.unwrap();
         assert!(place.tamper(sql).await > 0, "{sql}");
         let found = store.trial_balance().await;

@@ -1,4 +1,5 @@
-//! One batch in one transaction: look up what it needs, let books and journal decide, write what changed.
+//! One batch in one transaction: look up what it needs, let books and journal decide, write what changed. Tokens alone take
+//! none.
 
 use std::collections::HashMap;
 
@@ -15,23 +16,28 @@ use super::super::{GENESIS, step};
 use super::Writer;
 use crate::journal::Journal;
 
+/// Accepts tokens of what runs here, which take no transaction; `None` where there is something else, or one is due. Does not
+/// wait: a few pages are handed to the system, which takes it less than another thread would to wake up.
+pub(super) fn accept(writer: &mut Writer, writes: &[Write]) -> Option<Result<Vec<Result<Done, Rejected>>, Failure>> {
+    let Writer { journal, log, .. } = writer;
+    (!log.is_full() && Needs::of(writes, journal).are_none()).then(|| {
+        let (changes, answers) = Changes::decide(writes, &mut Books::default(), journal)?;
+        step::reached("batch: begun");
+        if !changes.segment.0.is_empty() {
+            log.append(journal.next_segment(), changes.segment)?;
+        }
+        step::reached("batch: committed");
+        Ok(answers)
+    })
+}
+
 pub(super) async fn commit(
     writer: &mut Writer,
     writes: &[Write],
     at_ms: i64,
 ) -> Result<Vec<Result<Done, Rejected>>, Failure> {
-    let Writer { connection, id, run, journal, .. } = writer;
+    let Writer { connection, id, run, journal, log, .. } = writer;
     let needs = Needs::of(writes, journal);
-    if needs.are_none() {
-        // Tokens of what runs here, all of them one row: a statement is a transaction, and each saves two trips to SQLite.
-        let (changes, answers) = Changes::decide(writes, &mut Books::default(), journal)?;
-        step::reached("batch: begun");
-        if !changes.segment.0.is_empty() {
-            super::journal::insert_segment(connection, *id, journal, &changes.segment).await?;
-        }
-        step::reached("batch: committed");
-        return Ok(answers);
-    }
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("batch: begun");
     let mut books = load(&mut tx, &needs, journal).await?;
@@ -40,8 +46,10 @@ pub(super) async fn commit(
         write_money(&mut tx, &changes, &books, at_ms).await?;
     }
     write_journal(&mut tx, &changes, journal, (*id, *run), at_ms).await?;
+    super::journal::write_segment(&mut tx, *id, journal, log, changes.segment).await?;
     tx.commit().await?;
     step::reached("batch: committed");
+    log.taken()?;
     journal.keep_running();
     Ok(answers)
 }
@@ -154,7 +162,7 @@ async fn write_accounts(
 async fn write_journal(
     tx: &mut SqliteConnection,
     changes: &Changes<'_>,
-    journal: &mut Journal,
+    journal: &Journal,
     (owner, run): (i64, i64),
     at_ms: i64,
 ) -> Result<(), Failure> {
@@ -173,9 +181,6 @@ async fn write_journal(
         let written = sqlx::query(sql).bind(ended.list).bind(ended.blob).bind(owner).execute(&mut *tx).await?;
         changes.check_ends_written(written.rows_affected())?;
         step::reached("batch: requests are ended");
-    }
-    if !changes.segment.0.is_empty() {
-        super::journal::write_segment(tx, owner, journal, &changes.segment).await?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::super::rows::{self, Columns, Failure};
 use super::super::{ENDED_KEPT, FORGOTTEN_MAX, Kept, Reopened, SEGMENTS_MAX, TAKEOVER_MAX, Takeover, step};
 use super::Writer;
+use super::log::{Log, Tail};
 use crate::journal::{Journal, Output, Row, Segment};
 
 /// Makes this process the newest run of scheduler `me`: its row and the run's number.
@@ -29,9 +30,7 @@ pub(super) async fn load(tx: &mut SqliteConnection, me: PeerId, id: i64) -> Resu
                JOIN scheduler AS s ON s.id = r.owner WHERE r.owner = ?1 AND r.ended_ms IS NULL";
     let found = sqlx::query(sql).bind(id).fetch_all(&mut *tx).await?;
     let found = found.iter().map(rows::journal).collect::<Result<Vec<(RequestId, Row)>, Failure>>()?;
-    let last = sqlx::query("SELECT coalesce(max(seq), 0) FROM segment WHERE owner = ?1").bind(id);
-    let next = last.fetch_one(&mut *tx).await?.int(0)? + 1;
-    let next = found.iter().map(|(_, row)| row.first_segment).fold(next, i64::max);
+    let next = due(tx, id).await?;
     let mut outputs = found.iter().map(|(request, row)| (*request, Output::beginning(row.first_segment))).collect();
     replay(tx, id, &mut outputs).await?;
     let mut journal = Journal::new(me, next);
@@ -42,7 +41,50 @@ pub(super) async fn load(tx: &mut SqliteConnection, me: PeerId, id: i64) -> Resu
     Ok(journal)
 }
 
-/// Reads the log of `owner`, as far as it speaks of `outputs`.
+/// The number of the next segment of `owner`, as far as the database knows.
+async fn due(tx: &mut SqliteConnection, owner: i64) -> Result<i64, Failure> {
+    let sql = "SELECT max((SELECT coalesce(max(seq), 0) + 1 FROM segment WHERE owner = ?1), \
+               (SELECT coalesce(max(first_segment), 1) FROM request WHERE owner = ?1 AND ended_ms IS NULL))";
+    sqlx::query(sql).bind(owner).fetch_one(tx).await?.int(0)
+}
+
+/// Moves what another process left in its log to where its segments are. What a loss of power took from between the two is
+/// lost with what comes after it.
+pub(super) async fn take_in(tx: &mut SqliteConnection, tail: &Tail) -> Result<(), Failure> {
+    let Some(owner) = tail.owner() else { return Ok(()) };
+    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM scheduler WHERE id = ?1)")
+        .bind(owner)
+        .fetch_one(&mut *tx)
+        .await?;
+    if !known {
+        tracing::warn!("the log of tokens is another ledger's: it is left out");
+        return Ok(());
+    }
+    let due = due(tx, owner).await?;
+    match tail.segment(due) {
+        Ok(segment) => insert(tx, owner, due, &segment).await,
+        Err(lost) => {
+            tracing::warn!(%lost, "tokens that were accepted at last are lost; they are made again where they are asked for");
+            Ok(())
+        }
+    }
+}
+
+/// Reads the log of `owner` behind what the database has of it.
+pub(super) async fn replay_tail(
+    tx: &mut SqliteConnection,
+    tail: &Tail,
+    owner: i64,
+    outputs: &mut HashMap<RequestId, Output>,
+) -> Result<(), Failure> {
+    if tail.owner() == Some(owner) {
+        let due = due(tx, owner).await?;
+        tail.segment(due)?.replay(due, outputs)?;
+    }
+    Ok(())
+}
+
+/// Reads what the database has of the log of `owner`, as far as it speaks of `outputs`.
 async fn replay(
     tx: &mut SqliteConnection,
     owner: i64,
@@ -57,27 +99,31 @@ async fn replay(
     Ok(())
 }
 
+/// Writes the next segment: what is pending in the log of what still runs, and `more`. The log is to hear of it when it is
+/// committed.
 pub(super) async fn write_segment(
     tx: &mut SqliteConnection,
     owner: i64,
     journal: &mut Journal,
-    segment: &Segment,
+    log: &Log,
+    more: Segment,
 ) -> Result<(), Failure> {
-    insert_segment(tx, owner, journal, segment).await?;
-    step::reached("the segment is written");
+    let runs = |request: &RequestId| journal.row(request).is_some_and(|row| row.ending.is_none());
+    let mut segment = log.pending(runs);
+    segment.0.extend(more.0);
+    insert(tx, owner, journal.next_segment(), &segment).await?;
+    if !segment.0.is_empty() {
+        journal.segment_written();
+    }
     Ok(())
 }
 
-/// The same, as a transaction of its own where there is none.
-pub(super) async fn insert_segment(
-    tx: &mut SqliteConnection,
-    owner: i64,
-    journal: &mut Journal,
-    segment: &Segment,
-) -> Result<(), Failure> {
-    let insert = sqlx::query("INSERT INTO segment (owner, seq, body) VALUES (?1, ?2, ?3)");
-    insert.bind(owner).bind(journal.next_segment()).bind(segment.to_bytes()).execute(tx).await?;
-    journal.segment_written();
+async fn insert(tx: &mut SqliteConnection, owner: i64, number: i64, segment: &Segment) -> Result<(), Failure> {
+    if !segment.0.is_empty() {
+        let insert = sqlx::query("INSERT INTO segment (owner, seq, body) VALUES (?1, ?2, ?3)");
+        insert.bind(owner).bind(number).bind(segment.to_bytes()).execute(tx).await?;
+        step::reached("the segment is written");
+    }
     Ok(())
 }
 
@@ -90,10 +136,10 @@ struct Due {
 }
 
 pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Vec<Reopened>, Failure> {
-    let Writer { connection, id, run, journal, .. } = writer;
+    let Writer { connection, id, run, journal, log, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("takeover: begun");
-    let due = due(&mut tx, which, (*id, *run)).await?;
+    let due = changing_hands(&mut tx, which, (*id, *run)).await?;
     let mut outputs: HashMap<i64, HashMap<RequestId, Output>> = HashMap::new();
     for Due { request, owner, row, .. } in due.iter().filter(|due| due.owner != *id) {
         outputs.entry(*owner).or_default().insert(*request, Output::beginning(row.first_segment));
@@ -116,16 +162,19 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
         taken.push(rows::reopened(request, row, spec));
     }
     step::reached("takeover: owners are written");
-    if !segment.0.is_empty() {
-        write_segment(&mut tx, *id, journal, &segment).await?;
-    }
+    write_segment(&mut tx, *id, journal, log, segment).await?;
     tx.commit().await?;
     step::reached("takeover: committed");
+    log.taken()?;
     Ok(taken)
 }
 
 /// Open requests of `which`. Nobody else has the database, so all other schedulers are gone.
-async fn due(tx: &mut SqliteConnection, which: Takeover, (id, run): (i64, i64)) -> Result<Vec<Due>, Failure> {
+async fn changing_hands(
+    tx: &mut SqliteConnection,
+    which: Takeover,
+    (id, run): (i64, i64),
+) -> Result<Vec<Due>, Failure> {
     let (own, others, one) = match which {
         Takeover::Earlier => (true, false, None),
         Takeover::Expired => (false, true, None),
@@ -144,17 +193,22 @@ async fn due(tx: &mut SqliteConnection, which: Takeover, (id, run): (i64, i64)) 
     due.collect()
 }
 
-/// Forgets what nobody needs any more: segments of requests that have ended, and those themselves after a day.
+/// Takes in what the log has, and forgets what nobody needs any more: segments of requests that have ended, and those
+/// themselves after a day.
 pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure> {
-    let Writer { connection, id, journal, .. } = writer;
+    let Writer { connection, id, journal, log, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     if journal.next_segment() - journal.first_needed() > SEGMENTS_MAX {
         let at = journal.next_segment();
+        // All that runs, with what is pending.
         let segment = journal.checkpoint();
-        write_segment(&mut tx, *id, journal, &segment).await?;
+        insert(&mut tx, *id, at, &segment).await?;
+        journal.segment_written();
         let sql = "UPDATE request SET first_segment = ?2 WHERE owner = ?1 AND ended_ms IS NULL";
         sqlx::query(sql).bind(*id).bind(at).execute(&mut *tx).await?;
         step::reached("tend: the log is written anew");
+    } else {
+        write_segment(&mut tx, *id, journal, log, Segment::default()).await?;
     }
     let sql = "DELETE FROM segment WHERE owner = ?1 AND seq < ?2";
     sqlx::query(sql).bind(*id).bind(journal.first_needed()).execute(&mut *tx).await?;
@@ -170,11 +224,16 @@ pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure>
     step::reached("tend: old requests are gone");
     tx.commit().await?;
     step::reached("tend: committed");
+    log.taken()?;
     Ok(())
 }
 
-/// What is kept of a request; the tokens of an open one are read from its owner's log.
-pub(super) async fn read(connection: &mut SqliteConnection, request: RequestId) -> Result<Option<Kept>, Failure> {
+/// What is kept of a request; the tokens of an open one are read from its owner's log, whose end is `tail`.
+pub(super) async fn read(
+    connection: &mut SqliteConnection,
+    tail: &Tail,
+    request: RequestId,
+) -> Result<Option<Kept>, Failure> {
     let mut tx = connection.begin().await?;
     let sql = "SELECT h.request, a.name, h.amount, h.state, h.cost, h.miner, h.author, h.network, h.prompt_tokens, \
                h.completion_tokens, s.peer, r.epoch, r.spec, r.output, r.ending, r.owner, r.first_segment \
@@ -186,6 +245,7 @@ pub(super) async fn read(connection: &mut SqliteConnection, request: RequestId) 
     if kept.ending.is_none() {
         let mut outputs = HashMap::from([(request, Output::beginning(row.int(16)?))]);
         replay(&mut tx, row.int(15)?, &mut outputs).await?;
+        replay_tail(&mut tx, tail, row.int(15)?, &mut outputs).await?;
         kept.tokens = outputs.remove(&request).unwrap_or_default().tokens;
     }
     tx.rollback().await?;

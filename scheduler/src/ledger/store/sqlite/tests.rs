@@ -64,6 +64,138 @@ async fn a_torn_log_is_cut_back_to_a_commit() {
     assert!(seen.len() > 8 && seen.contains(&81), "cuts fell between batches: {seen:?}");
 }
 
+/// A ledger with two requests open whose tokens are in the log: five appends of two tokens each to the first.
+async fn with_a_log(dir: &Path) -> SqliteStore {
+    let store = open(dir).await.unwrap();
+    let opened = |n| super::super::super::write::tests::open(n, 1_000);
+    all(&store, &[write(deposit(1, 1, 1_000_000)), opened(1), opened(2)]).await;
+    for n in 0..5 {
+        all(&store, &[append(1, 1, 2 * n, &[2 * n, 2 * n + 1])]).await;
+    }
+    store
+}
+
+async fn tokens(store: &SqliteStore, n: u8) -> Vec<u32> {
+    store.request(request(n)).await.unwrap().unwrap().tokens
+}
+
+/// Copies a ledger as a crash would leave it, nothing closed, with this log.
+fn crashed(from: &Path, log: &[u8]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [FILE, "ledger.db-wal"] {
+        std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    std::fs::write(dir.path().join(LOG_FILE), log).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn tokens_alone_take_no_transaction_and_the_next_one_takes_them_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    let count = async || -> i64 {
+        let mut reader = store.reader().await.unwrap();
+        sqlx::query_scalar("SELECT count(*) FROM segment").fetch_one(&mut *reader).await.unwrap()
+    };
+    assert_eq!((count().await, tokens(&store, 1).await), (0, (0..10).collect()));
+    store.trial_balance().await.unwrap();
+    all(&store, &[write(deposit(2, 1, 1)), append(2, 1, 0, &[70])]).await;
+    assert_eq!((count().await, tokens(&store, 1).await, tokens(&store, 2).await), (1, (0..10).collect(), vec![70]));
+    all(&store, &[append(2, 1, 1, &[71])]).await;
+    store.tend(1).await.unwrap();
+    assert_eq!((count().await, tokens(&store, 2).await), (2, vec![70, 71]));
+    // What nobody needs any more is not taken along.
+    all(&store, &[append(1, 1, 10, &[10]), append(2, 1, 2, &[72])]).await;
+    let end = |n| Write::release(request(n), super::super::super::write::tests::finished());
+    all(&store, &[end(1), end(2)]).await;
+    store.tend(1).await.unwrap();
+    assert_eq!((count().await, tokens(&store, 2).await), (0, vec![70, 71, 72]));
+}
+
+#[tokio::test]
+async fn a_torn_log_of_tokens_is_cut_back_to_a_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    let log = std::fs::read(dir.path().join(LOG_FILE)).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (0..=24).map(|i| log.len() * i / 24) {
+        let torn = crashed(dir.path(), &log[..cut]);
+        // Twice: what is read is moved, and there is nothing else to be read afterwards.
+        for again in [false, true] {
+            let store = open(torn.path()).await.unwrap();
+            let found = tokens(&store, 1).await;
+            assert!(found.len() % 2 == 0 && found == (0..found.len() as u32).collect::<Vec<u32>>(), "{found:?}");
+            store.trial_balance().await.unwrap();
+            if again {
+                // It goes on from there, and what is written again counts once.
+                all(&store, &[append(1, 1, found.len() as u32, &[9])]).await;
+                assert_eq!(tokens(&store, 1).await.len(), found.len() + 1);
+            }
+            seen.insert(found.len());
+        }
+    }
+    assert_eq!(seen, (0..=5).map(|n| 2 * n).collect(), "cuts fell between batches");
+    assert_eq!(tokens(&store, 1).await.len(), 10);
+}
+
+#[tokio::test]
+async fn what_comes_after_something_lost_is_lost_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    for n in 10..12 {
+        store.tend(1).await.unwrap();
+        all(&store, &[append(1, 1, n, &[n])]).await;
+    }
+    store.trial_balance().await.unwrap();
+    // A loss of power: the log was on the disk already, what went to the database a moment before it was not.
+    sqlx::query("DELETE FROM segment WHERE seq = 2").execute(&mut store.connect().await.unwrap()).await.unwrap();
+    let StoreError::OutOfBalance(why) = store.trial_balance().await.unwrap_err() else { panic!("it is not noticed") };
+    assert!(why.contains("segment 3 where 2 is due"), "{why}");
+    drop(store);
+    let store = open(dir.path()).await.unwrap();
+    assert_eq!(tokens(&store, 1).await, (0..10).collect::<Vec<u32>>());
+    all(&store, &[append(1, 1, 10, &[60, 70])]).await;
+    drop(store);
+    let store = open(dir.path()).await.unwrap();
+    assert_eq!(tokens(&store, 1).await, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 70]);
+    store.trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_is_its_ledgers_and_its_owners() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    drop(with_a_log(dir.path()).await);
+    let log = std::fs::read(dir.path().join(LOG_FILE)).unwrap();
+    // A scheduler with a new key takes in what the one before it left.
+    let store = patiently(async || SqliteStore::open(dir.path(), peer(99)).await).await.unwrap();
+    assert_eq!(tokens(&store, 1).await, (0..10).collect::<Vec<u32>>());
+    let taken = store.take_over(Takeover::Expired).await.unwrap();
+    assert_eq!(taken.iter().map(|r| r.tokens.len()).collect::<Vec<_>>(), [10, 0]);
+    // Beside a ledger that has no such scheduler, or that does not wait for it, it is nobody's.
+    std::fs::write(other.path().join(LOG_FILE), &log).unwrap();
+    drop(open(other.path()).await.unwrap());
+    std::fs::write(other.path().join(LOG_FILE), &log).unwrap();
+    open(other.path()).await.unwrap().trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_is_said_so_and_nothing_of_the_batch_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    let log = dir.path().join(LOG_FILE);
+    std::fs::remove_file(&log).unwrap();
+    // A directory in its place, so that a log cannot be begun anew: who comes next hears so as well.
+    std::fs::create_dir(&log).unwrap();
+    drop(store.writer.lock().await.take());
+    let refused = store.commit(&[append(1, 1, 10, &[10])], 1).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Unusable { .. }), "{refused}");
+    std::fs::remove_dir(&log).unwrap();
+    // What was only in the file that is gone is gone: it is written again.
+    let rest: Vec<u32> = (0..11).collect();
+    all(&store, &[append(1, 1, 0, &rest)]).await;
+    assert_eq!(tokens(&store, 1).await, rest);
+}
+
 #[tokio::test]
 async fn a_full_disk_is_said_so_and_forgotten_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,16 +9,17 @@ use sqlx::sqlite::SqliteConnection;
 use super::super::super::account::Account;
 use super::super::rows::{self, Columns, Failure};
 use super::super::{GENESIS, Posting, Totals, TrialBalance, batch};
+use super::log::Tail;
 use crate::journal::{Output, Segment};
 
-pub(super) async fn balance(connection: &mut SqliteConnection) -> Result<TrialBalance, Failure> {
+pub(super) async fn balance(connection: &mut SqliteConnection, tail: &Tail) -> Result<TrialBalance, Failure> {
     // One snapshot, however long this takes; the writer goes on meanwhile.
     let mut tx = connection.begin().await?;
     let accounts = accounts(&mut tx).await?;
     let (postings, chain) = check_postings(&mut tx, &accounts).await?;
     let holds_open = check_holds(&mut tx).await?;
     check_requests(&mut tx).await?;
-    check_outputs(&mut tx).await?;
+    check_outputs(&mut tx, tail).await?;
     let totals = check_totals(&mut tx).await?;
     tx.rollback().await?;
     let deposited = accounts.values().find(|a| a.account == Account::ExtDeposit).map_or(0, |a| -a.balance);
@@ -136,7 +137,7 @@ async fn check_requests(tx: &mut SqliteConnection) -> Result<(), Failure> {
 }
 
 /// Outputs have no gaps, and nobody was billed for a token that is not there.
-async fn check_outputs(tx: &mut SqliteConnection) -> Result<(), Failure> {
+async fn check_outputs(tx: &mut SqliteConnection, tail: &Tail) -> Result<(), Failure> {
     let open = "SELECT request, owner, first_segment FROM request WHERE ended_ms IS NULL";
     let mut outputs: HashMap<i64, HashMap<_, Output>> = HashMap::new();
     for row in sqlx::query(open).fetch_all(&mut *tx).await? {
@@ -150,6 +151,9 @@ async fn check_outputs(tx: &mut SqliteConnection) -> Result<(), Failure> {
                 Segment::from_bytes(row.blob(2)?)?.replay(row.int(1)?, outputs)?;
             }
         }
+    }
+    for (owner, outputs) in &mut outputs {
+        super::journal::replay_tail(tx, tail, *owner, outputs).await?;
     }
     let ended = "SELECT r.request, r.output, h.completion_tokens, length(r.spec) > 0 FROM request AS r \
                  JOIN hold AS h ON h.request = r.request WHERE r.ended_ms IS NOT NULL";
