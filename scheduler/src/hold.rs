@@ -73,7 +73,7 @@ impl Hold {
         &self.market
     }
 
-    /// Accepts tokens: they may be sent on when this returns.
+    /// Accepts tokens. Replies that speak of them are handed out when they are written down: see [`crate::serve::Replies`].
     pub(crate) async fn append(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Result<(), Refusal> {
         let (ledger, request, epoch) = (self.market.ledger(), self.request, self.epoch);
         Ok(patiently(|| ledger.append(request, epoch, first, tokens.to_vec(), by)).await?)
@@ -112,7 +112,7 @@ pub(crate) fn end_later(ledger: &LedgerHandle, request: RequestId, settlement: O
 }
 
 /// Tries until a store that is away is back, for [`STORE_AWAY_MAX`]: to write the same again counts once.
-async fn patiently<T, F: Future<Output = Result<T, LedgerError>>>(
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, LedgerError>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, LedgerError> {
     let began = Instant::now();

@@ -195,7 +195,7 @@ impl LedgerHandle {
     }
 
     /// Accepts `tokens` of a request's output, the first of which is number `first`, made `by` whoever made those before
-    /// if nobody is named. They may be sent on when this returns; tried again, they count once.
+    /// if nobody is named. They may be sent on after [`Self::flush`]; tried again, they count once.
     pub async fn append(
         &self,
         request: RequestId,
@@ -204,7 +204,19 @@ impl LedgerHandle {
         tokens: Vec<u32>,
         by: Option<Maker>,
     ) -> Result<(), LedgerError> {
-        self.submit(Write::append(request, epoch, first, tokens, by)).await.map(|_| ())
+        let write = Write::append(request, epoch, first, tokens, by);
+        match self.store.accept(&write) {
+            Some(accepted) => accepted.map(|_| ()).map_err(LedgerError::from),
+            None => self.submit(write).await.map(|_| ()),
+        }
+    }
+
+    /// Writes down what was accepted by now.
+    ///
+    /// # Errors
+    /// If it could not: nothing that was accepted is lost by that, and it is to be tried again.
+    pub fn flush(&self) -> Result<(), LedgerError> {
+        Ok(self.store.flush()?)
     }
 
     /// Ends a request and pays for it. Tried again, it has the first outcome.

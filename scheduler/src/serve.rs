@@ -14,6 +14,7 @@
 mod handover;
 mod lines;
 mod relay;
+mod replies;
 mod resume;
 mod spec;
 
@@ -42,6 +43,7 @@ use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 use spec::Spec;
 
+pub(crate) use replies::Replies;
 pub(crate) use resume::Resume;
 pub(crate) use spec::delivered;
 

@@ -5,19 +5,16 @@ mod requests;
 
 use std::time::Duration;
 
-use cuckoo_wire::limits::{
-    CALL_FRAME_BYTES_MAX, CREDIT_TOKENS, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX, REPLY_QUEUE,
-};
+use cuckoo_wire::limits::{CALL_FRAME_BYTES_MAX, CREDIT_TOKENS, DEVELOPER_STALL_MAX, REPLY_FRAME_BYTES_MAX};
 use cuckoo_wire::message::{Call, Refusal, RefusalCode, Reply};
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use quinn::{ConnectionError, StoppedError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::market::Market;
-use crate::serve::{Listener, Resume};
+use crate::serve::{Listener, Replies, Resume};
 use requests::Requests;
 
 /// Tokens that are sent to a developer of whom nothing is heard meanwhile, not even that they have come. Acknowledgements come
@@ -126,17 +123,20 @@ async fn answer(
     match call {
         None => {}
         Some(Call::Generate(request)) => {
-            let serve = |listener| async move { market.serve(request, listener).await };
-            begin(requests, writer, connection, serve).await;
+            let here = market.clone();
+            let serve = |listener| async move { here.serve(request, listener).await };
+            begin((requests, &market), writer, connection, serve).await;
         }
         Some(Call::Resume { api_key, request, after }) => {
             let resume = Resume { api_key, request, after };
-            let serve = |listener| async move { market.resume(resume, listener).await };
-            begin(requests, writer, connection, serve).await;
+            let here = market.clone();
+            let serve = |listener| async move { here.resume(resume, listener).await };
+            begin((requests, &market), writer, connection, serve).await;
         }
         Some(Call::Embed(request)) => {
-            let serve = |listener: Listener| async move { market.embed(request, listener.replies).await };
-            begin(requests, writer, connection, serve).await;
+            let here = market.clone();
+            let serve = |listener: Listener| async move { here.embed(request, listener.replies).await };
+            begin((requests, &market), writer, connection, serve).await;
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await?,
         Some(Call::Explain { api_key, request }) => {
@@ -163,12 +163,12 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
 /// Begins a request, and to relay its replies. It outlives its stream: when the receiver goes, it stops, and ends unless its
 /// developer comes back.
 async fn begin<F: Future<Output = ()> + Send + 'static>(
-    requests: &Requests,
+    (requests, market): (&Requests, &Market),
     writer: FrameWriter<quinn::SendStream>,
     connection: quinn::Connection,
     serve: impl FnOnce(Listener) -> F,
 ) {
-    let (replies_in, replies) = mpsc::channel(REPLY_QUEUE);
+    let (replies_in, replies) = Replies::queue(market);
     let farewell = CancellationToken::new();
     let served = serve(Listener { replies: replies_in, farewell: farewell.clone() });
     let relayed = async move {
@@ -182,7 +182,7 @@ async fn begin<F: Future<Output = ()> + Send + 'static>(
 async fn relay(
     mut writer: FrameWriter<quinn::SendStream>,
     connection: quinn::Connection,
-    mut replies: mpsc::Receiver<Reply>,
+    mut replies: Replies,
     farewell: CancellationToken,
 ) -> Result<(), FrameError> {
     let stopped = writer.get_mut().stopped();
@@ -197,7 +197,9 @@ async fn relay(
         }
     };
     tokio::pin!(gone);
-    let mut hearing = Hearing { connection, datagrams: 0, unheard: 0 };
+    // Streams that go in step are not to look in step too.
+    let unheard = writer.get_mut().id().index() as usize % UNHEARD_TOKENS_MAX;
+    let mut hearing = Hearing { connection, datagrams: 0, unheard };
     loop {
         let reply = tokio::select! {
             () = &mut gone => return Ok(()),

@@ -80,6 +80,9 @@ pub(crate) struct Running {
     standing: watch::Receiver<Standing>,
     credited: u32,
     taken: u32,
+    /// By so many tokens its first credit comes early. Sequences that begin together would else be given credit together for
+    /// ever, in the midst of one step's tokens.
+    early: u32,
     seat: Seat,
 }
 
@@ -130,7 +133,9 @@ impl MinerLink {
             None => watch::channel(Standing::default()).1,
         };
         drop(sequences);
-        Running { link: self.clone(), replica, sequence, news, standing, credited: CREDIT_TOKENS, taken: 0, seat }
+        let early = (sequence.0 % u64::from(CREDIT_TOKENS / 2)) as u32;
+        let (link, credited) = (self.clone(), CREDIT_TOKENS);
+        Running { link, replica, sequence, news, standing, credited, taken: 0, early, seat }
     }
 
     /// Queues a control message. The queue holds more than a window allows, so a full one is a miner that does not read.
@@ -200,8 +205,8 @@ impl Running {
     pub(crate) fn credit(&mut self, tokens: u32) {
         self.taken += tokens;
         // Half a window at a time keeps the miner busy and credits rare.
-        if self.taken + CREDIT_TOKENS >= self.credited + CREDIT_TOKENS / 2 {
-            self.credited = self.taken + CREDIT_TOKENS;
+        if self.credited - self.taken <= CREDIT_TOKENS / 2 + self.early {
+            (self.credited, self.early) = (self.taken + CREDIT_TOKENS, 0);
             self.link.sequences.lock().credit(self.sequence, self.credited, Instant::now());
             let (replica, sequence) = (self.replica, self.sequence);
             self.link.send(ToMiner::Credit { replica, sequence, tokens: self.credited });

@@ -60,6 +60,20 @@ const _: () = assert!(WALLET_ENTRIES_MAX as usize * 208 + 16_384 <= REPLY_FRAME_
 
 /// A ledger's durable side. Everything is integer nano-credits.
 pub trait Store: Send + Sync + 'static {
+    /// Accepts tokens at once, where that takes less than to gather a batch; `None` where they are to be committed. Nobody is sent
+    /// them before [`Self::flush`].
+    fn accept(&self, _write: &Write) -> Option<Result<Done, Rejected>> {
+        None
+    }
+
+    /// Makes what was accepted as durable as [`Self::commit`] makes tokens alone.
+    ///
+    /// # Errors
+    /// Where it could not: then it is to be tried again.
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Applies `writes` in order, in one transaction that is durable when this returns. Each has its own answer. Where they
     /// are tokens alone, a store may leave it to the system for a while: they survive this process, if not a loss of power.
     ///

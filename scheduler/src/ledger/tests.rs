@@ -248,6 +248,7 @@ async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
     let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();
     opened.ledger.open_request(request(1), &client, 84_000, vec![4, 2]).await.unwrap();
     opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100], Some(maker)).await.unwrap();
+    opened.ledger.flush().unwrap();
     crash(opened).await;
 
     let Opened { ledger, .. } = open_in(dir, database).await;

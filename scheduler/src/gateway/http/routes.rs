@@ -14,11 +14,9 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use cuckoo_wire::limits;
 use cuckoo_wire::message::{ApiKey, Refusal, RefusalCode, Reply, RequestId};
 use futures_util::{Stream, stream};
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -33,7 +31,7 @@ use super::ignored::{Ignored, X_CUCKOO_IGNORED};
 use super::intake::{self, Budget, Upload};
 use super::request::{self, Asked, Surface};
 use crate::market::Market;
-use crate::serve::{Listener, Resume};
+use crate::serve::{Listener, Replies, Resume};
 
 /// Names the request, in logs and in questions to the operator.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -98,7 +96,7 @@ async fn embed(door: Door, headers: &HeaderMap, body: Body) -> Result<Response, 
     };
     let embeddings::Asked { embed, encoding, ignored } = asked;
     let model = embed.model.clone();
-    let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
+    let (sender, mut replies) = Replies::queue(&door.market);
     tokio::spawn(async move { door.market.embed(embed, sender).await });
     let request = accepted(&mut replies).await?;
     let mut answer = Vectors::new(model, encoding);
@@ -123,7 +121,7 @@ async fn generate(door: Door, surface: Surface, headers: &HeaderMap, body: Body)
     let Asked { generate, stream, include_usage, show, ignored, names } = asked;
     let cursor = if stream { Cursor::of(headers)? } else { None };
     let (model, calls_tools) = (generate.model.clone(), generate.callable().is_some());
-    let (sender, mut replies) = mpsc::channel(limits::REPLY_QUEUE);
+    let (sender, mut replies) = Replies::queue(&door.market);
     let farewell = CancellationToken::new();
     if !stream {
         // Whoever takes an answer as a whole has nothing to come back with.
@@ -180,7 +178,7 @@ async fn take_in<T>(
 }
 
 /// The request's id, once the market has taken the request on.
-async fn accepted(replies: &mut mpsc::Receiver<Reply>) -> Result<RequestId, Refusal> {
+async fn accepted(replies: &mut Replies) -> Result<RequestId, Refusal> {
     match replies.recv().await {
         Some(Reply::Accepted { request, .. }) => Ok(request),
         Some(Reply::Refused(refusal)) => Err(refusal),
@@ -188,7 +186,7 @@ async fn accepted(replies: &mut mpsc::Receiver<Reply>) -> Result<RequestId, Refu
     }
 }
 
-async fn whole(mut replies: mpsc::Receiver<Reply>, mut answer: Whole) -> Result<Response, Failure> {
+async fn whole(mut replies: Replies, mut answer: Whole) -> Result<Response, Failure> {
     loop {
         if let Some(body) = answer.take(replies.recv().await)? {
             return Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response());
@@ -197,7 +195,7 @@ async fn whole(mut replies: mpsc::Receiver<Reply>, mut answer: Whole) -> Result<
 }
 
 async fn events(
-    mut replies: mpsc::Receiver<Reply>,
+    mut replies: Replies,
     pieces: Pieces,
     opening: Vec<String>,
     counter: Counter,
@@ -231,7 +229,7 @@ impl Events {
 }
 
 /// What waits goes out first, then what the replies bring. Dropping the stream drops the receiver.
-fn event_stream(replies: mpsc::Receiver<Reply>, events: Events) -> impl Stream<Item = Result<Event, Infallible>> {
+fn event_stream(replies: Replies, events: Events) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold((replies, events), |(mut replies, mut events)| async move {
         loop {
             if let Some((data, id)) = events.waiting.pop_front() {

@@ -27,6 +27,20 @@ macro_rules! either {
 }
 
 impl Store for AnyStore {
+    fn accept(&self, write: &Write) -> Option<Result<Done, Rejected>> {
+        match self {
+            Self::Sqlite(store) => store.accept(write),
+            Self::Postgres(store) => store.accept(write),
+        }
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(store) => store.flush(),
+            Self::Postgres(store) => store.flush(),
+        }
+    }
+
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
         either!(self, store => store.commit(writes, at_ms))
     }

@@ -59,25 +59,38 @@ pub struct SqliteStore {
     run: (i64, i64),
     /// `None` after a failure: the next use connects anew and reads anew what runs, so that no half-open transaction is
     /// ever continued.
-    writer: Mutex<Option<Writer>>,
+    idle: Mutex<Option<Idle>>,
+    /// `None` while a transaction has it, and after a failure.
+    live: parking_lot::Mutex<Option<Live>>,
     readers: SqlitePool,
     /// Unlocked when dropped.
     _lock: File,
 }
 
-/// The one connection that writes, and what is known because nobody else does.
-struct Writer {
+/// The one connection that writes.
+struct Idle {
     connection: SqliteConnection,
-    /// This scheduler's row.
-    id: i64,
-    /// This process, among those that were this scheduler.
-    run: i64,
+    /// Whether a commit waits for the disk.
+    waits: bool,
+}
+
+/// What is known because nobody else writes. Tokens alone need no more than this.
+struct Live {
     /// What runs here.
     journal: Journal,
     /// What was accepted since the last transaction.
     log: Log,
-    /// Whether a commit waits for the disk.
+}
+
+/// Both, for a transaction.
+struct Writer {
+    connection: SqliteConnection,
     waits: bool,
+    /// This scheduler's row.
+    id: i64,
+    /// This process, among those that were this scheduler.
+    run: i64,
+    live: Live,
 }
 
 impl Writer {
@@ -105,11 +118,12 @@ impl SqliteStore {
         let read_only = options.clone().read_only(true).disable_statement_logging();
         let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(read_only);
         let log = dir.join(LOG_FILE);
-        let mut store = Self { path, log, me, run: (0, 0), writer: Mutex::new(None), readers, _lock: lock };
+        let (idle, live) = (Mutex::new(None), parking_lot::Mutex::new(None));
+        let mut store = Self { path, log, me, run: (0, 0), idle, live, readers, _lock: lock };
         let mut connection = store.connect().await?;
         store.run = store.prepare(&mut connection).await?;
         let writer = store.load(connection).await?;
-        *store.writer.get_mut() = Some(writer);
+        store.put(store.idle.lock().await, writer);
         Ok(store)
     }
 
@@ -124,7 +138,7 @@ impl SqliteStore {
         tx.commit().await.map_err(|e| self.error(e))?;
         step::reached("open: committed");
         let log = Log::begin(&self.log, id)?;
-        Ok(Writer { connection, id, run, journal, log, waits: true })
+        Ok(Writer { connection, waits: true, id, run, live: Live { journal, log } })
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -177,22 +191,32 @@ impl SqliteStore {
         Ok(run)
     }
 
-    /// The writer, out of its slot: only who succeeds puts it back. A connection that failed, or whose user stopped
-    /// waiting, is closed instead, and closing undoes its transaction.
-    async fn writer(&self) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
-        let mut slot = self.writer.lock().await;
-        let writer = match slot.take() {
-            Some(writer) => writer,
-            None => self.load(self.connect().await?).await?,
+    /// The writer, out of its slots: only who succeeds puts it back. A connection that failed, or whose user stopped
+    /// waiting, is closed instead, and closing undoes its transaction. Nothing is accepted beside it, and all that was accepted
+    /// before is with the system: without it, that is read from there. `waits` for the disk at its commits, or not.
+    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Idle>>, Writer), StoreError> {
+        let mut slot = self.idle.lock().await;
+        let live = {
+            let mut live = self.live.lock();
+            live.as_mut().map_or(Ok(()), |live| live.log.flush())?;
+            live.take()
         };
+        let mut writer = match (slot.take(), live) {
+            (Some(Idle { connection, waits }), Some(live)) => {
+                let (id, run) = self.run;
+                Writer { connection, waits, id, run, live }
+            }
+            _ => self.load(self.connect().await?).await?,
+        };
+        writer.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
         Ok((slot, writer))
     }
 
-    /// The same, for a transaction whose commit `waits` for the disk, or does not.
-    async fn transactor(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Writer>>, Writer), StoreError> {
-        let (slot, mut writer) = self.writer().await?;
-        writer.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
-        Ok((slot, writer))
+    /// Puts a writer back that succeeded.
+    fn put(&self, mut slot: MutexGuard<'_, Option<Idle>>, writer: Writer) {
+        let Writer { connection, waits, live, .. } = writer;
+        *slot = Some(Idle { connection, waits });
+        *self.live.lock() = Some(live);
     }
 
     async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
@@ -235,28 +259,37 @@ const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_NOTADB: u32 = 26;
 
 impl Store for SqliteStore {
+    fn accept(&self, write: &Write) -> Option<Result<Done, Rejected>> {
+        // What breaks an invariant breaks it in a transaction too, whose failure is heard where it must be.
+        batch::accept(self.live.lock().as_mut()?, write)?.ok()
+    }
+
+    /// Does not wait: a page or two are handed to the system, which takes it less than another thread would to wake up.
+    fn flush(&self) -> Result<(), StoreError> {
+        let mut live = self.live.lock();
+        let Some(live) = live.as_mut() else { return Ok(()) };
+        if live.log.is_flushed() {
+            return Ok(());
+        }
+        live.log.flush()?;
+        step::reached("tokens: flushed");
+        Ok(())
+    }
+
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
         // Money is not lost with the machine's power. Tokens alone are not lost with this process: they are with the system when
         // this returns, and on the disk with the next money or when the system writes back, which may take it half a minute; to
         // wait for the disk would cost each token milliseconds.
-        let (mut slot, mut writer) = self.writer().await?;
-        let done = match batch::accept(&mut writer, writes) {
-            Some(accepted) => accepted,
-            None => {
-                let moves_money = writes.iter().any(|write| write.money().is_some());
-                writer.wait_for_disk(moves_money).await.map_err(|e| self.error(e))?;
-                batch::commit(&mut writer, writes, at_ms).await
-            }
-        };
-        let done = done.map_err(|f| self.explain(f))?;
-        *slot = Some(writer);
+        let (slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
+        let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
+        self.put(slot, writer);
         Ok(done)
     }
 
     async fn take_over(&self, which: Takeover) -> Result<Vec<Reopened>, StoreError> {
-        let (mut slot, mut writer) = self.transactor(true).await?;
+        let (slot, mut writer) = self.writer(true).await?;
         let taken = journal::take_over(&mut writer, which).await.map_err(|f| self.explain(f))?;
-        *slot = Some(writer);
+        self.put(slot, writer);
         Ok(taken)
     }
 
@@ -272,9 +305,9 @@ impl Store for SqliteStore {
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
         // What is forgotten may be forgotten once more: nobody's tokens wait for the disk because of it.
-        let (mut slot, mut writer) = self.transactor(false).await?;
+        let (slot, mut writer) = self.writer(false).await?;
         journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
-        *slot = Some(writer);
+        self.put(slot, writer);
         Ok(())
     }
 
@@ -294,16 +327,16 @@ impl Store for SqliteStore {
     }
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        let (mut slot, mut writer) = self.transactor(true).await?;
+        let (slot, mut writer) = self.writer(true).await?;
         let pinned = keys::pin_pepper(&mut writer.connection, fingerprint).await.map_err(|f| self.explain(f))?;
-        *slot = Some(writer);
+        self.put(slot, writer);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
-        let (mut slot, mut writer) = self.transactor(true).await?;
+        let (slot, mut writer) = self.writer(true).await?;
         keys::add(&mut writer.connection, key).await.map_err(|f| self.explain(f))?;
-        *slot = Some(writer);
+        self.put(slot, writer);
         Ok(())
     }
 

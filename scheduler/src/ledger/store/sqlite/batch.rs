@@ -8,26 +8,24 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::super::account::Account;
-use super::super::super::books::{Books, Settled};
+use super::super::super::books::{Books, Broken, Settled};
 use super::super::super::write::{Done, Rejected, Write};
 use super::super::batch::{self, Changes, Needs, text};
 use super::super::rows::{self, Columns, Failure};
 use super::super::{GENESIS, step};
-use super::Writer;
+use super::{Live, Writer};
 use crate::journal::Journal;
 
-/// Accepts tokens of what runs here, which take no transaction; `None` where there is something else, or one is due. Does not
-/// wait: a few pages are handed to the system, which takes it less than another thread would to wake up.
-pub(super) fn accept(writer: &mut Writer, writes: &[Write]) -> Option<Result<Vec<Result<Done, Rejected>>, Failure>> {
-    let Writer { journal, log, .. } = writer;
+/// Accepts tokens of what runs here, which take no transaction: they are to be flushed. `None` where it is something else that
+/// is to be written, or where a transaction is due.
+pub(super) fn accept(live: &mut Live, write: &Write) -> Option<Result<Result<Done, Rejected>, Broken>> {
+    let Live { journal, log } = live;
+    let writes = std::slice::from_ref(write);
     (!log.is_full() && Needs::of(writes, journal).are_none()).then(|| {
-        let (changes, answers) = Changes::decide(writes, &mut Books::default(), journal)?;
-        step::reached("batch: begun");
-        if !changes.segment.0.is_empty() {
-            log.append(journal.next_segment(), changes.segment)?;
-        }
-        step::reached("batch: committed");
-        Ok(answers)
+        let (changes, mut answers) = Changes::decide(writes, &mut Books::default(), journal)?;
+        log.add(journal.next_segment(), changes.segment);
+        step::reached("tokens: accepted");
+        Ok(answers.pop().expect("each write has an answer"))
     })
 }
 
@@ -36,7 +34,7 @@ pub(super) async fn commit(
     writes: &[Write],
     at_ms: i64,
 ) -> Result<Vec<Result<Done, Rejected>>, Failure> {
-    let Writer { connection, id, run, journal, log, .. } = writer;
+    let Writer { connection, id, run, live: Live { journal, log }, .. } = writer;
     let needs = Needs::of(writes, journal);
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("batch: begun");

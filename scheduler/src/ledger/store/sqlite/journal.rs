@@ -11,8 +11,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::super::rows::{self, Columns, Failure};
 use super::super::{ENDED_KEPT, FORGOTTEN_MAX, Kept, Reopened, SEGMENTS_MAX, TAKEOVER_MAX, Takeover, step};
-use super::Writer;
 use super::log::{Log, Tail};
+use super::{Live, Writer};
 use crate::journal::{Journal, Output, Row, Segment};
 
 /// Makes this process the newest run of scheduler `me`: its row and the run's number.
@@ -136,7 +136,7 @@ struct Due {
 }
 
 pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Vec<Reopened>, Failure> {
-    let Writer { connection, id, run, journal, log, .. } = writer;
+    let Writer { connection, id, run, live: Live { journal, log }, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("takeover: begun");
     let due = changing_hands(&mut tx, which, (*id, *run)).await?;
@@ -196,7 +196,7 @@ async fn changing_hands(
 /// Takes in what the log has, and forgets what nobody needs any more: segments of requests that have ended, and those
 /// themselves after a day.
 pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure> {
-    let Writer { connection, id, journal, log, .. } = writer;
+    let Writer { connection, id, live: Live { journal, log }, .. } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     if journal.next_segment() - journal.first_needed() > SEGMENTS_MAX {
         let at = journal.next_segment();

@@ -36,9 +36,12 @@ pub(super) struct Log {
     file: File,
     key: [u8; KEY_BYTES],
     owner: i64,
-    /// What the records have.
+    /// What is not in the file yet: to be added to the segment with this number.
+    fresh: Segment,
+    number: i64,
+    /// What the records have, and where they end.
     pending: HashMap<RequestId, Segment>,
-    bytes: usize,
+    end: u64,
 }
 
 impl Log {
@@ -46,25 +49,37 @@ impl Log {
     pub(super) fn begin(path: &Path, owner: i64) -> Result<Self, StoreError> {
         let options = OpenOptions::new().write(true).create(true).truncate(true).clone();
         let file = options.open(path).map_err(|e| files::failed(path, &e))?;
-        let mut log =
-            Self { path: path.to_owned(), file, key: rand::random(), owner, pending: HashMap::new(), bytes: 0 };
-        log.write_key()?;
+        let (fresh, pending) = (Segment::default(), HashMap::new());
+        let (path, key) = (path.to_owned(), rand::random());
+        let mut log = Self { path, file, key, owner, fresh, number: 0, pending, end: 0 };
+        log.begin_anew()?;
         Ok(log)
     }
 
-    /// Adds to segment `number`, the next one. What is added is with the system when this returns: it survives this process.
-    /// After a failure the log must be read and begun anew.
-    pub(super) fn append(&mut self, number: i64, segment: Segment) -> Result<(), StoreError> {
-        let record = record(&self.key, self.owner, number, &segment.to_bytes());
-        self.file.write_all(&record).map_err(|e| files::failed(&self.path, &e))?;
-        self.bytes += record.len();
-        for Part { request, first, tokens, by } in segment.0 {
+    /// Adds to segment `number`, the next one.
+    pub(super) fn add(&mut self, number: i64, segment: Segment) {
+        self.number = number;
+        self.fresh.0.extend(segment.0);
+    }
+
+    /// Whether the system has all that was added.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.fresh.0.is_empty()
+    }
+
+    /// Has the system have what was added: it survives this process when this returns. After a failure it may be tried again.
+    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
+        if self.is_flushed() {
+            return Ok(());
+        }
+        self.write(self.end, &record(&self.key, self.owner, self.number, &self.fresh.to_bytes()))?;
+        for Part { request, first, tokens, by } in self.fresh.0.drain(..) {
             self.pending.entry(request).or_default().add(request, first, &tokens, by);
         }
         Ok(())
     }
 
-    /// What a transaction is to take along, of requests that are still `needed`.
+    /// What a transaction is to take along of the file, of requests that are still `needed`.
     pub(super) fn pending(&self, needed: impl Fn(&RequestId) -> bool) -> Segment {
         let parts = self.pending.iter().filter(|(request, _)| needed(request));
         Segment(parts.flat_map(|(_, segment)| segment.0.iter().cloned()).collect())
@@ -72,24 +87,31 @@ impl Log {
 
     /// Whether nothing may be added before a transaction has taken along what is pending.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= PENDING_BYTES_MAX
+        self.end >= PENDING_BYTES_MAX as u64
     }
 
     /// A transaction has taken along what was pending. The file keeps its length: to write where there is something already
     /// costs less.
     pub(super) fn taken(&mut self) -> Result<(), StoreError> {
-        if self.bytes == 0 {
+        if self.pending.is_empty() {
             return Ok(());
         }
         self.pending.clear();
-        self.bytes = 0;
         self.key = *blake3::hash(&self.key).as_bytes();
-        self.write_key()
+        self.begin_anew()
     }
 
-    fn write_key(&mut self) -> Result<(), StoreError> {
-        let written = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&self.key));
-        written.map_err(|e| files::failed(&self.path, &e))
+    fn begin_anew(&mut self) -> Result<(), StoreError> {
+        let key = self.key;
+        self.write(0, &key)
+    }
+
+    /// Writes at a place, after which the file ends then, as far as it is this log's.
+    fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
+        written.map_err(|e| files::failed(&self.path, &e))?;
+        self.end = at + bytes.len() as u64;
+        Ok(())
     }
 }
 
@@ -182,6 +204,14 @@ mod tests {
 
     use super::*;
 
+    impl Log {
+        /// Has writes go where there is no room, or back to the file.
+        pub(in super::super) fn fail(&mut self, fails: bool) {
+            let path = if fails { Path::new("/dev/full") } else { &self.path };
+            self.file = OpenOptions::new().write(true).open(path).unwrap();
+        }
+    }
+
     fn id(n: u8) -> RequestId {
         RequestId([n; 16])
     }
@@ -199,11 +229,14 @@ mod tests {
         assert_eq!(Tail::read(&path).unwrap(), Tail::default());
         let mut log = Log::begin(&path, 3).unwrap();
         for first in 0..4 {
-            log.append(7, part(1, first, &[first])).unwrap();
-            log.append(7, part(2, first, &[first])).unwrap();
+            log.add(7, part(1, first, &[first]));
+            log.add(7, part(2, first, &[first]));
+            assert_eq!(Tail::read(&path).unwrap().bodies.len(), first as usize);
+            log.flush().unwrap();
+            log.flush().unwrap();
         }
         let tail = Tail::read(&path).unwrap();
-        assert_eq!((tail.owner(), tail.bodies.len(), tail.segment(7).unwrap().0.len()), (Some(3), 8, 8));
+        assert_eq!((tail.owner(), tail.bodies.len(), tail.segment(7).unwrap().0.len()), (Some(3), 4, 8));
         assert_eq!(tail.segment(8).unwrap(), Segment::default(), "the database has it");
         assert!(tail.segment(6).unwrap_err().0.contains("segment 7 where 6 is due"));
         // A request's tokens are one part.
@@ -213,10 +246,16 @@ mod tests {
         log.taken().unwrap();
         assert_eq!((log.pending(|_| true), Tail::read(&path).unwrap().owner()), (Segment::default(), None));
         // As long as what was there, so that whole records follow, of the same number even.
-        log.append(7, part(1, 4, &[4])).unwrap();
+        log.add(7, part(1, 4, &[4]));
+        log.add(7, part(2, 4, &[4]));
+        log.flush().unwrap();
         let tail = Tail::read(&path).unwrap();
-        assert_eq!((tail.bodies.len(), tail.segment(7).unwrap()), (1, part(1, 4, &[4])));
-        log.append(7, part(1, 5, &[5, 6])).unwrap();
+        assert_eq!(
+            (tail.bodies.len(), tail.segment(7).unwrap()),
+            (1, Segment([part(1, 4, &[4]).0, part(2, 4, &[4]).0].concat()))
+        );
+        log.add(7, part(1, 5, &[5, 6]));
+        log.flush().unwrap();
         assert_eq!(Tail::read(&path).unwrap().bodies.len(), 2);
         drop(Log::begin(&path, 3).unwrap());
         assert_eq!(Tail::read(&path).unwrap().owner(), None);
@@ -229,7 +268,8 @@ mod tests {
         let many = vec![u32::MAX; 1 << 20];
         let mut first = 0;
         while !log.is_full() {
-            log.append(1, part(1, first, &many)).unwrap();
+            log.add(1, part(1, first, &many));
+            log.flush().unwrap();
             first += many.len() as u32;
         }
         assert_eq!(first >> 20, 4, "five bytes each");

@@ -9,6 +9,7 @@ use super::super::super::books::{Command, Outcome};
 use super::super::super::write::tests::{append, write};
 use super::super::suite::{ME, all, commit, history, patiently};
 use super::*;
+use crate::journal::Refused;
 
 async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
     patiently(async || SqliteStore::open(dir, peer(ME)).await).await
@@ -20,7 +21,7 @@ async fn a_connection_lost_inside_a_transaction_leaves_nothing() {
     let store = open(dir.path()).await.unwrap();
     commit(&store, &history()).await;
     let before = store.trial_balance().await.unwrap();
-    let mut connection = store.writer.lock().await.take().unwrap().connection;
+    let mut connection = store.idle.lock().await.take().unwrap().connection;
     let tx = connection.begin_with("BEGIN IMMEDIATE").await.unwrap();
     std::mem::forget(tx); // no rollback is asked for: the connection just ends
     sqlx::query("UPDATE account SET balance = balance + 1 WHERE name = 'net:fee'")
@@ -70,9 +71,15 @@ async fn with_a_log(dir: &Path) -> SqliteStore {
     let opened = |n| super::super::super::write::tests::open(n, 1_000);
     all(&store, &[write(deposit(1, 1, 1_000_000)), opened(1), opened(2)]).await;
     for n in 0..5 {
-        all(&store, &[append(1, 1, 2 * n, &[2 * n, 2 * n + 1])]).await;
+        logged(&store, append(1, 1, 2 * n, &[2 * n, 2 * n + 1]));
     }
     store
+}
+
+/// Accepts tokens, and writes them down.
+fn logged(store: &SqliteStore, tokens: Write) {
+    assert_eq!(store.accept(&tokens), Some(Ok(Done::Appended)));
+    store.flush().unwrap();
 }
 
 async fn tokens(store: &SqliteStore, n: u8) -> Vec<u32> {
@@ -101,11 +108,12 @@ async fn tokens_alone_take_no_transaction_and_the_next_one_takes_them_along() {
     store.trial_balance().await.unwrap();
     all(&store, &[write(deposit(2, 1, 1)), append(2, 1, 0, &[70])]).await;
     assert_eq!((count().await, tokens(&store, 1).await, tokens(&store, 2).await), (1, (0..10).collect(), vec![70]));
-    all(&store, &[append(2, 1, 1, &[71])]).await;
+    logged(&store, append(2, 1, 1, &[71]));
     store.tend(1).await.unwrap();
     assert_eq!((count().await, tokens(&store, 2).await), (2, vec![70, 71]));
     // What nobody needs any more is not taken along.
-    all(&store, &[append(1, 1, 10, &[10]), append(2, 1, 2, &[72])]).await;
+    logged(&store, append(1, 1, 10, &[10]));
+    logged(&store, append(2, 1, 2, &[72]));
     let end = |n| Write::release(request(n), super::super::super::write::tests::finished());
     all(&store, &[end(1), end(2)]).await;
     store.tend(1).await.unwrap();
@@ -128,7 +136,7 @@ async fn a_torn_log_of_tokens_is_cut_back_to_a_batch() {
             store.trial_balance().await.unwrap();
             if again {
                 // It goes on from there, and what is written again counts once.
-                all(&store, &[append(1, 1, found.len() as u32, &[9])]).await;
+                logged(&store, append(1, 1, found.len() as u32, &[9]));
                 assert_eq!(tokens(&store, 1).await.len(), found.len() + 1);
             }
             seen.insert(found.len());
@@ -144,7 +152,7 @@ async fn what_comes_after_something_lost_is_lost_with_it() {
     let store = with_a_log(dir.path()).await;
     for n in 10..12 {
         store.tend(1).await.unwrap();
-        all(&store, &[append(1, 1, n, &[n])]).await;
+        logged(&store, append(1, 1, n, &[n]));
     }
     store.trial_balance().await.unwrap();
     // A loss of power: the log was on the disk already, what went to the database a moment before it was not.
@@ -154,7 +162,7 @@ async fn what_comes_after_something_lost_is_lost_with_it() {
     drop(store);
     let store = open(dir.path()).await.unwrap();
     assert_eq!(tokens(&store, 1).await, (0..10).collect::<Vec<u32>>());
-    all(&store, &[append(1, 1, 10, &[60, 70])]).await;
+    logged(&store, append(1, 1, 10, &[60, 70]));
     drop(store);
     let store = open(dir.path()).await.unwrap();
     assert_eq!(tokens(&store, 1).await, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 60, 70]);
@@ -186,7 +194,7 @@ async fn a_log_that_cannot_be_written_is_said_so_and_nothing_of_the_batch_is_the
     std::fs::remove_file(&log).unwrap();
     // A directory in its place, so that a log cannot be begun anew: who comes next hears so as well.
     std::fs::create_dir(&log).unwrap();
-    drop(store.writer.lock().await.take());
+    drop(store.idle.lock().await.take());
     let refused = store.commit(&[append(1, 1, 10, &[10])], 1).await.unwrap_err();
     assert!(matches!(refused, StoreError::Unusable { .. }), "{refused}");
     std::fs::remove_dir(&log).unwrap();
@@ -197,6 +205,55 @@ async fn a_log_that_cannot_be_written_is_said_so_and_nothing_of_the_batch_is_the
 }
 
 #[tokio::test]
+async fn what_can_be_accepted_at_once_is_and_the_rest_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)));
+    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)), "it counts once");
+    assert_eq!(tokens(&store, 1).await.len(), 10, "it is not written down yet");
+    let gap = Refused::OutOfOrder { request: request(1), accepted: 11, first: 12 };
+    assert_eq!(store.accept(&append(1, 1, 12, &[12])), Some(Err(Rejected::Journal(gap))));
+    assert_eq!(store.accept(&append(1, 2, 11, &[11])), Some(Err(Refused::Fenced(request(1)).into())));
+    assert_eq!(store.accept(&append(9, 1, 0, &[1])), None, "it takes a look at the database");
+    assert_eq!(store.accept(&write(hold(4, 1, 10))), None);
+    store.flush().unwrap();
+    assert_eq!(tokens(&store, 1).await, (0..11).collect::<Vec<u32>>());
+    // A transaction writes down what was accepted before it, and nothing is accepted beside it.
+    assert_eq!(store.accept(&append(2, 1, 0, &[7])), Some(Ok(Done::Appended)));
+    let (slot, writer) = store.writer(true).await.unwrap();
+    assert_eq!((store.accept(&append(1, 1, 11, &[11])), store.flush()), (None, Ok(())));
+    store.put(slot, writer);
+    assert_eq!(tokens(&store, 2).await, [7]);
+    logged(&store, append(1, 1, 11, &[11]));
+    // A transaction that fails takes nothing with it.
+    drop(store.writer(true).await.unwrap());
+    assert_eq!(store.accept(&append(1, 1, 12, &[12])), None, "it takes a new connection");
+    all(&store, &[append(1, 1, 12, &[12])]).await;
+    logged(&store, append(1, 1, 13, &[13]));
+    drop(store);
+    assert_eq!(tokens(&open(dir.path()).await.unwrap(), 1).await, (0..14).collect::<Vec<u32>>());
+}
+
+#[tokio::test]
+async fn what_cannot_be_flushed_is_kept_and_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    // Nothing more can be written here.
+    let full = |store: &SqliteStore| store.live.lock().as_mut().unwrap().log.fail(true);
+    full(&store);
+    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)));
+    assert!(matches!(store.flush(), Err(StoreError::Full { .. })), "it is not written down");
+    assert!(store.commit(&[write(deposit(2, 1, 1))], 1).await.is_err(), "and nothing is before it is");
+    assert_eq!(store.accept(&append(1, 1, 11, &[11])), Some(Ok(Done::Appended)));
+    assert_eq!(tokens(&store, 1).await.len(), 10);
+    store.live.lock().as_mut().unwrap().log.fail(false);
+    store.flush().unwrap();
+    assert_eq!(tokens(&store, 1).await, (0..12).collect::<Vec<u32>>());
+    all(&store, &[write(deposit(2, 1, 1))]).await;
+    store.trial_balance().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_disk_is_said_so_and_forgotten_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await.unwrap();
@@ -204,7 +261,7 @@ async fn a_full_disk_is_said_so_and_forgotten_when_there_is_room() {
     let before = store.trial_balance().await.unwrap();
     let holds: Vec<Write> = (10..200).map(|n| write(hold(n, 1, 1_000))).collect();
     {
-        let mut slot = store.writer.lock().await;
+        let mut slot = store.idle.lock().await;
         let writer = &mut slot.as_mut().unwrap().connection;
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *writer).await.unwrap();
         let limit = AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
