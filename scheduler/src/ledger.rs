@@ -4,10 +4,11 @@
 //! ```text
 //! LedgerHandle ──open, append, settle, release, deposit──▶ inbox ─▶ actor: what comes while one batch commits is the next
 //!      │              └─▶ Store::commit ─▶ Books, Journal (the rules) ─▶ postings, balances; requests, tokens
+//!      ├─append, flush──▶ Store::accept, flush, past the actor: tokens alone, where the store takes them so
 //!      └─adopt, claim, request, wallet, totals, trial balance, keys, exchange──▶ Store, past the actor
 //! ```
 //!
-//! A write is answered when it is durable. A broken invariant fails the actor, and its supervisor is to stop the
+//! A write is answered when it is durable; tokens are when they are flushed. A broken invariant fails the actor, and its supervisor is to stop the
 //! process: nothing more may be written.
 
 use std::path::Path;

@@ -123,20 +123,18 @@ async fn answer(
     match call {
         None => {}
         Some(Call::Generate(request)) => {
-            let here = market.clone();
-            let serve = |listener| async move { here.serve(request, listener).await };
-            begin((requests, &market), writer, connection, serve).await;
+            let serve = |market: Market, listener| async move { market.serve(request, listener).await };
+            begin(requests, market, (writer, connection), serve).await;
         }
         Some(Call::Resume { api_key, request, after }) => {
             let resume = Resume { api_key, request, after };
-            let here = market.clone();
-            let serve = |listener| async move { here.resume(resume, listener).await };
-            begin((requests, &market), writer, connection, serve).await;
+            let serve = |market: Market, listener| async move { market.resume(resume, listener).await };
+            begin(requests, market, (writer, connection), serve).await;
         }
         Some(Call::Embed(request)) => {
-            let here = market.clone();
-            let serve = |listener: Listener| async move { here.embed(request, listener.replies).await };
-            begin((requests, &market), writer, connection, serve).await;
+            let serve =
+                |market: Market, listener: Listener| async move { market.embed(request, listener.replies).await };
+            begin(requests, market, (writer, connection), serve).await;
         }
         Some(Call::Models) => finish(writer, Reply::Models(market.models().await)).await?,
         Some(Call::Explain { api_key, request }) => {
@@ -163,14 +161,14 @@ async fn finish(mut writer: FrameWriter<quinn::SendStream>, reply: Reply) -> Res
 /// Begins a request, and to relay its replies. It outlives its stream: when the receiver goes, it stops, and ends unless its
 /// developer comes back.
 async fn begin<F: Future<Output = ()> + Send + 'static>(
-    (requests, market): (&Requests, &Market),
-    writer: FrameWriter<quinn::SendStream>,
-    connection: quinn::Connection,
-    serve: impl FnOnce(Listener) -> F,
+    requests: &Requests,
+    market: Market,
+    (writer, connection): (FrameWriter<quinn::SendStream>, quinn::Connection),
+    serve: impl FnOnce(Market, Listener) -> F,
 ) {
-    let (replies_in, replies) = Replies::queue(market);
+    let (replies_in, replies) = Replies::queue(&market);
     let farewell = CancellationToken::new();
-    let served = serve(Listener { replies: replies_in, farewell: farewell.clone() });
+    let served = serve(market, Listener { replies: replies_in, farewell: farewell.clone() });
     let relayed = async move {
         let relayed = relay(writer, connection.clone(), replies, farewell).await;
         relayed.unwrap_or_else(|error| break_off(&connection, &error));

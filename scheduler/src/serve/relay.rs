@@ -50,7 +50,7 @@ impl Job {
         let portion = if one_by_one { 1 } else { news.tokens.len().max(1) };
         let Taken { tokens, reason, allowed } = self.take_portions(&news.tokens, logprobs, (portion, known), &mut said);
         if tokens > 0 {
-            // Nobody pays for what is not accepted here; nor is sent what is not written down, for which `Replies` cares.
+            // Nobody pays for what is not accepted, and `Replies` sends nobody what is not written down.
             let Attempt { miner, ask, .. } = self.attempts[attempt];
             let by = Maker { miner, ask, numerics: self.computed[attempt] };
             let taken = &self.tokens[(self.prompt_tokens + first) as usize..];

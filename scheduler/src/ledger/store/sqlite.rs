@@ -59,7 +59,7 @@ pub struct SqliteStore {
     run: (i64, i64),
     /// `None` after a failure: the next use connects anew and reads anew what runs, so that no half-open transaction is
     /// ever continued.
-    idle: Mutex<Option<Idle>>,
+    pen: Mutex<Option<Pen>>,
     /// `None` while a transaction has it, and after a failure.
     live: parking_lot::Mutex<Option<Live>>,
     readers: SqlitePool,
@@ -68,8 +68,12 @@ pub struct SqliteStore {
 }
 
 /// The one connection that writes.
-struct Idle {
+struct Pen {
     connection: SqliteConnection,
+    /// This scheduler's row.
+    id: i64,
+    /// This process, among those that were this scheduler.
+    run: i64,
     /// Whether a commit waits for the disk.
     waits: bool,
 }
@@ -84,16 +88,17 @@ struct Live {
 
 /// Both, for a transaction.
 struct Writer {
-    connection: SqliteConnection,
-    waits: bool,
-    /// This scheduler's row.
-    id: i64,
-    /// This process, among those that were this scheduler.
-    run: i64,
+    pen: Pen,
     live: Live,
 }
 
-impl Writer {
+impl Live {
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.log.flush(self.journal.next_segment())
+    }
+}
+
+impl Pen {
     /// Whether the next commits are to wait for the disk (https://www.sqlite.org/pragma.html#pragma_synchronous).
     async fn wait_for_disk(&mut self, waits: bool) -> Result<(), sqlx::Error> {
         if self.waits != waits {
@@ -118,12 +123,12 @@ impl SqliteStore {
         let read_only = options.clone().read_only(true).disable_statement_logging();
         let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(read_only);
         let log = dir.join(LOG_FILE);
-        let (idle, live) = (Mutex::new(None), parking_lot::Mutex::new(None));
-        let mut store = Self { path, log, me, run: (0, 0), idle, live, readers, _lock: lock };
+        let (pen, live) = (Mutex::new(None), parking_lot::Mutex::new(None));
+        let mut store = Self { path, log, me, run: (0, 0), pen, live, readers, _lock: lock };
         let mut connection = store.connect().await?;
         store.run = store.prepare(&mut connection).await?;
         let writer = store.load(connection).await?;
-        store.put(store.idle.lock().await, writer);
+        store.put(store.pen.lock().await, writer);
         Ok(store)
     }
 
@@ -138,7 +143,7 @@ impl SqliteStore {
         tx.commit().await.map_err(|e| self.error(e))?;
         step::reached("open: committed");
         let log = Log::begin(&self.log, id)?;
-        Ok(Writer { connection, waits: true, id, run, live: Live { journal, log } })
+        Ok(Writer { pen: Pen { connection, id, run, waits: true }, live: Live { journal, log } })
     }
 
     async fn connect(&self) -> Result<SqliteConnection, StoreError> {
@@ -194,28 +199,24 @@ impl SqliteStore {
     /// The writer, out of its slots: only who succeeds puts it back. A connection that failed, or whose user stopped
     /// waiting, is closed instead, and closing undoes its transaction. Nothing is accepted beside it, and all that was accepted
     /// before is with the system: without it, that is read from there. `waits` for the disk at its commits, or not.
-    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Idle>>, Writer), StoreError> {
-        let mut slot = self.idle.lock().await;
+    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Pen>>, Writer), StoreError> {
+        let mut slot = self.pen.lock().await;
         let live = {
             let mut live = self.live.lock();
-            live.as_mut().map_or(Ok(()), |live| live.log.flush())?;
+            live.as_mut().map_or(Ok(()), Live::flush)?;
             live.take()
         };
         let mut writer = match (slot.take(), live) {
-            (Some(Idle { connection, waits }), Some(live)) => {
-                let (id, run) = self.run;
-                Writer { connection, waits, id, run, live }
-            }
+            (Some(pen), Some(live)) => Writer { pen, live },
             _ => self.load(self.connect().await?).await?,
         };
-        writer.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
+        writer.pen.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
         Ok((slot, writer))
     }
 
     /// Puts a writer back that succeeded.
-    fn put(&self, mut slot: MutexGuard<'_, Option<Idle>>, writer: Writer) {
-        let Writer { connection, waits, live, .. } = writer;
-        *slot = Some(Idle { connection, waits });
+    fn put(&self, mut slot: MutexGuard<'_, Option<Pen>>, Writer { pen, live }: Writer) {
+        *slot = Some(pen);
         *self.live.lock() = Some(live);
     }
 
@@ -264,22 +265,16 @@ impl Store for SqliteStore {
         batch::accept(self.live.lock().as_mut()?, write)?.ok()
     }
 
-    /// Does not wait: a page or two are handed to the system, which takes it less than another thread would to wake up.
+    /// On the caller's thread: a page or two are handed to the system, which waits for no disk unless all memory is full of what
+    /// disks have not taken.
     fn flush(&self) -> Result<(), StoreError> {
-        let mut live = self.live.lock();
-        let Some(live) = live.as_mut() else { return Ok(()) };
-        if live.log.is_flushed() {
-            return Ok(());
-        }
-        live.log.flush()?;
-        step::reached("tokens: flushed");
-        Ok(())
+        self.live.lock().as_mut().map_or(Ok(()), Live::flush)
     }
 
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
-        // Money is not lost with the machine's power. Tokens alone are not lost with this process: they are with the system when
-        // this returns, and on the disk with the next money or when the system writes back, which may take it half a minute; to
-        // wait for the disk would cost each token milliseconds.
+        // Money is not lost with the machine's power. Tokens alone are not lost with this process, here and where they are
+        // flushed: they are with the system then, and on the disk with the next money or when the system writes back, which may
+        // take it half a minute; to wait for the disk would cost each token milliseconds.
         let (slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
         let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
         self.put(slot, writer);
@@ -328,14 +323,14 @@ impl Store for SqliteStore {
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
         let (slot, mut writer) = self.writer(true).await?;
-        let pinned = keys::pin_pepper(&mut writer.connection, fingerprint).await.map_err(|f| self.explain(f))?;
+        let pinned = keys::pin_pepper(&mut writer.pen.connection, fingerprint).await.map_err(|f| self.explain(f))?;
         self.put(slot, writer);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
         let (slot, mut writer) = self.writer(true).await?;
-        keys::add(&mut writer.connection, key).await.map_err(|f| self.explain(f))?;
+        keys::add(&mut writer.pen.connection, key).await.map_err(|f| self.explain(f))?;
         self.put(slot, writer);
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::super::super::write::{Done, Rejected, Write};
 use super::super::batch::{self, Changes, Needs, text};
 use super::super::rows::{self, Columns, Failure};
 use super::super::{GENESIS, step};
-use super::{Live, Writer};
+use super::{Live, Pen, Writer};
 use crate::journal::Journal;
 
 /// Accepts tokens of what runs here, which take no transaction: they are to be flushed. `None` where it is something else that
@@ -23,7 +23,7 @@ pub(super) fn accept(live: &mut Live, write: &Write) -> Option<Result<Result<Don
     let writes = std::slice::from_ref(write);
     (!log.is_full() && Needs::of(writes, journal).are_none()).then(|| {
         let (changes, mut answers) = Changes::decide(writes, &mut Books::default(), journal)?;
-        log.add(journal.next_segment(), changes.segment);
+        log.add(changes.segment);
         step::reached("tokens: accepted");
         Ok(answers.pop().expect("each write has an answer"))
     })
@@ -34,7 +34,7 @@ pub(super) async fn commit(
     writes: &[Write],
     at_ms: i64,
 ) -> Result<Vec<Result<Done, Rejected>>, Failure> {
-    let Writer { connection, id, run, live: Live { journal, log }, .. } = writer;
+    let Writer { pen: Pen { connection, id, run, .. }, live: Live { journal, log } } = writer;
     let needs = Needs::of(writes, journal);
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("batch: begun");

@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::super::rows::{self, Columns, Failure};
 use super::super::{ENDED_KEPT, FORGOTTEN_MAX, Kept, Reopened, SEGMENTS_MAX, TAKEOVER_MAX, Takeover, step};
 use super::log::{Log, Tail};
-use super::{Live, Writer};
+use super::{Live, Pen, Writer};
 use crate::journal::{Journal, Output, Row, Segment};
 
 /// Makes this process the newest run of scheduler `me`: its row and the run's number.
@@ -61,13 +61,11 @@ pub(super) async fn take_in(tx: &mut SqliteConnection, tail: &Tail) -> Result<()
         return Ok(());
     }
     let due = due(tx, owner).await?;
-    match tail.segment(due) {
-        Ok(segment) => insert(tx, owner, due, &segment).await,
-        Err(lost) => {
-            tracing::warn!(%lost, "tokens that were accepted at last are lost; they are made again where they are asked for");
-            Ok(())
-        }
+    if tail.is_beyond(due) {
+        tracing::warn!("the last tokens before a loss of power are lost; they are made again where they are asked for");
+        return Ok(());
     }
+    insert(tx, owner, due, &tail.segment(due)?).await
 }
 
 /// Reads the log of `owner` behind what the database has of it.
@@ -136,7 +134,7 @@ struct Due {
 }
 
 pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Vec<Reopened>, Failure> {
-    let Writer { connection, id, run, live: Live { journal, log }, .. } = writer;
+    let Writer { pen: Pen { connection, id, run, .. }, live: Live { journal, log } } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("takeover: begun");
     let due = changing_hands(&mut tx, which, (*id, *run)).await?;
@@ -196,7 +194,7 @@ async fn changing_hands(
 /// Takes in what the log has, and forgets what nobody needs any more: segments of requests that have ended, and those
 /// themselves after a day.
 pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure> {
-    let Writer { connection, id, live: Live { journal, log }, .. } = writer;
+    let Writer { pen: Pen { connection, id, .. }, live: Live { journal, log } } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     if journal.next_segment() - journal.first_needed() > SEGMENTS_MAX {
         let at = journal.next_segment();

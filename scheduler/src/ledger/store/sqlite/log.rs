@@ -1,6 +1,6 @@
-//! Tokens that no transaction has yet, appended to a file beside the database: a transaction of SQLite's, however small, costs
-//! tokens more than the rest of their way through a scheduler does. The next transaction takes them along as one segment, a
-//! second later at the latest, and the file begins anew.
+//! Tokens that no transaction has yet, appended to a file beside the database: to wait for a transaction of SQLite's, however
+//! small, takes a batch of tokens about as long as the rest of its way through a scheduler. The next transaction takes them along
+//! as one segment, a second later at the latest, and the file begins anew.
 //!
 //! ```text
 //! key │ record │ record │ …        key: 32 bytes, another one each time that the file begins
@@ -18,13 +18,15 @@ use std::path::{Path, PathBuf};
 use cuckoo_wire::message::RequestId;
 
 use super::super::super::LEDGER_BYTES_MAX;
-use super::super::{StoreError, files};
+use super::super::{StoreError, files, step};
 use crate::journal::{Damaged, Part, Segment};
 
 /// Bytes of the file from which on a transaction is due, though there is no other reason for one.
 const PENDING_BYTES_MAX: usize = 2 * LEDGER_BYTES_MAX;
 /// Bytes of a file that are read: what may be pending, and the last batch, of which a token takes up to five bytes.
 const FILE_BYTES_MAX: u64 = 2 * PENDING_BYTES_MAX as u64;
+/// Bytes that a file keeps when it begins anew: to write where there is something already costs less, and to read costs more.
+const KEPT_BYTES_MAX: u64 = 1 << 20;
 const KEY_BYTES: usize = 32;
 const HASH_BYTES: usize = 16;
 /// Length, owner and number.
@@ -36,9 +38,8 @@ pub(super) struct Log {
     file: File,
     key: [u8; KEY_BYTES],
     owner: i64,
-    /// What is not in the file yet: to be added to the segment with this number.
+    /// What is not in the file yet.
     fresh: Segment,
-    number: i64,
     /// What the records have, and where they end.
     pending: HashMap<RequestId, Segment>,
     end: u64,
@@ -47,35 +48,36 @@ pub(super) struct Log {
 impl Log {
     /// Begins the log of `owner` anew. Whatever the file has must be in the database by now.
     pub(super) fn begin(path: &Path, owner: i64) -> Result<Self, StoreError> {
-        let options = OpenOptions::new().write(true).create(true).truncate(true).clone();
-        let file = options.open(path).map_err(|e| files::failed(path, &e))?;
-        let (fresh, pending) = (Segment::default(), HashMap::new());
-        let (path, key) = (path.to_owned(), rand::random());
-        let mut log = Self { path, file, key, owner, fresh, number: 0, pending, end: 0 };
-        log.begin_anew()?;
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let mut log = Self {
+            path: path.to_owned(),
+            file: opened.map_err(|e| files::failed(path, &e))?,
+            key: rand::random(),
+            owner,
+            fresh: Segment::default(),
+            pending: HashMap::new(),
+            end: 0,
+        };
+        log.write(0, &{ log.key })?;
         Ok(log)
     }
 
-    /// Adds to segment `number`, the next one.
-    pub(super) fn add(&mut self, number: i64, segment: Segment) {
-        self.number = number;
+    /// Adds what is to be flushed.
+    pub(super) fn add(&mut self, segment: Segment) {
         self.fresh.0.extend(segment.0);
     }
 
-    /// Whether the system has all that was added.
-    pub(super) fn is_flushed(&self) -> bool {
-        self.fresh.0.is_empty()
-    }
-
-    /// Has the system have what was added: it survives this process when this returns. After a failure it may be tried again.
-    pub(super) fn flush(&mut self) -> Result<(), StoreError> {
-        if self.is_flushed() {
+    /// Has the system have what was added, as part of segment `number`, the next one: it survives this process when this returns.
+    /// After a failure it may be tried again.
+    pub(super) fn flush(&mut self, number: i64) -> Result<(), StoreError> {
+        if self.fresh.0.is_empty() {
             return Ok(());
         }
-        self.write(self.end, &record(&self.key, self.owner, self.number, &self.fresh.to_bytes()))?;
+        self.write(self.end, &record(&self.key, self.owner, number, &self.fresh.to_bytes()))?;
         for Part { request, first, tokens, by } in self.fresh.0.drain(..) {
             self.pending.entry(request).or_default().add(request, first, &tokens, by);
         }
+        step::reached("tokens: flushed");
         Ok(())
     }
 
@@ -90,20 +92,17 @@ impl Log {
         self.end >= PENDING_BYTES_MAX as u64
     }
 
-    /// A transaction has taken along what was pending. The file keeps its length: to write where there is something already
-    /// costs less.
+    /// A transaction has taken along what was pending.
     pub(super) fn taken(&mut self) -> Result<(), StoreError> {
         if self.pending.is_empty() {
             return Ok(());
         }
+        if self.end > KEPT_BYTES_MAX {
+            self.file.set_len(0).map_err(|e| files::failed(&self.path, &e))?;
+        }
         self.pending.clear();
         self.key = *blake3::hash(&self.key).as_bytes();
-        self.begin_anew()
-    }
-
-    fn begin_anew(&mut self) -> Result<(), StoreError> {
-        let key = self.key;
-        self.write(0, &key)
+        self.write(0, &{ self.key })
     }
 
     /// Writes at a place, after which the file ends then, as far as it is this log's.
@@ -167,19 +166,21 @@ impl Tail {
         (!self.bodies.is_empty()).then_some(self.owner)
     }
 
+    /// Whether the database lacks a segment before this, where number `due` is the first that it may lack.
+    pub(super) fn is_beyond(&self, due: i64) -> bool {
+        !self.bodies.is_empty() && self.number > due
+    }
+
     /// The segment that the database lacks, where number `due` is the first that it may lack; nothing if it has it.
     ///
     /// # Errors
-    /// If one before it is lost, or this is no segment.
+    /// If one before it is lost, or this is none that this program knows.
     pub(super) fn segment(&self, due: i64) -> Result<Segment, Damaged> {
-        if self.bodies.is_empty() || self.number < due {
-            return Ok(Segment::default());
-        }
-        if self.number > due {
+        if self.is_beyond(due) {
             return Err(Damaged(format!("the log goes on with segment {} where {due} is due", self.number)));
         }
         let mut parts = Vec::new();
-        for body in &self.bodies {
+        for body in self.bodies.iter().filter(|_| self.number == due) {
             parts.extend(Segment::from_bytes(body)?.0);
         }
         Ok(Segment(parts))
@@ -198,7 +199,7 @@ fn first<'a>(key: &[u8; KEY_BYTES], bytes: &'a [u8]) -> Option<(i64, i64, &'a [u
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
@@ -210,6 +211,14 @@ mod tests {
             let path = if fails { Path::new("/dev/full") } else { &self.path };
             self.file = OpenOptions::new().write(true).open(path).unwrap();
         }
+    }
+
+    /// A log whose one segment is of a form that comes later.
+    pub(in super::super) fn newer(log: &[u8]) -> Vec<u8> {
+        let key = *log.first_chunk().unwrap();
+        let mut body = Segment::default().to_bytes();
+        body[4] += 1;
+        [&key[..], &record(&key, 1, 1, &body)].concat()
     }
 
     fn id(n: u8) -> RequestId {
@@ -229,11 +238,11 @@ mod tests {
         assert_eq!(Tail::read(&path).unwrap(), Tail::default());
         let mut log = Log::begin(&path, 3).unwrap();
         for first in 0..4 {
-            log.add(7, part(1, first, &[first]));
-            log.add(7, part(2, first, &[first]));
+            log.add(part(1, first, &[first]));
+            log.add(part(2, first, &[first]));
             assert_eq!(Tail::read(&path).unwrap().bodies.len(), first as usize);
-            log.flush().unwrap();
-            log.flush().unwrap();
+            log.flush(7).unwrap();
+            log.flush(7).unwrap();
         }
         let tail = Tail::read(&path).unwrap();
         assert_eq!((tail.owner(), tail.bodies.len(), tail.segment(7).unwrap().0.len()), (Some(3), 4, 8));
@@ -246,16 +255,16 @@ mod tests {
         log.taken().unwrap();
         assert_eq!((log.pending(|_| true), Tail::read(&path).unwrap().owner()), (Segment::default(), None));
         // As long as what was there, so that whole records follow, of the same number even.
-        log.add(7, part(1, 4, &[4]));
-        log.add(7, part(2, 4, &[4]));
-        log.flush().unwrap();
+        log.add(part(1, 4, &[4]));
+        log.add(part(2, 4, &[4]));
+        log.flush(7).unwrap();
         let tail = Tail::read(&path).unwrap();
         assert_eq!(
             (tail.bodies.len(), tail.segment(7).unwrap()),
             (1, Segment([part(1, 4, &[4]).0, part(2, 4, &[4]).0].concat()))
         );
-        log.add(7, part(1, 5, &[5, 6]));
-        log.flush().unwrap();
+        log.add(part(1, 5, &[5, 6]));
+        log.flush(7).unwrap();
         assert_eq!(Tail::read(&path).unwrap().bodies.len(), 2);
         drop(Log::begin(&path, 3).unwrap());
         assert_eq!(Tail::read(&path).unwrap().owner(), None);
@@ -268,8 +277,8 @@ mod tests {
         let many = vec![u32::MAX; 1 << 20];
         let mut first = 0;
         while !log.is_full() {
-            log.add(1, part(1, first, &many));
-            log.flush().unwrap();
+            log.add(part(1, first, &many));
+            log.flush(7).unwrap();
             first += many.len() as u32;
         }
         assert_eq!(first >> 20, 4, "five bytes each");
@@ -277,6 +286,7 @@ mod tests {
         assert!(file < FILE_BYTES_MAX, "{file}");
         log.taken().unwrap();
         assert!(!log.is_full());
+        assert_eq!(std::fs::metadata(&log.path).unwrap().len(), KEY_BYTES as u64, "it is read whole");
     }
 
     /// A file with records of these lengths, and where each ends.

@@ -9,7 +9,7 @@ use super::super::super::books::{Command, Outcome};
 use super::super::super::write::tests::{append, write};
 use super::super::suite::{ME, all, commit, history, patiently};
 use super::*;
-use crate::journal::Refused;
+use crate::journal::{Part, Refused, Segment};
 
 async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
     patiently(async || SqliteStore::open(dir, peer(ME)).await).await
@@ -21,7 +21,7 @@ async fn a_connection_lost_inside_a_transaction_leaves_nothing() {
     let store = open(dir.path()).await.unwrap();
     commit(&store, &history()).await;
     let before = store.trial_balance().await.unwrap();
-    let mut connection = store.idle.lock().await.take().unwrap().connection;
+    let mut connection = store.pen.lock().await.take().unwrap().connection;
     let tx = connection.begin_with("BEGIN IMMEDIATE").await.unwrap();
     std::mem::forget(tx); // no rollback is asked for: the connection just ends
     sqlx::query("UPDATE account SET balance = balance + 1 WHERE name = 'net:fee'")
@@ -179,11 +179,25 @@ async fn a_log_is_its_ledgers_and_its_owners() {
     assert_eq!(tokens(&store, 1).await, (0..10).collect::<Vec<u32>>());
     let taken = store.take_over(Takeover::Expired).await.unwrap();
     assert_eq!(taken.iter().map(|r| r.tokens.len()).collect::<Vec<_>>(), [10, 0]);
-    // Beside a ledger that has no such scheduler, or that does not wait for it, it is nobody's.
-    std::fs::write(other.path().join(LOG_FILE), &log).unwrap();
-    drop(open(other.path()).await.unwrap());
+    // Beside a ledger that does not wait for it, or that has no such scheduler, it is nobody's.
     std::fs::write(other.path().join(LOG_FILE), &log).unwrap();
     open(other.path()).await.unwrap().trial_balance().await.unwrap();
+    let mut strange = Log::begin(&other.path().join(LOG_FILE), 9).unwrap();
+    strange.add(Segment(vec![Part { request: request(1), first: 0, tokens: vec![1], by: None }]));
+    strange.flush(1).unwrap();
+    open(other.path()).await.unwrap().trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_of_a_newer_program_is_not_thrown_away() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(with_a_log(dir.path()).await);
+    let log = dir.path().join(LOG_FILE);
+    let newer = log::tests::newer(&std::fs::read(&log).unwrap());
+    std::fs::write(&log, &newer).unwrap();
+    let StoreError::OutOfBalance(why) = open(dir.path()).await.err().unwrap() else { panic!("it opens") };
+    assert!(why.contains("update it"), "{why}");
+    assert_eq!(std::fs::read(&log).unwrap(), newer);
 }
 
 #[tokio::test]
@@ -194,7 +208,7 @@ async fn a_log_that_cannot_be_written_is_said_so_and_nothing_of_the_batch_is_the
     std::fs::remove_file(&log).unwrap();
     // A directory in its place, so that a log cannot be begun anew: who comes next hears so as well.
     std::fs::create_dir(&log).unwrap();
-    drop(store.idle.lock().await.take());
+    drop(store.pen.lock().await.take());
     let refused = store.commit(&[append(1, 1, 10, &[10])], 1).await.unwrap_err();
     assert!(matches!(refused, StoreError::Unusable { .. }), "{refused}");
     std::fs::remove_dir(&log).unwrap();
@@ -238,9 +252,7 @@ async fn what_can_be_accepted_at_once_is_and_the_rest_is_committed() {
 async fn what_cannot_be_flushed_is_kept_and_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = with_a_log(dir.path()).await;
-    // Nothing more can be written here.
-    let full = |store: &SqliteStore| store.live.lock().as_mut().unwrap().log.fail(true);
-    full(&store);
+    store.live.lock().as_mut().unwrap().log.fail(true);
     assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)));
     assert!(matches!(store.flush(), Err(StoreError::Full { .. })), "it is not written down");
     assert!(store.commit(&[write(deposit(2, 1, 1))], 1).await.is_err(), "and nothing is before it is");
@@ -261,7 +273,7 @@ async fn a_full_disk_is_said_so_and_forgotten_when_there_is_room() {
     let before = store.trial_balance().await.unwrap();
     let holds: Vec<Write> = (10..200).map(|n| write(hold(n, 1, 1_000))).collect();
     {
-        let mut slot = store.idle.lock().await;
+        let mut slot = store.pen.lock().await;
         let writer = &mut slot.as_mut().unwrap().connection;
         let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *writer).await.unwrap();
         let limit = AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
