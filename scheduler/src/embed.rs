@@ -19,7 +19,6 @@ use cuckoo_wire::message::{
     ServiceClass, Task,
 };
 use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc;
 
 use crate::catalog::Model;
 use crate::dispatcher::{Need, Order, Placed, Whom};
@@ -27,7 +26,7 @@ use crate::gateway::miner::{Heard, News, Running};
 use crate::hold::{Delivered, Hold};
 use crate::ledger::{Attempt, ClientId};
 use crate::market::Market;
-use crate::serve::{ATTEMPTS_MAX, Ending, PROGRESS_MAX, send_all, unknown_model};
+use crate::serve::{ATTEMPTS_MAX, Ending, PROGRESS_MAX, replies, send_all, unknown_model};
 
 /// Texts of one request that wait or run at a time: enough to fill steps, and no more than leaves room for others.
 const TEXTS_IN_FLIGHT_MAX: usize = 64;
@@ -37,7 +36,7 @@ const LENGTH_NOISE: f64 = 1e-3;
 impl Market {
     /// Runs one request to its end. Replies go out in order: `Accepted`, `Embedding`…, `Finished`; or `Refused` at any point.
     /// Dropping the receiver cancels the request.
-    pub(crate) async fn embed(&self, request: Embed, replies: mpsc::Sender<Reply>) {
+    pub(crate) async fn embed(&self, request: Embed, replies: replies::Sender) {
         let last = match self.embedding(request).await {
             Ok(job) => job.run(&replies).await,
             Err(refusal) => Some(Reply::Refused(refusal)),
@@ -158,10 +157,10 @@ struct Made {
 
 impl Embedding {
     /// Has all vectors made and settles. The last reply, unless nobody is there to read it.
-    async fn run(mut self, replies: &mpsc::Sender<Reply>) -> Option<Reply> {
+    async fn run(mut self, replies: &replies::Sender) -> Option<Reply> {
         let _running = self.work.market.metrics().running();
         let accepted = Reply::Accepted { request: self.hold.request(), prompt_tokens: self.total };
-        let ending = match send_all(replies, vec![accepted]).await {
+        let ending = match send_all(replies, [Box::new(accepted)]).await {
             Ok(()) => self.relay_all(replies).await,
             Err(ending) => ending,
         };
@@ -176,7 +175,7 @@ impl Embedding {
     }
 
     /// Relays vectors in the order of their texts; only the next [`TEXTS_IN_FLIGHT_MAX`] are under way.
-    async fn relay_all(&mut self, replies: &mpsc::Sender<Reply>) -> Ending {
+    async fn relay_all(&mut self, replies: &replies::Sender) -> Ending {
         let work = self.work.clone();
         let texts = std::mem::take(&mut self.texts);
         let under_way = stream::iter(texts).map(|(index, tokens)| work.make(index, tokens));
@@ -192,7 +191,7 @@ impl Embedding {
                 None => return Ending::Finished(FinishReason::Stop),
             };
             let reply = Reply::Embedding { index: made.index as u32, vector: made.vector };
-            if let Err(ending) = send_all(replies, vec![reply]).await {
+            if let Err(ending) = send_all(replies, [Box::new(reply)]).await {
                 return ending;
             }
             self.migrations += made.losses;
@@ -265,7 +264,7 @@ impl Work {
         let Placed { mut running, ask, .. } = placed;
         let first = loop {
             match running.heard().await {
-                Heard::News(news) => return Some((news, running.miner(), ask)),
+                Heard::News => return Some((std::mem::take(running.news()), running.miner(), ask)),
                 Heard::Lost => return None,
                 Heard::Standing if running.standing().is_suspect => break running.key(),
                 Heard::Standing => {}
@@ -313,7 +312,7 @@ impl Work {
 async fn news(running: &mut Running) -> Option<News> {
     loop {
         match running.heard().await {
-            Heard::News(news) => return Some(news),
+            Heard::News => return Some(std::mem::take(running.news())),
             Heard::Standing => {}
             Heard::Lost => return None,
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cuckoo_wire::message::{Price, Refusal, RequestId, Usage};
 
 use crate::catalog::Model;
-use crate::journal::{Ending, Epoch, Maker};
+use crate::journal::{Append, Ending, Epoch, Maker};
 use crate::ledger::{Attempt, ClientId, End, LedgerError, LedgerHandle, Royalty, Settled, Settlement};
 use crate::market::Market;
 
@@ -76,7 +76,14 @@ impl Hold {
     /// Accepts tokens. Replies that speak of them are handed out when they are written down: see [`crate::serve::Replies`].
     pub(crate) async fn append(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Result<(), Refusal> {
         let (ledger, request, epoch) = (self.market.ledger(), self.request, self.epoch);
-        Ok(patiently(|| ledger.append(request, epoch, first, tokens.to_vec(), by)).await?)
+        Ok(patiently(|| ledger.append(Append { request, epoch, first, tokens, by })).await?)
+    }
+
+    /// [`Self::append`], where that need not wait; `None` where it must.
+    pub(crate) fn append_now(&self, first: u32, tokens: &[u32], by: Option<Maker>) -> Option<Result<(), Refusal>> {
+        let (request, epoch) = (self.request, self.epoch);
+        let accepted = self.market.ledger().accept(Append { request, epoch, first, tokens, by })?;
+        Some(accepted.map_err(Refusal::from))
     }
 
     /// Pays for what was delivered, returns the rest, and writes down how it ended.

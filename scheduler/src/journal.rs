@@ -9,11 +9,10 @@
 //!
 //! Tokens are numbered from 0 and follow each other without a gap. What is written twice counts once.
 
-use std::collections::HashMap;
-
 use cuckoo_wire::PeerId;
 use cuckoo_wire::limits::PROMPT_TOKENS_MAX;
 use cuckoo_wire::message::{FinishReason, Numerics, Price, Refusal, RequestId};
+use foldhash::{HashMap, HashMapExt};
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::ClientId;
@@ -22,7 +21,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-pub use segment::{Damaged, Output, Part, Segment};
+pub use segment::{Damaged, Output, Part, Parts, Segment};
 
 /// Bytes of a [`Entry::Open::spec`]: an assignment fits, with its prompt as token ids.
 pub const SPEC_BYTES_MAX: usize = 1 << 20;
@@ -117,6 +116,21 @@ pub enum Entry {
         /// How.
         ending: Ending,
     },
+}
+
+/// An [`Entry::Append`] that is not kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Append<'a> {
+    /// Which.
+    pub request: RequestId,
+    /// The writer's.
+    pub epoch: Epoch,
+    /// The number of the first of `tokens`.
+    pub first: u32,
+    /// At least one.
+    pub tokens: &'a [u32],
+    /// Who made them; `None` is whoever made those before.
+    pub by: Option<Maker>,
 }
 
 /// Why nothing was written down.
@@ -270,12 +284,12 @@ impl Journal {
             Entry::Open { client, spec, .. } => self.check_open(request, *client, spec, row),
             Entry::Append { epoch, first, tokens, .. } => {
                 let row = row.ok_or(Refused::Unknown(request))?;
-                self.check_owner(request, row, *epoch)?;
+                check_owner(self.me, request, row, *epoch)?;
                 check_append(request, row, *first, tokens)
             }
             Entry::End { epoch, ending, .. } => {
                 let Some(row) = row else { return Ok(Noted::Unknown) };
-                self.check_owner(request, row, *epoch)?;
+                check_owner(self.me, request, row, *epoch)?;
                 if let Ending::Failed(refusal) = ending
                     && refusal.message.len() + refusal.param.as_ref().map_or(0, String::len) > ENDING_BYTES_MAX - 16
                 {
@@ -295,9 +309,24 @@ impl Journal {
         let mut segment = Segment::default();
         for (request, row) in self.rows.iter_mut().filter(|(_, row)| row.owner == me && row.ending.is_none()) {
             row.first_segment = at;
-            segment.add_all(*request, &row.tokens, &row.makers);
+            segment.add_output(*request, &row.tokens, &row.makers, 0..row.tokens.len());
         }
         segment
+    }
+
+    /// Accepts tokens: [`Self::check`] and [`Self::note`] of an [`Entry::Append`] in one.
+    ///
+    /// # Errors
+    /// The reason, if that cannot be.
+    pub fn append(&mut self, append: Append<'_>) -> Result<Noted, Refused> {
+        let Append { request, epoch, first, tokens, by } = append;
+        let row = self.rows.get_mut(&request).ok_or(Refused::Unknown(request))?;
+        check_owner(self.me, request, row, epoch)?;
+        let noted = check_append(request, row, first, tokens)?;
+        if noted == Noted::Now {
+            row.extend(first, tokens, by);
+        }
+        Ok(noted)
     }
 
     /// Writes down what [`Self::check`] has let pass.
@@ -319,8 +348,7 @@ impl Journal {
                 self.rows.insert(request, row);
             }
             (Entry::Append { first, tokens, by, .. }, Some(row)) if *first as usize == row.tokens.len() => {
-                row.tokens.extend_from_slice(tokens);
-                row.makers.extend(by.map(|by| Made { first: *first, by }));
+                row.extend(*first, tokens, *by);
             }
             (Entry::End { ending, .. }, Some(row)) if row.ending.is_none() => row.ending = Some(ending.clone()),
             _ => {}
@@ -360,16 +388,23 @@ impl Journal {
             )));
         }
         let Some(row) = row else { return Ok(Noted::Now) };
-        self.check_owner(request, row, Epoch::FIRST)?;
+        check_owner(self.me, request, row, Epoch::FIRST)?;
         match row.client == client {
             true => Ok(Noted::Before),
             false => Err(Refused::Invalid(format!("{request} is another account's: a new request needs a new id"))),
         }
     }
+}
 
-    fn check_owner(&self, request: RequestId, row: &Row, epoch: Epoch) -> Result<(), Refused> {
-        if row.owner == self.me && row.epoch == epoch { Ok(()) } else { Err(Refused::Fenced(request)) }
+impl Row {
+    fn extend(&mut self, first: u32, tokens: &[u32], by: Option<Maker>) {
+        self.tokens.extend_from_slice(tokens);
+        self.makers.extend(by.map(|by| Made { first, by }));
     }
+}
+
+fn check_owner(me: PeerId, request: RequestId, row: &Row, epoch: Epoch) -> Result<(), Refused> {
+    if row.owner == me && row.epoch == epoch { Ok(()) } else { Err(Refused::Fenced(request)) }
 }
 
 fn check_append(request: RequestId, row: &Row, first: u32, tokens: &[u32]) -> Result<Noted, Refused> {

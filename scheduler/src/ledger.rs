@@ -44,7 +44,7 @@ pub use store::{
 };
 pub use write::{Changed, Done, End, Rejected, Write};
 
-use crate::journal::{Ending, Epoch, Maker, Refused};
+use crate::journal::{Append, Ending, Refused};
 use actor::{Ledger, LedgerMsg};
 use inbox::{Inbox, Port};
 use keys::Keys;
@@ -195,21 +195,19 @@ impl LedgerHandle {
         }
     }
 
-    /// Accepts `tokens` of a request's output, the first of which is number `first`, made `by` whoever made those before
-    /// if nobody is named. They may be sent on after [`Self::flush`]; tried again, they count once.
-    pub async fn append(
-        &self,
-        request: RequestId,
-        epoch: Epoch,
-        first: u32,
-        tokens: Vec<u32>,
-        by: Option<Maker>,
-    ) -> Result<(), LedgerError> {
-        let write = Write::append(request, epoch, first, tokens, by);
-        match self.store.accept(&write) {
-            Some(accepted) => accepted.map(|_| ()).map_err(LedgerError::from),
-            None => self.submit(write).await.map(|_| ()),
+    /// Accepts tokens of a request's output. They may be sent on after [`Self::flush`]; tried again, they count once.
+    pub async fn append(&self, append: Append<'_>) -> Result<(), LedgerError> {
+        if let Some(accepted) = self.accept(append) {
+            return accepted;
         }
+        let Append { request, epoch, first, tokens, by } = append;
+        self.submit(Write::append(request, epoch, first, tokens.to_vec(), by)).await.map(|_| ())
+    }
+
+    /// [`Self::append`], where that need not wait; `None` where it must.
+    pub fn accept(&self, append: Append<'_>) -> Option<Result<(), LedgerError>> {
+        let accepted = self.store.accept(append)?;
+        Some(accepted.map_err(|refused| Rejected::from(refused).into()))
     }
 
     /// Writes down what was accepted by now.

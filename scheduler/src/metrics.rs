@@ -46,6 +46,8 @@ pub(crate) struct Metrics {
     pub(crate) replicas: Gauge,
     running: Gauge,
     tokens: Family<KindLabel, Counter>,
+    /// Of `tokens`, those of outputs.
+    generated: Counter,
     first_token: Histogram,
     batch: Family<MinerLabel, Histogram>,
     kv_blocks: Family<MinerLabel, Gauge>,
@@ -56,12 +58,15 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("cuckoo");
+        let tokens: Family<KindLabel, Counter> = Family::default();
+        let generated = tokens.get_or_create(&KindLabel { kind: "generation" }).clone();
         let metrics = Self {
             requests: Family::default(),
             waiting: Gauge::default(),
             replicas: Gauge::default(),
             running: Gauge::default(),
-            tokens: Family::default(),
+            generated,
+            tokens,
             first_token: Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]),
             batch: Family::new_with_constructor(|| {
                 Histogram::new([0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0])
@@ -101,7 +106,7 @@ impl Metrics {
     }
 
     pub(crate) fn tokens(&self, count: usize) {
-        self.tokens.get_or_create(&KindLabel { kind: "generation" }).inc_by(count as u64);
+        self.generated.inc_by(count as u64);
     }
 
     /// Another miner goes on with a request.

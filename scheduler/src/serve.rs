@@ -14,7 +14,7 @@
 mod handover;
 mod lines;
 mod relay;
-mod replies;
+pub(crate) mod replies;
 mod resume;
 mod spec;
 
@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cuckoo_models::Syntax;
+use cuckoo_models::tools::Event;
 use cuckoo_wire::message::{
     Assign, Constraint, FinishReason, Generate, Numerics, Price, Refusal, RefusalCode, ReplicaId, Reply, Sampling,
     SequenceId, ServiceClass, Task, Usage,
 };
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Model;
@@ -43,7 +44,7 @@ use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 use spec::Spec;
 
-pub(crate) use replies::Replies;
+pub(crate) use replies::{Replies, Said};
 pub(crate) use resume::Resume;
 pub(crate) use spec::delivered;
 
@@ -59,7 +60,7 @@ const NOTED_BYTES_MAX: usize = 1_024;
 
 /// Who hears the replies to a request. Dropping the receiver stops all work on it.
 pub(crate) struct Listener {
-    pub(crate) replies: mpsc::Sender<Reply>,
+    pub(crate) replies: replies::Sender,
     /// Cancelled, before the receiver is dropped, by who does not come back.
     pub(crate) farewell: CancellationToken,
 }
@@ -97,18 +98,18 @@ impl Market {
     }
 
     /// Counts a request that has ended, and says the last thing to whoever is still there.
-    pub(crate) async fn conclude(&self, last: Option<Reply>, replies: &mpsc::Sender<Reply>) {
+    pub(crate) async fn conclude(&self, last: Option<Reply>, replies: &replies::Sender) {
         if let Some(Reply::Refused(refusal)) = &last {
             tracing::debug!(code = ?refusal.code, refusal.message, "request refused");
         }
         self.metrics().ended(last.as_ref());
         if let Some(last) = last {
-            let _ = replies.send(last).await;
+            let _ = replies.send(Box::new(last)).await;
         }
     }
 
     /// Everything up to the hold: nothing is owed before it, and nothing runs without it. With the first replies.
-    async fn job(&self, request: Generate) -> Result<(Job, Vec<Reply>), Refusal> {
+    async fn job(&self, request: Generate) -> Result<(Job, Said), Refusal> {
         let began = Instant::now();
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
@@ -129,9 +130,9 @@ impl Market {
         let spec = Spec::bytes_of(&plan);
         let may_return = !spec.is_empty();
         let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new), spec).await?;
-        let mut opening = vec![Reply::Accepted { request: hold.request(), prompt_tokens }];
-        opening.extend(spell::echo(&echo));
-        opening.extend(spell::pieces(speller.first(&plan.tokens).into_iter().collect()));
+        let mut opening = vec![Box::new(Reply::Accepted { request: hold.request(), prompt_tokens })];
+        opening.extend(spell::echo(&echo).into_iter().map(Box::new));
+        opening.extend(spell::pieces(speller.first(&plan.tokens).into_iter().collect()).into_iter().map(Box::new));
         Ok((Job::new(plan, held, words, speller, (hold, may_return)), opening))
     }
 }
@@ -194,6 +195,9 @@ struct Job {
     constraint: Option<Constraint>,
     judge: Option<Box<Judge>>,
     output: Output,
+    /// What tokens that are being taken in show, and what is to be said of them: empty between any two.
+    shown: Vec<Event>,
+    said: Said,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
     attempts: Vec<Attempt>,
@@ -222,6 +226,8 @@ impl Job {
             caller: held.syntax.map(|syntax| Caller::new(syntax, hold.request())),
             hold,
             output: Output::new(model.tokenizer().decoder(), request.stop, request.include_stop, held.reader),
+            shown: Vec::new(),
+            said: Vec::new(),
             seed,
             stop_tokens: model.stop_tokens(&request.stop_token_ids, request.ignore_eos),
             include_stop: request.include_stop,
@@ -254,7 +260,7 @@ impl Job {
     /// last reply, unless nobody is there to read it.
     async fn run(
         mut self: Box<Self>,
-        opening: Vec<Reply>,
+        opening: Said,
         has_finished: Option<FinishReason>,
         listener: &Listener,
     ) -> Option<Reply> {
@@ -360,9 +366,16 @@ impl Ending {
 }
 
 /// Sends replies in order, unless the developer has gone.
-pub(crate) async fn send_all(replies: &mpsc::Sender<Reply>, all: Vec<Reply>) -> Result<(), Ending> {
+pub(crate) async fn send_all(
+    replies: &replies::Sender,
+    all: impl IntoIterator<Item = Box<Reply>>,
+) -> Result<(), Ending> {
     for reply in all {
-        replies.send(reply).await.map_err(|_| Ending::Gone)?;
+        match replies.try_send(reply) {
+            Ok(()) => {}
+            Err(TrySendError::Full(reply)) => replies.send(reply).await.map_err(|_| Ending::Gone)?,
+            Err(TrySendError::Closed(_)) => return Err(Ending::Gone),
+        }
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
 use crate::market::Market;
+use crate::serve::Said;
 
 /// The schema of arguments that are held to be an object and nothing more.
 const ANY_OBJECT: &str = r#"{"type": "object"}"#;
@@ -196,16 +197,16 @@ impl Caller {
 /// before calls, so text after them begins another one.
 pub(crate) fn replies(
     caller: &mut Option<Caller>,
-    events: Vec<Event>,
+    events: impl Iterator<Item = Event>,
     mut first: u32,
     (mut tokens, mut logprobs): (Vec<u32>, Vec<TokenLogprobs>),
-    said: &mut Vec<Reply>,
+    said: &mut Said,
 ) {
     let later = first + tokens.len() as u32;
     let mut delta = |text: &mut String, calls: &mut Vec<CallDelta>| {
         let (tokens, logprobs) = (std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
         let (first, text, calls) = (std::mem::replace(&mut first, later), std::mem::take(text), std::mem::take(calls));
-        Reply::Delta { first, tokens, text, logprobs, calls }
+        Box::new(Reply::Delta { first, tokens, text, logprobs, calls })
     };
     let (mut text, mut calls) = (String::new(), Vec::new());
     for event in events {
@@ -305,10 +306,10 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        let replies = |caller: &mut _, events, first, tokens| {
+        let replies = |caller: &mut _, events: Vec<Event>, first, tokens| {
             let mut said = Vec::new();
-            replies(caller, events, first, (tokens, vec![]), &mut said);
-            said
+            replies(caller, events.into_iter(), first, (tokens, vec![]), &mut said);
+            said.into_iter().map(|reply| *reply).collect::<Vec<Reply>>()
         };
         let all = events(&["a", "b", "call:f", "more:{", "more:}", "c", "call:g"]);
         let told = replies(&mut caller, all, 3, vec![8, 9]);

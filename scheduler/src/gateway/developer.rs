@@ -201,22 +201,27 @@ async fn relay(
     loop {
         let reply = tokio::select! {
             () = &mut gone => return Ok(()),
-            reply = replies.recv() => reply,
+            reply = replies.first() => reply,
         };
         let Some(reply) = reply else { break };
-        if let Reply::Delta { tokens, .. } = &reply {
-            tokio::select! {
-                () = &mut gone => return Ok(()),
-                () = hearing.room_for(tokens.len()) => {}
+        if let Reply::Delta { tokens, .. } = reply {
+            let tokens = tokens.len();
+            if !hearing.has_room_for(tokens) {
+                tokio::select! {
+                    () = &mut gone => return Ok(()),
+                    () = hearing.room_for(tokens) => {}
+                }
             }
+            hearing.unheard += tokens;
         }
-        match tokio::time::timeout(DEVELOPER_STALL_MAX, writer.send(&reply)).await {
+        match tokio::time::timeout(DEVELOPER_STALL_MAX, writer.send(reply)).await {
             Ok(sent) => sent?,
             Err(_) => {
                 let _ = writer.get_mut().reset(quinn::VarInt::from_u32(Close::Busy as u32));
                 return Ok(());
             }
         }
+        replies.pass();
     }
     let _ = writer.get_mut().finish();
     Ok(())
@@ -233,16 +238,19 @@ struct Hearing {
 }
 
 impl Hearing {
+    /// Whether so many tokens may be sent without a look: that takes the connection's lock, so it is not done for each token.
+    fn has_room_for(&self, tokens: usize) -> bool {
+        self.unheard == 0 || self.unheard + tokens <= UNHEARD_TOKENS_MAX
+    }
+
     /// Waits until so many tokens may be sent. Gone with the connection, if nothing comes any more.
     async fn room_for(&mut self, tokens: usize) {
-        // To look takes the connection's lock, so it is not done for each token.
-        while self.unheard > 0 && self.unheard + tokens > UNHEARD_TOKENS_MAX {
+        while !self.has_room_for(tokens) {
             let datagrams = self.connection.stats().udp_rx.datagrams;
             match std::mem::replace(&mut self.datagrams, datagrams) == datagrams {
                 true => tokio::time::sleep(HEARING_INTERVAL).await,
                 false => self.unheard = 0,
             }
         }
-        self.unheard += tokens;
     }
 }

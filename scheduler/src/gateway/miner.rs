@@ -1,61 +1,39 @@
 //! One miner's connection: greets it, passes its offers and windows to the dispatcher, and splits its step frames
 //! straight into the requests' channels. After placement a token meets no mailbox.
 
+mod news;
 mod sequences;
 mod suspicion;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::{
     ASSIGN_FRAME_BYTES_MAX, CONTROL_QUEUE, CREDIT_TOKENS, HANDSHAKE_TIMEOUT, MINER_FRAME_BYTES_MAX,
-    PROMPT_LOGPROBS_TOKENS_MAX, STEP_SCORES_MAX,
 };
 use cuckoo_wire::message::{
-    Assign, Encode, End, FromMiner, Hello, Invalid, Logprobs, ReplicaFrame, ReplicaId, SequenceId, Step, ToMiner,
+    Assign, Encode, End, FromMiner, Hello, Invalid, ReplicaFrame, ReplicaId, SequenceId, Step, ToMiner,
 };
 use cuckoo_wire::{Close, FrameError, FrameReader, FrameWriter, PeerId, peer_of};
 use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::dispatcher::progress::Progress;
 use crate::dispatcher::{DispatcherMsg, LinkId, MinerNews, Order, ReplicaKey, Seat};
 use crate::market::Market;
+use news::Hearer;
+pub(crate) use news::{Heard, News, Standing};
 use sequences::Sequences;
-pub(crate) use sequences::Standing;
 
 /// How long the steps that a leaving miner has sent may take to be read.
 const LAST_STEPS_MAX: Duration = Duration::from_secs(1);
 
 /// Messages of a miner that may wait to be heard by the dispatcher: more than it ever sends while one is heard, if it means well.
 const UNHEARD_MAX: usize = 64;
-
-/// News of one sequence, from its miner.
-#[derive(Debug)]
-pub(crate) struct News {
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) end: Option<End>,
-    /// One for each token, or none.
-    pub(crate) logprobs: Vec<Logprobs>,
-    /// Of the prompt's next tokens.
-    pub(crate) prompt_logprobs: Vec<Logprobs>,
-}
-
-impl News {
-    fn extend(&mut self, more: Self) {
-        self.tokens.extend(more.tokens);
-        self.end = more.end;
-        self.logprobs.extend(more.logprobs);
-        self.prompt_logprobs.extend(more.prompt_logprobs);
-    }
-}
-
-/// Items of one sequence that may wait: every one but the last has a token, of which credit allows so many, or as many
-/// scores of a prompt's tokens as fit, or the last of these.
-const NEWS_QUEUE: usize = CREDIT_TOKENS as usize + PROMPT_LOGPROBS_TOKENS_MAX.div_ceil(STEP_SCORES_MAX) + 1;
 
 /// A miner's connection, as placements use it.
 pub(crate) struct MinerLink {
@@ -71,29 +49,20 @@ pub(crate) struct MinerLink {
     unheard: Arc<Semaphore>,
 }
 
-/// A sequence on a miner; dropping it cancels what still runs. Its channel ends without a last item if the miner is lost.
+/// A sequence on a miner; dropping it cancels what still runs. Its news end without a last item if the miner is lost.
 pub(crate) struct Running {
     link: Arc<MinerLink>,
     replica: ReplicaId,
     sequence: SequenceId,
-    news: mpsc::Receiver<News>,
-    standing: watch::Receiver<Standing>,
+    hearer: Hearer,
+    /// What was heard last.
+    news: News,
     credited: u32,
     taken: u32,
     /// By so many tokens its first credit comes early. Sequences that begin together would else be given credit together for
     /// ever, in the midst of one step's tokens.
     early: u32,
     seat: Seat,
-}
-
-/// What is heard of a sequence.
-pub(crate) enum Heard {
-    /// News.
-    News(News),
-    /// Something else may be expected of its miner.
-    Standing,
-    /// The miner is lost.
-    Lost,
 }
 
 impl MinerLink {
@@ -112,10 +81,9 @@ impl MinerLink {
         self.connection.rtt()
     }
 
-    /// Sends an order and opens the channel of its news.
+    /// Sends an order, and opens the channel of its news.
     pub(crate) fn give(self: &Arc<Self>, order: Order, seat: Seat) -> Running {
         let sequence = SequenceId(self.sequences_made.fetch_add(1, Ordering::Relaxed));
-        let (news_in, news) = mpsc::channel(NEWS_QUEUE);
         let (replica, message) = match order {
             Order::Assign(assign) => {
                 (assign.replica, ToMiner::Assign(Assign { sequence, credit: CREDIT_TOKENS, ..assign }))
@@ -124,18 +92,18 @@ impl MinerLink {
         };
         let mut sequences = self.sequences.lock();
         // On a replica that has gone since the board chose it, the channel ends at once and the request moves on.
-        let standing = match sequences.join(sequence, replica, news_in, Instant::now()) {
-            Some(standing) => {
+        let hearer = match sequences.join(sequence, replica, Instant::now()) {
+            Some(hearer) => {
                 self.send(message);
                 self.busy.notify_one();
-                standing
+                hearer
             }
-            None => watch::channel(Standing::default()).1,
+            None => news::channel(Standing::default()).1,
         };
         drop(sequences);
         let early = (sequence.0 % u64::from(CREDIT_TOKENS / 2)) as u32;
         let (link, credited) = (self.clone(), CREDIT_TOKENS);
-        Running { link, replica, sequence, news, standing, credited, taken: 0, early, seat }
+        Running { link, replica, sequence, hearer, news: News::default(), credited, taken: 0, early, seat }
     }
 
     /// Queues a control message. The queue holds more than a window allows, so a full one is a miner that does not read.
@@ -164,36 +132,31 @@ impl Running {
 
     /// What may be expected of its miner.
     pub(crate) fn standing(&self) -> Standing {
-        *self.standing.borrow()
+        self.hearer.standing()
     }
 
     /// Waits for news, or until something else may be expected of the miner: see [`Running::standing`]. Nothing is lost if
     /// this is dropped midway.
     pub(crate) async fn heard(&mut self) -> Heard {
-        let news = tokio::select! {
-            biased;
-            news = self.news.recv() => news,
-            // The channel of a lost miner ends too.
-            Ok(()) = self.standing.changed() => return Heard::Standing,
-        };
-        match news {
-            Some(mut news) => {
-                // What came while the last news were written down is written down together.
-                while news.end.is_none()
-                    && let Ok(more) = self.news.try_recv()
-                {
-                    news.extend(more);
-                }
-                if !news.tokens.is_empty() || matches!(news.end, Some(End::Embedded(_))) {
-                    self.seat.heard(news.tokens.len() as u32);
-                }
-                Heard::News(news)
+        std::future::poll_fn(|cx| self.poll_heard(cx)).await
+    }
+
+    /// [`Running::heard`], for who waits for something else too.
+    pub(crate) fn poll_heard(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
+        let heard = ready!(self.hearer.poll(&mut self.news, cx));
+        match heard {
+            Heard::News if !self.news.tokens.is_empty() || matches!(self.news.end, Some(End::Embedded(_))) => {
+                self.seat.heard(self.news.tokens.len() as u32);
             }
-            None => {
-                self.seat.lost();
-                Heard::Lost
-            }
+            Heard::Lost => self.seat.lost(),
+            Heard::News | Heard::Standing => {}
         }
+        Poll::Ready(heard)
+    }
+
+    /// What was heard last. It stays where it is, for each copy of it costs a token more than to judge it does.
+    pub(crate) fn news(&mut self) -> &mut News {
+        &mut self.news
     }
 
     /// What it says is no good, or it says nothing: the board hears of it when this is dropped.

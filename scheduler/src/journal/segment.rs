@@ -1,12 +1,13 @@
 //! The log of accepted tokens: one segment a commit, and how outputs are read back from them.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use cuckoo_wire::PeerId;
 use cuckoo_wire::message::{Price, RequestId};
 use serde::{Deserialize, Serialize};
 
-use super::{Made, Maker};
+use super::{Append, Made, Maker};
 
 /// What a segment begins with: a length that no list of parts has, so that a version before this form takes it for damaged and
 /// not for another list; and the form's number.
@@ -55,6 +56,52 @@ impl Output {
 #[error("the journal is damaged: {0}")]
 pub struct Damaged(pub String);
 
+/// Parts as a segment has them in its bytes, for who gathers many of them and needs no list.
+#[derive(Debug, Default)]
+pub struct Parts {
+    count: usize,
+    bytes: Vec<u8>,
+}
+
+/// A [`Part`] that is not kept.
+#[derive(Serialize)]
+struct PartRef<'a> {
+    request: RequestId,
+    first: u32,
+    tokens: &'a [u32],
+    by: Option<Maker>,
+}
+
+impl Parts {
+    /// Adds what was accepted.
+    pub fn add(&mut self, append: &Append<'_>) {
+        let Append { request, first, tokens, by, .. } = *append;
+        let part = PartRef { request, first, tokens, by };
+        let bytes = postcard::to_extend(&part, std::mem::take(&mut self.bytes));
+        self.bytes = bytes.expect("plain values can be written");
+        self.count += 1;
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// As [`Segment::to_bytes`] has them, behind what is in `bytes`.
+    pub fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&FORM);
+        let count = postcard::to_extend(&self.count, std::mem::take(bytes));
+        *bytes = count.expect("a number can be written");
+        bytes.extend_from_slice(&self.bytes);
+    }
+
+    /// There are none any more.
+    pub fn clear(&mut self) {
+        self.count = 0;
+        self.bytes.clear();
+    }
+}
+
 impl Segment {
     /// Adds what was accepted. Parts of one request that follow each other become one.
     pub fn add(&mut self, request: RequestId, first: u32, tokens: &[u32], by: Option<Maker>) {
@@ -66,13 +113,14 @@ impl Segment {
         }
     }
 
-    /// Adds a whole output.
-    pub fn add_all(&mut self, request: RequestId, tokens: &[u32], makers: &[Made]) {
-        let mut starts: Vec<(usize, Option<Maker>)> = makers.iter().map(|m| (m.first as usize, Some(m.by))).collect();
-        if starts.first().is_none_or(|(first, _)| *first > 0) {
-            starts.insert(0, (0, None));
+    /// Adds that part of an output, a part a maker.
+    pub fn add_output(&mut self, request: RequestId, tokens: &[u32], makers: &[Made], part: Range<usize>) {
+        let starts = makers.iter().map(|made| (made.first as usize, Some(made.by)));
+        let mut starts: Vec<(usize, Option<Maker>)> = starts.filter(|(first, _)| part.contains(first)).collect();
+        if starts.first().is_none_or(|(first, _)| *first > part.start) {
+            starts.insert(0, (part.start, None));
         }
-        let ends = starts.iter().skip(1).map(|(first, _)| *first).chain([tokens.len()]);
+        let ends = starts.iter().skip(1).map(|(first, _)| *first).chain([part.end]);
         for (&(first, by), end) in starts.iter().zip(ends) {
             if let Some(tokens) = tokens.get(first..end).filter(|tokens| !tokens.is_empty()) {
                 self.add(request, first as u32, tokens, by);

@@ -1,7 +1,7 @@
 //! The journal's rules on small cases and on random histories. Writes nothing to disk.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use cuckoo_wire::message::{KvFormat, RefusalCode};
 use proptest::prelude::*;
@@ -129,6 +129,39 @@ fn numerics(n: u8) -> Option<Numerics> {
 }
 
 #[test]
+fn parts_are_written_as_a_segment_has_them() {
+    let by = Maker { miner: peer(2), ask: Price { input_per_mtok: 1, output_per_mtok: 2 }, numerics: numerics(1) };
+    let (mut parts, mut segment, mut bytes) = (Parts::default(), Segment::default(), vec![7]);
+    assert!(parts.is_empty());
+    for n in 0..200 {
+        let (tokens, by) = ([u32::from(n), 70_000], (n % 3 == 0).then_some(by));
+        parts.add(&Append { request: request(n), epoch: Epoch::FIRST, first: 300 * u32::from(n), tokens: &tokens, by });
+        segment.add(request(n), 300 * u32::from(n), &tokens, by);
+    }
+    parts.write(&mut bytes);
+    assert_eq!(bytes, [&[7][..], &segment.to_bytes()].concat(), "behind what was there");
+    parts.clear();
+    let mut bytes = Vec::new();
+    parts.write(&mut bytes);
+    assert_eq!((parts.is_empty(), bytes), (true, Segment::default().to_bytes()));
+}
+
+#[test]
+fn a_part_of_an_output_has_its_makers() {
+    let by = |n| Maker { miner: peer(n), ask: Price::default(), numerics: None };
+    let (tokens, makers) = ([10, 11, 12, 13], [Made { first: 0, by: by(1) }, Made { first: 2, by: by(2) }]);
+    let part = |first, end| {
+        let mut segment = Segment::default();
+        segment.add_output(request(1), &tokens, &makers, first..end);
+        segment.0.into_iter().map(|part| (part.first, part.tokens, part.by)).collect::<Vec<_>>()
+    };
+    assert_eq!(part(0, 4), [(0, vec![10, 11], Some(by(1))), (2, vec![12, 13], Some(by(2)))]);
+    assert_eq!(part(1, 3), [(1, vec![11], None), (2, vec![12], Some(by(2)))]);
+    assert_eq!(part(2, 4), [(2, vec![12, 13], Some(by(2)))]);
+    assert_eq!(part(3, 3), []);
+}
+
+#[test]
 fn older_segments_are_read_and_neither_newer_ones_nor_these_by_older_programs() {
     let ask = Price { input_per_mtok: 1, output_per_mtok: 2 };
     let mut segment = Segment::default();
@@ -198,7 +231,7 @@ impl Logs {
         let row = self.journals[who].take_over(request(n)).cloned().ok()?;
         let mut segment = Segment::default();
         if row.first_segment == self.journals[who].next_segment() {
-            segment.add_all(request(n), &row.tokens, &row.makers);
+            segment.add_output(request(n), &row.tokens, &row.makers, 0..row.tokens.len());
         }
         self.write(who, &segment);
         self.journals[other].set(request(n), row.clone());

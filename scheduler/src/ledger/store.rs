@@ -12,7 +12,7 @@ use cuckoo_wire::message::{RequestId, Wallet};
 use super::account::{Account, ClientId};
 use super::books::{Broken, HoldState, Settled, Transfer};
 use super::write::{Done, Rejected, Write};
-use crate::journal::{Damaged, Ending, Epoch, Made};
+use crate::journal::{Append, Damaged, Ending, Epoch, Made, Refused};
 
 mod any;
 mod batch;
@@ -62,7 +62,7 @@ const _: () = assert!(WALLET_ENTRIES_MAX as usize * 208 + 16_384 <= REPLY_FRAME_
 pub trait Store: Send + Sync + 'static {
     /// Accepts tokens at once, where that takes less than to gather a batch; `None` where they are to be committed. Nobody is sent
     /// them before [`Self::flush`].
-    fn accept(&self, _write: &Write) -> Option<Result<Done, Rejected>> {
+    fn accept(&self, _append: Append<'_>) -> Option<Result<(), Refused>> {
         None
     }
 

@@ -11,7 +11,7 @@ use super::books::tests::failover;
 use super::store::{OnServer, Place, patiently};
 use super::write::tests::finished;
 use super::*;
-use crate::journal::Made;
+use crate::journal::{Epoch, Made, Maker};
 
 impl LedgerHandle {
     /// Sets aside what a request may cost that nobody could go on with.
@@ -247,7 +247,11 @@ async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
     let key = opened.ledger.create_key("test", 100_000).await.unwrap();
     let client = opened.ledger.authenticate(&key).await.unwrap().unwrap();
     opened.ledger.open_request(request(1), &client, 84_000, vec![4, 2]).await.unwrap();
-    opened.ledger.append(request(1), Epoch::FIRST, 0, vec![7; 100], Some(maker)).await.unwrap();
+    opened
+        .ledger
+        .append(Append { request: request(1), epoch: Epoch::FIRST, first: 0, tokens: &[7; 100], by: Some(maker) })
+        .await
+        .unwrap();
     opened.ledger.flush().unwrap();
     crash(opened).await;
 
@@ -257,14 +261,20 @@ async fn goes_on_after_a_crash(dir: &Path, database: Option<&PostgresUrl>) {
     let Reopened { spec, tokens, makers, epoch, .. } = taken.pop().unwrap();
     assert_eq!((spec, tokens, epoch), (vec![4, 2], vec![7; 100], Epoch(2)));
     assert_eq!(makers, [Made { first: 0, by: maker }]);
-    let late = ledger.append(request(1), Epoch::FIRST, 100, vec![9], None).await.unwrap_err();
+    let late = ledger
+        .append(Append { request: request(1), epoch: Epoch::FIRST, first: 100, tokens: &[9], by: None })
+        .await
+        .unwrap_err();
     assert_eq!(late, LedgerError::Refused(Refused::Fenced(request(1))));
     assert_eq!(Refusal::from(late).code, RefusalCode::Unavailable);
-    ledger.append(request(1), epoch, 100, vec![8; 50], None).await.unwrap();
+    ledger.append(Append { request: request(1), epoch, first: 100, tokens: &[8; 50], by: None }).await.unwrap();
     // A developer comes back, and asks for it as if nobody ran it.
     let claimed = ledger.claim(request(1)).await.unwrap().unwrap();
     assert_eq!((claimed.epoch, claimed.tokens.len()), (Epoch(3), 150));
-    ledger.append(request(1), claimed.epoch, 150, vec![6; 100], None).await.unwrap();
+    ledger
+        .append(Append { request: request(1), epoch: claimed.epoch, first: 150, tokens: &[6; 100], by: None })
+        .await
+        .unwrap();
     let end = End { epoch: claimed.epoch, ..finished() };
     ledger.settle(Settlement { request: request(1), ..failover(0) }, end).await.unwrap();
     assert_eq!(ledger.claim(request(1)).await.unwrap(), None, "it has ended");

@@ -1,16 +1,17 @@
 //! The miners that run a request: the one whose tokens are relayed, and the one that is to go on where it cannot.
 
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use cuckoo_wire::message::{Numerics, PromptLogprobs, Refusal, RefusalCode, Reply};
-use tokio::sync::mpsc;
+use cuckoo_wire::message::{Numerics, PromptLogprobs, Refusal, RefusalCode};
 use tokio::time::{Instant, Sleep};
 
 use super::handover::{Decision, decide};
-use super::{ATTEMPTS_MAX, Ending, Job, Outcome, PROGRESS_MAX};
+use super::{ATTEMPTS_MAX, Ending, Job, Outcome, PROGRESS_MAX, replies};
 use crate::dispatcher::{Order, Placed, Whom};
-use crate::gateway::miner::{Heard, News, Running};
+use crate::gateway::miner::{Heard, Running};
 use crate::ledger::Attempt;
 
 /// Placements of one request, all together: none is made any more beyond.
@@ -86,7 +87,8 @@ struct Lines {
 
 enum Event {
     Gone,
-    Placed(Result<Placed, Refusal>),
+    /// Apart, for it is large and rare.
+    Placed(Box<Result<Placed, Refusal>>),
     Current(Heard),
     Successor(Heard),
     /// The current line has said nothing for too long.
@@ -96,26 +98,54 @@ enum Event {
 }
 
 impl Line {
-    fn hear(&mut self, news: &News) {
+    /// It has news.
+    fn hear(&mut self) {
         self.heard = Instant::now();
-        if !news.tokens.is_empty() {
+        if !self.running.news().tokens.is_empty() {
             self.spoke.get_or_insert(self.heard);
         }
     }
 }
 
 impl Lines {
-    async fn next(&mut self, gone: Pin<&mut impl Future<Output = ()>>, alarm: Pin<&mut Sleep>) -> Event {
+    /// What happens next. By hand: this is done twice for each token, and all of it is in memory already.
+    fn poll_next(
+        &mut self,
+        gone: Pin<&mut impl Future<Output = ()>>,
+        alarm: Pin<&mut Sleep>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Event> {
+        if gone.poll(cx).is_ready() {
+            return Poll::Ready(Event::Gone);
+        }
+        if let Some(Poll::Ready(heard)) = self.current.as_mut().map(|line| line.running.poll_heard(cx)) {
+            return Poll::Ready(Event::Current(heard));
+        }
+        if let Some(Poll::Ready(heard)) = self.successor.as_mut().map(|line| line.running.poll_heard(cx)) {
+            return Poll::Ready(Event::Successor(heard));
+        }
+        if let Some(Poll::Ready(placed)) = self.asked.as_mut().map(|asked| asked.placing.as_mut().poll(cx)) {
+            return Poll::Ready(Event::Placed(Box::new(placed)));
+        }
+        self.poll_alarm(alarm, cx)
+    }
+
+    /// Waits for deadlines that move with every word, by an alarm that does not: to set one is dear beside a token. It is set
+    /// anew when it goes off too soon, or would go off too late.
+    fn poll_alarm(&self, mut alarm: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<Event> {
         let late = self.current.as_ref().map(|line| line.heard + PROGRESS_MAX);
         let look = self.pause.filter(|pause| *pause > Instant::now());
-        tokio::select! {
-            biased;
-            () = gone => Event::Gone,
-            heard = heard(&mut self.current) => Event::Current(heard),
-            heard = heard(&mut self.successor) => Event::Successor(heard),
-            placed = placed(&mut self.asked) => Event::Placed(placed),
-            () = overdue(alarm, late) => Event::Late,
-            () = until(look) => Event::Look,
+        let Some(due) = late.into_iter().chain(look).min() else { return Poll::Pending };
+        loop {
+            if alarm.deadline() > due {
+                alarm.as_mut().reset(due);
+            }
+            ready!(alarm.as_mut().poll(cx));
+            match Instant::now() {
+                now if late.is_some_and(|late| now >= late) => return Poll::Ready(Event::Late),
+                now if now >= due => return Poll::Ready(Event::Look),
+                _ => alarm.as_mut().reset(due),
+            }
         }
     }
 
@@ -138,43 +168,9 @@ impl Lines {
     }
 }
 
-async fn heard(line: &mut Option<Line>) -> Heard {
-    match line {
-        Some(line) => line.running.heard().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn placed(asked: &mut Option<Asked>) -> Result<Placed, Refusal> {
-    match asked {
-        Some(asked) => (&mut asked.placing).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for a deadline that moves with every word, by an alarm that does not: to set one is dear beside a token. It is set
-/// anew when it goes off too soon, and never goes off too late, for deadlines only move on.
-async fn overdue(mut alarm: Pin<&mut Sleep>, deadline: Option<Instant>) {
-    let Some(deadline) = deadline else { return std::future::pending().await };
-    loop {
-        alarm.as_mut().await;
-        if Instant::now() >= deadline {
-            return;
-        }
-        alarm.as_mut().reset(deadline);
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Job {
     /// Has the request run until it ends.
-    pub(super) async fn carry(&mut self, replies: &mpsc::Sender<Reply>) -> Ending {
+    pub(super) async fn carry(&mut self, replies: &replies::Sender) -> Ending {
         let mut lines = Lines::default();
         let mut gone = std::pin::pin!(replies.closed());
         let mut alarm = std::pin::pin!(tokio::time::sleep(PROGRESS_MAX));
@@ -182,9 +178,9 @@ impl Job {
             if let Err(refusal) = self.arrange(&mut lines) {
                 return Ending::Failed(refusal);
             }
-            let outcome = match lines.next(gone.as_mut(), alarm.as_mut()).await {
+            let outcome = match poll_fn(|cx| lines.poll_next(gone.as_mut(), alarm.as_mut(), cx)).await {
                 Event::Gone => return Ending::Gone,
-                Event::Placed(placed) => self.placed(&mut lines, placed),
+                Event::Placed(placed) => self.placed(&mut lines, *placed),
                 Event::Current(heard) => self.hear_current(&mut lines, heard, replies).await,
                 Event::Successor(heard) => self.hear_successor(&mut lines, heard, replies).await,
                 Event::Late => Some(Outcome::Lost("the miner made no progress".to_owned())),
@@ -311,54 +307,44 @@ impl Job {
         (lines.asked, lines.pause, lines.false_alarms, lines.closer) = (None, None, 0, 0);
     }
 
-    async fn hear_current(
-        &mut self,
-        lines: &mut Lines,
-        heard: Heard,
-        replies: &mpsc::Sender<Reply>,
-    ) -> Option<Outcome> {
-        let news = match heard {
-            Heard::News(news) => news,
+    async fn hear_current(&mut self, lines: &mut Lines, heard: Heard, replies: &replies::Sender) -> Option<Outcome> {
+        match heard {
+            Heard::News => {}
             Heard::Standing => return None,
             Heard::Lost => return Some(Outcome::Lost("the miner was lost".to_owned())),
-        };
+        }
         let before = self.accepted();
         let line = lines.current.as_mut()?;
-        line.hear(&news);
+        line.hear();
         if let (false, Some(spoke)) = (line.is_told, line.spoke) {
             line.is_told = true;
             let (request, prefill_ms) = (self.hold.request(), spoke.duration_since(line.placed).as_millis() as u64);
             tracing::info!(%request, accepted = before, from = line.at, why = ?line.why, prefill_ms, "another miner goes on");
             self.hold.market().metrics().moved(&format!("{:?}", line.why));
         }
-        let outcome = self.take_in(line, news, replies).await;
+        let outcome = self.take_in(line, replies).await;
         if self.accepted() > before {
             lines.losses = 0;
         }
         outcome
     }
 
-    async fn hear_successor(
-        &mut self,
-        lines: &mut Lines,
-        heard: Heard,
-        replies: &mpsc::Sender<Reply>,
-    ) -> Option<Outcome> {
+    async fn hear_successor(&mut self, lines: &mut Lines, heard: Heard, replies: &replies::Sender) -> Option<Outcome> {
         let (Some(current), Some(successor)) = (&lines.current, &mut lines.successor) else { return None };
-        let news = match heard {
-            Heard::News(news) => news,
+        match heard {
+            Heard::News => {}
             Heard::Standing => return None,
             Heard::Lost => {
                 lines.drop_successor();
                 return None;
             }
-        };
-        if !news.tokens.is_empty() {
+        }
+        if !successor.running.news().tokens.is_empty() {
             let behind = self.accepted().saturating_sub(successor.at);
             match decide(behind, current.running.standing(), lines.asked.is_some(), lines.closer) {
                 Decision::TakeOver => {
                     self.take_over(lines);
-                    return self.hear_current(lines, Heard::News(news), replies).await;
+                    return self.hear_current(lines, Heard::News, replies).await;
                 }
                 Decision::Closer => {
                     lines.closer += 1;
@@ -372,8 +358,8 @@ impl Job {
                 Decision::Wait => {}
             }
         }
-        successor.hear(&news);
-        match self.take_in(successor, news, replies).await {
+        successor.hear();
+        match self.take_in(successor, replies).await {
             // What it says is no good; the other one goes on.
             Some(Outcome::Lost(why)) => {
                 tracing::info!(request = %self.hold.request(), why, "successor lost");
@@ -385,11 +371,11 @@ impl Job {
     }
 
     /// Takes in what a line says, and lets it say more.
-    async fn take_in(&mut self, line: &mut Line, news: News, replies: &mpsc::Sender<Reply>) -> Option<Outcome> {
-        let said = news.tokens.len() as u32;
+    async fn take_in(&mut self, line: &mut Line, replies: &replies::Sender) -> Option<Outcome> {
+        let said = line.running.news().tokens.len() as u32;
         let at = line.at;
         line.at += said;
-        let outcome = self.accept((line.attempt, at), news, replies).await;
+        let outcome = self.accept((line.attempt, at), line.running.news(), replies).await;
         if outcome.is_none() {
             line.running.credit(said);
         }

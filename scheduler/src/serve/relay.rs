@@ -1,10 +1,9 @@
 //! What miners say, on its way to the developer: what is known already is left out, the rest is judged and relayed.
 
 use cuckoo_models::tools::Event;
-use cuckoo_wire::message::{End, FinishReason, Reply, TokenLogprobs};
-use tokio::sync::mpsc;
+use cuckoo_wire::message::{End, FinishReason, Refusal, TokenLogprobs};
 
-use super::{Ending, Job, Outcome, handover, send_all};
+use super::{Ending, Job, Outcome, Said, handover, replies, send_all};
 use crate::gateway::miner::News;
 use crate::journal::Maker;
 use crate::ledger::Attempt;
@@ -20,60 +19,97 @@ struct Taken {
     allowed: bool,
 }
 
-impl Job {
-    /// Takes in what a line has to say and relays what is new of it. `None` while the placement goes on.
-    pub(super) async fn accept(
-        &mut self,
-        (attempt, at): (usize, u32),
-        mut news: News,
-        replies: &mpsc::Sender<Reply>,
-    ) -> Option<Outcome> {
-        if let Err(outcome) = self.leave_out_known(&mut news, at) {
-            return Some(outcome);
-        }
-        if !news.prompt_logprobs.is_empty() {
-            let Ok(scored) = self.speller.prompt(&self.tokens, &news.prompt_logprobs) else { return Some(unasked()) };
-            self.numerics = self.numerics.or(self.computed[attempt]);
-            if let Err(ending) = send_all(replies, spell::pieces(scored)).await {
-                return Some(Outcome::Ended(ending));
-            }
-        }
-        let Ok(logprobs) = self.speller.output(&news.tokens, &news.logprobs) else { return Some(unasked()) };
-        // Looked at before any is taken in: what is accepted is what the developer gets.
-        if news.tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
-            return Some(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
-        }
-        let (first, known, mut said) = (self.accepted(), self.known, Vec::new());
-        // With log-probabilities a token is a reply of its own, so that any one fits a frame; with tools, so that what it
-        // shows is the same whenever it is shown again.
-        let one_by_one = !logprobs.is_empty() || self.caller.is_some() || first < known;
-        let portion = if one_by_one { 1 } else { news.tokens.len().max(1) };
-        let Taken { tokens, reason, allowed } = self.take_portions(&news.tokens, logprobs, (portion, known), &mut said);
-        if tokens > 0 {
-            // Nobody pays for what is not accepted, and `Replies` sends nobody what is not written down.
-            let Attempt { miner, ask, .. } = self.attempts[attempt];
-            let by = Maker { miner, ask, numerics: self.computed[attempt] };
-            let taken = &self.tokens[(self.prompt_tokens + first) as usize..];
-            if let Err(refusal) = self.hold.append(first, taken, (self.maker != Some(by)).then_some(by)).await {
-                self.tokens.truncate((self.prompt_tokens + first) as usize);
-                return Some(Outcome::Ended(Ending::Failed(refusal)));
-            }
-            self.written(attempt, by, (first, tokens));
-            if let Err(ending) = send_all(replies, said).await {
-                return Some(Outcome::Ended(ending));
-            }
-        }
-        match (reason, news.end) {
-            _ if !allowed => {
+impl Taken {
+    /// What becomes of the placement, whose miner has said how it ends, if it does. What a miner says beyond the end is nobody's.
+    fn outcome(self, end: Option<End>) -> Option<Outcome> {
+        match (self.reason, end) {
+            _ if !self.allowed => {
                 Some(Outcome::Lost("the miner sent a token that the constraint does not allow".to_owned()))
             }
-            // What a miner says beyond the end is nobody's.
             (Some(reason), _) => Some(Outcome::Ended(Ending::Finished(reason))),
             (None, None) => None,
             (None, Some(End::Failed(why))) => Some(Outcome::Lost(why)),
             (None, Some(End::Embedded(_))) => Some(Outcome::Lost("the miner sent a vector for tokens".to_owned())),
             (None, Some(end)) => Some(Outcome::Lost(format!("the miner ended too early: {end:?}"))),
         }
+    }
+}
+
+impl Job {
+    /// Takes in what a line has to say and relays what is new of it. `None` while the placement goes on.
+    ///
+    /// A token mostly waits for nothing here, so what it takes is looked at where it lies: all that an `async` function is given
+    /// is copied into it.
+    pub(super) async fn accept(
+        &mut self,
+        (attempt, at): (usize, u32),
+        news: &mut News,
+        replies: &replies::Sender,
+    ) -> Option<Outcome> {
+        let first = self.accepted();
+        let judged = self.judge_news((attempt, at), news);
+        if let Ok(taken) = &judged
+            && taken.tokens > 0
+        {
+            let accepted = match self.append_now(attempt, first) {
+                Some(accepted) => accepted,
+                None => Box::pin(self.append(attempt, first)).await,
+            };
+            if let Err(refusal) = accepted {
+                self.tokens.truncate((self.prompt_tokens + first) as usize);
+                return Some(Outcome::Ended(Ending::Failed(refusal)));
+            }
+            self.appended(attempt, (first, taken.tokens));
+        }
+        // What was good before the rest was not is said too: nobody says it again.
+        if let Err(ending) = send_all(replies, self.said.drain(..)).await {
+            return Some(Outcome::Ended(ending));
+        }
+        judged.map_or_else(Some, |taken| taken.outcome(news.end.take()))
+    }
+
+    /// Takes in what is new of a line's news, and adds what there is to say of it to what is said next.
+    fn judge_news(&mut self, (attempt, at): (usize, u32), news: &mut News) -> Result<Taken, Outcome> {
+        self.said.clear();
+        self.leave_out_known(news, at)?;
+        if !news.prompt_logprobs.is_empty() {
+            let scored = self.speller.prompt(&self.tokens, &news.prompt_logprobs).map_err(|_| unasked())?;
+            self.numerics = self.numerics.or(self.computed[attempt]);
+            self.said.extend(spell::pieces(scored).into_iter().map(Box::new));
+        }
+        let logprobs = self.speller.output(&news.tokens, &news.logprobs).map_err(|_| unasked())?;
+        // Looked at before any is taken in: what is accepted is what the developer gets.
+        if news.tokens.iter().any(|token| *token as usize >= self.model.tokenizer().vocab_len()) {
+            return Err(Outcome::Lost("the miner sent tokens that cannot be".to_owned()));
+        }
+        let known = self.known;
+        // With log-probabilities a token is a reply of its own, so that any one fits a frame; with tools, so that what it
+        // shows is the same whenever it is shown again.
+        let one_by_one = !logprobs.is_empty() || self.caller.is_some() || self.accepted() < known;
+        let portion = if one_by_one { 1 } else { news.tokens.len().max(1) };
+        Ok(self.take_portions(&news.tokens, logprobs, (portion, known)))
+    }
+
+    /// Has the journal accept an attempt's tokens from number `first` on, if that need not wait. Nobody pays for what is not
+    /// accepted, and `Replies` sends nobody what is not written down.
+    fn append_now(&self, attempt: usize, first: u32) -> Option<Result<(), Refusal>> {
+        self.hold.append_now(first, self.output_from(first), self.new_maker(attempt))
+    }
+
+    /// [`Self::append_now`], where it must wait.
+    async fn append(&self, attempt: usize, first: u32) -> Result<(), Refusal> {
+        self.hold.append(first, self.output_from(first), self.new_maker(attempt)).await
+    }
+
+    fn output_from(&self, first: u32) -> &[u32] {
+        &self.tokens[(self.prompt_tokens + first) as usize..]
+    }
+
+    /// Who makes an attempt's tokens, unless the journal knows.
+    fn new_maker(&self, attempt: usize) -> Option<Maker> {
+        let Attempt { miner, ask, .. } = self.attempts[attempt];
+        let by = Maker { miner, ask, numerics: self.computed[attempt] };
+        (self.maker != Some(by)).then_some(by)
     }
 
     /// Leaves what the developer has out of news that begin with token `at`.
@@ -87,30 +123,27 @@ impl Job {
         Ok(())
     }
 
-    /// Takes tokens in, `portion` of them a reply, and adds what is said of them to who has those before number `known`.
-    fn take_portions(
-        &mut self,
-        tokens: &[u32],
-        logprobs: Vec<TokenLogprobs>,
-        (portion, known): (usize, u32),
-        said: &mut Vec<Reply>,
-    ) -> Taken {
+    /// Takes tokens in, `portion` of them a reply, and adds what is to be said of them to who has those before number `known`.
+    fn take_portions(&mut self, tokens: &[u32], logprobs: Vec<TokenLogprobs>, (portion, known): (usize, u32)) -> Taken {
         let (mut all, mut logprobs) = (Taken { tokens: 0, reason: None, allowed: true }, logprobs.into_iter());
+        let mut events = std::mem::take(&mut self.shown);
         for tokens in tokens.chunks(portion) {
-            let (first, before, mut events) = (self.accepted(), said.len(), Vec::new());
+            let (first, before) = (self.accepted(), self.said.len());
             let Taken { tokens: taken, reason, allowed } = self.take(tokens, &mut events);
             all = Taken { tokens: all.tokens + taken, reason, allowed };
             if taken > 0 {
                 let taken = (tokens[..taken].to_vec(), logprobs.by_ref().take(taken).collect());
-                tools::replies(&mut self.caller, events, first, taken, said);
+                tools::replies(&mut self.caller, events.drain(..), first, taken, &mut self.said);
             }
             if first < known {
-                said.truncate(before);
+                self.said.truncate(before);
             }
             if reason.is_some() || !allowed {
                 break;
             }
         }
+        events.clear();
+        self.shown = events;
         all
     }
 
@@ -136,10 +169,12 @@ impl Job {
         Taken { tokens: tokens.len(), reason: None, allowed: true }
     }
 
-    /// So many tokens of an attempt's are in the journal, from number `first` on.
-    fn written(&mut self, attempt: usize, by: Maker, (first, tokens): (u32, usize)) {
-        self.maker = Some(by);
-        self.numerics = self.numerics.or(by.numerics);
+    /// The journal has so many tokens of an attempt's, from number `first` on.
+    fn appended(&mut self, attempt: usize, (first, tokens): (u32, usize)) {
+        if let Some(by) = self.new_maker(attempt) {
+            self.maker = Some(by);
+            self.numerics = self.numerics.or(by.numerics);
+        }
         self.attempts[attempt].tokens += tokens as u32;
         let metrics = self.hold.market().metrics();
         if first == 0 {
@@ -150,9 +185,9 @@ impl Job {
 
     /// Takes in what the journal has of an output, as it was when it came: the replies to whoever has `after` tokens of it,
     /// and why it has finished, if it has. `None` if it cannot be this request's.
-    pub(super) fn replay(&mut self, output: &[u32], after: u32) -> Option<(Vec<Reply>, Option<FinishReason>)> {
-        let mut replies = Vec::new();
-        let Taken { tokens, reason, allowed } = self.take_portions(output, Vec::new(), (1, after), &mut replies);
+    pub(super) fn replay(&mut self, output: &[u32], after: u32) -> Option<(Said, Option<FinishReason>)> {
+        let Taken { tokens, reason, allowed } = self.take_portions(output, Vec::new(), (1, after));
+        let replies = std::mem::take(&mut self.said);
         (allowed && tokens == output.len()).then_some((replies, reason))
     }
 

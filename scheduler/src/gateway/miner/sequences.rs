@@ -1,32 +1,15 @@
 //! What runs on one miner, and how its replicas get on: splits step frames, and says who should look for somebody else.
 //! Pure but for the channels that news leave by.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use cuckoo_wire::limits::CREDIT_TOKENS;
 use cuckoo_wire::message::{Beat, End, Invalid, ReplicaId, SequenceId, StepItem};
-use tokio::sync::{mpsc, watch};
+use foldhash::{HashMap, HashMapExt};
 
-use super::News;
+use super::news::{self, Hearer, News, Standing, Teller};
 use super::suspicion::{Clock, IDLE_LOOK_INTERVAL, LOOK_INTERVAL, Pulse, Suspicion};
 use crate::dispatcher::progress::Progress;
-
-/// What a placement may expect of its miner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Standing {
-    /// It should have said something by now.
-    pub(crate) is_suspect: bool,
-    /// It leaves when its sequences have moved or ended.
-    pub(crate) is_leaving: bool,
-}
-
-impl Standing {
-    /// Whether somebody else should be looked for.
-    pub(crate) fn wants_successor(self) -> bool {
-        self.is_suspect || self.is_leaving
-    }
-}
 
 /// What runs on a miner, and how its replicas get on. One lock holds both, so that no sequence joins a replica that has
 /// just gone.
@@ -49,8 +32,7 @@ struct Entry {
     replica: ReplicaId,
     received: u32,
     credited: u32,
-    news: mpsc::Sender<News>,
-    standing: watch::Sender<Standing>,
+    news: Teller,
     /// When its last token came, or it was given credit again; `None` before the first.
     spoke: Option<Duration>,
 }
@@ -98,21 +80,15 @@ impl Sequences {
     }
 
     /// A sequence is assigned to a replica; `None` if that has gone, and what is to be thought of it otherwise.
-    pub(super) fn join(
-        &mut self,
-        sequence: SequenceId,
-        replica: ReplicaId,
-        news: mpsc::Sender<News>,
-        now: Instant,
-    ) -> Option<watch::Receiver<Standing>> {
+    pub(super) fn join(&mut self, sequence: SequenceId, replica: ReplicaId, now: Instant) -> Option<Hearer> {
         let on = self.replicas.get_mut(&replica)?;
         on.progress.given(now);
         let standing = Standing { is_suspect: on.suspicion.is_some(), is_leaving: on.is_leaving };
-        let (standing, seen) = watch::channel(standing);
-        let entry = Entry { replica, received: 0, credited: CREDIT_TOKENS, news, standing, spoke: None };
+        let (news, hearer) = news::channel(standing);
+        let entry = Entry { replica, received: 0, credited: CREDIT_TOKENS, news, spoke: None };
         self.entries.insert(sequence, entry);
         self.count(replica, now);
-        Some(seen)
+        Some(hearer)
     }
 
     /// A sequence is abandoned; false if it has ended.
@@ -173,15 +149,13 @@ impl Sequences {
             if !item.tokens.is_empty() {
                 entry.spoke = Some(at);
                 // Known before what it says is: whoever else is asked may have spoken too, and one of the two must go.
-                let is_leaving = entry.standing.borrow().is_leaving;
-                entry.set(Standing { is_suspect: false, is_leaving });
+                let is_leaving = entry.news.standing().is_leaving;
+                entry.news.tell_standing(Standing { is_suspect: false, is_leaving });
             }
             let ended = item.end.is_some();
             let StepItem { tokens, end, logprobs, prompt_logprobs, .. } = item;
-            // Who keeps to credit and whole portions of scores always finds room; a request that has just gone is no
-            // fault of the miner's.
-            let sent = entry.news.try_send(News { tokens, end, logprobs, prompt_logprobs });
-            if let Err(mpsc::error::TrySendError::Full(_)) = sent {
+            // Who keeps to credit and whole portions of scores always finds room.
+            if entry.news.tell(News { tokens, end, logprobs, prompt_logprobs }).is_err() {
                 return Err(Invalid(format!("sequence {} sent more items than it can have", item.sequence.0)));
             }
             if ended {
@@ -220,21 +194,23 @@ impl Sequences {
                 changed.push((*id, replica.suspicion.is_some()));
             }
         }
-        for entry in self.entries.values() {
+        for entry in self.entries.values_mut() {
             let Some(on) = self.replicas.get(&entry.replica) else { continue };
             let silent = |spoke| at.saturating_sub(spoke) > on.pulse.patience();
             let is_late = entry.owes() && entry.spoke.is_some_and(silent);
-            entry.set(Standing { is_suspect: is_late || on.suspicion.is_some(), is_leaving: on.is_leaving });
+            entry
+                .news
+                .tell_standing(Standing { is_suspect: is_late || on.suspicion.is_some(), is_leaving: on.is_leaving });
         }
         changed
     }
 
     /// Tells a replica's sequences what is to be thought of it.
-    fn tell(&self, replica: ReplicaId) {
+    fn tell(&mut self, replica: ReplicaId) {
         let Some(on) = self.replicas.get(&replica) else { return };
-        for entry in self.entries.values().filter(|entry| entry.replica == replica) {
-            let is_suspect = entry.standing.borrow().is_suspect;
-            entry.set(Standing { is_suspect, is_leaving: on.is_leaving });
+        for entry in self.entries.values_mut().filter(|entry| entry.replica == replica) {
+            let is_suspect = entry.news.standing().is_suspect;
+            entry.news.tell_standing(Standing { is_suspect, is_leaving: on.is_leaving });
         }
     }
 
@@ -250,12 +226,6 @@ impl Sequences {
         if let Some(replica) = self.replicas.get_mut(&replica) {
             replica.pulse.has(has_sequences, owes, at);
         }
-    }
-}
-
-impl Entry {
-    fn set(&self, standing: Standing) {
-        self.standing.send_if_modified(|old| std::mem::replace(old, standing) != standing);
     }
 }
 

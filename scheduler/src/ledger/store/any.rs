@@ -7,6 +7,7 @@ use super::super::write::{Done, Rejected, Write};
 use super::{
     Kept, Note, PostgresStore, Reopened, SqliteStore, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance,
 };
+use crate::journal::{Append, Refused};
 
 /// A ledger, wherever it is.
 #[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
@@ -27,10 +28,10 @@ macro_rules! either {
 }
 
 impl Store for AnyStore {
-    fn accept(&self, write: &Write) -> Option<Result<Done, Rejected>> {
+    fn accept(&self, append: Append<'_>) -> Option<Result<(), Refused>> {
         match self {
-            Self::Sqlite(store) => store.accept(write),
-            Self::Postgres(store) => store.accept(write),
+            Self::Sqlite(store) => store.accept(append),
+            Self::Postgres(store) => store.accept(append),
         }
     }
 

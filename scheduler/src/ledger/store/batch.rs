@@ -40,11 +40,6 @@ impl Needs {
         needs
     }
 
-    /// Whether nothing must be looked up: only requests that run here are spoken of, and no money.
-    pub(super) fn are_none(&self) -> bool {
-        self.accounts.is_empty() && self.holds.is_empty() && self.rows.is_empty() && self.deposits.is_empty()
-    }
-
     fn add(&mut self, command: &Command) {
         match command {
             Command::Deposit { id, client, .. } => {

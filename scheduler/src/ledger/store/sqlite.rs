@@ -18,7 +18,7 @@ use super::super::books::Broken;
 use super::super::write::{Done, Rejected, Write};
 use super::rows::Failure;
 use super::{Kept, Note, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
-use crate::journal::Journal;
+use crate::journal::{Append, Journal, Refused};
 use log::{Log, Tail};
 
 mod batch;
@@ -260,9 +260,8 @@ const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_NOTADB: u32 = 26;
 
 impl Store for SqliteStore {
-    fn accept(&self, write: &Write) -> Option<Result<Done, Rejected>> {
-        // What breaks an invariant breaks it in a transaction too, whose failure is heard where it must be.
-        batch::accept(self.live.lock().as_mut()?, write)?.ok()
+    fn accept(&self, append: Append<'_>) -> Option<Result<(), Refused>> {
+        batch::accept(self.live.lock().as_mut()?, append)
     }
 
     /// On the caller's thread: a page or two are handed to the system, which waits for no disk unless all memory is full of what

@@ -8,25 +8,32 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 
 use super::super::super::account::Account;
-use super::super::super::books::{Books, Broken, Settled};
+use super::super::super::books::{Books, Settled};
 use super::super::super::write::{Done, Rejected, Write};
 use super::super::batch::{self, Changes, Needs, text};
 use super::super::rows::{self, Columns, Failure};
 use super::super::{GENESIS, step};
 use super::{Live, Pen, Writer};
-use crate::journal::Journal;
+use crate::journal::{Append, Journal, Noted, Refused};
 
-/// Accepts tokens of what runs here, which take no transaction: they are to be flushed. `None` where it is something else that
-/// is to be written, or where a transaction is due.
-pub(super) fn accept(live: &mut Live, write: &Write) -> Option<Result<Result<Done, Rejected>, Broken>> {
+/// Accepts tokens of what runs here, which take no transaction: they are to be flushed. `None` where the database must be
+/// asked, or where a transaction is due.
+pub(super) fn accept(live: &mut Live, append: Append<'_>) -> Option<Result<(), Refused>> {
     let Live { journal, log } = live;
-    let writes = std::slice::from_ref(write);
-    (!log.is_full() && Needs::of(writes, journal).are_none()).then(|| {
-        let (changes, mut answers) = Changes::decide(writes, &mut Books::default(), journal)?;
-        log.add(changes.segment);
-        step::reached("tokens: accepted");
-        Ok(answers.pop().expect("each write has an answer"))
-    })
+    if log.is_full() {
+        return None;
+    }
+    match journal.append(append) {
+        Ok(noted) => {
+            if noted == Noted::Now {
+                log.add(&append);
+            }
+            step::reached("tokens: accepted");
+            Some(Ok(()))
+        }
+        Err(Refused::Unknown(_)) => None,
+        Err(refused) => Some(Err(refused)),
+    }
 }
 
 pub(super) async fn commit(

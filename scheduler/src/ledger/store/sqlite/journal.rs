@@ -106,8 +106,7 @@ pub(super) async fn write_segment(
     log: &Log,
     more: Segment,
 ) -> Result<(), Failure> {
-    let runs = |request: &RequestId| journal.row(request).is_some_and(|row| row.ending.is_none());
-    let mut segment = log.pending(runs);
+    let mut segment = log.pending(journal);
     segment.0.extend(more.0);
     insert(tx, owner, journal.next_segment(), &segment).await?;
     if !segment.0.is_empty() {
@@ -150,7 +149,7 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     for Due { request, row, owner, spec } in due {
         if let Some(output) = outputs.get_mut(&owner).and_then(|outputs| outputs.remove(&request)) {
             let Output { tokens, makers, .. } = output;
-            segment.add_all(request, &tokens, &makers);
+            segment.add_output(request, &tokens, &makers, 0..tokens.len());
             journal.set(request, Row { tokens, makers, ..row });
         }
         let row = journal.take_over(request).map_err(|e| rows::out_of_balance(e.to_string()))?;

@@ -10,16 +10,17 @@
 //! All numbers are little-endian; a body is a [`Segment`]. What is torn, or left of an earlier time, has another hash: there the
 //! log ends.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use cuckoo_wire::message::RequestId;
+use foldhash::{HashMap, HashMapExt};
 
 use super::super::super::LEDGER_BYTES_MAX;
 use super::super::{StoreError, files, step};
-use crate::journal::{Damaged, Part, Segment};
+use crate::journal::{Append, Damaged, Journal, Parts, Segment};
 
 /// Bytes of the file from which on a transaction is due, though there is no other reason for one.
 const PENDING_BYTES_MAX: usize = 2 * LEDGER_BYTES_MAX;
@@ -39,10 +40,13 @@ pub(super) struct Log {
     key: [u8; KEY_BYTES],
     owner: i64,
     /// What is not in the file yet.
-    fresh: Segment,
-    /// What the records have, and where they end.
-    pending: HashMap<RequestId, Segment>,
+    fresh: Parts,
+    /// Of each output, what a transaction is to take along: it follows what the database has.
+    pending: HashMap<RequestId, Range<usize>>,
+    /// Where the file's records end.
     end: u64,
+    /// Where the next one is made.
+    record: Vec<u8>,
 }
 
 impl Log {
@@ -54,37 +58,48 @@ impl Log {
             file: opened.map_err(|e| files::failed(path, &e))?,
             key: rand::random(),
             owner,
-            fresh: Segment::default(),
+            fresh: Parts::default(),
             pending: HashMap::new(),
             end: 0,
+            record: Vec::new(),
         };
         log.write(0, &{ log.key })?;
         Ok(log)
     }
 
     /// Adds what is to be flushed.
-    pub(super) fn add(&mut self, segment: Segment) {
-        self.fresh.0.extend(segment.0);
+    pub(super) fn add(&mut self, append: &Append<'_>) {
+        self.fresh.add(append);
+        let first = append.first as usize;
+        self.pending.entry(append.request).or_insert(first..first).end = first + append.tokens.len();
     }
 
     /// Has the system have what was added, as part of segment `number`, the next one: it survives this process when this returns.
     /// After a failure it may be tried again.
     pub(super) fn flush(&mut self, number: i64) -> Result<(), StoreError> {
-        if self.fresh.0.is_empty() {
+        if self.fresh.is_empty() {
             return Ok(());
         }
-        self.write(self.end, &record(&self.key, self.owner, number, &self.fresh.to_bytes()))?;
-        for Part { request, first, tokens, by } in self.fresh.0.drain(..) {
-            self.pending.entry(request).or_default().add(request, first, &tokens, by);
-        }
+        let mut record = std::mem::take(&mut self.record);
+        record.clear();
+        write_record(&mut record, &self.key, (self.owner, number), |body| self.fresh.write(body));
+        let written = self.write(self.end, &record);
+        self.record = record;
+        written?;
+        self.fresh.clear();
         step::reached("tokens: flushed");
         Ok(())
     }
 
-    /// What a transaction is to take along of the file, of requests that are still `needed`.
-    pub(super) fn pending(&self, needed: impl Fn(&RequestId) -> bool) -> Segment {
-        let parts = self.pending.iter().filter(|(request, _)| needed(request));
-        Segment(parts.flat_map(|(_, segment)| segment.0.iter().cloned()).collect())
+    /// What a transaction is to take along, of what still runs.
+    pub(super) fn pending(&self, journal: &Journal) -> Segment {
+        let mut segment = Segment::default();
+        for (request, part) in &self.pending {
+            if let Some(row) = journal.row(request).filter(|row| row.ending.is_none()) {
+                segment.add_output(*request, &row.tokens, &row.makers, part.clone());
+            }
+        }
+        segment
     }
 
     /// Whether nothing may be added before a transaction has taken along what is pending.
@@ -114,15 +129,20 @@ impl Log {
     }
 }
 
-fn record(key: &[u8; KEY_BYTES], owner: i64, number: i64, body: &[u8]) -> Vec<u8> {
-    let mut record = Vec::with_capacity(HEAD_BYTES + HASH_BYTES + body.len());
-    record.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    record.extend_from_slice(&owner.to_le_bytes());
-    record.extend_from_slice(&number.to_le_bytes());
-    let hash = hash(key, &record, body);
-    record.extend_from_slice(&hash);
-    record.extend_from_slice(body);
-    record
+/// Makes a record in an empty `record`.
+fn write_record(
+    record: &mut Vec<u8>,
+    key: &[u8; KEY_BYTES],
+    (owner, number): (i64, i64),
+    write_body: impl FnOnce(&mut Vec<u8>),
+) {
+    record.resize(HEAD_BYTES + HASH_BYTES, 0);
+    write_body(record);
+    let (head, rest) = record.split_at_mut(HEAD_BYTES);
+    let (found, body) = rest.split_at_mut(HASH_BYTES);
+    let numbers = [&(body.len() as u32).to_le_bytes()[..], &owner.to_le_bytes(), &number.to_le_bytes()].concat();
+    head.copy_from_slice(&numbers);
+    found.copy_from_slice(&hash(key, head, body));
 }
 
 fn hash(key: &[u8; KEY_BYTES], head: &[u8], body: &[u8]) -> [u8; HASH_BYTES] {
@@ -201,9 +221,13 @@ fn first<'a>(key: &[u8; KEY_BYTES], bytes: &'a [u8]) -> Option<(i64, i64, &'a [u
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
+    use cuckoo_wire::PeerId;
+    use cuckoo_wire::message::Price;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::journal::{Ending, Entry, Epoch, Maker, Noted};
+    use crate::ledger::ClientId;
 
     impl Log {
         /// Has writes go where there is no room, or back to the file.
@@ -218,17 +242,44 @@ pub(super) mod tests {
         let key = *log.first_chunk().unwrap();
         let mut body = Segment::default().to_bytes();
         body[4] += 1;
-        [&key[..], &record(&key, 1, 1, &body)].concat()
+        [&key[..], &record(&key, &body)].concat()
+    }
+
+    fn record(key: &[u8; KEY_BYTES], body: &[u8]) -> Vec<u8> {
+        let mut record = Vec::new();
+        write_record(&mut record, key, (1, 1), |record| record.extend_from_slice(body));
+        record
     }
 
     fn id(n: u8) -> RequestId {
         RequestId([n; 16])
     }
 
-    fn part(n: u8, first: u32, tokens: &[u32]) -> Segment {
+    fn part(n: u8, first: u32, tokens: &[u32]) -> Append<'_> {
+        Append { request: id(n), epoch: Epoch::FIRST, first, tokens, by: None }
+    }
+
+    fn segment(parts: &[Append<'_>]) -> Segment {
         let mut segment = Segment::default();
-        segment.add(id(n), first, tokens, None);
+        for Append { request, first, tokens, by, .. } in parts {
+            segment.add(*request, *first, tokens, *by);
+        }
         segment
+    }
+
+    /// Where two requests run.
+    fn journal() -> Journal {
+        let mut journal = Journal::new(PeerId([1; 32]), 7);
+        for n in [1, 2] {
+            journal.note(&Entry::Open { request: id(n), client: ClientId([n; 8]), spec: vec![1] });
+        }
+        journal
+    }
+
+    /// Accepts tokens as a store does.
+    fn add(log: &mut Log, journal: &mut Journal, append: Append<'_>) {
+        assert_eq!(journal.append(append), Ok(Noted::Now));
+        log.add(&append);
     }
 
     #[test]
@@ -236,10 +287,10 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         assert_eq!(Tail::read(&path).unwrap(), Tail::default());
-        let mut log = Log::begin(&path, 3).unwrap();
+        let (mut log, mut journal) = (Log::begin(&path, 3).unwrap(), journal());
         for first in 0..4 {
-            log.add(part(1, first, &[first]));
-            log.add(part(2, first, &[first]));
+            add(&mut log, &mut journal, part(1, first, &[first]));
+            add(&mut log, &mut journal, part(2, first, &[first]));
             assert_eq!(Tail::read(&path).unwrap().bodies.len(), first as usize);
             log.flush(7).unwrap();
             log.flush(7).unwrap();
@@ -248,24 +299,29 @@ pub(super) mod tests {
         assert_eq!((tail.owner(), tail.bodies.len(), tail.segment(7).unwrap().0.len()), (Some(3), 4, 8));
         assert_eq!(tail.segment(8).unwrap(), Segment::default(), "the database has it");
         assert!(tail.segment(6).unwrap_err().0.contains("segment 7 where 6 is due"));
-        // A request's tokens are one part.
-        assert_eq!(log.pending(|request| *request == id(2)), part(2, 0, &[0, 1, 2, 3]));
-        assert_eq!(log.pending(|_| true).0.len(), 2);
+        // A request's tokens are one part, and what has ended is kept elsewhere.
+        assert_eq!(log.pending(&journal).0.len(), 2);
+        let ended = Entry::End { request: id(1), epoch: Epoch::FIRST, ending: Ending::Gone };
+        let mut then = journal.clone();
+        then.note(&ended);
+        assert_eq!(log.pending(&then), segment(&[part(2, 0, &[0, 1, 2, 3])]));
 
         log.taken().unwrap();
-        assert_eq!((log.pending(|_| true), Tail::read(&path).unwrap().owner()), (Segment::default(), None));
+        assert_eq!((log.pending(&journal), Tail::read(&path).unwrap().owner()), (Segment::default(), None));
         // As long as what was there, so that whole records follow, of the same number even.
-        log.add(part(1, 4, &[4]));
-        log.add(part(2, 4, &[4]));
+        add(&mut log, &mut journal, part(1, 4, &[4]));
+        add(&mut log, &mut journal, part(2, 4, &[4]));
         log.flush(7).unwrap();
         let tail = Tail::read(&path).unwrap();
-        assert_eq!(
-            (tail.bodies.len(), tail.segment(7).unwrap()),
-            (1, Segment([part(1, 4, &[4]).0, part(2, 4, &[4]).0].concat()))
-        );
-        log.add(part(1, 5, &[5, 6]));
+        assert_eq!((tail.bodies.len(), tail.segment(7).unwrap()), (1, segment(&[part(1, 4, &[4]), part(2, 4, &[4])])));
+        let by = Some(Maker { miner: PeerId([2; 32]), ask: Price::default(), numerics: None });
+        add(&mut log, &mut journal, Append { by, ..part(1, 5, &[5, 6]) });
         log.flush(7).unwrap();
         assert_eq!(Tail::read(&path).unwrap().bodies.len(), 2);
+        // Since the last transaction, a part a maker.
+        let mut pending = log.pending(&journal);
+        pending.0.sort_by_key(|part| (part.request.0, part.first));
+        assert_eq!(pending, segment(&[part(1, 4, &[4]), Append { by, ..part(1, 5, &[5, 6]) }, part(2, 4, &[4])]));
         drop(Log::begin(&path, 3).unwrap());
         assert_eq!(Tail::read(&path).unwrap().owner(), None);
     }
@@ -277,7 +333,7 @@ pub(super) mod tests {
         let many = vec![u32::MAX; 1 << 20];
         let mut first = 0;
         while !log.is_full() {
-            log.add(part(1, first, &many));
+            log.add(&part(1, first, &many));
             log.flush(7).unwrap();
             first += many.len() as u32;
         }
@@ -293,7 +349,7 @@ pub(super) mod tests {
     fn file(key: [u8; KEY_BYTES], lengths: &[usize]) -> (Vec<u8>, Vec<usize>) {
         let (mut bytes, mut ends) = (key.to_vec(), Vec::new());
         for (i, len) in lengths.iter().enumerate() {
-            bytes.extend(record(&key, 1, 1, &vec![i as u8; *len]));
+            bytes.extend(record(&key, &vec![i as u8; *len]));
             ends.push(bytes.len());
         }
         (bytes, ends)

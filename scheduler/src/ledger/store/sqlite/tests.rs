@@ -9,7 +9,7 @@ use super::super::super::books::{Command, Outcome};
 use super::super::super::write::tests::{append, write};
 use super::super::suite::{ME, all, commit, history, patiently};
 use super::*;
-use crate::journal::{Part, Refused, Segment};
+use crate::journal::{Append, Entry, Epoch, Refused};
 
 async fn open(dir: &Path) -> Result<SqliteStore, StoreError> {
     patiently(async || SqliteStore::open(dir, peer(ME)).await).await
@@ -76,9 +76,15 @@ async fn with_a_log(dir: &Path) -> SqliteStore {
     store
 }
 
+/// Accepts tokens, if that takes no transaction.
+fn accept(store: &SqliteStore, tokens: &Write) -> Option<Result<(), Refused>> {
+    let Some(Entry::Append { request, epoch, first, tokens, by }) = tokens.entry() else { panic!("{tokens:?}") };
+    store.accept(Append { request: *request, epoch: *epoch, first: *first, tokens, by: *by })
+}
+
 /// Accepts tokens, and writes them down.
 fn logged(store: &SqliteStore, tokens: Write) {
-    assert_eq!(store.accept(&tokens), Some(Ok(Done::Appended)));
+    assert_eq!(accept(store, &tokens), Some(Ok(())));
     store.flush().unwrap();
 }
 
@@ -183,7 +189,7 @@ async fn a_log_is_its_ledgers_and_its_owners() {
     std::fs::write(other.path().join(LOG_FILE), &log).unwrap();
     open(other.path()).await.unwrap().trial_balance().await.unwrap();
     let mut strange = Log::begin(&other.path().join(LOG_FILE), 9).unwrap();
-    strange.add(Segment(vec![Part { request: request(1), first: 0, tokens: vec![1], by: None }]));
+    strange.add(&Append { request: request(1), epoch: Epoch::FIRST, first: 0, tokens: &[1], by: None });
     strange.flush(1).unwrap();
     open(other.path()).await.unwrap().trial_balance().await.unwrap();
 }
@@ -222,26 +228,25 @@ async fn a_log_that_cannot_be_written_is_said_so_and_nothing_of_the_batch_is_the
 async fn what_can_be_accepted_at_once_is_and_the_rest_is_committed() {
     let dir = tempfile::tempdir().unwrap();
     let store = with_a_log(dir.path()).await;
-    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)));
-    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)), "it counts once");
+    assert_eq!(accept(&store, &append(1, 1, 10, &[10])), Some(Ok(())));
+    assert_eq!(accept(&store, &append(1, 1, 10, &[10])), Some(Ok(())), "it counts once");
     assert_eq!(tokens(&store, 1).await.len(), 10, "it is not written down yet");
     let gap = Refused::OutOfOrder { request: request(1), accepted: 11, first: 12 };
-    assert_eq!(store.accept(&append(1, 1, 12, &[12])), Some(Err(Rejected::Journal(gap))));
-    assert_eq!(store.accept(&append(1, 2, 11, &[11])), Some(Err(Refused::Fenced(request(1)).into())));
-    assert_eq!(store.accept(&append(9, 1, 0, &[1])), None, "it takes a look at the database");
-    assert_eq!(store.accept(&write(hold(4, 1, 10))), None);
+    assert_eq!(accept(&store, &append(1, 1, 12, &[12])), Some(Err(gap)));
+    assert_eq!(accept(&store, &append(1, 2, 11, &[11])), Some(Err(Refused::Fenced(request(1)))));
+    assert_eq!(accept(&store, &append(9, 1, 0, &[1])), None, "it takes a look at the database");
     store.flush().unwrap();
     assert_eq!(tokens(&store, 1).await, (0..11).collect::<Vec<u32>>());
     // A transaction writes down what was accepted before it, and nothing is accepted beside it.
-    assert_eq!(store.accept(&append(2, 1, 0, &[7])), Some(Ok(Done::Appended)));
+    assert_eq!(accept(&store, &append(2, 1, 0, &[7])), Some(Ok(())));
     let (slot, writer) = store.writer(true).await.unwrap();
-    assert_eq!((store.accept(&append(1, 1, 11, &[11])), store.flush()), (None, Ok(())));
+    assert_eq!((accept(&store, &append(1, 1, 11, &[11])), store.flush()), (None, Ok(())));
     store.put(slot, writer);
     assert_eq!(tokens(&store, 2).await, [7]);
     logged(&store, append(1, 1, 11, &[11]));
     // A transaction that fails takes nothing with it.
     drop(store.writer(true).await.unwrap());
-    assert_eq!(store.accept(&append(1, 1, 12, &[12])), None, "it takes a new connection");
+    assert_eq!(accept(&store, &append(1, 1, 12, &[12])), None, "it takes a new connection");
     all(&store, &[append(1, 1, 12, &[12])]).await;
     logged(&store, append(1, 1, 13, &[13]));
     drop(store);
@@ -253,10 +258,10 @@ async fn what_cannot_be_flushed_is_kept_and_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = with_a_log(dir.path()).await;
     store.live.lock().as_mut().unwrap().log.fail(true);
-    assert_eq!(store.accept(&append(1, 1, 10, &[10])), Some(Ok(Done::Appended)));
+    assert_eq!(accept(&store, &append(1, 1, 10, &[10])), Some(Ok(())));
     assert!(matches!(store.flush(), Err(StoreError::Full { .. })), "it is not written down");
     assert!(store.commit(&[write(deposit(2, 1, 1))], 1).await.is_err(), "and nothing is before it is");
-    assert_eq!(store.accept(&append(1, 1, 11, &[11])), Some(Ok(Done::Appended)));
+    assert_eq!(accept(&store, &append(1, 1, 11, &[11])), Some(Ok(())));
     assert_eq!(tokens(&store, 1).await.len(), 10);
     store.live.lock().as_mut().unwrap().log.fail(false);
     store.flush().unwrap();
