@@ -173,7 +173,7 @@ impl LedgerHandle {
         Ok(self.keys.list().await?)
     }
 
-    /// Opens `request` in [`Epoch::FIRST`] and sets aside what it may cost; `spec` is what another process needs to go on
+    /// Opens `request` in its first epoch and sets aside what it may cost; `spec` is what another process needs to go on
     /// with it. If the caller stops waiting, it is ended and the hold given back.
     pub async fn open_request(
         &self,
