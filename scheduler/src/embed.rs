@@ -160,7 +160,7 @@ impl Embedding {
     async fn run(mut self, replies: &replies::Sender) -> Option<Reply> {
         let _running = self.work.market.metrics().running();
         let accepted = Reply::Accepted { request: self.hold.request(), prompt_tokens: self.total };
-        let ending = match send_all(replies, [Box::new(accepted)]).await {
+        let ending = match send_all(replies, [accepted]).await {
             Ok(()) => self.relay_all(replies).await,
             Err(ending) => ending,
         };
@@ -191,7 +191,7 @@ impl Embedding {
                 None => return Ending::Finished(FinishReason::Stop),
             };
             let reply = Reply::Embedding { index: made.index as u32, vector: made.vector };
-            if let Err(ending) = send_all(replies, [Box::new(reply)]).await {
+            if let Err(ending) = send_all(replies, [reply]).await {
                 return ending;
             }
             self.migrations += made.losses;

@@ -44,7 +44,7 @@ use crate::tools::{self, Caller, Calling};
 use crate::words::{self, Words};
 use spec::Spec;
 
-pub(crate) use replies::{Replies, Said};
+pub(crate) use replies::Replies;
 pub(crate) use resume::Resume;
 pub(crate) use spec::delivered;
 
@@ -109,7 +109,7 @@ impl Market {
     }
 
     /// Everything up to the hold: nothing is owed before it, and nothing runs without it. With the first replies.
-    async fn job(&self, request: Generate) -> Result<(Job, Said), Refusal> {
+    async fn job(&self, request: Generate) -> Result<(Job, Vec<Reply>), Refusal> {
         let began = Instant::now();
         request.check()?;
         let client = self.client_of(&request.api_key).await?;
@@ -130,9 +130,9 @@ impl Market {
         let spec = Spec::bytes_of(&plan);
         let may_return = !spec.is_empty();
         let hold = Hold::open(self, &client, limit, (prompt_tokens, max_new), spec).await?;
-        let mut opening = vec![Box::new(Reply::Accepted { request: hold.request(), prompt_tokens })];
-        opening.extend(spell::echo(&echo).into_iter().map(Box::new));
-        opening.extend(spell::pieces(speller.first(&plan.tokens).into_iter().collect()).into_iter().map(Box::new));
+        let mut opening = vec![Reply::Accepted { request: hold.request(), prompt_tokens }];
+        opening.extend(spell::echo(&echo));
+        opening.extend(spell::pieces(speller.first(&plan.tokens).into_iter().collect()));
         Ok((Job::new(plan, held, words, speller, (hold, may_return)), opening))
     }
 }
@@ -197,7 +197,7 @@ struct Job {
     output: Output,
     /// What tokens that are being taken in show, and what is to be said of them: empty between any two.
     shown: Vec<Event>,
-    said: Said,
+    said: Vec<Reply>,
     /// Names calls, where there may be any.
     caller: Option<Caller>,
     attempts: Vec<Attempt>,
@@ -260,7 +260,7 @@ impl Job {
     /// last reply, unless nobody is there to read it.
     async fn run(
         mut self: Box<Self>,
-        opening: Said,
+        opening: Vec<Reply>,
         has_finished: Option<FinishReason>,
         listener: &Listener,
     ) -> Option<Reply> {
@@ -366,12 +366,9 @@ impl Ending {
 }
 
 /// Sends replies in order, unless the developer has gone.
-pub(crate) async fn send_all(
-    replies: &replies::Sender,
-    all: impl IntoIterator<Item = Box<Reply>>,
-) -> Result<(), Ending> {
+pub(crate) async fn send_all(replies: &replies::Sender, all: impl IntoIterator<Item = Reply>) -> Result<(), Ending> {
     for reply in all {
-        match replies.try_send(reply) {
+        match replies.try_send(Box::new(reply)) {
             Ok(()) => {}
             Err(TrySendError::Full(reply)) => replies.send(reply).await.map_err(|_| Ending::Gone)?,
             Err(TrySendError::Closed(_)) => return Err(Ending::Gone),

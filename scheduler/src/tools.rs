@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use crate::catalog::Model;
 use crate::constraint::{self, Judge};
 use crate::market::Market;
-use crate::serve::Said;
 
 /// The schema of arguments that are held to be an object and nothing more.
 const ANY_OBJECT: &str = r#"{"type": "object"}"#;
@@ -200,13 +199,13 @@ pub(crate) fn replies(
     events: impl Iterator<Item = Event>,
     mut first: u32,
     (mut tokens, mut logprobs): (Vec<u32>, Vec<TokenLogprobs>),
-    said: &mut Said,
+    said: &mut Vec<Reply>,
 ) {
     let later = first + tokens.len() as u32;
     let mut delta = |text: &mut String, calls: &mut Vec<CallDelta>| {
         let (tokens, logprobs) = (std::mem::take(&mut tokens), std::mem::take(&mut logprobs));
         let (first, text, calls) = (std::mem::replace(&mut first, later), std::mem::take(text), std::mem::take(calls));
-        Box::new(Reply::Delta { first, tokens, text, logprobs, calls })
+        Reply::Delta { first, tokens, text, logprobs, calls }
     };
     let (mut text, mut calls) = (String::new(), Vec::new());
     for event in events {
@@ -309,7 +308,7 @@ mod tests {
         let replies = |caller: &mut _, events: Vec<Event>, first, tokens| {
             let mut said = Vec::new();
             replies(caller, events.into_iter(), first, (tokens, vec![]), &mut said);
-            said.into_iter().map(|reply| *reply).collect::<Vec<Reply>>()
+            said
         };
         let all = events(&["a", "b", "call:f", "more:{", "more:}", "c", "call:g"]);
         let told = replies(&mut caller, all, 3, vec![8, 9]);

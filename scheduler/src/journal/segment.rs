@@ -63,21 +63,12 @@ pub struct Parts {
     bytes: Vec<u8>,
 }
 
-/// A [`Part`] that is not kept.
-#[derive(Serialize)]
-struct PartRef<'a> {
-    request: RequestId,
-    first: u32,
-    tokens: &'a [u32],
-    by: Option<Maker>,
-}
-
 impl Parts {
     /// Adds what was accepted.
     pub fn add(&mut self, append: &Append<'_>) {
         let Append { request, first, tokens, by, .. } = *append;
-        let part = PartRef { request, first, tokens, by };
-        let bytes = postcard::to_extend(&part, std::mem::take(&mut self.bytes));
+        // A part has no more bytes than its fields have.
+        let bytes = postcard::to_extend(&(request, first, tokens, by), std::mem::take(&mut self.bytes));
         self.bytes = bytes.expect("plain values can be written");
         self.count += 1;
     }
@@ -87,12 +78,11 @@ impl Parts {
         self.count == 0
     }
 
-    /// As [`Segment::to_bytes`] has them, behind what is in `bytes`.
-    pub fn write(&self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&FORM);
-        let count = postcard::to_extend(&self.count, std::mem::take(bytes));
-        *bytes = count.expect("a number can be written");
+    /// As [`Segment::to_bytes`] has them.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = postcard::to_extend(&self.count, FORM.to_vec()).expect("a number can be written");
         bytes.extend_from_slice(&self.bytes);
+        bytes
     }
 
     /// There are none any more.

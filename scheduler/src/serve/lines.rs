@@ -108,7 +108,7 @@ impl Line {
 }
 
 impl Lines {
-    /// What happens next. By hand: this is done twice for each token, and all of it is in memory already.
+    /// What happens next, whatever is first in this order. Done twice for each token, so nothing is set up for it anew.
     fn poll_next(
         &mut self,
         gone: Pin<&mut impl Future<Output = ()>>,

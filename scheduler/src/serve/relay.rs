@@ -1,9 +1,9 @@
 //! What miners say, on its way to the developer: what is known already is left out, the rest is judged and relayed.
 
 use cuckoo_models::tools::Event;
-use cuckoo_wire::message::{End, FinishReason, Refusal, TokenLogprobs};
+use cuckoo_wire::message::{End, FinishReason, Refusal, Reply, TokenLogprobs};
 
-use super::{Ending, Job, Outcome, Said, handover, replies, send_all};
+use super::{Ending, Job, Outcome, handover, replies, send_all};
 use crate::gateway::miner::News;
 use crate::journal::Maker;
 use crate::ledger::Attempt;
@@ -70,12 +70,11 @@ impl Job {
 
     /// Takes in what is new of a line's news, and adds what there is to say of it to what is said next.
     fn judge_news(&mut self, (attempt, at): (usize, u32), news: &mut News) -> Result<Taken, Outcome> {
-        self.said.clear();
         self.leave_out_known(news, at)?;
         if !news.prompt_logprobs.is_empty() {
             let scored = self.speller.prompt(&self.tokens, &news.prompt_logprobs).map_err(|_| unasked())?;
             self.numerics = self.numerics.or(self.computed[attempt]);
-            self.said.extend(spell::pieces(scored).into_iter().map(Box::new));
+            self.said.extend(spell::pieces(scored));
         }
         let logprobs = self.speller.output(&news.tokens, &news.logprobs).map_err(|_| unasked())?;
         // Looked at before any is taken in: what is accepted is what the developer gets.
@@ -142,7 +141,6 @@ impl Job {
                 break;
             }
         }
-        events.clear();
         self.shown = events;
         all
     }
@@ -185,7 +183,7 @@ impl Job {
 
     /// Takes in what the journal has of an output, as it was when it came: the replies to whoever has `after` tokens of it,
     /// and why it has finished, if it has. `None` if it cannot be this request's.
-    pub(super) fn replay(&mut self, output: &[u32], after: u32) -> Option<(Said, Option<FinishReason>)> {
+    pub(super) fn replay(&mut self, output: &[u32], after: u32) -> Option<(Vec<Reply>, Option<FinishReason>)> {
         let Taken { tokens, reason, allowed } = self.take_portions(output, Vec::new(), (1, after));
         let replies = std::mem::take(&mut self.said);
         (allowed && tokens == output.len()).then_some((replies, reason))

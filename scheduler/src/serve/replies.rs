@@ -8,12 +8,8 @@ use tokio::sync::mpsc;
 use crate::hold::patiently;
 use crate::market::Market;
 
-/// Where replies go in. A reply lies apart: it is handed on a few times, each of which would copy all of it.
+/// Where replies go in. A reply lies apart: a queue of whole ones writes each where no other was for long.
 pub(crate) type Sender = mpsc::Sender<Box<Reply>>;
-
-/// Replies that go in next, in order.
-#[allow(clippy::vec_box, reason = "they leave one by one, as they are")]
-pub(crate) type Said = Vec<Box<Reply>>;
 
 /// Replies to one request, in order. Dropping this stops all work on it.
 pub(crate) struct Replies {

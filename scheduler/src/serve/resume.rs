@@ -11,7 +11,7 @@ use std::time::Instant;
 use cuckoo_wire::message::{ApiKey, FinishReason, Refusal, RefusalCode, Reply, RequestId, Usage};
 
 use super::spec::{self, Spec};
-use super::{Job, Listener, Plan, Said, delivered, held};
+use super::{Job, Listener, Plan, delivered, held};
 use crate::hold::{self, Hold};
 use crate::journal::Ending;
 use crate::ledger::{ClientId, End, HoldState, Kept, Reopened};
@@ -30,9 +30,9 @@ pub(crate) struct Resume {
 /// What there is to come back to.
 enum Found {
     /// It goes on: what is said first, and why it has finished if it has.
-    Open(Box<Job>, Said, Option<FinishReason>),
+    Open(Box<Job>, Vec<Reply>, Option<FinishReason>),
     /// It has ended.
-    Ended(Said, Reply),
+    Ended(Vec<Reply>, Reply),
 }
 
 impl Market {
@@ -99,8 +99,7 @@ impl Market {
         job.known = after;
         job.maker = makers.last().map(|made| made.by);
         job.moves = (makers.len() as u32).saturating_sub(1);
-        let prompt_tokens = job.prompt_tokens;
-        replies.insert(0, Box::new(Reply::Accepted { request: *request, prompt_tokens }));
+        replies.insert(0, Reply::Accepted { request: *request, prompt_tokens: job.prompt_tokens });
         Ok(Found::Open(Box::new(job), replies, has_finished))
     }
 
@@ -111,10 +110,10 @@ impl Market {
         kept: &Kept,
         ending: &Ending,
         after: u32,
-    ) -> Result<(Said, Reply), Refusal> {
+    ) -> Result<(Vec<Reply>, Reply), Refusal> {
         let mut job = self.rebuilt(kept.client, &kept.spec, Hold::ended(self, request, kept.epoch)).await?;
         let (mut replies, _) = job.replayed(&kept.tokens, after)?;
-        replies.insert(0, Box::new(Reply::Accepted { request, prompt_tokens: job.prompt_tokens }));
+        replies.insert(0, Reply::Accepted { request, prompt_tokens: job.prompt_tokens });
         let last = match ending {
             Ending::Finished { reason, migrations } => {
                 let usage = match kept.hold {
@@ -154,7 +153,7 @@ impl Market {
 
 impl Job {
     /// [`Job::replay`], of what must be this request's.
-    fn replayed(&mut self, output: &[u32], after: u32) -> Result<(Said, Option<FinishReason>), Refusal> {
+    fn replayed(&mut self, output: &[u32], after: u32) -> Result<(Vec<Reply>, Option<FinishReason>), Refusal> {
         let damaged =
             || Refusal::new(RefusalCode::Internal, "what is kept of this request is not its output: report this");
         self.replay(output, after).ok_or_else(damaged)

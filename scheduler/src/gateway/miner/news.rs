@@ -172,6 +172,7 @@ impl Hearer {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use std::future::poll_fn;
+    use std::time::Duration;
 
     use futures_util::FutureExt;
 
@@ -234,26 +235,24 @@ pub(super) mod tests {
         teller.tell(token(0)).unwrap();
     }
 
+    /// Has `tell` happen while a task waits: what that hears.
+    async fn woken(mut hearer: Hearer, tell: impl FnOnce()) -> (Heard, Hearer) {
+        let waits = tokio::spawn(async move {
+            let mut news = News::default();
+            (poll_fn(|cx| hearer.poll(&mut news, cx)).await, hearer)
+        });
+        tokio::task::yield_now().await;
+        tell();
+        tokio::time::timeout(Duration::from_secs(10), waits).await.expect("it is woken").unwrap()
+    }
+
     #[tokio::test]
     async fn whatever_is_told_wakes_who_waits() {
         let (mut teller, hearer) = channel(Standing::default());
-        let hear = |mut hearer: Hearer| async move {
-            let mut news = News::default();
-            (poll_fn(|cx| hearer.poll(&mut news, cx)).await, hearer)
-        };
-        let waits = tokio::spawn(hear(hearer));
-        tokio::task::yield_now().await;
-        teller.tell(token(1)).unwrap();
-        let (heard, hearer) = waits.await.unwrap();
+        let (heard, hearer) = woken(hearer, || teller.tell(token(1)).unwrap()).await;
         assert_eq!(heard, Heard::News);
-        let waits = tokio::spawn(hear(hearer));
-        tokio::task::yield_now().await;
-        teller.tell_standing(SILENT);
-        let (heard, hearer) = waits.await.unwrap();
+        let (heard, hearer) = woken(hearer, || teller.tell_standing(SILENT)).await;
         assert_eq!(heard, Heard::Standing);
-        let waits = tokio::spawn(hear(hearer));
-        tokio::task::yield_now().await;
-        drop(teller);
-        assert_eq!(waits.await.unwrap().0, Heard::Lost);
+        assert_eq!(woken(hearer, || drop(teller)).await.0, Heard::Lost);
     }
 }

@@ -79,7 +79,7 @@ impl Sequences {
         self.replicas.get(&replica).map(|replica| replica.progress)
     }
 
-    /// A sequence is assigned to a replica; `None` if that has gone, and what is to be thought of it otherwise.
+    /// A sequence is assigned to a replica; `None` if that has gone, and where it is heard otherwise.
     pub(super) fn join(&mut self, sequence: SequenceId, replica: ReplicaId, now: Instant) -> Option<Hearer> {
         let on = self.replicas.get_mut(&replica)?;
         on.progress.given(now);
@@ -198,9 +198,8 @@ impl Sequences {
             let Some(on) = self.replicas.get(&entry.replica) else { continue };
             let silent = |spoke| at.saturating_sub(spoke) > on.pulse.patience();
             let is_late = entry.owes() && entry.spoke.is_some_and(silent);
-            entry
-                .news
-                .tell_standing(Standing { is_suspect: is_late || on.suspicion.is_some(), is_leaving: on.is_leaving });
+            let is_suspect = is_late || on.suspicion.is_some();
+            entry.news.tell_standing(Standing { is_suspect, is_leaving: on.is_leaving });
         }
         changed
     }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+use super::super::news::Heard;
 use super::*;
 use crate::dispatcher::progress::{SILENCE_MAX, verdict};
 
@@ -113,8 +114,10 @@ fn who_gave_up_waiting_leaves_the_replica_stuck() {
 #[test]
 fn nobody_joins_a_replica_that_has_gone() {
     let mut seen = Seen::new();
+    seen.assign(1);
     seen.sequences.lose_replica(R);
-    assert!(seen.sequences.join(SequenceId(1), R, seen.now).is_none());
+    assert!(seen.sequences.join(SequenceId(2), R, seen.now).is_none());
+    assert_eq!(seen.news.get_mut(&1).unwrap().now().unwrap().0, Heard::Lost, "who was there hears it");
 }
 
 #[test]

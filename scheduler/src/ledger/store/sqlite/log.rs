@@ -45,8 +45,6 @@ pub(super) struct Log {
     pending: HashMap<RequestId, Range<usize>>,
     /// Where the file's records end.
     end: u64,
-    /// Where the next one is made.
-    record: Vec<u8>,
 }
 
 impl Log {
@@ -61,7 +59,6 @@ impl Log {
             fresh: Parts::default(),
             pending: HashMap::new(),
             end: 0,
-            record: Vec::new(),
         };
         log.write(0, &{ log.key })?;
         Ok(log)
@@ -80,12 +77,7 @@ impl Log {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        let mut record = std::mem::take(&mut self.record);
-        record.clear();
-        write_record(&mut record, &self.key, (self.owner, number), |body| self.fresh.write(body));
-        let written = self.write(self.end, &record);
-        self.record = record;
-        written?;
+        self.write(self.end, &record(&self.key, self.owner, number, &self.fresh.to_bytes()))?;
         self.fresh.clear();
         step::reached("tokens: flushed");
         Ok(())
@@ -129,20 +121,15 @@ impl Log {
     }
 }
 
-/// Makes a record in an empty `record`.
-fn write_record(
-    record: &mut Vec<u8>,
-    key: &[u8; KEY_BYTES],
-    (owner, number): (i64, i64),
-    write_body: impl FnOnce(&mut Vec<u8>),
-) {
-    record.resize(HEAD_BYTES + HASH_BYTES, 0);
-    write_body(record);
-    let (head, rest) = record.split_at_mut(HEAD_BYTES);
-    let (found, body) = rest.split_at_mut(HASH_BYTES);
-    let numbers = [&(body.len() as u32).to_le_bytes()[..], &owner.to_le_bytes(), &number.to_le_bytes()].concat();
-    head.copy_from_slice(&numbers);
-    found.copy_from_slice(&hash(key, head, body));
+fn record(key: &[u8; KEY_BYTES], owner: i64, number: i64, body: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(HEAD_BYTES + HASH_BYTES + body.len());
+    record.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    record.extend_from_slice(&owner.to_le_bytes());
+    record.extend_from_slice(&number.to_le_bytes());
+    let hash = hash(key, &record, body);
+    record.extend_from_slice(&hash);
+    record.extend_from_slice(body);
+    record
 }
 
 fn hash(key: &[u8; KEY_BYTES], head: &[u8], body: &[u8]) -> [u8; HASH_BYTES] {
@@ -242,13 +229,7 @@ pub(super) mod tests {
         let key = *log.first_chunk().unwrap();
         let mut body = Segment::default().to_bytes();
         body[4] += 1;
-        [&key[..], &record(&key, &body)].concat()
-    }
-
-    fn record(key: &[u8; KEY_BYTES], body: &[u8]) -> Vec<u8> {
-        let mut record = Vec::new();
-        write_record(&mut record, key, (1, 1), |record| record.extend_from_slice(body));
-        record
+        [&key[..], &record(&key, 1, 1, &body)].concat()
     }
 
     fn id(n: u8) -> RequestId {
@@ -349,7 +330,7 @@ pub(super) mod tests {
     fn file(key: [u8; KEY_BYTES], lengths: &[usize]) -> (Vec<u8>, Vec<usize>) {
         let (mut bytes, mut ends) = (key.to_vec(), Vec::new());
         for (i, len) in lengths.iter().enumerate() {
-            bytes.extend(record(&key, &vec![i as u8; *len]));
+            bytes.extend(record(&key, 1, 1, &vec![i as u8; *len]));
             ends.push(bytes.len());
         }
         (bytes, ends)
