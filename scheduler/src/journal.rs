@@ -256,6 +256,19 @@ impl Journal {
         self.rows.insert(request, row);
     }
 
+    /// Gives out what is known of `requests`, for a transaction that is about them: nothing is accepted for them here before
+    /// [`Self::take_back`].
+    pub fn lend(&mut self, requests: impl Iterator<Item = RequestId>) -> Self {
+        let mut lent = Self::new(self.me, self.next_segment);
+        lent.rows.extend(requests.filter_map(|request| self.rows.remove_entry(&request)));
+        lent
+    }
+
+    /// Takes back what [`Self::lend`] gave out, as it is now.
+    pub fn take_back(&mut self, lent: Self) {
+        self.rows.extend(lent.rows);
+    }
+
     /// Keeps what `me` may still write to, and forgets the rest.
     pub fn keep_running(&mut self) {
         let me = self.me;

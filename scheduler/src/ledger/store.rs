@@ -66,7 +66,7 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Makes what was accepted as durable as [`Self::commit`] makes tokens alone.
+    /// Leaves what was accepted to the system: it survives this process, and a loss of power once the store was tended.
     ///
     /// # Errors
     /// Where it could not: then it is to be tried again.
@@ -74,8 +74,7 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Applies `writes` in order, in one transaction that is durable when this returns. Each has its own answer. Where they
-    /// are tokens alone, a store may leave it to the system for a while: they survive this process, if not a loss of power.
+    /// Applies `writes` in order, in one transaction that is durable when this returns. Each has its own answer.
     ///
     /// # Errors
     /// Where nothing at all was written, or the answer was lost: then the same may be tried again, and counts once.
@@ -98,7 +97,8 @@ pub trait Store: Send + Sync + 'static {
     /// Where the note may have been told or not: it is told again with its number, and counts once. Nothing was heard.
     fn exchange(&self, note: Option<&Note>) -> impl Future<Output = Result<Vec<Vec<u8>>, StoreError>> + Send;
 
-    /// What must be done once in a while, every second: renews the lease, and forgets what nobody needs any more.
+    /// What must be done once in a while, every second: renews the lease, has the disk have what was flushed, and forgets what
+    /// nobody needs any more.
     fn tend(&self, at_ms: i64) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Balances of `accounts`, and of the entries that touch them the newest `entries_max`.

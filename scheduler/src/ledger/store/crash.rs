@@ -177,7 +177,8 @@ async fn survives<P: Shared>(test: &str, deed: &str) -> usize {
             return stop + 1;
         }
         same(&found, &before, &format!("{deed}, killed at {at}"));
-        if first {
+        // What is done in several transactions has fewer steps when it is done again.
+        if first || deed == "tend" {
             place = make().await;
         }
     }

@@ -1,8 +1,9 @@
-//! The store on SQLite: one writer, one transaction a batch, a few statements whatever the batch's size; tokens alone wait in
-//! a log ([`log`]) for the next of them. Holds no balance in memory, and what runs only beside a connection that has not
-//! failed: a commit that fails leaves nothing to undo.
+//! The store on SQLite: one writer, one transaction a batch, a few statements whatever the batch's size; tokens alone go to a
+//! log ([`log`]), also while a transaction is about something else. Holds no balance in memory, and of what runs nothing that a
+//! transaction which failed was about: there is nothing to undo.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::super::books::Broken;
 use super::super::write::{Done, Rejected, Write};
 use super::rows::Failure;
 use super::{Kept, Note, Reopened, Store, StoreError, StoredKey, Takeover, Totals, TrialBalance, files, step};
-use crate::journal::{Append, Journal, Refused};
+use crate::journal::{Append, Entry, Journal, Refused};
 use log::{Log, Tail};
 
 mod batch;
@@ -60,7 +61,7 @@ pub struct SqliteStore {
     /// `None` after a failure: the next use connects anew and reads anew what runs, so that no half-open transaction is
     /// ever continued.
     pen: Mutex<Option<Pen>>,
-    /// `None` while a transaction has it, and after a failure.
+    /// `None` while a transaction has all of it, and after that has failed. Only who has the pen takes it.
     live: parking_lot::Mutex<Option<Live>>,
     readers: SqlitePool,
     /// Unlocked when dropped.
@@ -95,6 +96,11 @@ struct Writer {
 impl Live {
     fn flush(&mut self) -> Result<(), StoreError> {
         self.log.flush(self.journal.next_segment())
+    }
+
+    /// Whether the log is to be taken along, or to be written anew.
+    fn is_due(&self) -> bool {
+        self.log.is_long() || journal::is_long(&self.journal)
     }
 }
 
@@ -198,20 +204,53 @@ impl SqliteStore {
 
     /// The writer, out of its slots: only who succeeds puts it back. A connection that failed, or whose user stopped
     /// waiting, is closed instead, and closing undoes its transaction. Nothing is accepted beside it, and all that was accepted
-    /// before is with the system: without it, that is read from there. `waits` for the disk at its commits, or not.
-    async fn writer(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Pen>>, Writer), StoreError> {
+    /// before is with the system: without it, that is read from there.
+    async fn writer(&self) -> Result<(MutexGuard<'_, Option<Pen>>, Writer), StoreError> {
         let mut slot = self.pen.lock().await;
-        let live = {
-            let mut live = self.live.lock();
-            live.as_mut().map_or(Ok(()), Live::flush)?;
-            live.take()
-        };
+        let live = self.take_live()?;
         let mut writer = match (slot.take(), live) {
             (Some(pen), Some(live)) => Writer { pen, live },
             _ => self.load(self.connect().await?).await?,
         };
-        writer.pen.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
+        writer.pen.wait_for_disk(true).await.map_err(|e| self.error(e))?;
         Ok((slot, writer))
+    }
+
+    /// As [`Self::writer`], for who needs nothing of what runs: that stays where it is. `waits` for the disk at its commits, or not.
+    async fn pen(&self, waits: bool) -> Result<(MutexGuard<'_, Option<Pen>>, Pen), StoreError> {
+        let mut slot = self.pen.lock().await;
+        let has_live = self.live.lock().is_some();
+        let mut pen = match slot.take().filter(|_| has_live) {
+            Some(pen) => pen,
+            None => {
+                self.take_live()?;
+                let Writer { pen, live } = self.load(self.connect().await?).await?;
+                *self.live.lock() = Some(live);
+                pen
+            }
+        };
+        pen.wait_for_disk(waits).await.map_err(|e| self.error(e))?;
+        Ok((slot, pen))
+    }
+
+    /// What runs, after what was accepted is with the system.
+    fn take_live(&self) -> Result<Option<Live>, StoreError> {
+        let mut live = self.live.lock();
+        live.as_mut().map_or(Ok(()), Live::flush)?;
+        Ok(live.take())
+    }
+
+    /// What `read` says of what runs, to who has the pen.
+    fn of_live<T>(&self, read: impl FnOnce(&mut Live) -> T) -> T {
+        read(self.live.lock().as_mut().expect("only who has the pen takes it"))
+    }
+
+    /// Has the disk have what was flushed, while more is.
+    async fn sync(&self) -> Result<(), StoreError> {
+        let unsynced = self.live.lock().as_mut().map_or(Ok(None), |live| live.log.unsynced())?;
+        let Some(file) = unsynced else { return Ok(()) };
+        let synced = tokio::task::spawn_blocking(move || file.sync_data()).await.map_err(io::Error::other);
+        synced.flatten().map_err(|e| files::failed(&self.log, &e))
     }
 
     /// Puts a writer back that succeeded.
@@ -265,23 +304,38 @@ impl Store for SqliteStore {
     }
 
     /// On the caller's thread: a page or two are handed to the system, which waits for no disk unless all memory is full of what
-    /// disks have not taken.
+    /// disks have not taken. The disk has them when the store is tended: to wait for it would cost each token milliseconds.
     fn flush(&self) -> Result<(), StoreError> {
         self.live.lock().as_mut().map_or(Ok(()), Live::flush)
     }
 
     async fn commit(&self, writes: &[Write], at_ms: i64) -> Result<Vec<Result<Done, Rejected>>, StoreError> {
-        // Money is not lost with the machine's power. Tokens alone are not lost with this process, here and where they are
-        // flushed: they are with the system then, and on the disk with the next money or when the system writes back, which may
-        // take it half a minute; to wait for the disk would cost each token milliseconds.
-        let (slot, mut writer) = self.writer(writes.iter().any(|write| write.money().is_some())).await?;
-        let done = batch::commit(&mut writer, writes, at_ms).await.map_err(|f| self.explain(f))?;
-        self.put(slot, writer);
+        let has_tokens = writes.iter().any(|write| write.money().is_none());
+        if has_tokens {
+            let (slot, mut writer) = self.writer().await?;
+            let Writer { pen, live: Live { journal, log } } = &mut writer;
+            let done = batch::commit(pen, journal, Some(log), writes, at_ms).await.map_err(|f| self.explain(f))?;
+            self.put(slot, writer);
+            return Ok(done);
+        }
+        // Money waits for the disk, and the others' tokens do not wait for it.
+        let (mut slot, mut pen) = self.pen(true).await?;
+        let about = writes.iter().filter_map(|write| write.entry().map(Entry::request));
+        let mut lent = self.of_live(|live| live.journal.lend(about));
+        let done = batch::commit(&mut pen, &mut lent, None, writes, at_ms).await.map_err(|f| self.explain(f))?;
+        self.of_live(|live| live.journal.take_back(lent));
+        *slot = Some(pen);
         Ok(done)
     }
 
     async fn take_over(&self, which: Takeover) -> Result<Vec<Reopened>, StoreError> {
-        let (slot, mut writer) = self.writer(true).await?;
+        // Mostly there are none, and nobody waits for who only looks.
+        let mut reader = self.reader().await?;
+        if !journal::has_any(&mut reader, which, self.run).await.map_err(|f| self.explain(f))? {
+            return Ok(Vec::new());
+        }
+        drop(reader);
+        let (slot, mut writer) = self.writer().await?;
         let taken = journal::take_over(&mut writer, which).await.map_err(|f| self.explain(f))?;
         self.put(slot, writer);
         Ok(taken)
@@ -298,10 +352,17 @@ impl Store for SqliteStore {
     }
 
     async fn tend(&self, at_ms: i64) -> Result<(), StoreError> {
-        // What is forgotten may be forgotten once more: nobody's tokens wait for the disk because of it.
-        let (slot, mut writer) = self.writer(false).await?;
-        journal::tend(&mut writer, at_ms).await.map_err(|f| self.explain(f))?;
-        self.put(slot, writer);
+        self.sync().await?;
+        if self.live.lock().as_ref().is_some_and(Live::is_due) {
+            let (slot, mut writer) = self.writer().await?;
+            journal::take_along(&mut writer).await.map_err(|f| self.explain(f))?;
+            self.put(slot, writer);
+        }
+        // What is forgotten may be forgotten once more: it need not wait for the disk.
+        let (mut slot, mut pen) = self.pen(false).await?;
+        let needed = self.of_live(|live| live.journal.first_needed());
+        journal::forget(&mut pen, needed, at_ms).await.map_err(|f| self.explain(f))?;
+        *slot = Some(pen);
         Ok(())
     }
 
@@ -321,16 +382,16 @@ impl Store for SqliteStore {
     }
 
     async fn pin_pepper(&self, fingerprint: &[u8; 32]) -> Result<bool, StoreError> {
-        let (slot, mut writer) = self.writer(true).await?;
-        let pinned = keys::pin_pepper(&mut writer.pen.connection, fingerprint).await.map_err(|f| self.explain(f))?;
-        self.put(slot, writer);
+        let (mut slot, mut pen) = self.pen(true).await?;
+        let pinned = keys::pin_pepper(&mut pen.connection, fingerprint).await.map_err(|f| self.explain(f))?;
+        *slot = Some(pen);
         Ok(pinned)
     }
 
     async fn add_key(&self, key: &StoredKey) -> Result<(), StoreError> {
-        let (slot, mut writer) = self.writer(true).await?;
-        keys::add(&mut writer.pen.connection, key).await.map_err(|f| self.explain(f))?;
-        self.put(slot, writer);
+        let (mut slot, mut pen) = self.pen(true).await?;
+        keys::add(&mut pen.connection, key).await.map_err(|f| self.explain(f))?;
+        *slot = Some(pen);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::super::books::{Books, Command, Outcome, Rejection};
 use super::super::write::End;
 use super::super::write::tests::{append, finished, open, write};
 use super::*;
-use crate::journal::{Journal, Refused};
+use crate::journal::{Append, Entry, Journal, Refused};
 
 mod model;
 
@@ -362,8 +362,9 @@ async fn a_long_request_does_not_keep_everybodys_tokens(place: impl Place) {
     let end = || End { epoch: Epoch(2), ..finished() };
     all(&store, &[Write::release(request(1), end()), Write::release(request(2), end())]).await;
     store.tend(1_000).await.unwrap();
-    assert_eq!(place.tamper("UPDATE segment SET seq = seq").await, 0, "nobody needs any");
-    // A log that is empty goes on behind what requests remember of it.
+    let kept = place.tamper("UPDATE segment SET seq = seq").await;
+    assert!(kept <= 1, "nobody needs any, but for the number of the newest");
+    // The log goes on behind that, or behind what requests remember of it.
     all(&store, &[open(3, 10), append(3, 1, 0, &[1])]).await;
     drop(store);
     assert_eq!(tokens_of(&place.reopen().await, 3).await, [1]);

@@ -13,7 +13,8 @@ use super::super::super::write::{Done, Rejected, Write};
 use super::super::batch::{self, Changes, Needs, text};
 use super::super::rows::{self, Columns, Failure};
 use super::super::{GENESIS, step};
-use super::{Live, Pen, Writer};
+use super::log::Log;
+use super::{Live, Pen};
 use crate::journal::{Append, Journal, Noted, Refused};
 
 /// Accepts tokens of what runs here, which take no transaction: they are to be flushed. `None` where the database must be
@@ -36,12 +37,15 @@ pub(super) fn accept(live: &mut Live, append: Append<'_>) -> Option<Result<(), R
     }
 }
 
+/// `journal` knows what runs here of what `writes` are about. With the `log`, which tokens need, all that runs.
 pub(super) async fn commit(
-    writer: &mut Writer,
+    pen: &mut Pen,
+    journal: &mut Journal,
+    mut log: Option<&mut Log>,
     writes: &[Write],
     at_ms: i64,
 ) -> Result<Vec<Result<Done, Rejected>>, Failure> {
-    let Writer { pen: Pen { connection, id, run, .. }, live: Live { journal, log } } = writer;
+    let Pen { connection, id, run, .. } = pen;
     let needs = Needs::of(writes, journal);
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("batch: begun");
@@ -51,10 +55,14 @@ pub(super) async fn commit(
         write_money(&mut tx, &changes, &books, at_ms).await?;
     }
     write_journal(&mut tx, &changes, journal, (*id, *run), at_ms).await?;
-    super::journal::write_segment(&mut tx, *id, journal, log, changes.segment).await?;
+    if let Some(log) = &mut log {
+        super::journal::write_segment(&mut tx, *id, journal, log, changes.segment).await?;
+    }
     tx.commit().await?;
     step::reached("batch: committed");
-    log.taken()?;
+    if let Some(log) = log {
+        log.taken()?;
+    }
     journal.keep_running();
     Ok(answers)
 }

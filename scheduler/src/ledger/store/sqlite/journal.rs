@@ -108,7 +108,16 @@ pub(super) async fn write_segment(
 ) -> Result<(), Failure> {
     let mut segment = log.pending(journal);
     segment.0.extend(more.0);
-    insert(tx, owner, journal.next_segment(), &segment).await?;
+    insert_next(tx, owner, journal, &segment).await
+}
+
+async fn insert_next(
+    tx: &mut SqliteConnection,
+    owner: i64,
+    journal: &mut Journal,
+    segment: &Segment,
+) -> Result<(), Failure> {
+    insert(tx, owner, journal.next_segment(), segment).await?;
     if !segment.0.is_empty() {
         journal.segment_written();
     }
@@ -136,7 +145,7 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     let Writer { pen: Pen { connection, id, run, .. }, live: Live { journal, log } } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     step::reached("takeover: begun");
-    let due = changing_hands(&mut tx, which, (*id, *run)).await?;
+    let due = changing_hands(&mut tx, which, (*id, *run), TAKEOVER_MAX).await?;
     let mut outputs: HashMap<i64, HashMap<RequestId, Output>> = HashMap::new();
     for Due { request, owner, row, .. } in due.iter().filter(|due| due.owner != *id) {
         outputs.entry(*owner).or_default().insert(*request, Output::beginning(row.first_segment));
@@ -166,11 +175,17 @@ pub(super) async fn take_over(writer: &mut Writer, which: Takeover) -> Result<Ve
     Ok(taken)
 }
 
-/// Open requests of `which`. Nobody else has the database, so all other schedulers are gone.
+/// Whether any request of `which` is open.
+pub(super) async fn has_any(reader: &mut SqliteConnection, which: Takeover, me: (i64, i64)) -> Result<bool, Failure> {
+    Ok(!changing_hands(reader, which, me, 1).await?.is_empty())
+}
+
+/// Open requests of `which`, `most` of them at most. Nobody else has the database, so all other schedulers are gone.
 async fn changing_hands(
     tx: &mut SqliteConnection,
     which: Takeover,
     (id, run): (i64, i64),
+    most: usize,
 ) -> Result<Vec<Due>, Failure> {
     let (own, others, one) = match which {
         Takeover::Earlier => (true, false, None),
@@ -181,7 +196,7 @@ async fn changing_hands(
                FROM request AS r JOIN hold AS h ON h.request = r.request JOIN account AS a ON a.id = h.client \
                JOIN scheduler AS s ON s.id = r.owner WHERE r.ended_ms IS NULL AND ((?1 AND r.owner = ?4 AND r.run < ?5) \
                OR (?2 AND r.owner <> ?4) OR r.request = ?3) ORDER BY r.opened_ms, r.request LIMIT ?6";
-    let query = sqlx::query(sql).bind(own).bind(others).bind(one).bind(id).bind(run).bind(TAKEOVER_MAX as i64);
+    let query = sqlx::query(sql).bind(own).bind(others).bind(one).bind(id).bind(run).bind(most as i64);
     let found = query.fetch_all(tx).await?;
     let due = found.iter().map(|found| {
         let (request, row) = rows::journal(found)?;
@@ -190,25 +205,38 @@ async fn changing_hands(
     due.collect()
 }
 
-/// Takes in what the log has, and forgets what nobody needs any more: segments of requests that have ended, and those
-/// themselves after a day.
-pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure> {
+/// Takes in what the log has, so that it begins anew; with all that runs if some of that began too many segments ago.
+pub(super) async fn take_along(writer: &mut Writer) -> Result<(), Failure> {
     let Writer { pen: Pen { connection, id, .. }, live: Live { journal, log } } = writer;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-    if journal.next_segment() - journal.first_needed() > SEGMENTS_MAX {
+    if is_long(journal) {
         let at = journal.next_segment();
         // All that runs, with what is pending.
         let segment = journal.checkpoint();
-        insert(&mut tx, *id, at, &segment).await?;
-        journal.segment_written();
+        insert_next(&mut tx, *id, journal, &segment).await?;
         let sql = "UPDATE request SET first_segment = ?2 WHERE owner = ?1 AND ended_ms IS NULL";
         sqlx::query(sql).bind(*id).bind(at).execute(&mut *tx).await?;
         step::reached("tend: the log is written anew");
     } else {
         write_segment(&mut tx, *id, journal, log, Segment::default()).await?;
     }
-    let sql = "DELETE FROM segment WHERE owner = ?1 AND seq < ?2";
-    sqlx::query(sql).bind(*id).bind(journal.first_needed()).execute(&mut *tx).await?;
+    tx.commit().await?;
+    step::reached("tend: tokens are taken along");
+    Ok(log.taken()?)
+}
+
+/// Whether some of what runs began too many segments ago.
+pub(super) fn is_long(journal: &Journal) -> bool {
+    journal.next_segment() - journal.first_needed() > SEGMENTS_MAX
+}
+
+/// Forgets what nobody needs any more: segments before number `needed`, and requests a day after their end.
+pub(super) async fn forget(pen: &mut Pen, needed: i64, at_ms: i64) -> Result<(), Failure> {
+    let Pen { connection, id, .. } = pen;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    // The newest stays: it is known by that which number is next.
+    let sql = "DELETE FROM segment WHERE owner = ?1 AND seq < min(?2, (SELECT max(seq) FROM segment WHERE owner = ?1))";
+    sqlx::query(sql).bind(*id).bind(needed).execute(&mut *tx).await?;
     // Who is gone and has nothing open left needs no log.
     let sql = "DELETE FROM segment WHERE owner IN (SELECT s.id FROM scheduler AS s WHERE s.id <> ?1 AND NOT EXISTS \
                (SELECT 1 FROM request AS r WHERE r.owner = s.id AND r.ended_ms IS NULL))";
@@ -221,7 +249,6 @@ pub(super) async fn tend(writer: &mut Writer, at_ms: i64) -> Result<(), Failure>
     step::reached("tend: old requests are gone");
     tx.commit().await?;
     step::reached("tend: committed");
-    log.taken()?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Tokens that no transaction has yet, appended to a file beside the database: to wait for a transaction of SQLite's, however
-//! small, takes a batch of tokens about as long as the rest of its way through a scheduler. The next transaction takes them along
-//! as one segment, a second later at the latest, and the file begins anew.
+//! small, takes a batch of tokens about as long as the rest of its way through a scheduler. When the file is long, a transaction
+//! takes them along as one segment, and the file begins anew.
 //!
 //! ```text
 //! key │ record │ record │ …        key: 32 bytes, another one each time that the file begins
@@ -22,12 +22,14 @@ use super::super::super::LEDGER_BYTES_MAX;
 use super::super::{StoreError, files, step};
 use crate::journal::{Append, Damaged, Journal, Parts, Segment};
 
-/// Bytes of the file from which on a transaction is due, though there is no other reason for one.
+/// Bytes of the file from which on a transaction is due within a second. Whoever asks for a request reads it all.
+const LONG_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
+/// Bytes of the file from which on nothing is added before there was one.
 const PENDING_BYTES_MAX: usize = 2 * LEDGER_BYTES_MAX;
 /// Bytes of a file that are read: what may be pending, and the last batch, of which a token takes up to five bytes.
 const FILE_BYTES_MAX: u64 = 2 * PENDING_BYTES_MAX as u64;
 /// Bytes that a file keeps when it begins anew: to write where there is something already costs less, and to read costs more.
-const KEPT_BYTES_MAX: u64 = 1 << 20;
+const KEPT_BYTES_MAX: u64 = 2 * LONG_BYTES;
 const KEY_BYTES: usize = 32;
 const HASH_BYTES: usize = 16;
 /// Length, owner and number.
@@ -45,6 +47,8 @@ pub(super) struct Log {
     pending: HashMap<RequestId, Range<usize>>,
     /// Where the file's records end.
     end: u64,
+    /// Where those end that have been given to the disk, or are about to be.
+    synced: u64,
 }
 
 impl Log {
@@ -59,6 +63,7 @@ impl Log {
             fresh: Parts::default(),
             pending: HashMap::new(),
             end: 0,
+            synced: 0,
         };
         log.write(0, &{ log.key })?;
         Ok(log)
@@ -94,6 +99,19 @@ impl Log {
         segment
     }
 
+    /// Whether a transaction is to take along what is pending.
+    pub(super) fn is_long(&self) -> bool {
+        self.end >= LONG_BYTES
+    }
+
+    /// The file, if it has what the disk may not have: whoever asks is to give it to the disk.
+    pub(super) fn unsynced(&mut self) -> Result<Option<File>, StoreError> {
+        if std::mem::replace(&mut self.synced, self.end) == self.end {
+            return Ok(None);
+        }
+        self.file.try_clone().map(Some).map_err(|e| files::failed(&self.path, &e))
+    }
+
     /// Whether nothing may be added before a transaction has taken along what is pending.
     pub(super) fn is_full(&self) -> bool {
         self.end >= PENDING_BYTES_MAX as u64
@@ -108,6 +126,7 @@ impl Log {
             self.file.set_len(0).map_err(|e| files::failed(&self.path, &e))?;
         }
         self.pending.clear();
+        self.synced = 0;
         self.key = *blake3::hash(&self.key).as_bytes();
         self.write(0, &{ self.key })
     }
@@ -319,11 +338,32 @@ pub(super) mod tests {
             first += many.len() as u32;
         }
         assert_eq!(first >> 20, 4, "five bytes each");
+        assert!(log.is_long());
         let file = std::fs::metadata(&log.path).unwrap().len();
         assert!(file < FILE_BYTES_MAX, "{file}");
         log.taken().unwrap();
-        assert!(!log.is_full());
+        assert!(!log.is_full() && !log.is_long());
         assert_eq!(std::fs::metadata(&log.path).unwrap().len(), KEY_BYTES as u64, "it is read whole");
+    }
+
+    #[test]
+    fn the_disk_is_asked_once_for_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::begin(&dir.path().join("log"), 1).unwrap();
+        let mut asked = Vec::new();
+        for (adds, taken) in
+            [(false, false), (false, false), (true, false), (false, true), (true, false), (false, false)]
+        {
+            if adds {
+                log.add(&part(1, 0, &[1]));
+                log.flush(7).unwrap();
+            }
+            if taken {
+                log.taken().unwrap();
+            }
+            asked.push(log.unsynced().unwrap().is_some());
+        }
+        assert_eq!(asked, [true, false, true, true, true, false]);
     }
 
     /// A file with records of these lengths, and where each ends.

@@ -6,7 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use super::super::super::books::tests::{deposit, failover, hold, peer, request};
 use super::super::super::books::{Command, Outcome};
-use super::super::super::write::tests::{append, write};
+use super::super::super::write::tests::{append, release, write};
+use super::super::SEGMENTS_MAX;
 use super::super::suite::{ME, all, commit, history, patiently};
 use super::*;
 use crate::journal::{Append, Entry, Epoch, Refused};
@@ -103,7 +104,7 @@ fn crashed(from: &Path, log: &[u8]) -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn tokens_alone_take_no_transaction_and_the_next_one_takes_them_along() {
+async fn tokens_alone_take_no_transaction_before_the_log_is_long() {
     let dir = tempfile::tempdir().unwrap();
     let store = with_a_log(dir.path()).await;
     let count = async || -> i64 {
@@ -112,18 +113,103 @@ async fn tokens_alone_take_no_transaction_and_the_next_one_takes_them_along() {
     };
     assert_eq!((count().await, tokens(&store, 1).await), (0, (0..10).collect()));
     store.trial_balance().await.unwrap();
-    all(&store, &[write(deposit(2, 1, 1)), append(2, 1, 0, &[70])]).await;
+    all(&store, &[write(deposit(2, 1, 1))]).await;
+    store.tend(1).await.unwrap();
+    assert_eq!((count().await, tokens(&store, 1).await), (0, (0..10).collect()), "money leaves them where they are");
+    all(&store, &[write(deposit(3, 1, 1)), append(2, 1, 0, &[70])]).await;
     assert_eq!((count().await, tokens(&store, 1).await, tokens(&store, 2).await), (1, (0..10).collect(), vec![70]));
-    logged(&store, append(2, 1, 1, &[71]));
+    let is_empty = || Tail::read(&store.log).unwrap().owner().is_none();
+    for n in 0..100 {
+        logged(&store, append(2, 1, 1 + n, &[n]));
+    }
+    assert!(!is_empty());
     store.tend(1).await.unwrap();
-    assert_eq!((count().await, tokens(&store, 2).await), (2, vec![70, 71]));
-    // What nobody needs any more is not taken along.
-    logged(&store, append(1, 1, 10, &[10]));
-    logged(&store, append(2, 1, 2, &[72]));
-    let end = |n| Write::release(request(n), super::super::super::write::tests::finished());
-    all(&store, &[end(1), end(2)]).await;
+    assert_eq!((count().await, tokens(&store, 2).await.len(), is_empty()), (2, 101, true));
+    // What nobody needs any more is not taken along; the newest segment stays, and with it its number.
+    logged(&store, append(1, 1, 10, &[10; 1_000]));
+    logged(&store, append(2, 1, 101, &[101]));
+    all(&store, &[release(1), release(2)]).await;
     store.tend(1).await.unwrap();
-    assert_eq!((count().await, tokens(&store, 2).await), (0, vec![70, 71, 72]));
+    assert_eq!((count().await, tokens(&store, 2).await.len(), is_empty()), (1, 102, true));
+    all(&store, &[super::super::super::write::tests::open(3, 1_000)]).await;
+    logged(&store, append(3, 1, 0, &[3]));
+    let read = |store: &SqliteStore| {
+        (Tail::read(&store.log).unwrap(), store.live.lock().as_ref().unwrap().journal.next_segment())
+    };
+    let (tail, next) = read(&store);
+    assert_eq!((tail.segment(3).unwrap().0.len(), next), (1, 3));
+    all(&store, &[release(3)]).await;
+    store.tend(1).await.unwrap();
+    // The log has what has ended, and nobody misses what was before it.
+    store.trial_balance().await.unwrap();
+    drop(store);
+    let store = open(dir.path()).await.unwrap();
+    assert_eq!((tokens(&store, 3).await, read(&store).1), (vec![3], 4));
+    store.trial_balance().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_says_nothing_for_long_loses_nothing_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    all(&store, &[super::super::super::write::tests::open(3, 1_000), release(1)]).await;
+    for n in 0..=SEGMENTS_MAX as u32 {
+        all(&store, &[append(2, 1, n, &[n])]).await;
+    }
+    all(&store, &[release(2)]).await;
+    // What runs is written anew, and there is nothing of it.
+    store.tend(1).await.unwrap();
+    logged(&store, append(3, 1, 0, &[30]));
+    store.trial_balance().await.unwrap();
+    drop(store);
+    assert_eq!(tokens(&open(dir.path()).await.unwrap(), 3).await, [30]);
+}
+
+#[tokio::test]
+async fn tokens_do_not_wait_for_others_money() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = with_a_log(dir.path()).await;
+    all(&store, &[super::super::super::write::tests::open(3, 1_000)]).await;
+    // Somebody else has the database, so that a transaction waits inside.
+    let mut stranger = store.connect().await.unwrap();
+    let waits = async |commit: std::pin::Pin<&mut dyn Future<Output = _>>| {
+        let done: Result<Result<Vec<_>, StoreError>, _> = tokio::time::timeout(BUSY_WAIT / 50, commit).await;
+        assert!(done.is_err(), "{done:?}");
+    };
+    let theirs = stranger.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let ends = [release(2)];
+    {
+        let mut commit = std::pin::pin!(store.commit(&ends, 1));
+        waits(commit.as_mut()).await;
+        logged(&store, append(1, 1, 10, &[10]));
+        assert_eq!(accept(&store, &append(2, 1, 0, &[20])), None, "what it is about waits for it");
+        assert_eq!(tokens(&store, 1).await.len(), 11);
+        theirs.rollback().await.unwrap();
+        assert!(matches!(commit.await.unwrap()[..], [Ok(Done::Money(Outcome::Released(1_000)))]));
+    }
+    assert_eq!(store.commit(&[append(2, 1, 0, &[20])], 1).await.unwrap(), [Err(Refused::Ended(request(2)).into())]);
+
+    // Nobody waits any more, and nobody knows what became of it: what it is not about goes on.
+    let theirs = stranger.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    {
+        let ends = [release(3)];
+        waits(std::pin::pin!(store.commit(&ends, 1)).as_mut()).await;
+    }
+    logged(&store, append(1, 1, 11, &[11]));
+    assert_eq!(accept(&store, &append(3, 1, 0, &[30])), None);
+    assert_eq!(accept(&store, &append(1, 1, 12, &[12])), Some(Ok(())));
+    theirs.rollback().await.unwrap();
+    all(&store, &[append(3, 1, 0, &[30])]).await;
+    logged(&store, append(3, 1, 1, &[31]));
+    for _ in 0..2 {
+        assert_eq!((tokens(&store, 1).await, tokens(&store, 3).await), ((0..13).collect(), vec![30, 31]));
+        all(&store, &[write(deposit(2, 1, 1))]).await;
+        store.tend(1).await.unwrap();
+    }
+    drop(store);
+    let store = open(dir.path()).await.unwrap();
+    assert_eq!((tokens(&store, 1).await, tokens(&store, 3).await), ((0..13).collect(), vec![30, 31]));
+    store.trial_balance().await.unwrap();
 }
 
 #[tokio::test]
@@ -157,7 +243,9 @@ async fn what_comes_after_something_lost_is_lost_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = with_a_log(dir.path()).await;
     for n in 10..12 {
-        store.tend(1).await.unwrap();
+        let (slot, mut writer) = store.writer().await.unwrap();
+        assert!(journal::take_along(&mut writer).await.is_ok());
+        store.put(slot, writer);
         logged(&store, append(1, 1, n, &[n]));
     }
     store.trial_balance().await.unwrap();
@@ -239,13 +327,13 @@ async fn what_can_be_accepted_at_once_is_and_the_rest_is_committed() {
     assert_eq!(tokens(&store, 1).await, (0..11).collect::<Vec<u32>>());
     // A transaction writes down what was accepted before it, and nothing is accepted beside it.
     assert_eq!(accept(&store, &append(2, 1, 0, &[7])), Some(Ok(())));
-    let (slot, writer) = store.writer(true).await.unwrap();
+    let (slot, writer) = store.writer().await.unwrap();
     assert_eq!((accept(&store, &append(1, 1, 11, &[11])), store.flush()), (None, Ok(())));
     store.put(slot, writer);
     assert_eq!(tokens(&store, 2).await, [7]);
     logged(&store, append(1, 1, 11, &[11]));
     // A transaction that fails takes nothing with it.
-    drop(store.writer(true).await.unwrap());
+    drop(store.writer().await.unwrap());
     assert_eq!(accept(&store, &append(1, 1, 12, &[12])), None, "it takes a new connection");
     all(&store, &[append(1, 1, 12, &[12])]).await;
     logged(&store, append(1, 1, 13, &[13]));
@@ -260,13 +348,14 @@ async fn what_cannot_be_flushed_is_kept_and_tried_again() {
     store.live.lock().as_mut().unwrap().log.fail(true);
     assert_eq!(accept(&store, &append(1, 1, 10, &[10])), Some(Ok(())));
     assert!(matches!(store.flush(), Err(StoreError::Full { .. })), "it is not written down");
-    assert!(store.commit(&[write(deposit(2, 1, 1))], 1).await.is_err(), "and nothing is before it is");
+    assert!(store.commit(&[append(2, 1, 0, &[20])], 1).await.is_err(), "and no tokens are before it is");
+    all(&store, &[write(deposit(2, 1, 1))]).await;
     assert_eq!(accept(&store, &append(1, 1, 11, &[11])), Some(Ok(())));
     assert_eq!(tokens(&store, 1).await.len(), 10);
     store.live.lock().as_mut().unwrap().log.fail(false);
     store.flush().unwrap();
     assert_eq!(tokens(&store, 1).await, (0..12).collect::<Vec<u32>>());
-    all(&store, &[write(deposit(2, 1, 1))]).await;
+    all(&store, &[write(deposit(3, 1, 1)), append(2, 1, 0, &[20])]).await;
     store.trial_balance().await.unwrap();
 }
 
